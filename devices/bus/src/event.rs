@@ -1,0 +1,41 @@
+//! An eventfd: what interrupts, doorbells and wake-ups are made of.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// A counter in the host kernel (eventfd(2)), non-blocking and close-on-exec. One side signals, the
+/// other waits for the descriptor to become readable and takes the count. The machine connects it to
+/// KVM as an irqfd (signal = raise an edge interrupt) or as an ioeventfd (guest's write = signal).
+#[derive(Debug)]
+pub struct Event(EventFd);
+
+impl Event {
+    /// A new event with count 0.
+    pub fn new() -> io::Result<Self> {
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self)
+    }
+
+    /// Adds one to the count. A count at its maximum stays there: the waiter is awake anyway.
+    pub fn signal(&self) -> io::Result<()> {
+        match self.0.write(1) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Takes the count and sets it to 0. Returns 0 where nobody has signalled.
+    pub fn take(&self) -> io::Result<u64> {
+        match self.0.read() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            other => other,
+        }
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

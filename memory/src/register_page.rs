@@ -1,0 +1,74 @@
+//! A page of device registers that the guest reads without an exit: the machine maps it read-only.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Size in bytes of a [`RegisterPage`], and of the base page of every supported architecture.
+pub const PAGE_SIZE: usize = 4096;
+
+/// One page of host memory that stands behind a device's registers. The device stores what a read of each
+/// register answers; a machine that can maps the page read-only into the guest, so that reads cost no exit
+/// while writes still reach the device. Stores are atomic, 32 bits wide, and visible to the guest at once.
+#[derive(Debug)]
+pub struct RegisterPage {
+    base: NonNull<AtomicU32>,
+}
+
+// SAFETY: the page is only reached through atomics, and lives as long as the value.
+unsafe impl Send for RegisterPage {}
+// SAFETY: as above.
+unsafe impl Sync for RegisterPage {}
+
+impl RegisterPage {
+    /// A page of zeros.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a new anonymous mapping touches no memory that exists.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(base.cast()).map(|base| Self { base }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn word(&self, offset: usize) -> Option<&AtomicU32> {
+        if offset % 4 != 0 || offset >= PAGE_SIZE {
+            return None;
+        }
+        // SAFETY: the word lies in the page, which is mapped, aligned and zero-initialized.
+        Some(unsafe { self.base.add(offset / 4).as_ref() })
+    }
+
+    /// Stores the 32-bit register at `offset` bytes; an offset that is odd or outside the page stores nothing.
+    pub fn store(&self, offset: usize, value: u32) {
+        if let Some(word) = self.word(offset) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    /// What the guest reads at `offset` bytes; all ones for an offset that is odd or outside the page.
+    pub fn load(&self, offset: usize) -> u32 {
+        self.word(offset).map_or(u32::MAX, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Where the page is in this process, for the machine to map it.
+    pub fn host_address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+}
+
+impl Drop for RegisterPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing outlives `self` that refers to it.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), PAGE_SIZE) };
+    }
+}

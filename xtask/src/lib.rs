@@ -1,0 +1,1 @@
+//! Shared by the developer commands and the whole-machine tests.
