@@ -3,11 +3,20 @@
 
 pub use vm_memory;
 
+mod dirty;
 mod dma;
 #[allow(unsafe_code)]
+mod host;
+#[allow(unsafe_code)]
+mod mapping;
+mod ram;
+#[allow(unsafe_code)]
 mod register_page;
+
+pub use dirty::DirtyBitmap;
 pub use dma::{Dma, DmaError, Segment};
+pub use ram::{Backing, MMIO_GAP, Ram, RamConfig, RamError, RamSlot};
 pub use register_page::{PAGE_SIZE, RegisterPage};
 
 /// The memory map behind every [`Dma`]: vm-memory's mmap-backed regions.
-pub type GuestMmap = vm_memory::GuestMemoryMmap<()>;
+pub type GuestMmap = vm_memory::GuestMemoryMmap<DirtyBitmap>;

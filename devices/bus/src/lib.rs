@@ -7,7 +7,8 @@ mod event;
 
 pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};
 pub use device::{
-    AddressSpace, Assigned, AttachError, Attached, Device, DeviceError, DeviceEvent, DoorbellRequest, EventSink,
-    InterruptRequest, MetricVisitor, NodeHint, Placement, RangeRequest, Requires, State, Syscall, Trigger,
+    AddressSpace, Assigned, AttachError, Attached, Device, DeviceError, DeviceEvent, DoorbellRequest,
+    EventSink, InterruptRequest, MetricVisitor, NodeHint, Placement, RangeRequest, Requires, State, Syscall,
+    Trigger,
 };
 pub use event::Event;

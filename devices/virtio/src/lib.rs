@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
-pub use device::{DeviceType, StartError, VirtioDevice, Start};
+pub use device::{DeviceType, Start, StartError, VirtioDevice};
 mod worker;
 pub use worker::{Interest, Runtime, RuntimeError, Source, Turn, Worker, WorkerHandle};
 mod queue;

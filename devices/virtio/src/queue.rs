@@ -43,21 +43,43 @@ pub struct VirtQueue {}
 
 #[allow(clippy::todo, missing_docs)]
 impl VirtQueue {
-    pub fn index(&self) -> u16 { todo!() }
-    pub fn size(&self) -> u16 { todo!() }
-    pub fn dma(&self) -> &Dma { todo!() }
+    pub fn index(&self) -> u16 {
+        todo!()
+    }
+    pub fn size(&self) -> u16 {
+        todo!()
+    }
+    pub fn dma(&self) -> &Dma {
+        todo!()
+    }
     /// Readable after the driver has kicked.
-    pub fn doorbell(&self) -> &Event { todo!() }
+    pub fn doorbell(&self) -> &Event {
+        todo!()
+    }
     /// The next chain that the driver offers.
-    pub fn pop(&mut self) -> Result<Option<Chain>, QueueBroken> { todo!() }
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueBroken> {
+        todo!()
+    }
     /// Gives back the most recently popped chain, untouched, so that the next `pop` returns it.
-    pub fn unpop(&mut self, chain: Chain) { let _ = chain; todo!() }
+    pub fn unpop(&mut self, chain: Chain) {
+        let _ = chain;
+        todo!()
+    }
     /// Notes the chain as used; `written` bytes from the start of its writable part. Invisible until `flush`.
-    pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> { let _ = (chain, written); todo!() }
+    pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> {
+        let _ = (chain, written);
+        todo!()
+    }
     /// Publishes all that was completed since the last flush with one index store, and raises at most one interrupt.
-    pub fn flush(&mut self) -> Result<(), QueueBroken> { todo!() }
+    pub fn flush(&mut self) -> Result<(), QueueBroken> {
+        todo!()
+    }
     /// Asks the driver for a kick; true where more chains arrived meanwhile (then go on popping).
-    pub fn park(&mut self) -> Result<bool, QueueBroken> { todo!() }
+    pub fn park(&mut self) -> Result<bool, QueueBroken> {
+        todo!()
+    }
     /// Tells the driver that no kicks are needed while we are polling.
-    pub fn unpark(&mut self) -> Result<(), QueueBroken> { todo!() }
+    pub fn unpark(&mut self) -> Result<(), QueueBroken> {
+        todo!()
+    }
 }

@@ -1,0 +1,136 @@
+//! Host address space behind guest RAM: mapped once, unmapped when its last region is gone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+use crate::dirty::DirtyBitmap;
+
+/// Size of the pages that transparent huge pages are made of. A mapping that begins on such a boundary, as
+/// guest addresses do, lets host and guest agree on them.
+const THP_SIZE: usize = 2 << 20;
+
+const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// A failed system call.
+pub(crate) type CallError = (&'static str, io::Error);
+
+/// `len` bytes at `base`, ours from `start` on for `total` bytes. Reached through raw pointers only.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    total: usize,
+    base: NonNull<u8>,
+    len: usize,
+    file: Option<Arc<File>>,
+    huge: bool,
+}
+
+// SAFETY: the pointers name memory of the process, not of a thread, and the value has no other state.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+fn check(call: &'static str, result: i32) -> Result<(), CallError> {
+    if result == 0 { Ok(()) } else { Err((call, io::Error::last_os_error())) }
+}
+
+/// A sealed memory file of `len` bytes that no peer can resize. `huge` is the logarithm of its page size.
+pub(crate) fn memfd(len: u64, huge: Option<u32>) -> Result<File, CallError> {
+    let huge = huge.map_or(0, |log| libc::MFD_HUGETLB | log << libc::MFD_HUGE_SHIFT);
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
+    // SAFETY: the name is a C string, and the call touches no other memory.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(("memfd_create", io::Error::last_os_error()));
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len).map_err(|e| ("ftruncate", e))?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: this command of fcntl takes an integer.
+    check("fcntl", unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) })?;
+    Ok(file)
+}
+
+impl Mapping {
+    /// `len` bytes of private memory, aligned for transparent huge pages. Reserves address space only.
+    pub(crate) fn anonymous(len: usize) -> Result<Self, CallError> {
+        let slack = if len >= THP_SIZE { THP_SIZE - crate::PAGE_SIZE } else { 0 };
+        let total = len.saturating_add(slack);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let start = Self::mmap(total, flags, -1)?;
+        let skip = if slack == 0 { 0 } else { start.as_ptr().align_offset(THP_SIZE) };
+        // SAFETY: skip is at most the slack, so that base and the len bytes after it are in the mapping.
+        let base = unsafe { start.add(skip.min(slack)) };
+        Ok(Self { start, total, base, len, file: None, huge: false })
+    }
+
+    /// The first `len` bytes of `file`, shared. The kernel aligns them as the file's pages need it. Where the
+    /// file consists of `huge` pages, they are reserved now; others are taken when they are touched.
+    pub(crate) fn shared(file: File, len: usize, huge: bool) -> Result<Self, CallError> {
+        let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
+        let start = Self::mmap(len, libc::MAP_SHARED | reserve, file.as_raw_fd())?;
+        Ok(Self { start, total: len, base: start, len, file: Some(Arc::new(file)), huge })
+    }
+
+    fn mmap(len: usize, flags: i32, fd: i32) -> Result<NonNull<u8>, CallError> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let start = unsafe { libc::mmap(null_mut(), len, PROT, flags, fd, 0) };
+        match NonNull::new(start) {
+            Some(new) if start != libc::MAP_FAILED => Ok(new.cast()),
+            _ => Err(("mmap", io::Error::last_os_error())),
+        }
+    }
+
+    /// madvise(2) for all of it.
+    pub(crate) fn advise(&self, advice: i32) -> Result<(), CallError> {
+        loop {
+            // SAFETY: the range is ours. The callers' advice changes what the kernel does behind the pages, or
+            // fills them; it never drops or replaces their contents.
+            match check("madvise", unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) }) {
+                Err((_, e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The `len` bytes at `offset` as guest memory at `guest`; `None` where they are not all in here, or would
+    /// end beyond the guest's address space.
+    pub(crate) fn region(
+        self: &Arc<Self>,
+        offset: usize,
+        len: usize,
+        guest: u64,
+    ) -> Option<GuestRegionMmap<DirtyBitmap>> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return None;
+        }
+        let shared =
+            if self.file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+        let mut builder = MmapRegionBuilder::new_with_bitmap(len, DirtyBitmap::of(self.clone(), len))
+            .with_mmap_prot(PROT)
+            .with_mmap_flags(shared)
+            .with_hugetlbfs(self.huge);
+        if let Some(file) = &self.file {
+            builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset as u64));
+        }
+        // SAFETY: the range was checked to be in the mapping, and the mapping lives as long as the bitmap, which
+        // the region owns.
+        let builder = unsafe { builder.with_raw_mmap_pointer(self.base.as_ptr().add(offset)) };
+        let region: MmapRegion<DirtyBitmap> = builder.build().ok()?;
+        GuestRegionMmap::new(region, GuestAddress(guest))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and every region in it holds a reference to this value.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.total) };
+    }
+}
