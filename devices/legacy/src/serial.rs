@@ -1,0 +1,201 @@
+//! A 16550A serial port as a device.
+
+pub(crate) mod escape;
+pub(crate) mod line;
+mod port;
+mod pty;
+mod socket;
+mod uart;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ossature_bus::{
+    AddressSpace, Assigned, AttachError, Attached, Device, DeviceError, InterruptRequest, MetricVisitor,
+    NodeHint, Placement, RangeRequest, Requires, State, Syscall, Trigger,
+};
+
+pub use escape::{Escape, EscapeFilter};
+pub(crate) use pty::PtyLine;
+pub(crate) use socket::SocketLine;
+
+use crate::backend::Backend;
+use port::Shared;
+
+/// How long the end of a port waits for its line to take the last output.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// Where guests expect a serial port: its first I/O port and its interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SerialPort {
+    /// First of the eight I/O ports.
+    pub base: u16,
+    /// Interrupt line (ISA).
+    pub irq: u8,
+}
+
+impl SerialPort {
+    /// `ttyS0`.
+    pub const COM1: Self = Self { base: 0x3f8, irq: 4 };
+    /// `ttyS1`.
+    pub const COM2: Self = Self { base: 0x2f8, irq: 3 };
+    /// `ttyS2`. Shares its interrupt with [`COM1`](Self::COM1).
+    pub const COM3: Self = Self { base: 0x3e8, irq: 4 };
+    /// `ttyS3`. Shares its interrupt with [`COM2`](Self::COM2).
+    pub const COM4: Self = Self { base: 0x2e8, irq: 3 };
+}
+
+/// A 16550A serial port (TI PC16550D data sheet).
+///
+/// **Output** is handed to the line at once by the vCPU that sends, without waiting. What the line does not
+/// take now (a full pipe, a stopped terminal) waits in a queue of 64 KiB and goes out by the port's thread;
+/// once the queue is full the guest sees a transmitter that is not ready, as on a slow line, and does as its
+/// driver does then: sleeps until the interrupt, or polls and gives up. So a blocked output blocks no vCPU,
+/// and no pause.
+///
+/// **Input** is taken from the line when the guest listens (RTS or the receive interrupt on) and only as
+/// much as fits in the FIFO of 64 bytes; the rest stays where it is until the guest has read.
+#[derive(Debug)]
+pub struct Serial {
+    id: String,
+    port: SerialPort,
+    shared: Arc<Shared>,
+    /// Handed to the thread when it starts.
+    start: Option<Start>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Start {
+    needs_thread: bool,
+    on_key: Box<dyn FnMut(Escape) + Send>,
+}
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Start")
+    }
+}
+
+impl Serial {
+    /// A port named `id` at `port` on the line `backend`.
+    pub fn new(id: impl Into<String>, port: SerialPort, backend: Backend) -> io::Result<Self> {
+        let Backend { line, on_key } = backend;
+        let needs_thread = line.needs_thread();
+        let shared = Arc::new(Shared::new(line, on_key.is_some())?);
+        let on_key = on_key.unwrap_or_else(|| Box::new(|_| ()));
+        Ok(Self { id: id.into(), port, shared, start: Some(Start { needs_thread, on_key }), thread: None })
+    }
+
+    /// A handle that puts bytes into the receiver, beside the line.
+    pub fn input(&self) -> SerialInput {
+        SerialInput(self.shared.clone())
+    }
+}
+
+/// Puts bytes into a [`Serial`]'s receiver. A handle: clones feed the same port, from any thread.
+#[derive(Clone, Debug)]
+pub struct SerialInput(Arc<Shared>);
+
+impl SerialInput {
+    /// Puts the first bytes of `input` into the FIFO and returns how many fitted: 0 while the guest does not
+    /// listen, has not read, or is paused.
+    pub fn try_write(&self, input: &[u8]) -> usize {
+        self.0.receive(input)
+    }
+
+    /// Puts all of `input` into the FIFO, waiting for the guest to read as often as it is full.
+    /// `BrokenPipe` once the device is gone.
+    pub fn write_all(&self, input: &[u8]) -> io::Result<()> {
+        self.0.receive_all(input)
+    }
+}
+
+impl Device for Serial {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn requires(&self) -> Requires {
+        Requires {
+            ranges: vec![RangeRequest {
+                space: AddressSpace::Pio,
+                size: 8,
+                align: 1,
+                placement: Placement::Fixed(self.port.base.into()),
+            }],
+            interrupts: vec![InterruptRequest {
+                placement: Placement::Fixed(self.port.irq.into()),
+                trigger: Trigger::Edge,
+            }],
+            ..Requires::default()
+        }
+    }
+
+    fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
+        self.shared.attach(assigned.interrupts.into_iter().next(), assigned.events);
+        if let Some(Start { needs_thread: true, on_key }) = self.start.take() {
+            let shared = self.shared.clone();
+            let thread =
+                std::thread::Builder::new().name(self.id.clone()).spawn(move || shared.run(on_key)).map_err(
+                    |e| AttachError { reason: "cannot start the port's thread".into(), source: Some(e) },
+                )?;
+            self.thread = Some(thread);
+        }
+        Ok(Attached { ports: vec![self.shared.clone()], node: NodeHint::Serial16550 })
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.shared.pause();
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        self.shared.resume();
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        self.shared.reset();
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        State::Unsupported { reason: "the UART's registers have no saved form" }
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[
+            Syscall("accept4"),
+            Syscall("close"),
+            Syscall("fcntl"),
+            Syscall("futex"),
+            Syscall("ioctl"),
+            Syscall("poll"),
+            Syscall("ppoll"),
+            Syscall("read"),
+            Syscall("recvfrom"),
+            Syscall("sendto"),
+            Syscall("unlink"),
+            Syscall("write"),
+        ]
+    }
+
+    fn metrics(&self, visitor: &mut dyn MetricVisitor) {
+        self.shared.metrics(visitor);
+    }
+}
+
+impl Drop for Serial {
+    fn drop(&mut self) {
+        self.shared.stop(LAST_OUTPUT);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the caller's `on_key` has been printed; there is nobody to pass it to.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

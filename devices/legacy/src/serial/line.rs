@@ -1,0 +1,176 @@
+//! The host's end of a serial line: what the back ends have in common.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
+
+/// What a line waits for before it can go on.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// Descriptors, each with the conditions that end the wait.
+    pub(crate) fds: Vec<(Arc<OwnedFd>, PollFlags)>,
+    /// Look again after this time, where no descriptor tells.
+    pub(crate) retry: Option<Duration>,
+}
+
+/// The host's end of a serial line. No method waits.
+pub(crate) trait Line: Send {
+    /// Sends the first bytes of `bytes` and returns how many; `WouldBlock` if the other end has to take
+    /// something first. Any other error means that this line takes no such bytes: they are lost.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Takes input; 0 at its end, after which it is not asked again. `WouldBlock` if there is none now.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// What to wait for: before `write` if there is `output`, before `read` if `input` is wanted.
+    fn watch(&self, input: bool, output: bool) -> Watch;
+
+    /// Whether the line ever makes anyone wait.
+    fn needs_thread(&self) -> bool;
+}
+
+/// Waits for one of `fds` at most for `timeout` (for ever if `None`), through signals.
+pub(crate) fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
+    let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+    loop {
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// A descriptor that is read or written without waiting.
+pub(crate) struct Fd {
+    file: File,
+    /// The same open file, for those who wait while the line is in use.
+    shared: Arc<OwnedFd>,
+    /// The open file description is shared with other processes and could not be opened anew, so that
+    /// `O_NONBLOCK` must not be set: ask poll(2) first, and write no more than surely fits.
+    ask: bool,
+    /// Never makes anyone wait (a regular file).
+    instant: bool,
+}
+
+impl Fd {
+    /// Takes a descriptor that other processes may share, such as standard output.
+    pub(crate) fn shared(fd: OwnedFd, write: bool) -> io::Result<Self> {
+        let file = File::from(fd);
+        let kind = file.metadata()?.file_type();
+        if kind.is_file() || kind.is_block_device() {
+            return Self::of(file, false, true);
+        }
+        // O_NONBLOCK belongs to the open file description, which a shell shares: a description of our own
+        // leaves the shell's alone.
+        let own = OpenOptions::new()
+            .read(!write)
+            .write(write)
+            .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        match own {
+            Ok(own) => Self::of(own, false, false),
+            Err(_) => Self::of(file, true, false),
+        }
+    }
+
+    /// Takes a descriptor that is this process's own, and makes it non-blocking.
+    pub(crate) fn own(fd: OwnedFd) -> io::Result<Self> {
+        rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        let file = File::from(fd);
+        let instant = file.metadata()?.file_type().is_file();
+        Self::of(file, false, instant)
+    }
+
+    fn of(file: File, ask: bool, instant: bool) -> io::Result<Self> {
+        let shared = Arc::new(OwnedFd::from(file.try_clone()?));
+        Ok(Self { file, shared, ask, instant })
+    }
+
+    pub(crate) fn is_instant(&self) -> bool {
+        self.instant
+    }
+
+    pub(crate) fn watch(&self, flags: PollFlags) -> (Arc<OwnedFd>, PollFlags) {
+        (self.shared.clone(), flags)
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.ask {
+            return self.file.write(bytes);
+        }
+        self.ready(PollFlags::OUT)?;
+        // Writable means room for at least one byte.
+        self.file.write(bytes.get(..1).unwrap_or_default())
+    }
+
+    pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.ask {
+            self.ready(PollFlags::IN)?;
+        }
+        self.file.read(buf)
+    }
+
+    fn ready(&self, flags: PollFlags) -> io::Result<()> {
+        match poll(&mut [PollFd::from_borrowed_fd(self.file.as_fd(), flags)], Some(Duration::ZERO))? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A descriptor to read, another one to write, or one of them.
+pub(crate) struct FdLine {
+    pub(crate) input: Option<Fd>,
+    pub(crate) output: Option<Fd>,
+}
+
+impl Line for FdLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.as_mut().map_or(Ok(bytes.len()), |out| out.write(bytes))
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.input.as_mut().map_or(Ok(0), |input| input.read(buf))
+    }
+
+    fn watch(&self, input: bool, output: bool) -> Watch {
+        let input = self.input.as_ref().filter(|_| input).map(|fd| fd.watch(PollFlags::IN));
+        let output = self.output.as_ref().filter(|_| output).map(|fd| fd.watch(PollFlags::OUT));
+        Watch { fds: input.into_iter().chain(output).collect(), retry: None }
+    }
+
+    fn needs_thread(&self) -> bool {
+        self.input.is_some() || self.output.as_ref().is_some_and(|out| !out.is_instant())
+    }
+}
+
+/// A writer of the caller's, which must not wait; no input.
+pub(crate) struct WriterLine(pub(crate) Box<dyn Write + Send>);
+
+impl Line for WriterLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Nobody could say when to try again.
+        let lost = |e: io::Error| if e.kind() == io::ErrorKind::WouldBlock { io::Error::other(e) } else { e };
+        let n = self.0.write(bytes).map_err(lost)?;
+        self.0.flush().map_err(lost)?;
+        Ok(n)
+    }
+
+    fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn watch(&self, _input: bool, _output: bool) -> Watch {
+        Watch::default()
+    }
+
+    fn needs_thread(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,282 @@
+//! The registers of a 16550A as a pure state machine: no input or output of its own.
+//!
+//! Texas Instruments PC16550D data sheet, section 8. The transmitter empties into a queue that the host
+//! drains, so that the guest sees a slow host as a slow line (LSR.THRE clear) and never waits inside an
+//! access. Baud rate, word length and parity are stored and have no effect.
+
+use std::collections::VecDeque;
+
+/// Bytes that the receiver holds in FIFO mode. A 16550A has 16; drivers read until LSR.DR is clear, so
+/// that a deeper one saves interrupts.
+pub(crate) const RX_CAPACITY: usize = 64;
+/// Bytes of output that wait for a slow host before the guest has to.
+pub(crate) const TX_CAPACITY: usize = 64 * 1024;
+/// Bytes that a driver may write after it has seen LSR.THRE set, without looking again.
+const TX_BURST: usize = 16;
+
+const IER_RX: u8 = 1 << 0;
+const IER_TX: u8 = 1 << 1;
+const IER_LINE: u8 = 1 << 2;
+const IER_MASK: u8 = 0x0f;
+const IIR_NONE: u8 = 0x01;
+const IIR_TX: u8 = 0x02;
+const IIR_RX: u8 = 0x04;
+const IIR_LINE: u8 = 0x06;
+const IIR_FIFO: u8 = 0xc0;
+const FCR_ENABLE: u8 = 1 << 0;
+const FCR_CLEAR_RX: u8 = 1 << 1;
+const LCR_DLAB: u8 = 1 << 7;
+const MCR_DTR: u8 = 1 << 0;
+const MCR_RTS: u8 = 1 << 1;
+const MCR_OUT1: u8 = 1 << 2;
+const MCR_OUT2: u8 = 1 << 3;
+const MCR_LOOP: u8 = 1 << 4;
+const MCR_MASK: u8 = 0x1f;
+const LSR_DATA_READY: u8 = 1 << 0;
+const LSR_OVERRUN: u8 = 1 << 1;
+const LSR_THR_EMPTY: u8 = 1 << 5;
+const LSR_IDLE: u8 = 1 << 6;
+const MSR_CTS: u8 = 1 << 4;
+const MSR_DSR: u8 = 1 << 5;
+const MSR_RI: u8 = 1 << 6;
+const MSR_DCD: u8 = 1 << 7;
+
+/// Divisor latch for 9600 baud at 1.8432 MHz.
+const DIVISOR_9600: [u8; 2] = [12, 0];
+
+/// What a write to the registers asks of the side that moves the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// Nothing.
+    Register,
+    /// A byte has entered the transmit queue.
+    Sent,
+    /// The transmit queue was full: the byte is lost.
+    Overflow,
+}
+
+#[derive(Debug)]
+pub(crate) struct Uart {
+    ier: u8,
+    lcr: u8,
+    mcr: u8,
+    scratch: u8,
+    divisor: [u8; 2],
+    fifo: bool,
+    overrun: bool,
+    /// The transmitter has become ready and the guest has not yet seen it in IIR.
+    tx_ready: bool,
+    /// The transmit queue was full: not ready until half of it is free.
+    tx_stalled: bool,
+    rx: VecDeque<u8>,
+    tx: VecDeque<u8>,
+    /// Enabled conditions that have raised their edge.
+    raised: u8,
+}
+
+impl Uart {
+    pub(crate) fn new() -> Self {
+        Self {
+            ier: 0,
+            lcr: 0x03,
+            mcr: 0,
+            scratch: 0,
+            divisor: DIVISOR_9600,
+            fifo: false,
+            overrun: false,
+            tx_ready: false,
+            tx_stalled: false,
+            rx: VecDeque::with_capacity(RX_CAPACITY),
+            tx: VecDeque::new(),
+            raised: 0,
+        }
+    }
+
+    /// Master reset. Output that waits for the host stays: for the guest it has been sent.
+    pub(crate) fn reset(&mut self) {
+        let tx = std::mem::take(&mut self.tx);
+        *self = Self { tx, tx_stalled: self.tx_stalled, ..Self::new() };
+    }
+
+    /// Reads the register at `offset` (0 to 7).
+    pub(crate) fn read(&mut self, offset: u8) -> u8 {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = self.divisor;
+                if offset == 0 { low } else { high }
+            }
+            0 => self.rx.pop_front().unwrap_or(0),
+            1 => self.ier,
+            2 => self.read_iir(),
+            3 => self.lcr,
+            4 => self.mcr,
+            5 => self.read_lsr(),
+            6 => self.msr(),
+            _ => self.scratch,
+        }
+    }
+
+    /// Writes the register at `offset` (0 to 7).
+    pub(crate) fn write(&mut self, offset: u8, value: u8) -> Written {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = &mut self.divisor;
+                *(if offset == 0 { low } else { high }) = value;
+            }
+            0 if self.mcr & MCR_LOOP != 0 => {
+                if self.rx.len() < self.rx_depth() {
+                    self.rx.push_back(value);
+                } else {
+                    self.overrun = true;
+                }
+                self.tx_ready = true;
+            }
+            0 => return self.transmit(value),
+            1 => {
+                // Enabling the transmitter's interrupt while the transmitter is ready raises it.
+                if value & IER_TX != 0 && self.ier & IER_TX == 0 && !self.tx_stalled {
+                    self.tx_ready = true;
+                }
+                self.ier = value & IER_MASK;
+            }
+            2 => {
+                let fifo = value & FCR_ENABLE != 0;
+                // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
+                // the UART as far as the guest knows, and drivers set the bit when they open the port.
+                if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
+                    self.rx.clear();
+                }
+                self.fifo = fifo;
+            }
+            3 => self.lcr = value,
+            4 => self.mcr = value & MCR_MASK,
+            7 => self.scratch = value,
+            _ => {}
+        }
+        Written::Register
+    }
+
+    fn transmit(&mut self, byte: u8) -> Written {
+        if self.tx.len() >= TX_CAPACITY {
+            return Written::Overflow;
+        }
+        self.tx.push_back(byte);
+        if TX_CAPACITY - self.tx.len() < TX_BURST {
+            self.tx_stalled = true;
+            self.tx_ready = false;
+        } else if !self.tx_stalled {
+            self.tx_ready = true;
+        }
+        Written::Sent
+    }
+
+    fn read_iir(&mut self) -> u8 {
+        let pending = self.pending();
+        let id = if pending & IER_LINE != 0 {
+            IIR_LINE
+        } else if pending & IER_RX != 0 {
+            IIR_RX
+        } else if pending & IER_TX != 0 {
+            self.tx_ready = false;
+            IIR_TX
+        } else {
+            IIR_NONE
+        };
+        id | if self.fifo { IIR_FIFO } else { 0 }
+    }
+
+    fn read_lsr(&mut self) -> u8 {
+        let mut lsr = 0;
+        if !self.rx.is_empty() {
+            lsr |= LSR_DATA_READY;
+        }
+        if std::mem::take(&mut self.overrun) {
+            lsr |= LSR_OVERRUN;
+        }
+        if !self.tx_stalled {
+            lsr |= LSR_THR_EMPTY | LSR_IDLE;
+        }
+        lsr
+    }
+
+    /// The other end is always there; in loopback the outputs drive the inputs.
+    fn msr(&self) -> u8 {
+        if self.mcr & MCR_LOOP == 0 {
+            return MSR_CTS | MSR_DSR | MSR_DCD;
+        }
+        [(MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD)]
+            .iter()
+            .filter(|(out, _)| self.mcr & out != 0)
+            .fold(0, |msr, (_, input)| msr | input)
+    }
+
+    /// The conditions that hold and are enabled, as their bits in IER.
+    fn pending(&self) -> u8 {
+        let mut conditions = 0;
+        if !self.rx.is_empty() {
+            conditions |= IER_RX;
+        }
+        if self.tx_ready {
+            conditions |= IER_TX;
+        }
+        if self.overrun {
+            conditions |= IER_LINE;
+        }
+        conditions & self.ier
+    }
+
+    /// Whether the interrupt line has to be raised: an enabled condition holds that did not before.
+    /// Ask after each step.
+    pub(crate) fn take_edge(&mut self) -> bool {
+        let pending = self.pending();
+        let edge = pending & !self.raised != 0;
+        self.raised = pending;
+        edge
+    }
+
+    fn rx_depth(&self) -> usize {
+        if self.fifo { RX_CAPACITY } else { 1 }
+    }
+
+    /// How many bytes the receiver takes now. None before the guest listens, which it shows by RTS
+    /// ("request to send", the permission to the other end) or by enabling the receive interrupt: what
+    /// arrives earlier a driver throws away when it opens the port.
+    pub(crate) fn rx_room(&self) -> usize {
+        let listens = self.mcr & MCR_RTS != 0 || self.ier & IER_RX != 0;
+        if listens && self.mcr & MCR_LOOP == 0 { self.rx_depth().saturating_sub(self.rx.len()) } else { 0 }
+    }
+
+    /// Whether the guest has read all that has arrived.
+    pub(crate) fn rx_is_empty(&self) -> bool {
+        self.rx.is_empty()
+    }
+
+    /// Puts the first bytes of `input` into the receiver and returns how many it took.
+    pub(crate) fn receive(&mut self, input: &[u8]) -> usize {
+        let n = input.len().min(self.rx_room());
+        self.rx.extend(input.iter().take(n));
+        n
+    }
+
+    /// Output that waits for the host: the first contiguous part of it.
+    pub(crate) fn output(&self) -> &[u8] {
+        self.tx.as_slices().0
+    }
+
+    /// How much output waits for the host.
+    pub(crate) fn output_len(&self) -> usize {
+        self.tx.len()
+    }
+
+    /// The host has taken the first `n` bytes of the output.
+    pub(crate) fn output_taken(&mut self, n: usize) {
+        self.tx.drain(..n.min(self.tx.len()));
+        if self.tx_stalled && self.tx.len() <= TX_CAPACITY / 2 {
+            self.tx_stalled = false;
+            self.tx_ready = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
