@@ -1,10 +1,12 @@
 //! What a virtio device says about itself, and how its queues start.
 
-use ossature_bus::{Event, MetricVisitor, State, Syscall};
+use std::fmt;
+use std::sync::Arc;
+
+use ossature_bus::{MetricVisitor, State, Syscall};
 use ossature_memory::Dma;
 
 use crate::{VirtQueue, Worker};
-use std::sync::Arc;
 
 /// Device type numbers (virtio 1.2, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +23,29 @@ pub enum DeviceType {
     Entropy = 4,
 }
 
+/// Tells the driver that configuration space has changed: the transport reads it again and raises the
+/// configuration-change interrupt. Never waits.
+#[derive(Clone)]
+pub struct ConfigInterrupt(Arc<dyn Fn() + Send + Sync>);
+
+impl ConfigInterrupt {
+    /// One that calls `raise`, which must not wait for any worker.
+    pub fn new(raise: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(raise))
+    }
+
+    /// Raises it. The device already answers with the new values.
+    pub fn raise(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for ConfigInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConfigInterrupt")
+    }
+}
+
 /// What a group of queues starts with.
 #[derive(Debug)]
 pub struct Start {
@@ -30,8 +55,8 @@ pub struct Start {
     pub mem: Dma,
     /// The group's queues that the driver has enabled, ascending.
     pub queues: Vec<VirtQueue>,
-    /// Raises the configuration-change interrupt.
-    pub config: Arc<Event>,
+    /// For a worker that changes what the device's configuration space reads.
+    pub config: ConfigInterrupt,
 }
 
 /// A queue group that could not start.

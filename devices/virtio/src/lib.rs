@@ -2,8 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod device;
-pub use device::{DeviceType, Start, StartError, VirtioDevice};
+pub use device::{ConfigInterrupt, DeviceType, Start, StartError, VirtioDevice};
 mod worker;
 pub use worker::{Interest, Runtime, RuntimeError, Source, Turn, Worker, WorkerHandle};
 mod queue;
-pub use queue::{Chain, QueueBroken, VirtQueue};
+pub use queue::{Chain, QueueBroken, QueueConfig, QueueConfigError, VirtQueue};
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod virtio_queue_traps;

@@ -1,85 +1,245 @@
-//! The split virtqueue as a device's worker uses it.
+//! The split virtqueue as a device's worker uses it (virtio 1.2, 2.7).
+
+mod broken;
+mod chain;
+mod config;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use ossature_bus::Event;
 use ossature_memory::{Dma, Segment};
+use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-/// The driver broke the ring: nothing that it holds can be trusted any more. Latches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum QueueBroken {
-    /// (variants to come)
-    #[error("the ring is broken")]
-    Ring,
-}
-
-/// One descriptor chain, parsed once and bounded, as plain data in host memory. Consumed by
-/// [`VirtQueue::complete`].
-#[derive(Debug)]
-#[must_use]
-pub struct Chain {
-    head: u16,
-    segments: Vec<Segment>,
-    readable: usize,
-}
-
-impl Chain {
-    /// The head's index in the descriptor table.
-    pub fn head(&self) -> u16 {
-        self.head
-    }
-    /// What the driver wrote for the device, in order.
-    pub fn readable(&self) -> &[Segment] {
-        self.segments.get(..self.readable).unwrap_or_default()
-    }
-    /// Where the device may write, in order.
-    pub fn writable(&self) -> &[Segment] {
-        self.segments.get(self.readable..).unwrap_or_default()
-    }
-}
+pub use broken::QueueBroken;
+pub use chain::Chain;
+pub use config::{QueueConfig, QueueConfigError};
+use ring::Rings;
 
 /// A running queue, owned by exactly one worker.
+///
+/// A worker pops until there is nothing left, completes what is done, flushes, and parks; where
+/// [`park`](Self::park) finds that more arrived meanwhile, it pops again. Whatever breaks the ring latches.
 #[derive(Debug)]
-pub struct VirtQueue {}
+pub struct VirtQueue {
+    index: u16,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    rings: Rings,
+    doorbell: Arc<Event>,
+    interrupt: Arc<Event>,
+    /// Index of the next available entry to take.
+    next_avail: u16,
+    /// The driver's available index when it was last read: at or ahead of `next_avail`.
+    avail_seen: u16,
+    /// Index of the next used element to write.
+    next_used: u16,
+    /// The used index that the driver sees. What was taken and not yet published is
+    /// `next_avail - published`: at most `size`.
+    published: u16,
+    /// One bit for each head that the device holds.
+    in_flight: Box<[u64]>,
+    /// Chains that were given back with `unpop`, the next to hand out last.
+    returned: Vec<Chain>,
+    /// Storage of completed chains.
+    spare: Vec<Vec<Segment>>,
+    broken: Option<QueueBroken>,
+}
 
-#[allow(clippy::todo, missing_docs)]
 impl VirtQueue {
+    fn new(config: &QueueConfig, rings: Rings, doorbell: Arc<Event>, interrupt: Arc<Event>) -> Self {
+        let QueueConfig { index, size, event_idx, indirect, start, .. } = *config;
+        Self {
+            index,
+            size,
+            event_idx,
+            indirect,
+            rings,
+            doorbell,
+            interrupt,
+            next_avail: start,
+            avail_seen: start,
+            next_used: start,
+            published: start,
+            in_flight: vec![0; usize::from(size).div_ceil(64)].into(),
+            returned: Vec::new(),
+            spare: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// Its number in the device.
     pub fn index(&self) -> u16 {
-        todo!()
+        self.index
     }
+
+    /// Its size in entries, which is also the most descriptors that a chain can have.
     pub fn size(&self) -> u16 {
-        todo!()
+        self.size
     }
+
+    /// The device's view of guest RAM.
     pub fn dma(&self) -> &Dma {
-        todo!()
+        &self.rings.dma
     }
+
     /// Readable after the driver has kicked.
     pub fn doorbell(&self) -> &Event {
-        todo!()
+        &self.doorbell
     }
+
+    /// Why the queue is broken, if it is.
+    pub fn broken(&self) -> Option<QueueBroken> {
+        self.broken
+    }
+
+    /// Chains that were popped and are not yet visible to the driver as used.
+    pub fn in_flight(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.published)
+    }
+
     /// The next chain that the driver offers.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueBroken> {
-        todo!()
+        self.intact()?;
+        if let Some(chain) = self.returned.pop() {
+            return Ok(Some(chain));
+        }
+        if self.next_avail == self.avail_seen && !self.look()? {
+            return Ok(None);
+        }
+        let chain = self.take();
+        self.latch(chain).map(Some)
     }
-    /// Gives back the most recently popped chain, untouched, so that the next `pop` returns it.
+
+    /// Gives back the most recently popped chain, untouched, so that the next [`pop`](Self::pop) returns
+    /// it. Several go back in the reverse order of their popping.
     pub fn unpop(&mut self, chain: Chain) {
-        let _ = chain;
-        todo!()
+        self.returned.push(chain);
     }
-    /// Notes the chain as used; `written` bytes from the start of its writable part. Invisible until `flush`.
+
+    /// Notes the chain as used, with `written` bytes from the start of its writable part (no more than it
+    /// has). The driver does not see it before [`flush`](Self::flush).
     pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> {
-        let _ = (chain, written);
-        todo!()
+        self.intact()?;
+        let done = self.put(&chain, written.min(chain.writable_len()));
+        self.spare.push(chain.into_storage());
+        self.latch(done)
     }
-    /// Publishes all that was completed since the last flush with one index store, and raises at most one interrupt.
+
+    /// Publishes all that was completed since the last flush with one index store, and raises at most one
+    /// interrupt (2.7.7).
     pub fn flush(&mut self) -> Result<(), QueueBroken> {
-        todo!()
+        self.intact()?;
+        if self.next_used == self.published {
+            return Ok(());
+        }
+        let wanted = self.publish();
+        if self.latch(wanted)? {
+            // An eventfd of ours can be full, which the event takes for a signal, but cannot fail.
+            let _ = self.interrupt.signal();
+        }
+        Ok(())
     }
-    /// Asks the driver for a kick; true where more chains arrived meanwhile (then go on popping).
+
+    /// Asks the driver for a kick (2.7.10); true where more chains arrived meanwhile (then go on popping).
+    /// Chains that were given back with [`unpop`](Self::unpop) do not count.
     pub fn park(&mut self) -> Result<bool, QueueBroken> {
-        todo!()
+        self.intact()?;
+        let asked = if self.event_idx {
+            self.rings.set_avail_event(self.next_avail)
+        } else {
+            self.rings.set_used_flags(0)
+        };
+        self.latch(asked)?;
+        // The driver stores its index and then reads ours; we stored ours and now read its index. Without
+        // the fence both could read the old value, and nobody would kick.
+        fence(Ordering::SeqCst);
+        self.look()
     }
-    /// Tells the driver that no kicks are needed while we are polling.
+
+    /// Tells the driver that no kicks are needed while we are polling. With EVENT_IDX there is nothing to
+    /// say: it kicks once, at the index that [`park`](Self::park) asked for.
     pub fn unpark(&mut self) -> Result<(), QueueBroken> {
-        todo!()
+        self.intact()?;
+        let told =
+            if self.event_idx { Ok(()) } else { self.rings.set_used_flags(VRING_USED_F_NO_NOTIFY as u16) };
+        self.latch(told)
     }
+
+    fn intact(&self) -> Result<(), QueueBroken> {
+        self.broken.map_or(Ok(()), Err)
+    }
+
+    fn latch<T>(&mut self, result: Result<T, QueueBroken>) -> Result<T, QueueBroken> {
+        if let Err(why) = &result {
+            self.broken = Some(*why);
+        }
+        result
+    }
+
+    /// Reads the driver's index; whether there is something to take.
+    fn look(&mut self) -> Result<bool, QueueBroken> {
+        let index = self.rings.avail_index();
+        let index = self.latch(index)?;
+        let in_flight = self.in_flight();
+        // The driver owns what the device does not hold: the index can be ahead by that much.
+        if index.wrapping_sub(self.next_avail) > self.size.wrapping_sub(in_flight) {
+            let (next, size) = (self.next_avail, self.size);
+            return self.latch(Err(QueueBroken::AvailIndex { index, next, in_flight, size }));
+        }
+        self.avail_seen = index;
+        Ok(index != self.next_avail)
+    }
+
+    fn take(&mut self) -> Result<Chain, QueueBroken> {
+        let head = self.rings.avail_entry(self.next_avail)?;
+        if head >= self.size {
+            return Err(QueueBroken::Head { head, size: self.size });
+        }
+        let Some((word, bit)) = flag(&mut self.in_flight, head).filter(|(word, bit)| **word & bit == 0)
+        else {
+            return Err(QueueBroken::HeadInFlight { head });
+        };
+        *word |= bit;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        let storage = self.spare.pop().unwrap_or_default();
+        Chain::parse(&self.rings, self.indirect, self.size, head, storage)
+    }
+
+    fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueBroken> {
+        let head = chain.head();
+        let Some((word, bit)) = flag(&mut self.in_flight, head).filter(|(word, bit)| **word & bit != 0)
+        else {
+            return Err(QueueBroken::NotInFlight { head });
+        };
+        *word &= !bit;
+        self.rings.set_used_element(self.next_used, head, written)?;
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Publishes the used index; whether the driver wants an interrupt for what is new.
+    fn publish(&mut self) -> Result<bool, QueueBroken> {
+        let (old, new) = (self.published, self.next_used);
+        self.rings.set_used_index(new)?;
+        self.published = new;
+        // As in `park`, with the roles exchanged.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            // Whether the event's index is among those published just now.
+            let passed = new.wrapping_sub(self.rings.used_event()?).wrapping_sub(1);
+            Ok(passed < new.wrapping_sub(old))
+        } else {
+            Ok(self.rings.avail_flags()? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        }
+    }
+}
+
+/// The word and the bit that stand for `head`.
+fn flag(words: &mut [u64], head: u16) -> Option<(&mut u64, u64)> {
+    words.get_mut(usize::from(head / 64)).map(|word| (word, 1 << (head % 64)))
 }

@@ -2,8 +2,6 @@
 
 use std::os::fd::RawFd;
 
-use ossature_bus::EventSink;
-
 use crate::{QueueBroken, VirtQueue};
 
 /// What wakes a worker.
@@ -77,6 +75,3 @@ pub struct RuntimeError {
     #[source]
     pub source: Option<std::io::Error>,
 }
-
-#[allow(unused)]
-fn _events(_: EventSink) {}
