@@ -79,7 +79,7 @@ pub enum QueueBroken {
         /// The head.
         head: u16,
     },
-    /// The rings themselves are not RAM any more.
-    #[error("the rings are not RAM")]
+    /// An access to the rings themselves failed: the host's own mistake, as they were checked before.
+    #[error("the rings cannot be reached")]
     Rings,
 }

@@ -3,8 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use ossature_memory::Dma;
-use ossature_memory::vm_memory::{Bytes, GuestAddress};
+use ossature_memory::vm_memory::GuestAddress;
+use ossature_memory::{Dma, Window};
 
 use super::QueueBroken;
 
@@ -18,9 +18,7 @@ pub(super) struct Descriptor(u128);
 impl Descriptor {
     /// Reads the descriptor at `addr`.
     pub(super) fn read(dma: &Dma, addr: u64) -> Option<Self> {
-        let mut bytes = [0; DESCRIPTOR as usize];
-        dma.read(GuestAddress(addr), &mut bytes).ok()?;
-        Some(Self(u128::from_le_bytes(bytes)))
+        dma.read_obj(GuestAddress(addr)).ok().map(|raw| Self(u128::from_le(raw)))
     }
 
     pub(super) fn addr(self) -> u64 {
@@ -40,76 +38,82 @@ impl Descriptor {
     }
 }
 
-/// The addresses of a ring's parts, checked to be RAM before.
+/// The parts of a ring, looked up once.
 #[derive(Debug)]
 pub(super) struct Rings {
     pub(super) dma: Dma,
-    desc: u64,
-    avail: u64,
-    used: u64,
+    desc: Window,
+    avail: Window,
+    used: Window,
     mask: u16,
 }
 
 impl Rings {
-    /// Rings of `size`, a power of two; `None` where a part is not RAM.
+    /// Rings of `size`, a power of two; `None` where a part is not RAM in one piece.
     pub(super) fn new(dma: Dma, size: u16, desc: u64, avail: u64, used: u64) -> Option<Self> {
         let entries = u64::from(size);
-        for (addr, len) in [(desc, 16 * entries), (avail, 6 + 2 * entries), (used, 6 + 8 * entries)] {
-            dma.check(GuestAddress(addr), len).ok()?;
-        }
-        Some(Self { dma, desc, avail, used, mask: size.wrapping_sub(1) })
+        let window = |addr, len| dma.window(GuestAddress(addr), len).ok();
+        Some(Self {
+            desc: window(desc, 16 * entries)?,
+            avail: window(avail, 6 + 2 * entries)?,
+            used: window(used, 6 + 8 * entries)?,
+            mask: size.wrapping_sub(1),
+            dma,
+        })
     }
 
-    fn slot(&self, index: u16) -> u64 {
-        u64::from(index & self.mask)
-    }
-
-    fn load(&self, addr: u64, order: Ordering) -> Result<u16, QueueBroken> {
-        let value = self.dma.memory().load(GuestAddress(addr), order);
-        value.map(u16::from_le).map_err(|_| QueueBroken::Rings)
-    }
-
-    fn store(&self, addr: u64, value: u16, order: Ordering) -> Result<(), QueueBroken> {
-        self.dma.memory().store(value.to_le(), GuestAddress(addr), order).map_err(|_| QueueBroken::Rings)
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & self.mask)
     }
 
     pub(super) fn descriptor(&self, index: u16) -> Result<Descriptor, QueueBroken> {
-        Descriptor::read(&self.dma, self.desc + 16 * self.slot(index)).ok_or(QueueBroken::Rings)
+        let raw = self.desc.read_obj(16 * self.slot(index)).map_err(|_| QueueBroken::Rings)?;
+        Ok(Descriptor(u128::from_le(raw)))
     }
 
     pub(super) fn avail_flags(&self) -> Result<u16, QueueBroken> {
-        self.load(self.avail, Ordering::Relaxed)
+        load(&self.avail, 0, Ordering::Relaxed)
     }
 
     /// The driver's index; what it published before is visible after this.
     pub(super) fn avail_index(&self) -> Result<u16, QueueBroken> {
-        self.load(self.avail + 2, Ordering::Acquire)
+        load(&self.avail, 2, Ordering::Acquire)
     }
 
     pub(super) fn avail_entry(&self, index: u16) -> Result<u16, QueueBroken> {
-        self.load(self.avail + 4 + 2 * self.slot(index), Ordering::Relaxed)
+        load(&self.avail, 4 + 2 * self.slot(index), Ordering::Relaxed)
     }
 
     pub(super) fn used_event(&self) -> Result<u16, QueueBroken> {
-        self.load(self.avail + 4 + 2 * (u64::from(self.mask) + 1), Ordering::Relaxed)
+        load(&self.avail, 4 + 2 * (usize::from(self.mask) + 1), Ordering::Relaxed)
     }
 
     pub(super) fn set_used_flags(&self, flags: u16) -> Result<(), QueueBroken> {
-        self.store(self.used, flags, Ordering::Relaxed)
+        store(&self.used, 0, flags, Ordering::Relaxed)
     }
 
     /// Publishes all used elements before `index`.
     pub(super) fn set_used_index(&self, index: u16) -> Result<(), QueueBroken> {
-        self.store(self.used + 2, index, Ordering::Release)
+        store(&self.used, 2, index, Ordering::Release)
     }
 
     pub(super) fn set_used_element(&self, index: u16, head: u16, written: u32) -> Result<(), QueueBroken> {
         let element = u64::from(head) | u64::from(written) << 32;
-        let addr = GuestAddress(self.used + 4 + 8 * self.slot(index));
-        self.dma.write(addr, &element.to_le_bytes()).map_err(|_| QueueBroken::Rings)
+        let slot = 4 + 8 * self.slot(index);
+        self.used.write_obj(slot, element.to_le()).map_err(|_| QueueBroken::Rings)
     }
 
     pub(super) fn set_avail_event(&self, index: u16) -> Result<(), QueueBroken> {
-        self.store(self.used + 4 + 8 * (u64::from(self.mask) + 1), index, Ordering::Relaxed)
+        store(&self.used, 4 + 8 * (usize::from(self.mask) + 1), index, Ordering::Relaxed)
     }
+}
+
+// The windows are as long as the ring and its parts are aligned, so that neither can fail.
+
+fn load(window: &Window, at: usize, order: Ordering) -> Result<u16, QueueBroken> {
+    window.load(at, order).map(u16::from_le).map_err(|_| QueueBroken::Rings)
+}
+
+fn store(window: &Window, at: usize, value: u16, order: Ordering) -> Result<(), QueueBroken> {
+    window.store(at, value.to_le(), order).map_err(|_| QueueBroken::Rings)
 }

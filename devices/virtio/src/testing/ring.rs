@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use ossature_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use ossature_memory::{Dma, Segment};
+use ossature_memory::vm_memory::GuestAddress;
+use ossature_memory::{Dma, GuestMmap, Segment};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 /// RAM for tests: `ranges` of guest-physical addresses and lengths.
 pub fn guest_ram(ranges: &[(u64, usize)]) -> Dma {
     let ranges: Vec<_> = ranges.iter().map(|&(addr, len)| (GuestAddress(addr), len)).collect();
-    Dma::new(Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("anonymous memory")))
+    Dma::new(Arc::new(GuestMmap::from_ranges(&ranges).expect("anonymous memory")))
 }
 
 /// A descriptor with every field as the test wants it.
@@ -106,16 +106,11 @@ impl GuestRing {
     }
 
     fn store(&self, addr: u64, value: u16) {
-        self.dma
-            .memory()
-            .store(value.to_le(), GuestAddress(addr), Ordering::Release)
-            .expect("the ring is in RAM");
+        self.dma.store(GuestAddress(addr), value.to_le(), Ordering::Release).expect("the ring is in RAM");
     }
 
     fn load(&self, addr: u64) -> u16 {
-        u16::from_le(
-            self.dma.memory().load(GuestAddress(addr), Ordering::Acquire).expect("the ring is in RAM"),
-        )
+        u16::from_le(self.dma.load(GuestAddress(addr), Ordering::Acquire).expect("the ring is in RAM"))
     }
 
     /// Writes a descriptor into the table.
