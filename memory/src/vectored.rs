@@ -36,25 +36,40 @@ struct IoVecs<const N: usize> {
 impl<const N: usize> IoVecs<N> {
     /// The first pieces of `segments`, as many as there is room for.
     #[inline]
-    fn new(dma: &Dma, segments: Segments<'_>) -> Result<Self, DmaError> {
+    fn new(dma: &Dma, ends: Ends, segments: Segments<'_>) -> Result<Self, DmaError> {
         let mut vecs = Self { array: [const { MaybeUninit::uninit() }; N], len: 0 };
+        vecs.extend(ends.head);
         for segment in segments.iter() {
             for slice in dma.memory().get_slices(segment.addr, segment.len as usize) {
                 let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
                 let slice = slice.map_err(|_| not_ram)?;
-                if let Some(room) = vecs.array.get_mut(vecs.len) {
-                    let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                    room.write(iovec { iov_base, iov_len: slice.len() });
-                    vecs.len += 1;
-                }
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                vecs.extend(Some(iovec { iov_base, iov_len: slice.len() }));
             }
         }
+        vecs.extend(ends.tail);
         Ok(vecs)
+    }
+
+    /// Adds a piece if there is one, and room for it: once there is none, nothing further is added.
+    #[inline]
+    fn extend(&mut self, piece: Option<iovec>) {
+        if let Some((piece, room)) = piece.zip(self.array.get_mut(self.len)) {
+            room.write(piece);
+            self.len += 1;
+        }
     }
 
     fn as_ptr(&self) -> *const iovec {
         self.array.as_ptr().cast()
     }
+}
+
+/// Pieces of the host's own memory before and after those of the guest.
+#[derive(Clone, Copy, Default)]
+struct Ends {
+    head: Option<iovec>,
+    tail: Option<iovec>,
 }
 
 impl Dma {
@@ -70,7 +85,9 @@ impl Dma {
     ) -> Result<usize, DmaIoError> {
         let (fd, offset) = (fd.as_fd().as_raw_fd(), file_offset(offset)?);
         // SAFETY: fill passes pieces of guest memory, which may be written at any time.
-        self.fill(segments.into(), |vecs, len| unsafe { libc::preadv(fd, vecs, len, offset) })
+        self.fill(Ends::default(), segments.into(), |vecs, len| unsafe {
+            libc::preadv(fd, vecs, len, offset)
+        })
     }
 
     /// Writes `segments` to `fd` at `offset` bytes with one pwritev(2). Returns as [`preadv`](Self::preadv).
@@ -82,34 +99,64 @@ impl Dma {
     ) -> Result<usize, DmaIoError> {
         let (fd, offset) = (fd.as_fd().as_raw_fd(), file_offset(offset)?);
         // SAFETY: transfer passes pieces of guest memory, which may be read at any time.
-        self.transfer(segments.into(), |vecs, len| unsafe { libc::pwritev(fd, vecs, len, offset) })
+        self.transfer(Ends::default(), segments.into(), |vecs, len| unsafe {
+            libc::pwritev(fd, vecs, len, offset)
+        })
     }
 
     /// Reads from `fd`, a stream or a packet device, into `segments` with one readv(2). Returns as
     /// [`preadv`](Self::preadv).
     pub fn readv<'a>(&self, fd: impl AsFd, segments: impl Into<Segments<'a>>) -> Result<usize, DmaIoError> {
+        self.readv_spilling(fd, segments, &mut [])
+    }
+
+    /// [`readv`](Self::readv) that goes on into `spill` once the segments are full. The result counts both: with
+    /// a descriptor that cuts packets, one byte of `spill` tells a packet that was cut from one that fits.
+    pub fn readv_spilling<'a>(
+        &self,
+        fd: impl AsFd,
+        segments: impl Into<Segments<'a>>,
+        spill: &mut [u8],
+    ) -> Result<usize, DmaIoError> {
         let fd = fd.as_fd().as_raw_fd();
-        // SAFETY: as for preadv.
-        self.fill(segments.into(), |vecs, len| unsafe { libc::readv(fd, vecs, len) })
+        let tail = iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() };
+        let ends = Ends { head: None, tail: (!spill.is_empty()).then_some(tail) };
+        // SAFETY: as for preadv; the last piece is `spill`, which is ours alone during the call.
+        self.fill(ends, segments.into(), |vecs, len| unsafe { libc::readv(fd, vecs, len) })
     }
 
     /// Writes `segments` to `fd`, a stream or a packet device, with one writev(2). Returns as
     /// [`preadv`](Self::preadv).
     pub fn writev<'a>(&self, fd: impl AsFd, segments: impl Into<Segments<'a>>) -> Result<usize, DmaIoError> {
+        self.writev_headed(fd, &[], segments)
+    }
+
+    /// [`writev`](Self::writev) of `head`, a copy that the guest cannot change any more, and then the segments,
+    /// as one packet. The result counts both.
+    pub fn writev_headed<'a>(
+        &self,
+        fd: impl AsFd,
+        head: &[u8],
+        segments: impl Into<Segments<'a>>,
+    ) -> Result<usize, DmaIoError> {
         let fd = fd.as_fd().as_raw_fd();
-        // SAFETY: as for pwritev.
-        self.transfer(segments.into(), |vecs, len| unsafe { libc::writev(fd, vecs, len) })
+        let first = iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+        let ends = Ends { head: (!head.is_empty()).then_some(first), tail: None };
+        // SAFETY: as for pwritev; the first piece is `head`, which writev only reads.
+        self.transfer(ends, segments.into(), |vecs, len| unsafe { libc::writev(fd, vecs, len) })
     }
 
     /// [`transfer`](Self::transfer) that writes to guest memory.
     fn fill(
         &self,
+        ends: Ends,
         segments: Segments<'_>,
         call: impl Fn(*const iovec, c_int) -> ssize_t,
     ) -> Result<usize, DmaIoError> {
-        let result = self.transfer(segments, call);
+        let result = self.transfer(ends, segments, call);
         match &result {
             Ok(read) => self.mark_dirty(segments.take(*read as u64)),
+            Err(DmaIoError::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(DmaIoError::Io(_)) => self.mark_dirty(segments),
             Err(DmaIoError::Dma(_)) => {}
         }
@@ -118,24 +165,26 @@ impl Dma {
 
     fn transfer(
         &self,
+        ends: Ends,
         segments: Segments<'_>,
         call: impl Fn(*const iovec, c_int) -> ssize_t,
     ) -> Result<usize, DmaIoError> {
-        // A segment that spans two regions is two pieces.
-        if segments.max_pieces() <= FEW / 2 {
-            self.transfer_pieces::<FEW>(segments, call)
+        // A segment that spans two regions is two pieces, and there may be one of the host's.
+        if segments.max_pieces() < FEW / 2 {
+            self.transfer_pieces::<FEW>(ends, segments, call)
         } else {
-            self.transfer_pieces::<MANY>(segments, call)
+            self.transfer_pieces::<MANY>(ends, segments, call)
         }
     }
 
     #[inline(never)]
     fn transfer_pieces<const N: usize>(
         &self,
+        ends: Ends,
         segments: Segments<'_>,
         call: impl Fn(*const iovec, c_int) -> ssize_t,
     ) -> Result<usize, DmaIoError> {
-        let vecs = IoVecs::<N>::new(self, segments)?;
+        let vecs = IoVecs::<N>::new(self, ends, segments)?;
         if vecs.len == 0 {
             return Ok(0);
         }

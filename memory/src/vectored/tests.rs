@@ -181,7 +181,7 @@ fn nothing_is_transferred_without_a_call() {
 fn an_interrupted_call_is_made_again() {
     let dma = ram().dma();
     let calls = std::cell::Cell::new(0);
-    let done = dma.transfer((&[seg(0, 8)]).into(), |_, pieces| {
+    let done = dma.transfer(Ends::default(), (&[seg(0, 8)]).into(), |_, pieces| {
         calls.set(calls.get() + 1);
         if calls.get() < 3 {
             // SAFETY: errno is this thread's own.
@@ -191,4 +191,34 @@ fn an_interrupted_call_is_made_again() {
         pieces as ssize_t
     });
     assert_eq!((done.unwrap(), calls.get()), (1, 3));
+}
+
+#[test]
+fn a_spill_tells_a_packet_that_was_cut() {
+    let dma = ram().dma();
+    let (tx, rx) = UnixDatagram::pair().unwrap();
+    let list = [seg(0x1000, 10), seg(0x3000, 20)];
+    for (len, want) in [(29, 29), (30, 30), (31, 31), (500, 31)] {
+        tx.send(&pattern(len)).unwrap();
+        assert_eq!(dma.readv_spilling(&rx, &list, &mut [0]).unwrap(), want);
+        let mut got = vec![0; len.min(30)];
+        dma.gather(&list, &mut got).unwrap();
+        assert_eq!(got, pattern(len)[..got.len()]);
+    }
+}
+
+#[test]
+fn a_head_and_segments_are_one_packet() {
+    let dma = ram().dma();
+    let (tx, rx) = UnixDatagram::pair().unwrap();
+    let list: Vec<_> = (0..20).map(|i| seg(0x1000 * i, 3)).collect();
+    for segment in &list {
+        dma.write(segment.addr, b"abc").unwrap();
+    }
+    for pieces in [0, 1, 7, 8, 20] {
+        assert_eq!(dma.writev_headed(&tx, b"head", &list[..pieces]).unwrap(), 4 + 3 * pieces);
+        let mut packet = [0; 100];
+        let len = rx.recv(&mut packet).unwrap();
+        assert_eq!(packet[..len], [b"head".as_slice(), &b"abc".repeat(pieces)].concat());
+    }
 }
