@@ -1,0 +1,141 @@
+//! What can go wrong on the host's side while a virtual machine is set up.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Something that KVM must be able to do for this crate to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Capability {
+    /// Guest RAM from memory of this process (`KVM_CAP_USER_MEMORY`).
+    UserMemory,
+    /// Interrupt controllers inside the kernel (`KVM_CAP_IRQCHIP`).
+    Irqchip,
+    /// A table of interrupt routes, for message-signalled interrupts (`KVM_CAP_IRQ_ROUTING`).
+    IrqRouting,
+    /// Interrupts raised through an eventfd (`KVM_CAP_IRQFD`).
+    Irqfd,
+    /// Guest writes that signal an eventfd (`KVM_CAP_IOEVENTFD`).
+    Ioeventfd,
+    /// Leaving the guest at once (`KVM_CAP_IMMEDIATE_EXIT`, Linux 4.11).
+    ImmediateExit,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserMemory => "KVM_CAP_USER_MEMORY (guest RAM from this process)",
+            Self::Irqchip => "KVM_CAP_IRQCHIP (interrupt controllers in the kernel)",
+            Self::IrqRouting => "KVM_CAP_IRQ_ROUTING (message-signalled interrupts)",
+            Self::Irqfd => "KVM_CAP_IRQFD (interrupts through an eventfd)",
+            Self::Ioeventfd => "KVM_CAP_IOEVENTFD (guest writes that signal an eventfd)",
+            Self::ImmediateExit => "KVM_CAP_IMMEDIATE_EXIT (Linux 4.11 or newer)",
+        })
+    }
+}
+
+/// The host could not do what a virtual machine asked of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// There is no KVM device.
+    #[error(
+        "{}: not found: the processor or the outer hypervisor offers no virtualization, or the kernel's \
+         kvm_intel or kvm_amd module is not loaded",
+        path.display()
+    )]
+    NoKvm {
+        /// The device node.
+        path: PathBuf,
+    },
+    /// The KVM device exists, but not for this user.
+    #[error(
+        "{}: permission denied: it belongs to group `{group}`; add the user with `usermod -aG {group} USER` \
+         and log in again",
+        path.display()
+    )]
+    Permission {
+        /// The device node.
+        path: PathBuf,
+        /// The group that owns it, by name where it has one.
+        group: String,
+    },
+    /// The KVM device cannot be opened for another reason.
+    #[error("{}: cannot be opened", path.display())]
+    Open {
+        /// The device node.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The device speaks another version of the interface. It has been 12 since Linux 2.6.22.
+    #[error("KVM speaks version {found} of its interface; version 12 is needed")]
+    ApiVersion {
+        /// What it answered.
+        found: i32,
+    },
+    /// KVM lacks something without which this crate cannot work.
+    #[error("this kernel's KVM lacks {}", list(missing))]
+    MissingCapabilities {
+        /// Everything that it lacks.
+        missing: Vec<Capability>,
+    },
+    /// A vCPU index beyond what the host's KVM allows, or what the machine was created for.
+    #[error("vCPU {index} is beyond the limit of {max} vCPUs")]
+    TooManyVcpus {
+        /// The vCPU, from 0.
+        index: u32,
+        /// How many there can be.
+        max: u32,
+    },
+    /// Guest RAM was set before; it is set once in a machine's life.
+    #[error("the machine already has its RAM")]
+    MemoryAlreadySet,
+    /// The machine has no interrupt controller, but is asked for an interrupt.
+    #[error("interrupt {gsi} needs a machine with an interrupt controller")]
+    NoIrqchip {
+        /// The interrupt line.
+        gsi: u32,
+    },
+    /// All interrupt lines for message-signalled interrupts are taken.
+    #[error("all {max} message-signalled interrupt routes are taken")]
+    NoFreeRoute {
+        /// How many there are.
+        max: u32,
+    },
+    /// The interrupt line is no message-signalled one.
+    #[error("interrupt {gsi} has no message-signalled route")]
+    NoSuchRoute {
+        /// The interrupt line.
+        gsi: u32,
+    },
+    /// KVM does not take a model-specific register.
+    #[error("KVM refused to set MSR {msr:#x} of vCPU {index} to {value:#x}")]
+    MsrRefused {
+        /// The vCPU.
+        index: u32,
+        /// The register.
+        msr: u32,
+        /// The value.
+        value: u64,
+    },
+    /// A system call failed.
+    #[error("{call} failed")]
+    Call {
+        /// Its name as the kernel documents it.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// This back end has no such thing.
+    #[error("{what} is not available here")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+fn list(missing: &[Capability]) -> String {
+    missing.iter().map(Capability::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,61 @@
+use std::cell::Cell;
+
+use super::*;
+
+#[test]
+fn each_missing_capability_is_named() {
+    for (name, cap) in REQUIRED {
+        let error = check(|c| c != cap).unwrap_err();
+        assert!(matches!(&error, VmError::MissingCapabilities { missing } if *missing == [name]));
+        assert!(error.to_string().contains(&name.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn all_missing_capabilities_are_named_at_once() {
+    let error = check(|_| false).unwrap_err().to_string();
+    for (name, _) in REQUIRED {
+        assert!(error.contains(&name.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn a_host_with_everything_passes() {
+    assert!(check(|_| true).is_ok());
+}
+
+#[test]
+fn without_a_device_the_error_says_what_to_look_for() {
+    let error = Kvm::open_at(Path::new("/nonexistent/kvm")).unwrap_err();
+    assert!(matches!(error, VmError::NoKvm { .. }));
+    assert!(error.to_string().starts_with("/nonexistent/kvm: not found"), "{error}");
+}
+
+#[test]
+fn without_permission_the_error_names_the_group() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let gid = fs::metadata(file.path()).unwrap().gid();
+    let groups = format!("other:x:{}:\nvirt:x:{gid}:me\n", gid + 1);
+    assert_eq!(owning_group(file.path(), &groups), "virt");
+    assert_eq!(owning_group(file.path(), "broken line\n"), gid.to_string());
+    let error = open_error(file.path(), io::Error::from_raw_os_error(libc::EACCES));
+    assert!(matches!(error, VmError::Permission { .. }));
+    assert!(error.to_string().contains("usermod -aG"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_kvm_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert!(matches!(Kvm::open_at(file.path()), Err(VmError::ApiVersion { found: -1 })));
+}
+
+#[test]
+fn d7_interrupted_ioctls_are_done_again() {
+    let calls = Cell::new(0);
+    let result = retry(|| {
+        calls.set(calls.get() + 1);
+        if calls.get() < 4 { Err(errno::Error::new(libc::EINTR)) } else { Ok(7) }
+    });
+    assert_eq!((result, calls.get()), (Ok(7), 4));
+    assert_eq!(retry(|| Err::<(), _>(errno::Error::new(libc::ENOMEM))), Err(errno::Error::new(libc::ENOMEM)));
+}

@@ -1,0 +1,189 @@
+//! One virtual CPU, run step by step on whatever thread calls.
+
+use std::io;
+
+use ossature_bus::{Effect, Size};
+
+use crate::BusCursor;
+
+use crate::backend::VcpuBackend;
+use crate::{Kicker, Registers, StatsReader, VcpuCrash, VmError};
+
+/// A vCPU's view of the two address spaces in which devices are.
+#[derive(Debug)]
+pub struct Buses {
+    /// I/O ports.
+    pub pio: BusCursor,
+    /// Guest-physical memory.
+    pub mmio: BusCursor,
+}
+
+impl Buses {
+    /// Writes each element of `data`, which has elements of `size`, to the port: `outs` as single accesses.
+    /// Returns the first effect.
+    #[inline]
+    pub(crate) fn write_ports(&mut self, port: u16, size: Size, data: &[u8]) -> Effect {
+        let mut effect = Effect::None;
+        for element in data.chunks_exact(size as usize) {
+            effect = first(effect, self.pio.write(port.into(), size, load(size, element)));
+        }
+        effect
+    }
+
+    /// Reads each element of `data`, which has elements of `size`, from the port: `ins` as single accesses.
+    #[inline]
+    pub(crate) fn read_ports(&mut self, port: u16, size: Size, data: &mut [u8]) {
+        for element in data.chunks_exact_mut(size as usize) {
+            store(size, element, self.pio.read(port.into(), size));
+        }
+    }
+
+    /// Writes `data` to memory: in one access where a register can have its width, else in several.
+    #[inline]
+    pub(crate) fn write_memory(&mut self, mut address: u64, mut data: &[u8]) -> Effect {
+        let mut effect = Effect::None;
+        while let Some(size) = widest(data.len()) {
+            let (piece, rest) = data.split_at(size as usize);
+            effect = first(effect, self.mmio.write(address, size, load(size, piece)));
+            (address, data) = (address.wrapping_add(size.bytes()), rest);
+        }
+        effect
+    }
+
+    /// Reads `data` from memory: in one access where a register can have its width, else in several.
+    #[inline]
+    pub(crate) fn read_memory(&mut self, mut address: u64, mut data: &mut [u8]) {
+        while let Some(size) = widest(data.len()) {
+            let (piece, rest) = data.split_at_mut(size as usize);
+            store(size, piece, self.mmio.read(address, size));
+            (address, data) = (address.wrapping_add(size.bytes()), rest);
+        }
+    }
+}
+
+fn first(before: Effect, after: Effect) -> Effect {
+    if before == Effect::None { after } else { before }
+}
+
+/// The widest access that `len` bytes begin with; `None` for no bytes.
+#[inline]
+fn widest(len: usize) -> Option<Size> {
+    match len {
+        0 => None,
+        1 => Some(Size::B1),
+        2..4 => Some(Size::B2),
+        4..8 => Some(Size::B4),
+        8.. => Some(Size::B8),
+    }
+}
+
+/// The number in `bytes`, which are `size` long.
+#[inline]
+fn load(size: Size, bytes: &[u8]) -> u64 {
+    match (size, bytes) {
+        (Size::B1, &[a]) => a.into(),
+        (Size::B2, &[a, b]) => u16::from_le_bytes([a, b]).into(),
+        (Size::B4, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]).into(),
+        (_, bytes) => bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+    }
+}
+
+/// Puts a number into `bytes`, which are `size` long.
+#[inline]
+fn store(size: Size, bytes: &mut [u8], value: u64) {
+    match (size, bytes) {
+        (Size::B1, [a]) => *a = value as u8,
+        (Size::B2, [a, b]) => [*a, *b] = (value as u16).to_le_bytes(),
+        (Size::B4, [a, b, c, d]) => [*a, *b, *c, *d] = (value as u32).to_le_bytes(),
+        (_, bytes) => bytes.iter_mut().zip(value.to_le_bytes()).for_each(|(byte, v)| *byte = v),
+    }
+}
+
+/// Why [`Vcpu::run_once`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The guest's access was answered. Call again.
+    Handled,
+    /// The vCPU was kicked, or a signal arrived. Every access is complete: this is the moment to stop, to look
+    /// for messages, or to read the registers. May happen without a kick.
+    Interrupted,
+    /// The guest executed HLT on a machine without interrupt controllers.
+    Halted,
+    /// A device, or the guest through its hypervisor interface, asks the machine for something; never
+    /// [`Effect::None`].
+    Effect(Effect),
+}
+
+impl Step {
+    pub(crate) fn of(effect: Effect) -> Self {
+        if effect == Effect::None { Self::Handled } else { Self::Effect(effect) }
+    }
+}
+
+/// The vCPU cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VcpuError {
+    /// The guest's state allows no further instruction.
+    #[error(transparent)]
+    Crash(Box<VcpuCrash>),
+    /// The host failed.
+    #[error("vCPU {index}: {call} failed")]
+    Call {
+        /// Which vCPU.
+        index: u32,
+        /// The system call, as the kernel documents it.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A scripted guest did not see what its script expects.
+    #[error("vCPU {index}, step {step} of its script: {reason}")]
+    Script {
+        /// Which vCPU.
+        index: u32,
+        /// Which step, from 0.
+        step: usize,
+        /// What it saw.
+        reason: String,
+    },
+}
+
+/// A virtual CPU. Runs on any thread, one at a time: move it to where it shall run.
+#[derive(Debug)]
+pub struct Vcpu {
+    backend: Box<dyn VcpuBackend>,
+    buses: Buses,
+}
+
+impl Vcpu {
+    pub(crate) fn new(backend: Box<dyn VcpuBackend>, buses: Buses) -> Self {
+        Self { backend, buses }
+    }
+
+    /// Runs the guest until something happens that is not the kernel's to handle, and answers the guest's
+    /// accesses on the buses. An access that no device answers reads all ones and writes nothing.
+    pub fn run_once(&mut self) -> Result<Step, VcpuError> {
+        self.backend.run_once(&mut self.buses)
+    }
+
+    /// A handle that makes the vCPU leave the guest, for other threads.
+    pub fn kicker(&self) -> Kicker {
+        self.backend.kicker()
+    }
+
+    /// The registers. Between [`Step::Handled`] and the next step, those of an access under way.
+    pub fn registers(&self) -> Result<Registers, VmError> {
+        self.backend.registers()
+    }
+
+    /// Sets the registers: where the vCPU starts.
+    pub fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
+        self.backend.set_registers(registers)
+    }
+
+    /// The hypervisor's own counters of this vCPU. To be got while it does not run; read at any time.
+    pub fn stats_reader(&self) -> Result<StatsReader, VmError> {
+        self.backend.stats_reader()
+    }
+}
