@@ -1,0 +1,212 @@
+//! Debian's current kernels, downloaded into the target folder and unpacked there, never installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::{Context, Error, Result, packages, paths, process};
+
+/// Which of Debian's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// `linux-image-cloud-amd64`: drivers of virtual machines only. The guest of demo and tests.
+    Cloud,
+    /// `linux-image-amd64`: has 9p and KVM. Runs the nested machine.
+    Generic,
+}
+
+impl Flavour {
+    fn suffix(self) -> &'static str {
+        match self {
+            Flavour::Cloud => "cloud-amd64",
+            Flavour::Generic => "amd64",
+        }
+    }
+
+    /// The name of the package that depends on the current kernel.
+    fn metapackage(self) -> String {
+        format!("linux-image-{}", self.suffix())
+    }
+}
+
+/// An unpacked kernel package.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// As `uname -r` prints it in the guest.
+    pub release: String,
+    /// The folder that the package is unpacked in.
+    pub folder: PathBuf,
+}
+
+/// A kernel module and the parameters it is to be loaded with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// The `.ko` file on the host.
+    pub file: PathBuf,
+    /// What follows the file name on the `insmod` command line; mostly empty.
+    pub parameters: String,
+}
+
+impl Kernel {
+    /// The kernel as bzImage, as the package holds it.
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.folder.join("boot").join(format!("vmlinuz-{}", self.release))
+    }
+
+    /// The kernel as ELF file, unpacked from the bzImage when the package was.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.folder.join("boot").join(format!("vmlinux-{}", self.release))
+    }
+
+    /// The modules of these names with everything they need, in the order to load them in. What is
+    /// built into the kernel is left out.
+    ///
+    /// # Errors
+    /// The kernel has no module of one of the names, or `modprobe` is missing.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
+        let mut modules = Vec::new();
+        for name in names {
+            let mut modprobe = process::command("modprobe");
+            modprobe.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
+            for module in process::text(&mut modprobe)?.lines().filter_map(parse_insmod) {
+                if !modules.contains(&module) {
+                    modules.push(module);
+                }
+            }
+        }
+        Ok(modules)
+    }
+}
+
+/// The kernel that an earlier [`fetch`] unpacked; the newest if there are several.
+pub fn cached(flavour: Flavour) -> Option<Kernel> {
+    let mut found: Vec<Kernel> = fs::read_dir(folder())
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|name| Some((abi(&name, flavour)?, name)))
+        .map(|(_, release)| Kernel { folder: folder().join(&release), release })
+        .filter(|kernel| kernel.vmlinux().exists())
+        .collect();
+    found.sort_by_key(|kernel| abi(&kernel.release, flavour));
+    found.pop()
+}
+
+/// Debian's current kernel of this flavour. Downloads and unpacks it unless an earlier call did.
+///
+/// # Errors
+/// The host is not a Debian, or the download fails and no earlier one is there.
+pub fn fetch(flavour: Flavour) -> Result<Kernel> {
+    let release = match current_release(flavour) {
+        Ok(release) => release,
+        Err(error) => return cached(flavour).ok_or(error),
+    };
+    let kernel = Kernel { folder: folder().join(&release), release };
+    if !kernel.vmlinux().exists() {
+        unpack(&kernel)?;
+    }
+    Ok(kernel)
+}
+
+fn folder() -> PathBuf {
+    paths::target().join("kernels")
+}
+
+fn unpack(kernel: &Kernel) -> Result<()> {
+    let start = Instant::now();
+    let folder = folder();
+    fs::create_dir_all(&folder).context(folder.display())?;
+    let package = match package_file(&folder, &kernel.release) {
+        Some(package) => package,
+        None => {
+            let name = format!("linux-image-{}", kernel.release);
+            eprintln!("downloading {name} into {}", folder.display());
+            let mut apt = process::command("apt-get");
+            apt.args(["-o", "APT::Sandbox::User=root", "download", &name]).current_dir(&folder);
+            process::output(&mut apt)?;
+            package_file(&folder, &kernel.release)
+                .ok_or_else(|| Error::new(format!("apt-get did not leave {name} in {}", folder.display())))?
+        }
+    };
+    eprintln!("unpacking {}", package.display());
+    process::run(process::command("dpkg").arg("-x").arg(&package).arg(&kernel.folder))?;
+    process::run(process::command("depmod").arg("-b").arg(&kernel.folder).arg(&kernel.release))?;
+    unpack_elf(&kernel.vmlinuz(), &kernel.vmlinux())?;
+    eprintln!("Linux {} is ready after {:.1} s", kernel.release, start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// The downloaded package. An interrupted download leaves a file of another name in apt's own
+/// folder, so whatever has this name is whole.
+fn package_file(folder: &Path, release: &str) -> Option<PathBuf> {
+    let start = format!("linux-image-{release}_");
+    fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.starts_with(&start) && name.ends_with(".deb"))
+        .map(|name| folder.join(name))
+}
+
+/// Unpacks the ELF file that a bzImage carries (Documentation/arch/x86/boot.rst: `setup_sects`,
+/// `payload_offset` and `payload_length`).
+fn unpack_elf(image: &Path, elf: &Path) -> Result<()> {
+    let bytes = fs::read(image).context(image.display())?;
+    let payload = payload(&bytes).ok_or_else(|| Error::new(format!("{}: not a bzImage", image.display())))?;
+    let packed = elf.with_extension("packed");
+    fs::write(&packed, payload).context(packed.display())?;
+    let tool = if payload.starts_with(b"\xfd7zXZ") { "xz" } else { "lz4" };
+    // Both complain about the four bytes behind the end that hold the unpacked size.
+    let unpacked = process::command(tool).arg("-dc").arg(&packed).output().context(tool)?;
+    fs::remove_file(&packed).context(packed.display())?;
+    if !unpacked.stdout.starts_with(b"\x7fELF") {
+        let said = String::from_utf8_lossy(&unpacked.stderr);
+        return Err(Error::new(format!("{tool} cannot unpack {}: {said}", image.display())));
+    }
+    let part = elf.with_extension("part");
+    fs::write(&part, &unpacked.stdout).context(part.display())?;
+    fs::rename(&part, elf).context(elf.display())
+}
+
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let setup_sectors = usize::from(*image.get(0x1f1)?);
+    let start = (setup_sectors + 1) * 512 + word(0x248)?;
+    image.get(start..start.checked_add(word(0x24c)?)?)
+}
+
+fn current_release(flavour: Flavour) -> Result<String> {
+    if !packages::is_debian() {
+        return Err(Error::needs_developer(
+            "Debian's kernels are fetched on Debian only: pass --kernel FILE, any kernel will do",
+        ));
+    }
+    let meta = flavour.metapackage();
+    let depends = || process::text(process::command("apt-cache").args(["depends", &meta]));
+    let current = |text: String| parse_depends(&text, flavour).map(str::to_owned);
+    if let Some(release) = depends().ok().and_then(current) {
+        return Ok(release);
+    }
+    packages::update_lists()?;
+    current(depends()?).ok_or_else(|| Error::new(format!("apt-cache names no kernel for {meta}")))
+}
+
+/// The kernel release that a metapackage depends on, from what `apt-cache depends` prints.
+fn parse_depends(text: &str, flavour: Flavour) -> Option<&str> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
+        .find(|release| abi(release, flavour).is_some())
+}
+
+/// Splits `6.1.0-56-cloud-amd64` into its numbers, if the flavour fits.
+fn abi(release: &str, flavour: Flavour) -> Option<Vec<u32>> {
+    let numbers = release.strip_suffix(flavour.suffix())?.strip_suffix('-')?;
+    numbers.split(['.', '-']).map(|number| number.parse().ok()).collect()
+}
+
+/// One line of `modprobe --show-depends`; none for a driver that is built in.
+fn parse_insmod(line: &str) -> Option<Module> {
+    let (file, parameters) = line.strip_prefix("insmod ")?.split_once(".ko")?;
+    Some(Module { file: PathBuf::from(format!("{file}.ko")), parameters: parameters.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests;

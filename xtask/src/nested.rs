@@ -1,0 +1,317 @@
+//! The nested machine: QEMU emulates a PC with AMD's virtualization, Debian's kernel runs KVM on it,
+//! and a job runs there that sees the host's files. This is how guests with stock kernels are tested
+//! on hosts whose processor offers no virtualization.
+//!
+//! The job sees the host's root folder as it is; what it writes stays in the machine's memory and
+//! ends with it, but for [`Machine::shared`].
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::kernels::{self, Flavour};
+use crate::process::{command, quote, quote_path};
+use crate::{Context, Error, Result, guest, paths};
+
+/// What Debian's generic kernel has as modules and the nested machine needs.
+const MODULES: &[&str] =
+    &["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "kvm-amd", "tun", "loop", "ext4"];
+
+/// Environment of the calling process that jobs see too.
+const PASSED_ON: &[&str] =
+    &["PATH", "HOME", "USER", "LANG", "TERM", "RUST_BACKTRACE", "RUST_LOG", "CARGO_TARGET_DIR"];
+
+/// What a nested machine does.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// A script for `/bin/sh`.
+    pub script: String,
+    /// Where the script starts.
+    pub folder: PathBuf,
+    /// When the machine is turned off at the latest; never, if none.
+    pub limit: Option<Duration>,
+}
+
+impl Job {
+    /// A job in the repository's root folder that may take an hour.
+    pub fn new(script: impl Into<String>) -> Job {
+        Job { script: script.into(), folder: paths::root(), limit: Some(Duration::from_secs(3600)) }
+    }
+}
+
+/// A machine that is turned on for each job. Machines are independent of each other: several may run
+/// at the same time.
+#[derive(Debug)]
+pub struct Machine {
+    /// Virtual CPUs; each is a thread of the emulator.
+    pub cpus: u32,
+    /// RAM in MiB; the host gives only what is touched.
+    pub memory_mib: u32,
+    /// Says on standard error how the boot gets on.
+    pub progress: bool,
+    kernel: PathBuf,
+    folder: PathBuf,
+}
+
+impl Machine {
+    /// Fetches what the machine is made of and gives it a folder of its own below `target/nested`.
+    ///
+    /// # Errors
+    /// The kernel cannot be fetched, or the folder cannot be written.
+    pub fn new() -> Result<Machine> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let kernel = kernels::fetch(Flavour::Generic)?;
+        let all = paths::target().join("nested");
+        remove_leftovers(&all);
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = all.join(name);
+        let machine = Machine { cpus: 2, memory_mib: 6144, progress: true, kernel: kernel.vmlinux(), folder };
+        let shared = machine.shared();
+        fs::create_dir_all(&shared).context(shared.display())?;
+        let mut tree = guest::busybox_tree()?;
+        let mut list = String::new();
+        for module in kernel.modules(MODULES)? {
+            let name = module.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let place = format!("/lib/{name}");
+            let bytes = fs::read(&module.file).context(module.file.display())?;
+            tree.file(&place, 0o644, without_signature(&bytes));
+            list.push_str(&format!("{place} {}\n", module.parameters));
+        }
+        tree.file("/modules", 0o644, list);
+        tree.file("/shared-folder", 0o644, shared.to_string_lossy().into_owned());
+        tree.file("/init", 0o755, include_str!("nested/init.sh"));
+        fs::write(machine.initrd(), tree.to_cpio()).context(machine.initrd().display())?;
+        Ok(machine)
+    }
+
+    /// A folder that jobs may write to and that the host sees at once; it has the same path in the
+    /// machine. It goes when the machine is dropped.
+    pub fn shared(&self) -> PathBuf {
+        self.folder.join("shared")
+    }
+
+    /// Runs a job with nothing on its standard input, passes on byte by byte what it prints, and
+    /// returns its exit code.
+    ///
+    /// # Errors
+    /// The machine does not come up, or the job takes too long.
+    pub fn run(&self, job: &Job, out: &mut dyn Write, err: &mut dyn Write) -> Result<u8> {
+        // Files of the shared folder: no byte is lost when the machine goes off, and a console is slow.
+        let [out_file, err_file] = ["out", "err"].map(|name| self.shared().join(name));
+        let redirect = format!("exec </dev/null >{} 2>{}", quote_path(&out_file), quote_path(&err_file));
+        self.prepare(job, &redirect)?;
+        let mut streams = [Follow::new(&out_file, out)?, Follow::new(&err_file, err)?];
+        let child = self.qemu().stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        self.attend(&mut child.context("qemu-system-x86_64")?, job, &mut streams)?;
+        self.exit_code()
+    }
+
+    /// Runs a job on the developer's terminal and returns its exit code.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_on_terminal(&self, job: &Job) -> Result<u8> {
+        let terminal = Terminal::remember();
+        let size = stty("size").and_then(|size| {
+            let (rows, columns) = size.split_once(' ')?;
+            Some(format!("stty rows {rows} cols {columns}"))
+        });
+        self.prepare(job, &size.unwrap_or_default())?;
+        let mut child = self.qemu().spawn().context("qemu-system-x86_64")?;
+        let attended = self.attend(&mut child, job, &mut []);
+        drop(terminal);
+        attended?;
+        self.exit_code()
+    }
+
+    fn initrd(&self) -> PathBuf {
+        self.folder.join("initrd")
+    }
+
+    fn console_log(&self) -> PathBuf {
+        self.folder.join("console.log")
+    }
+
+    fn prepare(&self, job: &Job, before: &str) -> Result<()> {
+        let shared = self.shared();
+        for name in ["up", "exit", "out", "err"] {
+            let old = shared.join(name);
+            if old.exists() {
+                fs::remove_file(&old).context(old.display())?;
+            }
+        }
+        let variable = |name: &&str| Some(format!("export {name}={}\n", quote(&std::env::var(name).ok()?)));
+        let variables: String = PASSED_ON.iter().filter_map(variable).collect();
+        let folder = quote_path(&job.folder);
+        let text = format!("{before}\n{variables}cd {folder} || exit\n{}\n", job.script);
+        let file = shared.join("job");
+        fs::write(&file, text).context(file.display())
+    }
+
+    fn qemu(&self) -> Command {
+        let share = |path: &Path, tag: &str, more: &str| {
+            let path = path.to_string_lossy().replace(',', ",,");
+            format!("local,path={path},mount_tag={tag},security_model=none,{more}")
+        };
+        // setpriv: the machine does not outlive this process, however that ends.
+        let mut qemu = command("setpriv");
+        qemu.args(["--pdeathsig", "TERM", "qemu-system-x86_64", "-nodefaults", "-no-user-config"])
+            .args(["-M", "q35", "-cpu", "max,+svm", "-accel", "tcg,thread=multi"])
+            .args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)])
+            .args(["-display", "none", "-vga", "none", "-nic", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(self.initrd())
+            .args(["-append", "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 mitigations=off"])
+            .arg("-serial")
+            .arg(format!("file:{}", self.console_log().to_string_lossy().replace(',', ",,")))
+            .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])
+            .args(["-device", "virtconsole,chardev=job"])
+            .args(["-virtfs", &share(Path::new("/"), "host", "readonly=on,multidevs=remap")])
+            .args(["-virtfs", &share(&self.shared(), "shared", "multidevs=remap")]);
+        qemu
+    }
+
+    /// Waits for the machine to turn itself off.
+    fn attend(&self, child: &mut Child, job: &Job, streams: &mut [Follow]) -> Result<()> {
+        let start = Instant::now();
+        let mut up = false;
+        if self.progress {
+            eprint!("nested machine: booting ... ");
+        }
+        loop {
+            let over = child.try_wait().context("qemu-system-x86_64")?.is_some();
+            if !up && self.shared().join("up").exists() {
+                up = true;
+                if self.progress {
+                    eprintln!("up after {:.1} s", start.elapsed().as_secs_f32());
+                }
+            }
+            for stream in &mut *streams {
+                stream.pass_on();
+            }
+            if over {
+                return Ok(());
+            }
+            if let Some(limit) = job.limit.filter(|limit| start.elapsed() > *limit) {
+                child.kill().and_then(|()| child.wait()).context("qemu-system-x86_64")?;
+                let seconds = limit.as_secs();
+                return Err(Error::new(format!("the nested machine was turned off after {seconds} s")));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn exit_code(&self) -> Result<u8> {
+        let code = fs::read_to_string(self.shared().join("exit")).ok();
+        code.and_then(|code| code.trim().parse().ok()).ok_or_else(|| {
+            let log = fs::read(self.console_log()).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let end = lines[lines.len().saturating_sub(30)..].join("\n");
+            Error::new(format!("the nested machine ended before its job did; its console:\n{end}"))
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the next machine's leftovers.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A file that a job writes, and where its content goes.
+struct Follow<'a> {
+    file: File,
+    to: &'a mut dyn Write,
+}
+
+impl<'a> Follow<'a> {
+    fn new(path: &Path, to: &'a mut dyn Write) -> Result<Follow<'a>> {
+        File::create(path).context(path.display())?;
+        Ok(Follow { file: File::open(path).context(path.display())?, to })
+    }
+
+    fn pass_on(&mut self) {
+        let mut buffer = [0; 65536];
+        while let Ok(length @ 1..) = self.file.read(&mut buffer) {
+            // A reader that has gone does not stop the job.
+            let _ = self.to.write_all(&buffer[..length]).and_then(|()| self.to.flush());
+        }
+    }
+}
+
+/// The state of the developer's terminal, put back when this is dropped.
+struct Terminal(Option<String>);
+
+impl Terminal {
+    fn remember() -> Terminal {
+        Terminal(stty("-g"))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0 {
+            stty(state);
+        }
+    }
+}
+
+/// Asks about or changes the terminal on standard input; none if it is not one.
+fn stty(argument: &str) -> Option<String> {
+    let output = Command::new("stty").arg(argument).stdin(Stdio::inherit()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Removes the folders of machines whose process was killed.
+fn remove_leftovers(all: &Path) {
+    let Ok(entries) = fs::read_dir(all) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(owner).exists() {
+            // A folder that stays does no harm.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Checking signatures takes the emulated processor a third of the boot, and these modules come
+/// straight from the package.
+fn without_signature(module: &[u8]) -> &[u8] {
+    // Laid out as: module, signature, 12 bytes that end in the signature's length, magic
+    // (include/linux/module_signature.h).
+    const MAGIC: &[u8] = b"~Module signature appended~\n";
+    let stripped = || {
+        let rest = module.strip_suffix(MAGIC)?;
+        let (rest, length) = rest.split_last_chunk::<4>()?;
+        let total = 8 + u32::from_be_bytes(*length) as usize;
+        rest.get(..rest.len().checked_sub(total)?)
+    };
+    stripped().unwrap_or(module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signature_goes_and_the_module_stays() {
+        let mut signed = b"module".to_vec();
+        signed.extend_from_slice(b"signature");
+        signed.extend_from_slice(&[0; 8]);
+        signed.extend_from_slice(&9_u32.to_be_bytes());
+        signed.extend_from_slice(b"~Module signature appended~\n");
+        assert_eq!(without_signature(&signed), b"module");
+        assert_eq!(without_signature(b"module"), b"module");
+        signed[23] = 255;
+        assert_eq!(without_signature(&signed), &signed[..]);
+    }
+}

@@ -1,0 +1,32 @@
+#!/bin/busybox sh
+# First process of the nested machine: loads what KVM needs, makes the host's root writable in
+# memory, runs the job there and reports its exit code through the shared folder.
+export PATH=/bin
+/bin/busybox mkdir -p /proc /sys /dev /host /memory /root
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+while read -r module parameters; do insmod "$module" $parameters; done </modules
+shared=$(cat /shared-folder)
+
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,ro,cache=loose host /host
+mount -t tmpfs -o size=75% memory /memory
+mkdir /memory/upper /memory/work
+mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work root /root
+for part in proc sys dev; do mount --move /$part /root/$part; done
+mkdir -p /root/dev/pts /root/dev/shm
+mount -t devpts -o ptmxmode=666 devpts /root/dev/pts
+mount -t tmpfs shm /root/dev/shm
+mount -t tmpfs run /root/run
+mkdir -p "/root$shared"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none shared "/root$shared"
+ip link set lo up
+hostname nested
+
+: >"/root$shared/up"
+setsid -c chroot /root /bin/sh "$shared/job" <>/root/dev/hvc0 >&0 2>&1
+echo $? >"/root$shared/exit.part"
+mv "/root$shared/exit.part" "/root$shared/exit"
+sync
+poweroff -f
