@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ossature_bus::{
-    AddressSpace, Assigned, AttachError, Attached, Device, DeviceError, InterruptRequest, MetricVisitor,
-    NodeHint, Placement, RangeRequest, Requires, State, Syscall, Trigger,
+    Assigned, AttachError, Attached, Device, DeviceError, MetricVisitor, NodeHint, Placement, Requires,
+    State, Syscall,
 };
 
 pub use escape::{Escape, EscapeFilter};
@@ -22,6 +22,7 @@ pub(crate) use pty::PtyLine;
 pub(crate) use socket::SocketLine;
 
 use crate::backend::Backend;
+use crate::register;
 use port::Shared;
 
 /// How long the end of a port waits for its line to take the last output.
@@ -119,16 +120,8 @@ impl Device for Serial {
 
     fn requires(&self) -> Requires {
         Requires {
-            ranges: vec![RangeRequest {
-                space: AddressSpace::Pio,
-                size: 8,
-                align: 1,
-                placement: Placement::Fixed(self.port.base.into()),
-            }],
-            interrupts: vec![InterruptRequest {
-                placement: Placement::Fixed(self.port.irq.into()),
-                trigger: Trigger::Edge,
-            }],
+            ranges: vec![register::ports(self.port.base, 8)],
+            interrupts: vec![register::interrupt(Placement::Fixed(self.port.irq.into()))],
             ..Requires::default()
         }
     }

@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ossature_bus::{Access, BusFault, DeviceEvent, Effect, Event, EventSink, MetricVisitor, Mmio, Size};
+use ossature_bus::{Access, BusFault, DeviceEvent, Effect, Event, EventSink, MetricVisitor, Mmio};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+
+use crate::register;
 
 use super::escape::{Escape, EscapeFilter};
 use super::line::{Line, Watch, poll};
@@ -356,7 +358,7 @@ impl Shared {
 
 impl Mmio for Shared {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
-        let offset = register(at)?;
+        let offset = register::byte(at, 8)?;
         let mut inner = self.lock();
         let value = inner.uart.read(offset);
         self.after_guest(&mut inner);
@@ -364,7 +366,7 @@ impl Mmio for Shared {
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        let offset = register(at)?;
+        let offset = register::byte(at, 8)?;
         let mut inner = self.lock();
         match inner.uart.write(offset, value as u8) {
             Written::Register => {}
@@ -376,12 +378,4 @@ impl Mmio for Shared {
         self.after_guest(&mut inner);
         Ok(Effect::None)
     }
-}
-
-/// The register that `at` means: each is one byte wide.
-fn register(at: Access) -> Result<u8, BusFault> {
-    if at.size != Size::B1 {
-        return Err(BusFault::Width);
-    }
-    u8::try_from(at.offset).ok().filter(|offset| *offset < 8).ok_or(BusFault::Unmapped)
 }

@@ -1,0 +1,203 @@
+//! The controller: status, commands, and the one byte at a time that it hands to the guest.
+
+use std::collections::VecDeque;
+
+use super::keyboard::Keyboard;
+
+/// Answers that wait for the guest. More than one is only there if the guest does not read them.
+pub(super) const CAPACITY: usize = 16;
+
+const STATUS_OUTPUT: u8 = 1 << 0;
+const STATUS_SYSTEM: u8 = 1 << 2;
+const STATUS_COMMAND: u8 = 1 << 3;
+/// The keyboard is not locked.
+const STATUS_UNLOCKED: u8 = 1 << 4;
+const STATUS_AUX: u8 = 1 << 5;
+const STATUS_TIMEOUT: u8 = 1 << 6;
+
+const CONFIG_KEYBOARD_IRQ: u8 = 1 << 0;
+const CONFIG_SYSTEM: u8 = 1 << 2;
+const CONFIG_KEYBOARD_OFF: u8 = 1 << 4;
+const CONFIG_AUX_OFF: u8 = 1 << 5;
+const CONFIG_TRANSLATE: u8 = 1 << 6;
+/// Bits 3 and 7 are reserved.
+const CONFIG_MASK: u8 = 0x77;
+/// As firmware leaves it.
+const CONFIG_DEFAULT: u8 = CONFIG_KEYBOARD_IRQ | CONFIG_SYSTEM | CONFIG_AUX_OFF | CONFIG_TRANSLATE;
+
+/// Output port: bit 0 low resets the machine, bit 1 is the A20 gate (always open), bit 4 the output buffer.
+const OUTPUT_PORT_RUN: u8 = 1 << 0;
+const OUTPUT_PORT_A20: u8 = 1 << 1;
+const OUTPUT_PORT_FULL: u8 = 1 << 4;
+
+/// What a device that is not there answers.
+const NO_ANSWER: u8 = 0xfe;
+
+/// What a write asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Asks {
+    Nothing,
+    Reset,
+}
+
+/// The command whose parameter comes next.
+#[derive(Clone, Copy, Debug)]
+enum Parameter {
+    Config,
+    OutputPort,
+    KeyboardOutput,
+    AuxOutput,
+    Aux,
+}
+
+/// A byte for the guest and the status bits that come with it.
+#[derive(Clone, Copy, Debug)]
+struct Output {
+    byte: u8,
+    status: u8,
+}
+
+#[derive(Debug)]
+pub(super) struct Controller {
+    keyboard: Keyboard,
+    config: u8,
+    /// The last write went to the command port.
+    commanded: bool,
+    parameter: Option<Parameter>,
+    answers: VecDeque<Output>,
+    output: Option<Output>,
+    last: u8,
+    /// A byte has come into the output buffer since the last edge.
+    fresh: bool,
+}
+
+impl Controller {
+    pub(super) fn new() -> Self {
+        Self {
+            keyboard: Keyboard::new(),
+            config: CONFIG_DEFAULT,
+            commanded: false,
+            parameter: None,
+            answers: VecDeque::with_capacity(CAPACITY),
+            output: None,
+            last: 0,
+            fresh: false,
+        }
+    }
+
+    /// The status register.
+    pub(super) fn status(&mut self) -> u8 {
+        let mut status = STATUS_UNLOCKED;
+        if let Some(output) = self.output {
+            status |= STATUS_OUTPUT | output.status;
+        }
+        if self.config & CONFIG_SYSTEM != 0 {
+            status |= STATUS_SYSTEM;
+        }
+        if self.commanded {
+            status |= STATUS_COMMAND;
+        }
+        status
+    }
+
+    /// Takes the byte in the output buffer. An empty one reads as its last byte.
+    pub(super) fn read_data(&mut self) -> u8 {
+        if let Some(output) = self.output.take() {
+            self.last = output.byte;
+        }
+        self.fill();
+        self.last
+    }
+
+    /// A byte for the data port: a command's parameter or, without one, a byte for the keyboard.
+    pub(super) fn write_data(&mut self, byte: u8) -> Asks {
+        self.commanded = false;
+        match self.parameter.take() {
+            Some(Parameter::Config) => self.configure(byte & CONFIG_MASK),
+            Some(Parameter::OutputPort) if byte & OUTPUT_PORT_RUN == 0 => return Asks::Reset,
+            Some(Parameter::OutputPort) => {}
+            // The second is the aux channel's loop-back test: a controller without that channel does not
+            // mark the byte as coming from it, which tells Linux at once that there is no mouse.
+            Some(Parameter::KeyboardOutput | Parameter::AuxOutput) => self.answer(byte, 0),
+            Some(Parameter::Aux) => self.answer(NO_ANSWER, STATUS_AUX | STATUS_TIMEOUT),
+            None => self.keyboard.command(byte),
+        }
+        self.fill();
+        Asks::Nothing
+    }
+
+    /// A command.
+    pub(super) fn command(&mut self, command: u8) -> Asks {
+        self.commanded = true;
+        self.parameter = None;
+        match command {
+            0x20 => self.answer(self.config, 0),
+            0x60 => self.parameter = Some(Parameter::Config),
+            0xa7 => self.configure(self.config | CONFIG_AUX_OFF),
+            0xa8 => self.configure(self.config & !CONFIG_AUX_OFF),
+            // Test of the aux channel: its clock line is stuck low.
+            0xa9 => self.answer(0x01, 0),
+            // Self-test.
+            0xaa => self.answer(0x55, 0),
+            // Test of the keyboard channel.
+            0xab => self.answer(0x00, 0),
+            0xad => self.configure(self.config | CONFIG_KEYBOARD_OFF),
+            0xae => self.configure(self.config & !CONFIG_KEYBOARD_OFF),
+            // Input port: the keyboard is not locked.
+            0xc0 => self.answer(0x80, 0),
+            0xd0 => {
+                let full = if self.output.is_some() { OUTPUT_PORT_FULL } else { 0 };
+                self.answer(OUTPUT_PORT_RUN | OUTPUT_PORT_A20 | full, 0);
+            }
+            0xd1 => self.parameter = Some(Parameter::OutputPort),
+            0xd2 => self.parameter = Some(Parameter::KeyboardOutput),
+            0xd3 => self.parameter = Some(Parameter::AuxOutput),
+            0xd4 => self.parameter = Some(Parameter::Aux),
+            // Pulse the output port's lines whose bits are clear.
+            0xf0..=0xff if command & OUTPUT_PORT_RUN == 0 => return Asks::Reset,
+            _ => {}
+        }
+        self.fill();
+        Asks::Nothing
+    }
+
+    fn configure(&mut self, config: u8) {
+        let enabled = config & !self.config & CONFIG_KEYBOARD_IRQ != 0;
+        self.config = config;
+        // What is in the buffer interrupts as soon as it may.
+        self.fresh |= enabled && self.output.is_some();
+    }
+
+    fn answer(&mut self, byte: u8, status: u8) {
+        if self.answers.len() < CAPACITY {
+            self.answers.push_back(Output { byte, status });
+        }
+    }
+
+    /// Fills the empty output buffer: with the controller's own answers first, then from the keyboard.
+    fn fill(&mut self) {
+        if self.output.is_some() {
+            return;
+        }
+        self.output = self.answers.pop_front();
+        if self.output.is_none() && self.config & CONFIG_KEYBOARD_OFF == 0 {
+            self.output = self.keyboard.pop().map(|byte| Output { byte, status: 0 });
+        }
+        self.fresh |= self.output.is_some();
+    }
+
+    /// Whether the keyboard's interrupt has to be raised. Ask after each step.
+    pub(super) fn take_edge(&mut self) -> bool {
+        let fresh = std::mem::take(&mut self.fresh);
+        let aux = self.output.is_some_and(|output| output.status & STATUS_AUX != 0);
+        fresh && !aux && self.config & CONFIG_KEYBOARD_IRQ != 0
+    }
+
+    /// Types Ctrl-Alt-Del; `false` if the guest does not get it.
+    pub(super) fn press_ctrl_alt_del(&mut self) -> bool {
+        let typed = self.keyboard.press_ctrl_alt_del(self.config & CONFIG_TRANSLATE != 0);
+        self.fill();
+        typed
+    }
+}

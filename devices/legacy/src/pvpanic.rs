@@ -1,0 +1,100 @@
+//! A pvpanic port: a guest's kernel says that it has panicked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ossature_bus::{
+    Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, Mmio,
+    NodeHint, Requires, State, Syscall, VmRequest,
+};
+
+use crate::register;
+
+/// The guest has panicked.
+const PANICKED: u8 = 1 << 0;
+/// The guest has panicked and a crash kernel of its own takes over.
+const CRASH_LOADED: u8 = 1 << 1;
+
+/// A pvpanic port (QEMU's `docs/specs/pvpanic`, ISA variant): one byte at port 0x505 that reads as the events
+/// it knows and takes an event when written. A panic asks for [`VmRequest::GuestPanic`]. A guest whose own crash
+/// kernel takes over is counted and left to it.
+#[derive(Debug)]
+pub struct Pvpanic {
+    id: String,
+    port: Arc<Port>,
+}
+
+#[derive(Debug, Default)]
+struct Port {
+    panics: AtomicU64,
+    crash_kernels: AtomicU64,
+}
+
+impl Pvpanic {
+    /// A pvpanic port named `id`.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self { id: id.into(), port: Arc::default() }
+    }
+}
+
+impl Mmio for Port {
+    fn read(&self, at: Access) -> Result<u64, BusFault> {
+        register::byte(at, 1)?;
+        Ok((PANICKED | CRASH_LOADED).into())
+    }
+
+    fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        register::byte(at, 1)?;
+        let event = value as u8;
+        if event & PANICKED != 0 {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+            return Ok(Effect::Vm(VmRequest::GuestPanic));
+        }
+        if event & CRASH_LOADED != 0 {
+            self.crash_kernels.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Effect::None)
+    }
+}
+
+impl Device for Pvpanic {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn requires(&self) -> Requires {
+        Requires { ranges: vec![register::ports(0x505, 1)], ..Requires::default() }
+    }
+
+    fn attach(&mut self, _assigned: Assigned) -> Result<Attached, AttachError> {
+        Ok(Attached { ports: vec![self.port.clone()], node: NodeHint::Pvpanic })
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        State::Stateless
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, visitor: &mut dyn MetricVisitor) {
+        visitor.counter("panics", self.port.panics.load(Ordering::Relaxed));
+        visitor.counter("crash_kernels", self.port.crash_kernels.load(Ordering::Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests;
