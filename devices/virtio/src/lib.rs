@@ -3,6 +3,12 @@
 
 mod device;
 pub use device::{ConfigInterrupt, DeviceType, Start, StartError, VirtioDevice};
+mod runtime;
+pub use runtime::{DedicatedThread, Inline, SharedLoop};
+mod rng;
+pub use rng::Rng;
+mod transport;
+pub use transport::mmio::VirtioMmio;
 mod worker;
 pub use worker::{Interest, Runtime, RuntimeError, Source, Turn, Worker, WorkerHandle};
 mod queue;

@@ -4,6 +4,8 @@
 //! Everything here fails its test by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // as said above
 
+mod driver;
 mod ring;
 
+pub use driver::{Request, TestDriver};
 pub use ring::{Desc, GuestRing, Used, guest_ram};

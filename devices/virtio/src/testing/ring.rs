@@ -168,6 +168,7 @@ impl GuestRing {
     /// Asks for an interrupt once the used index passes `event` (with EVENT_IDX).
     pub fn set_used_event(&self, event: u16) {
         self.store(self.avail + 4 + 2 * u64::from(self.size), event);
+        fence(Ordering::SeqCst);
     }
 
     /// The used index.
@@ -194,6 +195,11 @@ impl GuestRing {
         } else {
             !self.no_notify()
         }
+    }
+
+    /// The used index that the driver has come to.
+    pub fn next_used(&self) -> u16 {
+        self.next_used
     }
 
     /// The next chain that the device gave back.

@@ -1,0 +1,1 @@
+//! The transport core against drivers that break its rules.
