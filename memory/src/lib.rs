@@ -7,6 +7,7 @@ mod dirty;
 mod dma;
 #[allow(unsafe_code)]
 mod host;
+pub mod layout;
 #[allow(unsafe_code)]
 mod mapping;
 mod ram;
