@@ -1,9 +1,31 @@
-//! What guests run: a file system of busybox and kernel modules.
+//! What guests run: a file system of busybox and kernel modules, whose first process runs a job or
+//! offers a shell.
+//!
+//! A test adds its script as `/job`, and reads the script's output and exit code from the guest's
+//! console through [`crate::frame`]. Command line and behaviour: `guest/init.sh`.
 
+use std::fs;
 use std::path::PathBuf;
 
+use crate::kernels::{Kernel, Module};
 use crate::tree::Tree;
-use crate::{Error, Result};
+use crate::{Context, Error, Result, process};
+
+/// What guests need that Debian's kernels have as modules.
+const MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_rng",
+    "ext4",
+    "evdev",
+    "button",
+];
+
+/// What the power button's handler is called by `acpid` of busybox.
+const POWER_BUTTON: &str = "/etc/acpi/PWRF/00000080";
 
 /// The host's statically linked busybox.
 ///
@@ -11,8 +33,8 @@ use crate::{Error, Result};
 /// There is none, or it needs shared libraries, which a guest does not have.
 pub fn busybox() -> Result<PathBuf> {
     let program = PathBuf::from("/bin/busybox");
-    // A dynamically linked ELF file names its loader.
-    let is_static = std::fs::read(&program)
+    // A dynamically linked ELF file names its loader near its start.
+    let is_static = fs::read(&program)
         .is_ok_and(|bytes| !bytes.windows(9).take(4096).any(|window| window == b"ld-linux-"));
     if is_static {
         return Ok(program);
@@ -20,13 +42,51 @@ pub fn busybox() -> Result<PathBuf> {
     Err(Error::needs_developer("/bin/busybox is missing or dynamic: please install busybox-static"))
 }
 
-/// A tree that holds busybox and a console.
+/// A tree of busybox with all its commands, a console, and the folders that Linux mounts things on.
 ///
 /// # Errors
 /// As [`busybox`].
 pub fn busybox_tree() -> Result<Tree> {
+    let program = busybox()?;
     let mut tree = Tree::new();
-    tree.copy("/bin/busybox", &busybox()?)?;
+    for folder in ["/proc", "/sys", "/dev", "/run", "/root", "/tmp", "/mnt", "/new"] {
+        tree.directory(folder);
+    }
     tree.character_device("/dev/console", 5, 1);
+    for name in process::text(process::command(&program).arg("--list"))?.lines() {
+        tree.link(&format!("/bin/{name}"), "busybox");
+    }
+    tree.copy("/bin/busybox", &program)?;
+    Ok(tree)
+}
+
+/// Adds kernel modules and the list of them that an init script loads: `/etc/modules`.
+///
+/// # Errors
+/// A module cannot be read.
+pub fn add_modules(tree: &mut Tree, modules: &[Module], edit: impl Fn(&[u8]) -> &[u8]) -> Result<()> {
+    let mut list = String::new();
+    for module in modules {
+        let name = module.file.file_name().unwrap_or_default().to_string_lossy();
+        let place = format!("/lib/{name}");
+        let bytes = fs::read(&module.file).context(module.file.display())?;
+        tree.file(&place, 0o644, edit(&bytes));
+        list.push_str(&format!("{place} {}\n", module.parameters));
+    }
+    tree.file("/etc/modules", 0o644, list);
+    Ok(())
+}
+
+/// The tree of a guest with this kernel: an initramfs, or the root of a disk.
+///
+/// # Errors
+/// The kernel lacks a module that guests need, or busybox is missing.
+pub fn tree(kernel: &Kernel) -> Result<Tree> {
+    let mut tree = busybox_tree()?;
+    add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
+    tree.file("/init", 0o755, include_str!("guest/init.sh"));
+    tree.file("/etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\n");
+    tree.file("/etc/group", 0o644, "root:x:0:\n");
+    tree.file(POWER_BUTTON, 0o755, "#!/bin/sh\nkill -USR2 1\n");
     Ok(tree)
 }

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod cpio;
+pub mod frame;
 pub mod guest;
 pub mod kernels;
 pub mod nested;

@@ -1,11 +1,13 @@
 //! Developer commands: `cargo xtask --help` lists them.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::kernels::Flavour;
 use xtask::nested::{Job, Machine};
-use xtask::{Result, packages};
+use xtask::{Context, Result, guest, kernels, packages};
 
 /// Developer commands of Ossature.
 #[derive(Parser)]
@@ -19,6 +21,17 @@ struct Arguments {
 enum Commands {
     /// Run a command, or a shell, in a machine with a full KVM, emulated by QEMU.
     Nested(Nested),
+    /// Write a guest's initramfs, and say where the kernel for it is.
+    Initramfs(Initramfs),
+}
+
+#[derive(clap::Args)]
+struct Initramfs {
+    /// What the guest runs before it powers off; without it, it offers a shell.
+    #[arg(long, value_name = "CMD")]
+    job: Option<String>,
+    /// The file to write.
+    file: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -51,6 +64,17 @@ fn run(command: Commands) -> Result<u8> {
                 Some(script) => machine.run(&Job::new(script), &mut io::stdout(), &mut io::stderr()),
                 None => machine.run_on_terminal(&Job { limit: None, ..Job::new("exec bash -i") }),
             }
+        }
+        Commands::Initramfs(Initramfs { job, file }) => {
+            packages::ensure()?;
+            let kernel = kernels::fetch(Flavour::Cloud)?;
+            let mut tree = guest::tree(&kernel)?;
+            if let Some(job) = job {
+                tree.file("/job", 0o755, job);
+            }
+            std::fs::write(&file, tree.to_cpio()).context(file.display())?;
+            println!("{}\n{}", kernel.vmlinux().display(), kernel.vmlinuz().display());
+            Ok(0)
         }
     }
 }

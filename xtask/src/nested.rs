@@ -73,15 +73,7 @@ impl Machine {
         let shared = machine.shared();
         fs::create_dir_all(&shared).context(shared.display())?;
         let mut tree = guest::busybox_tree()?;
-        let mut list = String::new();
-        for module in kernel.modules(MODULES)? {
-            let name = module.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let place = format!("/lib/{name}");
-            let bytes = fs::read(&module.file).context(module.file.display())?;
-            tree.file(&place, 0o644, without_signature(&bytes));
-            list.push_str(&format!("{place} {}\n", module.parameters));
-        }
-        tree.file("/modules", 0o644, list);
+        guest::add_modules(&mut tree, &kernel.modules(MODULES)?, without_signature)?;
         tree.file("/shared-folder", 0o644, shared.to_string_lossy().into_owned());
         tree.file("/init", 0o755, include_str!("nested/init.sh"));
         fs::write(machine.initrd(), tree.to_cpio()).context(machine.initrd().display())?;

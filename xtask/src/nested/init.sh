@@ -2,12 +2,11 @@
 # First process of the nested machine: loads what KVM needs, makes the host's root writable in
 # memory, runs the job there and reports its exit code through the shared folder.
 export PATH=/bin
-/bin/busybox mkdir -p /proc /sys /dev /host /memory /root
-/bin/busybox --install -s /bin
+mkdir /host /memory
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-while read -r module parameters; do insmod "$module" $parameters; done </modules
+while read -r module parameters; do insmod "$module" $parameters; done </etc/modules
 shared=$(cat /shared-folder)
 
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,ro,cache=loose host /host
