@@ -1,0 +1,209 @@
+//! A disk whose sectors are the bytes of a file or of a block device, in order.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ossature_bus::Syscall;
+use ossature_memory::{Dma, DmaIoError, Segments};
+
+use super::DiskIo;
+use crate::sys;
+
+/// For what a disk file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// The guest reads and writes; nobody else may use the file meanwhile.
+    ReadWrite,
+    /// The guest only reads; others may read too.
+    ReadOnly,
+}
+
+/// A disk file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// There is no such file.
+    #[error("disk {path:?} does not exist")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is a folder, a pipe, a terminal or the like.
+    #[error("disk {path:?} is {found}; a disk is a file or a block device")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// This user may not open it.
+    #[error("disk {path:?}: no permission to {}", match mode {
+        OpenMode::ReadWrite => "read and write it; open it read-only or change its mode",
+        OpenMode::ReadOnly => "read it",
+    })]
+    Permission {
+        /// The file.
+        path: PathBuf,
+        /// How it was to be opened.
+        mode: OpenMode,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It is marked read-only, or its file system is, and it was to be opened read-write.
+    #[error("disk {path:?} is read-only; open it read-only, or make it writable")]
+    ReadOnlyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another virtual machine has it.
+    #[error("disk {path:?} is in use by another process, which has locked it")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It has no sector.
+    #[error("disk {path:?} is empty; give it a size, a multiple of 512 bytes")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The last sector is not whole.
+    #[error("disk {path:?} is {len} bytes long, not a multiple of 512: pad it to {}", len.next_multiple_of(512))]
+    Tail {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Anything else.
+    #[error("disk {path:?}: cannot {action} it")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// A raw disk file, or a block device, as it is: whatever its first bytes look like, its format is never
+/// guessed.
+///
+/// Reads and writes go through the host's page cache, synchronously: they block the thread that runs the
+/// device's worker, and with the shared runtime all workers on it. Where that matters, give the device a
+/// thread of its own.
+///
+/// While it is open the whole file is locked with an open-file-description lock (`F_OFD_SETLK`, fcntl(2)),
+/// exclusive for read-write and shared for read-only. The lock is advisory: it keeps out every program that
+/// locks its disks in this way or with POSIX record locks.
+#[derive(Debug)]
+pub struct RawFile {
+    file: File,
+    capacity: u64,
+    physical_block: u32,
+    mode: OpenMode,
+}
+
+impl RawFile {
+    /// Opens and locks `path`.
+    ///
+    /// A file without any write permission is refused for [`OpenMode::ReadWrite`] even where the process may
+    /// override permissions: somebody has marked it as not to be written.
+    pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        // Opening a pipe without O_NONBLOCK would wait for its other end.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(mode == OpenMode::ReadWrite)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|e| open_error(path, mode, e))?;
+        let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
+
+        let meta = file.metadata().map_err(io("inspect"))?;
+        let kind = meta.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotAFile { path: path.to_owned(), found: name_of(kind) });
+        }
+        if mode == OpenMode::ReadWrite && meta.mode() & 0o222 == 0 {
+            return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
+        }
+        sys::lock_file(&file, mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.to_owned() },
+            _ => DiskError::Io { path: path.to_owned(), action: "lock", source },
+        })?;
+        // Where a block device ends, only a seek tells.
+        let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
+        if capacity == 0 {
+            return Err(DiskError::Empty { path: path.to_owned() });
+        }
+        if capacity % 512 != 0 {
+            return Err(DiskError::Tail { path: path.to_owned(), len: capacity });
+        }
+        let physical_block = u32::try_from(meta.blksize())
+            .ok()
+            .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
+            .unwrap_or(512);
+        Ok(Self { file, capacity, physical_block, mode })
+    }
+}
+
+fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
+    let path = path.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => DiskError::Missing { path },
+        Some(libc::EISDIR) => DiskError::NotAFile { path, found: "a folder" },
+        Some(libc::EROFS | libc::ETXTBSY) => DiskError::ReadOnlyFile { path },
+        Some(libc::EACCES | libc::EPERM) => DiskError::Permission { path, mode, source },
+        Some(libc::ENXIO) => DiskError::NotAFile { path, found: "a socket or a device without a driver" },
+        _ => DiskError::Io { path, action: "open", source },
+    }
+}
+
+fn name_of(kind: std::fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a character device"
+    }
+}
+
+impl DiskIo for RawFile {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn read_only(&self) -> bool {
+        self.mode == OpenMode::ReadOnly
+    }
+
+    fn physical_block(&self) -> u32 {
+        self.physical_block
+    }
+
+    fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
+        mem.preadv(&self.file, to, offset)
+    }
+
+    fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
+        mem.pwritev(&self.file, from, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[Syscall("preadv"), Syscall("pwritev"), Syscall("fdatasync")]
+    }
+}
+
+#[cfg(test)]
+mod tests;

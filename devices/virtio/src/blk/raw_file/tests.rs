@@ -1,0 +1,153 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use ossature_memory::Segment;
+use ossature_memory::vm_memory::GuestAddress;
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::guest_ram;
+
+fn disk(dir: &TempDir, len: u64) -> PathBuf {
+    let path = dir.path().join("disk.img");
+    File::create(&path).unwrap().set_len(len).unwrap();
+    path
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[track_caller]
+fn refused(path: impl AsRef<Path>, mode: OpenMode, want: &str) {
+    let error = RawFile::open(&path, mode).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&format!("{:?}", path.as_ref())), "{text:?} names the file");
+    assert!(text.contains(want), "{text:?} says {want:?}");
+}
+
+#[test]
+fn moves_bytes_between_file_and_guest() {
+    let dir = dir();
+    let path = disk(&dir, 8192);
+    let mem = guest_ram(&[(0, 0x1_0000)]);
+    let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    assert_eq!((raw.capacity(), raw.read_only()), (8192, false));
+    mem.write(GuestAddress(0x100), &[7; 1024]).unwrap();
+    let from =
+        [Segment { addr: GuestAddress(0x100), len: 100 }, Segment { addr: GuestAddress(0x200), len: 924 }];
+    assert_eq!(raw.write(&mem, (&from).into(), 512).unwrap(), 1024);
+    raw.flush().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes[..512].iter().all(|b| *b == 0) && bytes[1536..].iter().all(|b| *b == 0));
+    assert!(bytes[512..868].iter().all(|b| *b == 7));
+
+    let to = [Segment { addr: GuestAddress(0x4000), len: 512 }];
+    assert_eq!(raw.read(&mem, (&to).into(), 512).unwrap(), 512);
+    let mut back = [0; 512];
+    mem.read(GuestAddress(0x4000), &mut back).unwrap();
+    assert_eq!(back, bytes[512..1024]);
+}
+
+#[test]
+fn a_file_that_shrank_reads_short_and_never_more() {
+    let dir = dir();
+    let path = disk(&dir, 8192);
+    let mem = guest_ram(&[(0, 0x1_0000)]);
+    let raw = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let to = [Segment { addr: GuestAddress(0), len: 1024 }];
+    assert_eq!(raw.read(&mem, (&to).into(), 512).unwrap(), 488);
+    assert_eq!(raw.read(&mem, (&to).into(), 4096).unwrap(), 0);
+}
+
+#[test]
+fn d4_the_format_is_never_guessed() {
+    let dir = dir();
+    let path = dir.path().join("disk.img");
+    let mut bytes = vec![0; 1024];
+    // A qcow2 header, version 3, with a backing file.
+    bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    fs::write(&path, &bytes).unwrap();
+    let mem = guest_ram(&[(0, 0x1000)]);
+    let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    assert_eq!(raw.capacity(), 1024);
+    let to = [Segment { addr: GuestAddress(0), len: 1024 }];
+    assert_eq!(raw.read(&mem, (&to).into(), 0).unwrap(), 1024);
+    let mut back = vec![0; 1024];
+    mem.read(GuestAddress(0), &mut back).unwrap();
+    assert_eq!(back, bytes);
+}
+
+#[test]
+fn what_is_no_disk_is_refused_with_its_name() {
+    let dir = dir();
+    for mode in [OpenMode::ReadOnly, OpenMode::ReadWrite] {
+        refused(dir.path().join("none.img"), mode, "does not exist");
+        refused(dir.path(), mode, "is a folder");
+        refused("/dev/null", mode, "is a character device");
+    }
+    let socket = dir.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    refused(&socket, OpenMode::ReadOnly, "is a socket");
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    refused(&pipe, OpenMode::ReadOnly, "is a pipe");
+    refused(&pipe, OpenMode::ReadWrite, "is a pipe");
+}
+
+#[test]
+fn sizes_that_are_no_sectors_are_refused_with_the_right_size() {
+    let dir = dir();
+    refused(disk(&dir, 0), OpenMode::ReadOnly, "is empty");
+    refused(disk(&dir, 1000), OpenMode::ReadOnly, "1000 bytes long, not a multiple of 512: pad it to 1024");
+    refused(disk(&dir, 511), OpenMode::ReadWrite, "pad it to 512");
+    assert_eq!(RawFile::open(disk(&dir, 512), OpenMode::ReadOnly).unwrap().capacity(), 512);
+}
+
+#[test]
+fn a_file_marked_read_only_is_not_opened_read_write_even_by_root() {
+    let dir = dir();
+    let path = disk(&dir, 512);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let error = RawFile::open(&path, OpenMode::ReadWrite).unwrap_err();
+    // The kernel refuses it to users, we to those whom the kernel lets through.
+    assert!(matches!(error, DiskError::ReadOnlyFile { .. } | DiskError::Permission { .. }), "{error:?}");
+    assert!(error.to_string().contains("open it read-only"), "{error}");
+    let raw = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
+    assert!(raw.read_only());
+}
+
+#[test]
+fn kernel_answers_become_errors_that_name_file_and_remedy() {
+    let path = Path::new("/a/disk");
+    let of = |code, mode| open_error(path, mode, io::Error::from_raw_os_error(code));
+    let text = of(libc::EACCES, OpenMode::ReadWrite).to_string();
+    assert_eq!(
+        text,
+        r#"disk "/a/disk": no permission to read and write it; open it read-only or change its mode"#
+    );
+    assert_eq!(
+        of(libc::EACCES, OpenMode::ReadOnly).to_string(),
+        r#"disk "/a/disk": no permission to read it"#
+    );
+    assert!(matches!(of(libc::EROFS, OpenMode::ReadWrite), DiskError::ReadOnlyFile { .. }));
+    assert!(matches!(of(libc::ELOOP, OpenMode::ReadOnly), DiskError::Io { action: "open", .. }));
+}
+
+#[test]
+fn locks_keep_writers_alone_and_let_readers_share() {
+    let dir = dir();
+    let path = disk(&dir, 512);
+    let one = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
+    let two = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
+    refused(&path, OpenMode::ReadWrite, "is in use by another process");
+    drop((one, two));
+    let writer = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    refused(&path, OpenMode::ReadWrite, "is in use by another process");
+    refused(&path, OpenMode::ReadOnly, "is in use by another process");
+    drop(writer);
+    RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+}

@@ -1,0 +1,155 @@
+//! One request: taken from its chain once, carried out, answered (virtio 1.2, section 5.2.6).
+
+use std::io;
+
+use ossature_memory::{Dma, DmaIoError, Segments};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+
+use super::{Counters, DiskId, DiskIo, SECTOR, SEG_MAX, SIZE_MAX};
+use crate::Chain;
+
+/// Bytes of the header: type, a reserved word, sector.
+const HEADER: u64 = 16;
+/// The longest transfer that a driver can ask for within SEG_MAX and SIZE_MAX. A longer one is refused: it would
+/// hold up every device on the same thread.
+const MAX_REQUEST: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+
+/// What carries requests out.
+#[derive(Debug)]
+pub(super) struct Executor<'a, D> {
+    pub disk: &'a D,
+    pub id: &'a DiskId,
+    pub counters: &'a Counters,
+    /// The driver does not know how to flush: each write must last.
+    pub write_through: bool,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Done {
+    /// Bytes written from the start of the chain's writable part, without a gap: `used.len`.
+    pub written: u32,
+    /// Bytes that the disk moved.
+    pub moved: u64,
+}
+
+/// How the part before the status byte ended: the status, and the bytes written to guest memory.
+struct Outcome {
+    status: u32,
+    filled: u64,
+    moved: u64,
+}
+
+impl Outcome {
+    fn new(status: u32) -> Self {
+        Self { status, filled: 0, moved: 0 }
+    }
+}
+
+impl<D: DiskIo> Executor<'_, D> {
+    /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
+    /// room for one.
+    pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {
+        let (readable, writable) = (Segments::from(chain.readable()), Segments::from(chain.writable()));
+        // The status is the last byte that we may write; what comes before is for data.
+        let Some(room) = writable.len().checked_sub(1) else {
+            self.counters.refused.add(1);
+            return Done { written: 0, moved: 0 };
+        };
+        let Outcome { status, filled, moved } = self.outcome(mem, readable, writable.take(room));
+        if status != VIRTIO_BLK_S_OK {
+            self.counters.refused.add(1);
+        }
+        let answered = mem.scatter(writable.skip(room), &[status as u8]).is_ok();
+        // `used.len` promises a prefix: after data that fell short the status byte is not part of it.
+        let written = filled + u64::from(answered && filled == room);
+        Done { written: u32::try_from(written).unwrap_or(u32::MAX), moved }
+    }
+
+    fn outcome(&self, mem: &Dma, readable: Segments<'_>, room: Segments<'_>) -> Outcome {
+        let mut header = [0; HEADER as usize];
+        // The header is copied once; what the driver makes of it afterwards no longer matters.
+        if !mem.gather(readable, &mut header).is_ok_and(|n| n == header.len()) {
+            return Outcome::new(VIRTIO_BLK_S_IOERR);
+        }
+        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+        let sector = u64::from_le_bytes(sector);
+        match u32::from_le_bytes([t0, t1, t2, t3]) {
+            VIRTIO_BLK_T_IN => self.read(mem, room, sector),
+            VIRTIO_BLK_T_OUT => self.write(mem, readable.skip(HEADER), sector),
+            VIRTIO_BLK_T_FLUSH => self.flush(),
+            VIRTIO_BLK_T_GET_ID => self.get_id(mem, room),
+            _ => Outcome::new(VIRTIO_BLK_S_UNSUPP),
+        }
+    }
+
+    /// The byte at which a transfer starts, if it is one that may be, and all of it lies on the disk.
+    fn position(&self, sector: u64, len: u64) -> Option<u64> {
+        let start = sector.checked_mul(SECTOR)?;
+        let end = start.checked_add(len)?;
+        (len % SECTOR == 0 && len <= MAX_REQUEST && end <= self.disk.capacity()).then_some(start)
+    }
+
+    fn read(&self, mem: &Dma, to: Segments<'_>, sector: u64) -> Outcome {
+        let Some(start) = self.position(sector, to.len()) else { return Outcome::new(VIRTIO_BLK_S_IOERR) };
+        let (moved, result) = transfer(to, start, |to, at| self.disk.read(mem, to, at));
+        self.counters.reads.add(1);
+        self.counters.read_bytes.add(moved);
+        Outcome { status: self.status_of(result), filled: moved, moved }
+    }
+
+    fn write(&self, mem: &Dma, from: Segments<'_>, sector: u64) -> Outcome {
+        let Some(start) = self.position(sector, from.len()).filter(|_| !self.disk.read_only()) else {
+            return Outcome::new(VIRTIO_BLK_S_IOERR);
+        };
+        let (moved, mut result) = transfer(from, start, |from, at| self.disk.write(mem, from, at));
+        if self.write_through && result.is_ok() {
+            result = self.disk.flush().map_err(Into::into);
+        }
+        self.counters.writes.add(1);
+        self.counters.written_bytes.add(moved);
+        Outcome { status: self.status_of(result), filled: 0, moved }
+    }
+
+    fn flush(&self) -> Outcome {
+        self.counters.flushes.add(1);
+        Outcome::new(self.status_of(self.disk.flush().map_err(Into::into)))
+    }
+
+    fn get_id(&self, mem: &Dma, to: Segments<'_>) -> Outcome {
+        let id = self.id.bytes();
+        if to.len() < id.len() as u64 || mem.scatter(to, id).is_err() {
+            return Outcome::new(VIRTIO_BLK_S_IOERR);
+        }
+        Outcome { status: VIRTIO_BLK_S_OK, filled: id.len() as u64, moved: 0 }
+    }
+
+    fn status_of(&self, result: Result<(), DmaIoError>) -> u32 {
+        if result.is_ok() {
+            return VIRTIO_BLK_S_OK;
+        }
+        self.counters.host_errors.add(1);
+        VIRTIO_BLK_S_IOERR
+    }
+}
+
+/// Moves all of `data`, going on after short transfers from where they ended. Returns the bytes moved, each
+/// once, whatever the end.
+fn transfer(
+    data: Segments<'_>,
+    start: u64,
+    step: impl Fn(Segments<'_>, u64) -> Result<usize, DmaIoError>,
+) -> (u64, Result<(), DmaIoError>) {
+    let mut moved = 0;
+    while moved < data.len() {
+        match step(data.skip(moved), start + moved) {
+            Ok(0) => return (moved, Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())),
+            Ok(n) => moved = data.len().min(moved + n as u64),
+            Err(e) => return (moved, Err(e)),
+        }
+    }
+    (moved, Ok(()))
+}

@@ -1,0 +1,52 @@
+//! Input to the guest.
+
+use ossature_memory::Dma;
+
+use super::{ConsoleInput, Counters};
+use crate::{QueueBroken, Turn, VirtQueue};
+
+/// Buffers that a turn fills at most.
+const TURN_BUFFERS: u32 = 64;
+
+/// Fills buffers until no input waits, no buffer is left, or the budget is used up.
+pub(super) fn run(
+    queue: &mut VirtQueue,
+    input: Option<&ConsoleInput>,
+    mem: &Dma,
+    counters: &Counters,
+) -> Result<Turn, QueueBroken> {
+    // Without input that waits we need no buffers, and no kick that tells of some.
+    queue.unpark()?;
+    let Some(input) = input else { return Ok(Turn::Sleep) };
+    for _ in 0..TURN_BUFFERS {
+        if !input.ready() {
+            queue.flush()?;
+            return Ok(Turn::Sleep);
+        }
+        let Some(chain) = queue.pop()? else {
+            queue.flush()?;
+            if queue.park()? {
+                continue;
+            }
+            return Ok(Turn::Sleep);
+        };
+        if chain.writable_len() == 0 {
+            queue.complete(chain, 0)?;
+            continue;
+        }
+        match input.read(mem, chain.writable().into()) {
+            Ok(n) if n > 0 => {
+                counters.rx_bytes.add(n as u64);
+                queue.complete(chain, u32::try_from(n).unwrap_or(u32::MAX))?;
+            }
+            nothing => {
+                queue.unpop(chain);
+                if nothing.is_err() {
+                    counters.host_errors.add(1);
+                }
+            }
+        }
+    }
+    queue.flush()?;
+    Ok(Turn::Again)
+}

@@ -1,0 +1,161 @@
+//! Packets to the guest: read straight into the buffers that the driver has posted.
+
+use std::collections::VecDeque;
+use std::io;
+
+use ossature_memory::{Dma, DmaIoError, Segment, Segments};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+
+use super::header::NUM_BUFFERS;
+use super::{Counters, HEADER_LEN, MAX_PACKET, NetIo};
+use crate::{Chain, QueueBroken, Turn, VirtQueue};
+
+/// Packets and buffers that a turn takes at most.
+const TURN_BUDGET: u32 = 128;
+/// Segments after which no further chain is posted: one chain has at most 256 more, and readv(2) takes 1024.
+const SEGMENTS_ENOUGH: usize = 512;
+
+/// The receive queue. Chains that were popped ahead wait in `posted` for the next packet, whose length is not
+/// known before it is read.
+#[derive(Debug)]
+pub(super) struct Rx {
+    queue: VirtQueue,
+    posted: VecDeque<Posted>,
+    /// The writable segments of all that is posted, in order.
+    segments: Vec<Segment>,
+    /// The bytes they hold.
+    room: u64,
+    /// A packet may take several chains.
+    merge: bool,
+    /// The driver does not know what header flags mean.
+    clear_flags: bool,
+}
+
+#[derive(Debug)]
+struct Posted {
+    chain: Chain,
+    room: u64,
+}
+
+impl Rx {
+    pub(super) fn new(queue: VirtQueue, features: u64) -> Self {
+        Self {
+            queue,
+            posted: VecDeque::new(),
+            segments: Vec::new(),
+            room: 0,
+            merge: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
+            clear_flags: features & 1 << VIRTIO_NET_F_GUEST_CSUM == 0,
+        }
+    }
+
+    pub(super) fn queue(&self) -> &VirtQueue {
+        &self.queue
+    }
+
+    /// Takes packets until none waits, no buffer is left, or the budget is used up.
+    pub(super) fn run(
+        &mut self,
+        io: &impl NetIo,
+        mem: &Dma,
+        counters: &Counters,
+    ) -> Result<Turn, QueueBroken> {
+        let mut budget = TURN_BUDGET;
+        // While buffers are at hand the driver need not tell us of more.
+        self.queue.unpark()?;
+        while budget > 0 {
+            self.post(&mut budget, counters)?;
+            if self.posted.is_empty() {
+                self.queue.flush()?;
+                // Packets wait without a wake-up of their own from here on: the driver's next kick is the one
+                // that goes on.
+                if budget > 0 && !self.queue.park()? {
+                    return Ok(Turn::Sleep);
+                }
+                budget = budget.saturating_sub(1);
+                continue;
+            }
+            budget -= 1;
+            match io.receive(mem, (&self.segments).into()) {
+                Ok(len) => self.deliver(len as u64, mem, counters)?,
+                Err(e) => {
+                    // After a failure too the next packet wakes us: trying again at once would spin.
+                    if !matches!(&e, DmaIoError::Io(e) if e.kind() == io::ErrorKind::WouldBlock) {
+                        counters.host_errors.add(1);
+                    }
+                    self.queue.flush()?;
+                    return Ok(Turn::Sleep);
+                }
+            }
+        }
+        self.queue.flush()?;
+        Ok(Turn::Again)
+    }
+
+    /// Pops chains until the longest packet fits, or one chain where packets are not merged.
+    fn post(&mut self, budget: &mut u32, counters: &Counters) -> Result<(), QueueBroken> {
+        while *budget > 0 && self.wants_more() {
+            let Some(chain) = self.queue.pop()? else { break };
+            let room = u64::from(chain.writable_len());
+            if room < HEADER_LEN as u64 {
+                *budget -= 1;
+                counters.rx_dropped.add(1);
+                self.queue.complete(chain, 0)?;
+                continue;
+            }
+            self.room += room;
+            self.segments.extend_from_slice(chain.writable());
+            self.posted.push_back(Posted { chain, room });
+        }
+        Ok(())
+    }
+
+    fn wants_more(&self) -> bool {
+        self.posted.is_empty()
+            || self.merge && self.room < MAX_PACKET && self.segments.len() < SEGMENTS_ENOUGH
+    }
+
+    /// Gives the driver the packet of `len` bytes that lies in the posted chains.
+    fn deliver(&mut self, len: u64, mem: &Dma, counters: &Counters) -> Result<(), QueueBroken> {
+        if len > self.room || len < HEADER_LEN as u64 {
+            counters.rx_dropped.add(1);
+            return Ok(());
+        }
+        let mut rest = len;
+        let mut taken: u16 = 0;
+        for posted in &self.posted {
+            taken += 1;
+            rest = rest.saturating_sub(posted.room);
+            if rest == 0 {
+                break;
+            }
+        }
+        // The first chain has room for a header, and the queue has found it in RAM.
+        if self.clear_flags {
+            let _ = mem.scatter(&self.segments, &[0]);
+        }
+        let _ = mem.scatter(Segments::from(&self.segments).skip(NUM_BUFFERS), &taken.to_le_bytes());
+
+        rest = len;
+        let mut gone = 0;
+        for Posted { chain, room } in self.posted.drain(..usize::from(taken)) {
+            let here = rest.min(room);
+            rest -= here;
+            self.room -= room;
+            gone += chain.writable().len();
+            self.queue.complete(chain, u32::try_from(here).unwrap_or(u32::MAX))?;
+        }
+        self.segments.drain(..gone);
+        counters.rx_packets.add(1);
+        counters.rx_bytes.add(len - HEADER_LEN as u64);
+        Ok(())
+    }
+
+    /// Gives back what no packet has used, and the queue.
+    pub(super) fn finish(mut self) -> VirtQueue {
+        while let Some(Posted { chain, .. }) = self.posted.pop_back() {
+            self.queue.unpop(chain);
+        }
+        self.queue
+    }
+}

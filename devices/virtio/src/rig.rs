@@ -1,0 +1,170 @@
+//! For tests of a device's data plane: its worker, run turn by turn, against rings in memory; no transport.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ossature_bus::{Event, MetricVisitor};
+use ossature_memory::vm_memory::GuestAddress;
+use ossature_memory::{Dma, Segment};
+
+use crate::testing::{Desc, GuestRing, Used, guest_ram};
+use crate::{ConfigInterrupt, QueueBroken, QueueConfig, Start, Turn, VirtQueue, VirtioDevice, Worker};
+
+const RAM: usize = 8 << 20;
+const RINGS: u64 = 0x1_0000;
+const HEAP: u64 = 0x10_0000;
+
+pub(crate) struct Rig {
+    pub dma: Dma,
+    pub rings: Vec<GuestRing>,
+    pub irqs: Vec<Arc<Event>>,
+    pub config_irqs: Arc<AtomicU32>,
+    features: u64,
+    event_idx: bool,
+    next_desc: Vec<u16>,
+    heap: u64,
+    worker: Option<Box<dyn Worker>>,
+}
+
+impl Rig {
+    /// Starts all of the device's queues with these negotiated features, 64 entries each.
+    pub fn new(device: &mut dyn VirtioDevice, features: u64) -> Self {
+        Self::with_rings(device, features, 64, false)
+    }
+
+    pub fn with_rings(device: &mut dyn VirtioDevice, features: u64, size: u16, event_idx: bool) -> Self {
+        let dma = guest_ram(&[(0, RAM)]);
+        let queues = device.queues().len();
+        let ring = |i| GuestRing::new(dma.clone(), RINGS + 0x8000 * i as u64, size, 0);
+        let mut rig = Self {
+            rings: (0..queues).map(ring).collect(),
+            irqs: (0..queues).map(|_| Arc::new(Event::new().unwrap())).collect(),
+            config_irqs: Arc::default(),
+            features,
+            event_idx,
+            next_desc: vec![0; queues],
+            heap: HEAP,
+            worker: None,
+            dma,
+        };
+        rig.start(device);
+        rig
+    }
+
+    fn start(&mut self, device: &mut dyn VirtioDevice) {
+        let queues = (0..self.rings.len()).map(|i| {
+            let ring = &self.rings[i];
+            let config = QueueConfig {
+                index: i as u16,
+                max_size: device.queues()[i],
+                size: ring.size,
+                desc: ring.desc,
+                avail: ring.avail,
+                used: ring.used,
+                event_idx: self.event_idx,
+                indirect: true,
+                start: 0,
+            };
+            config.build(self.dma.clone(), Arc::new(Event::new().unwrap()), self.irqs[i].clone()).unwrap()
+        });
+        let queues = queues.collect();
+        self.start_with(device, queues);
+    }
+
+    /// Starts the device with queues that [`stop`](Self::stop) gave back.
+    pub fn start_with(&mut self, device: &mut dyn VirtioDevice, queues: Vec<VirtQueue>) {
+        let raised = self.config_irqs.clone();
+        let config = ConfigInterrupt::new(move || _ = raised.fetch_add(1, Ordering::Relaxed));
+        let start = Start { features: self.features, mem: self.dma.clone(), queues, config };
+        self.worker = Some(device.start(0, start).unwrap());
+    }
+
+    pub fn stop(&mut self) -> Vec<VirtQueue> {
+        self.worker.take().unwrap().finish()
+    }
+
+    pub fn worker(&mut self) -> &mut dyn Worker {
+        &mut **self.worker.as_mut().unwrap()
+    }
+
+    /// One turn.
+    pub fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+        self.worker().turn(token)
+    }
+
+    /// Turns until the worker sleeps; returns how many.
+    pub fn run(&mut self, token: u32) -> u32 {
+        for turns in 1..1000 {
+            if self.turn(token).unwrap() == Turn::Sleep {
+                return turns;
+            }
+        }
+        panic!("the worker never sleeps");
+    }
+
+    /// Fresh guest memory.
+    pub fn alloc(&mut self, len: u32) -> Segment {
+        let segment = Segment { addr: GuestAddress(self.heap), len };
+        // An odd gap, so that nothing happens to be aligned or adjacent.
+        self.heap += u64::from(len) + 3;
+        assert!(self.heap <= RAM as u64);
+        segment
+    }
+
+    /// Fresh guest memory with these bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> Segment {
+        let segment = self.alloc(bytes.len() as u32);
+        self.dma.write(segment.addr, bytes).unwrap();
+        segment
+    }
+
+    /// What a segment holds.
+    pub fn get(&self, segment: Segment) -> Vec<u8> {
+        let mut bytes = vec![0; segment.len as usize];
+        self.dma.read(segment.addr, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Offers a chain on queue `q`; returns its head. Descriptors are taken in turn: offering more than a ring
+    /// holds overwrites the oldest.
+    pub fn offer(&mut self, q: usize, readable: &[Segment], writable: &[Segment]) -> u16 {
+        let descs: Vec<_> = (readable.iter().copied().map(Desc::readable))
+            .chain(writable.iter().copied().map(Desc::writable))
+            .collect();
+        let ring = &mut self.rings[q];
+        if usize::from(self.next_desc[q]) + descs.len() > usize::from(ring.size) {
+            self.next_desc[q] = 0;
+        }
+        let head = self.next_desc[q];
+        self.next_desc[q] += descs.len() as u16;
+        ring.offer(head, &descs);
+        head
+    }
+
+    pub fn used(&mut self, q: usize) -> Option<Used> {
+        self.rings[q].take_used()
+    }
+}
+
+/// A device's counter of this name.
+pub(crate) fn counter(device: &dyn VirtioDevice, name: &str) -> u64 {
+    struct Find<'a>(&'a str, Option<u64>);
+    impl MetricVisitor for Find<'_> {
+        fn counter(&mut self, name: &'static str, value: u64) {
+            if name == self.0 {
+                assert_eq!(self.1.replace(value), None, "{name} twice");
+            }
+        }
+        fn gauge(&mut self, _name: &'static str, _value: u64) {}
+    }
+    let mut find = Find(name, None);
+    device.metrics(&mut find);
+    find.1.unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// A device's whole configuration space.
+pub(crate) fn config(device: &dyn VirtioDevice) -> Vec<u8> {
+    let mut bytes = vec![0xaa; device.config_len() as usize];
+    device.read_config(0, &mut bytes);
+    bytes
+}

@@ -1,0 +1,72 @@
+//! The few calls into the host kernel for which no safe crate stands: tap ioctls, file locks, readiness.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The index of the network interface `name` in this network namespace; `None` where there is none.
+pub(crate) fn interface_index(name: &CStr) -> Option<u32> {
+    // SAFETY: the kernel reads a NUL-terminated string that outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => None,
+        index => Some(index),
+    }
+}
+
+/// Connects a descriptor of `/dev/net/tun` to the tap `name` (`TUNSETIFF`), frames with a virtio-net header.
+/// `name` is shorter than `IFNAMSIZ`.
+pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
+    };
+    if name.count_bytes() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map(drop)
+}
+
+/// Sets the length in bytes of the header before each frame (`TUNSETVNETHDRSZ`).
+pub(crate) fn tap_header_len(tap: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const len) }).map(drop)
+}
+
+/// Says which unfinished frames (`TUN_F_*`) the reader of the tap accepts (`TUNSETOFFLOAD`).
+pub(crate) fn tap_offloads(tap: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) })
+        .map(drop)
+}
+
+/// Locks the whole file, shared or exclusive, without waiting (`F_OFD_SETLK`): the lock belongs to the open
+/// file description. Fails with `WouldBlock` (`EAGAIN`) or `EACCES` where somebody else holds one.
+pub(crate) fn lock_file(file: impl AsFd, exclusive: bool) -> io::Result<()> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
+}
+
+/// Whether a read would not block: there is data, or the end.
+pub(crate) fn readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll reads and writes one `pollfd`, which outlives the call; it does not wait.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0
+}
