@@ -4,6 +4,7 @@
 //! Everything here fails its test by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // as said above
 
+pub mod conformance;
 mod driver;
 mod ring;
 

@@ -41,3 +41,5 @@ fn many_requests_take_several_turns() {
     driver.kick(0);
     assert_eq!(std::iter::from_fn(|| driver.used(0)).count(), 200);
 }
+
+crate::conformance_tests!(conformance, Rng::new);

@@ -337,6 +337,11 @@ impl TestDriver {
         self.pump();
     }
 
+    /// The queue's doorbell, which the host kernel would signal.
+    pub fn doorbell(&self, queue: u16) -> &Event {
+        &self.doorbells[usize::from(queue)]
+    }
+
     /// Kicks the queue through the register, wanted or not. Then pumps.
     pub fn kick_register(&self, queue: u32) {
         self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
