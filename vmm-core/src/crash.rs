@@ -87,3 +87,6 @@ impl fmt::Display for VcpuCrash {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

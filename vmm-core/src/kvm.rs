@@ -1,9 +1,13 @@
 //! KVM: opening it, what it can do, making virtual machines.
 
+#[allow(unsafe_code)]
 mod run;
+#[allow(unsafe_code)]
 mod signal;
+#[allow(unsafe_code)]
 mod sys;
 mod vcpu;
+#[allow(unsafe_code)]
 mod vm;
 
 use std::fs;

@@ -4,12 +4,10 @@
 mod arch;
 mod backend;
 mod crash;
-mod cursor;
-pub use cursor::BusCursor;
 mod error;
 mod kick;
-#[allow(unsafe_code)] // in run, signal, sys and vm: each block says why
 mod kvm;
+pub mod scripted;
 mod stats;
 mod vcpu;
 

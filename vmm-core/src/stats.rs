@@ -90,3 +90,6 @@ fn counter(descriptor: &[u8]) -> Option<Counter> {
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset + 4)?.try_into().map(u32::from_ne_bytes).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use ossature_bus::{Effect, Size};
-
-use crate::BusCursor;
+use ossature_bus::{BusCursor, BusFault, Effect, Size};
 
 use crate::backend::VcpuBackend;
 use crate::{Kicker, Registers, StatsReader, VcpuCrash, VmError};
@@ -34,7 +32,7 @@ impl Buses {
     #[inline]
     pub(crate) fn read_ports(&mut self, port: u16, size: Size, data: &mut [u8]) {
         for element in data.chunks_exact_mut(size as usize) {
-            store(size, element, self.pio.read(port.into(), size));
+            store(size, element, self.pio.read(port.into(), size).unwrap_or(size.mask()));
         }
     }
 
@@ -55,14 +53,16 @@ impl Buses {
     pub(crate) fn read_memory(&mut self, mut address: u64, mut data: &mut [u8]) {
         while let Some(size) = widest(data.len()) {
             let (piece, rest) = data.split_at_mut(size as usize);
-            store(size, piece, self.mmio.read(address, size));
+            store(size, piece, self.mmio.read(address, size).unwrap_or(size.mask()));
             (address, data) = (address.wrapping_add(size.bytes()), rest);
         }
     }
 }
 
-fn first(before: Effect, after: Effect) -> Effect {
-    if before == Effect::None { after } else { before }
+/// What to do after an access, given what an earlier one of the same instruction asks for.
+#[inline]
+fn first(before: Effect, after: Result<Effect, BusFault>) -> Effect {
+    if before == Effect::None { after.unwrap_or(Effect::None) } else { before }
 }
 
 /// The widest access that `len` bytes begin with; `None` for no bytes.
@@ -164,7 +164,18 @@ impl Vcpu {
     /// Runs the guest until something happens that is not the kernel's to handle, and answers the guest's
     /// accesses on the buses. An access that no device answers reads all ones and writes nothing.
     pub fn run_once(&mut self) -> Result<Step, VcpuError> {
-        self.backend.run_once(&mut self.buses)
+        let step = self.backend.run_once(&mut self.buses)?;
+        if step == Step::Interrupted {
+            // Whoever removed a device may wait for this vCPU to notice, and has kicked it.
+            self.buses.pio.sync();
+            self.buses.mmio.sync();
+        }
+        Ok(step)
+    }
+
+    /// Its view of the buses, with the counts of the guest's mistakes.
+    pub fn buses(&self) -> &Buses {
+        &self.buses
     }
 
     /// A handle that makes the vCPU leave the guest, for other threads.
@@ -187,3 +198,6 @@ impl Vcpu {
         self.backend.stats_reader()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! What is connected to a machine: interrupts, doorbells, register pages, other vCPUs, counters.
+#![allow(clippy::expect_used, clippy::panic)] // helpers of tests, too, may panic
+
+mod guest;
+
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use guest::Seen::{Read, Write};
+use guest::{CODE, DATA, Guest, LAPIC, MMIO};
+use ossature_bus::Event;
+use ossature_bus::Size::{B1, B4};
+use ossature_core::{
+    Doorbell, DoorbellAddress, Hypervisor, Irqchip, Kvm, MsiMessage, Registers, Step, Vcpu, VmConfig, VmError,
+};
+use ossature_memory::RegisterPage;
+use ossature_memory::vm_memory::GuestAddress;
+
+/// Runs the vCPU on its own thread and reports each of its exits, until it is kicked.
+fn run(mut vcpu: Vcpu) -> (mpsc::Receiver<Step>, thread::JoinHandle<()>) {
+    let (steps, seen) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        loop {
+            match vcpu.run_once().expect("a guest that runs") {
+                Step::Interrupted => return,
+                step => steps.send(step).expect("a test that looks"),
+            }
+        }
+    });
+    (seen, thread)
+}
+
+/// Real mode at [`CODE`], FS at the local APIC.
+fn at_lapic() -> Registers {
+    let mut registers = Registers::real_mode(CODE);
+    registers.fs.base = LAPIC;
+    registers.rsp = 0x8000;
+    registers
+}
+
+/// Puts a handler for `vector` into the guest: out 0x80, al; acknowledge; iret.
+fn handle(guest: &Guest, vector: u64, acknowledge: &[u8]) {
+    let handler = 0x3000u32;
+    let mut code = vec![0xe6, 0x80]; // out 0x80, al
+    code.extend_from_slice(acknowledge);
+    code.push(0xcf); // iret
+    guest.write(handler.into(), &code);
+    guest.write(4 * vector, &handler.to_le_bytes());
+}
+
+#[test]
+fn an_irqfd_raises_an_edge_for_each_signal() {
+    let guest = Guest::new(
+        VmConfig::default(),
+        &[
+            0xb0, 0x11, 0xe6, 0x20, // the first PIC: initialize,
+            0xb0, 0x20, 0xe6, 0x21, // vectors from 0x20,
+            0xb0, 0x04, 0xe6, 0x21, // the second one on line 2,
+            0xb0, 0x01, 0xe6, 0x21, // 8086 mode,
+            0xb0, 0xdf, 0xe6, 0x21, // all masked but line 5
+            0xb0, 0x55, 0xe6, 0x81, // out 0x81: ready
+            0xfb, 0xf4, 0xeb, 0xfd, // sti; hlt; jmp to the hlt
+        ],
+    );
+    handle(&guest, 0x25, &[0xb0, 0x20, 0xe6, 0x20, 0xb0, 0x55]); // end of interrupt
+    let event = Arc::new(Event::new().expect("an eventfd"));
+    guest.vm.irqfd(&event, 5).expect("an irqfd");
+    let vcpu = guest.vcpu_with(0, at_lapic());
+    let kicker = vcpu.kicker();
+    let (seen, thread) = run(vcpu);
+    assert_eq!(seen.recv().expect("the guest is ready"), Step::Handled);
+    assert_eq!(guest.ports.take(), [Write(0x81, B1, 0x55)]);
+    for _ in 0..100 {
+        event.signal().expect("a signal");
+        assert_eq!(seen.recv().expect("an interrupt"), Step::Handled);
+        assert_eq!(guest.ports.take(), [Write(0x80, B1, 0x55)]);
+    }
+    kicker.kick();
+    thread.join().expect("the vCPU's thread");
+}
+
+#[test]
+fn a_message_goes_where_its_route_says_now() {
+    let guest = Guest::new(
+        VmConfig::default(),
+        &[
+            0x64, 0x66, 0xc7, 0x06, 0xf0, 0x00, 0xff, 0x01, 0x00, 0x00, // local APIC: on
+            0xb0, 0x55, 0xe6, 0x81, // out 0x81: ready
+            0xfb, 0xf4, 0xeb, 0xfd, // sti; hlt; jmp to the hlt
+        ],
+    );
+    // mov dword fs:[0xb0], 0: end of interrupt
+    let acknowledge = [0x64, 0x66, 0xc7, 0x06, 0xb0, 0x00, 0x00, 0x00, 0x00, 0x00];
+    handle(&guest, 0x41, &acknowledge);
+    let to_vector = |data| MsiMessage { address: LAPIC, data };
+    // A route to a vector that the guest does not handle; changed before it is used.
+    let gsi = guest.vm.add_msi_route(to_vector(0x40)).expect("a route");
+    guest.vm.set_msi_route(gsi, to_vector(0x41)).expect("another route");
+    assert!(matches!(guest.vm.set_msi_route(5, to_vector(0x41)), Err(VmError::NoSuchRoute { gsi: 5 })));
+    let event = Arc::new(Event::new().expect("an eventfd"));
+    guest.vm.irqfd(&event, gsi).expect("an irqfd");
+    let vcpu = guest.vcpu_with(0, at_lapic());
+    let kicker = vcpu.kicker();
+    let (seen, thread) = run(vcpu);
+    assert_eq!(seen.recv().expect("the guest is ready"), Step::Handled);
+    guest.ports.take();
+    for _ in 0..10 {
+        event.signal().expect("a signal");
+        assert_eq!(seen.recv().expect("an interrupt"), Step::Handled);
+        assert_eq!(guest.ports.take(), [Write(0x80, B1, 0x55)]);
+    }
+    kicker.kick();
+    thread.join().expect("the vCPU's thread");
+}
+
+#[test]
+fn a_second_vcpu_starts_when_the_first_one_says_so() {
+    let guest = Guest::new(
+        VmConfig { cpus: 2, ..VmConfig::default() },
+        &[
+            0x64, 0x66, 0xc7, 0x06, 0xf0, 0x00, 0xff, 0x01, 0x00, 0x00, // local APIC: on
+            0x64, 0x66, 0xc7, 0x06, 0x10, 0x03, 0x00, 0x00, 0x00, 0x01, // to APIC 1:
+            0x64, 0x66, 0xc7, 0x06, 0x00, 0x03, 0x00, 0x45, 0x00, 0x00, // INIT
+            0x64, 0x66, 0xc7, 0x06, 0x00, 0x03, 0x02, 0x46, 0x00, 0x00, // start at DATA
+            0xf4,
+        ],
+    );
+    guest.write(DATA, &[0xb0, 0x77, 0xe6, 0x82, 0xf4]); // mov al, 0x77; out 0x82, al; hlt
+    let (first, second) = (guest.vcpu_with(0, at_lapic()), guest.vcpu(1));
+    let kickers = [first.kicker(), second.kicker()];
+    let (seen, second) = run(second);
+    let (_first_exits, first) = run(first);
+    while guest.ports.take() != [Write(0x82, B1, 0x77)] {
+        assert_eq!(seen.recv().expect("the second vCPU's access"), Step::Handled);
+    }
+    kickers.iter().for_each(ossature_core::Kicker::kick);
+    for thread in [first, second] {
+        thread.join().expect("a vCPU's thread");
+    }
+}
+
+#[test]
+fn doorbells_ring_without_an_exit() {
+    let guest = Guest::bare(&[
+        0x64, 0x66, 0xc7, 0x06, 0x50, 0x00, 0x05, 0x00, 0x00, 0x00, // mov dword fs:[0x50], 5
+        0x64, 0x66, 0xc7, 0x06, 0x50, 0x00, 0x06, 0x00, 0x00, 0x00, // mov dword fs:[0x50], 6
+        0x64, 0xc6, 0x06, 0x60, 0x00, 0x07, // mov byte fs:[0x60], 7
+        0xb0, 0x08, 0xe6, 0x90, // out 0x90, al
+        0xe7, 0x90, // out 0x90, ax
+        0xf4, // hlt
+    ]);
+    let bells = [
+        Doorbell { address: DoorbellAddress::Mmio(MMIO + 0x50), size: B4, value: Some(5) },
+        Doorbell { address: DoorbellAddress::Mmio(MMIO + 0x60), size: B4, value: None },
+        Doorbell { address: DoorbellAddress::Pio(0x90), size: B1, value: None },
+    ];
+    let events = bells.map(|bell| {
+        let event = Arc::new(Event::new().expect("an eventfd"));
+        guest.vm.ioeventfd(&event, bell).expect("an ioeventfd");
+        event
+    });
+    let mut vcpu = guest.vcpu(0);
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    assert_eq!(events.map(|event| event.take().expect("a count")), [1, 1, 1]);
+    assert_eq!(guest.memory.take(), [Write(0x50, B4, 6)], "another value");
+    assert_eq!(guest.ports.take().len(), 1, "another width");
+}
+
+#[test]
+fn a_register_page_is_read_without_an_exit() {
+    let guest = Guest::bare(&[
+        0x64, 0x66, 0xa1, 0x04, 0x10, // mov eax, fs:[0x1004]
+        0x66, 0xe7, 0x80, // out 0x80, eax
+        0x64, 0x66, 0xa3, 0x08, 0x00, // mov fs:[8], eax
+        0xf4, // hlt
+    ]);
+    let page = Arc::new(RegisterPage::new().expect("a page"));
+    page.store(4, 0x1234_5678);
+    let mapped = guest.vm.map_register_page(GuestAddress(MMIO + 0x1000), page).expect("a page");
+    let host = Kvm::open().expect("KVM").capabilities();
+    assert_eq!(mapped, host.register_pages);
+    let mut vcpu = guest.vcpu(0);
+    let mut steps = 0;
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {
+        steps += 1;
+    }
+    // Where the host has no such pages the read reaches the bus, where nobody answers.
+    let (value, exits) = if mapped { (0x1234_5678, 2) } else { (0xffff_ffff, 3) };
+    assert_eq!(guest.ports.take(), [Write(0x80, B4, value)]);
+    assert_eq!(guest.memory.take(), [Write(8, B4, value)]);
+    assert_eq!(steps, exits);
+}
+
+#[test]
+fn writes_to_a_register_page_reach_the_bus() {
+    // mov dword fs:[0], 7; mov eax, fs:[0]; hlt
+    let code = [0x64, 0x66, 0xc7, 0x06, 0, 0, 7, 0, 0, 0, 0x64, 0x66, 0xa1, 0, 0, 0xf4];
+    let guest = Guest::bare(&code);
+    let page = Arc::new(RegisterPage::new().expect("a page"));
+    let mapped = guest.vm.map_register_page(GuestAddress(MMIO), Arc::clone(&page)).expect("a page");
+    let mut vcpu = guest.vcpu(0);
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    let mut expected = vec![Write(0, B4, 7)];
+    expected.extend((!mapped).then_some(Read(0, B4)));
+    assert_eq!(guest.memory.take(), expected);
+    assert_eq!(page.load(0), 0, "only the device changes its registers");
+}
+
+#[test]
+fn the_dirty_log_has_the_pages_that_the_guest_wrote() {
+    let guest = Guest::bare(&[0xa2, 0x00, 0x20, 0xf4, 0xa2, 0x00, 0x50, 0xf4]); // mov [DATA], al; hlt; mov [0x5000], al; hlt
+    let mut vcpu = guest.vcpu(0);
+    let log = || {
+        let mut words = Vec::new();
+        guest.vm.take_dirty_log(&mut |at, bits| words.push((at.0, bits.to_vec()))).expect("a log");
+        words
+    };
+    guest.vm.set_dirty_log(true).expect("a log");
+    assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
+    assert_eq!(log(), [(0, vec![1 << 2])]);
+    assert_eq!(log(), [(0, vec![0])], "taken");
+    assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
+    assert_eq!(log(), [(0, vec![1 << 5])]);
+    guest.vm.set_dirty_log(false).expect("no log");
+    assert!(guest.vm.take_dirty_log(&mut |_, _| ()).is_err(), "there is no log to take");
+}
+
+#[test]
+fn kvm_counts_exits() {
+    let guest = Guest::bare(&[0xe6, 0x80, 0xe6, 0x80, 0xf4]); // out 0x80, al; out 0x80, al; hlt
+    let mut vcpu = guest.vcpu(0);
+    if !Kvm::open().expect("KVM").capabilities().stats {
+        assert!(vcpu.stats_reader().is_err() && guest.vm.stats_reader().is_err());
+        return;
+    }
+    let reader = vcpu.stats_reader().expect("counters");
+    let exits = || {
+        let stats = reader.read().expect("values");
+        stats.into_iter().find(|stat| stat.name == "exits").expect("a counter of exits").values[0]
+    };
+    let before = exits();
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    assert!(exits() > before);
+    let machine = guest.vm.stats_reader().expect("counters").read().expect("values");
+    assert!(machine.iter().any(|stat| stat.name == "remote_tlb_flush"), "{machine:?}");
+}
+
+#[test]
+fn what_a_machine_cannot_have_is_refused() {
+    let kvm = Kvm::open().expect("KVM");
+    let max = kvm.capabilities().max_vcpus;
+    let too_many = VmConfig { cpus: max + 1, ..VmConfig::default() };
+    assert!(matches!(kvm.create_vm(&too_many), Err(VmError::TooManyVcpus { max: m, .. }) if m == max));
+    let guest = Guest::bare(&[]);
+    let event = Arc::new(Event::new().expect("an eventfd"));
+    assert!(matches!(guest.vm.irqfd(&event, 5), Err(VmError::NoIrqchip { gsi: 5 })));
+    assert!(matches!(guest.vm.set_memory(&guest.ram), Err(VmError::MemoryAlreadySet)));
+}
+
+#[test]
+fn a_machine_can_have_a_timer_chip() {
+    let config = VmConfig { pit: true, irqchip: Irqchip::Kernel, ..VmConfig::default() };
+    // in al, 0x61; test al, 0x10 until the refresh bit toggles would need time: that the kernel answers is enough.
+    let guest = Guest::new(config, &[0xe4, 0x61, 0xe6, 0x80, 0xf4]); // in al, 0x61; out 0x80, al; hlt
+    let mut vcpu = guest.vcpu(0);
+    assert_eq!(vcpu.run_once().expect("one access"), Step::Handled);
+    assert!(matches!(guest.ports.take()[..], [Write(0x80, B1, _)]), "port 0x61 did not reach the bus");
+}
