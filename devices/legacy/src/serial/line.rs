@@ -116,11 +116,19 @@ impl Fd {
         self.file.read(buf)
     }
 
+    /// Whether the other end is closed.
+    pub(crate) fn hung_up(&self) -> io::Result<bool> {
+        Ok(self.now(PollFlags::empty())?.contains(PollFlags::HUP))
+    }
+
     fn ready(&self, flags: PollFlags) -> io::Result<()> {
-        match poll(&mut [PollFd::from_borrowed_fd(self.file.as_fd(), flags)], Some(Duration::ZERO))? {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            _ => Ok(()),
-        }
+        if self.now(flags)?.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    }
+
+    fn now(&self, flags: PollFlags) -> io::Result<PollFlags> {
+        let mut fd = PollFd::from_borrowed_fd(self.file.as_fd(), flags);
+        poll(std::slice::from_mut(&mut fd), Some(Duration::ZERO))?;
+        Ok(fd.revents())
     }
 }
 

@@ -18,38 +18,38 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(crate) struct PtyLine {
     master: Fd,
-    /// Somebody had the terminal open when we last looked. If nobody has, poll(2) answers at once.
+    /// Somebody had the terminal open when we last looked. While nobody has, poll(2) answers at once.
     open: bool,
 }
 
 impl PtyLine {
     pub(crate) fn open() -> io::Result<(Self, PathBuf)> {
-        let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags)?;
         rustix::pty::grantpt(&master)?;
         rustix::pty::unlockpt(&master)?;
-        let name = rustix::pty::ptsname(&master, Vec::new())?;
-        let mut termios = tcgetattr(&master)?;
+        let path = PathBuf::from(OsString::from_vec(rustix::pty::ptsname(&master, Vec::new())?.into_bytes()));
+        // Only a terminal that has been open before is known to be closed.
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        let mut termios = tcgetattr(&slave)?;
         termios.make_raw();
-        tcsetattr(&master, OptionalActions::Now, &termios)?;
-        let path = PathBuf::from(OsString::from_vec(name.into_bytes()));
-        Ok((Self { master: Fd::own(master)?, open: true }, path))
-    }
-
-    fn note<T>(&mut self, result: io::Result<T>, closed: io::ErrorKind) -> io::Result<T> {
-        self.open = !matches!(&result, Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()));
-        if self.open { result } else { Err(closed.into()) }
+        tcsetattr(&slave, OptionalActions::Now, &termios)?;
+        drop(slave);
+        Ok((Self { master: Fd::own(master)?, open: false }, path))
     }
 }
 
 impl Line for PtyLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let result = self.master.write(bytes);
-        self.note(result, io::ErrorKind::NotConnected)
+        // The kernel would keep the bytes for whoever opens the terminal next.
+        self.open = !self.master.hung_up()?;
+        if self.open { self.master.write(bytes) } else { Err(io::ErrorKind::NotConnected.into()) }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let result = self.master.read(buf);
-        self.note(result, io::ErrorKind::WouldBlock)
+        self.open = !matches!(&result, Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()));
+        if self.open { result } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
     fn watch(&self, input: bool, output: bool) -> Watch {
