@@ -5,7 +5,7 @@
 //! in its own [`Seat`] how far it has come. A generation is *passed* when each live reader has come at least
 //! that far: then no reader has, or can ever again get, a value from before.
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Swap, lock};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Swap, fence, lock};
 
 struct Versioned<T> {
     generation: u64,
@@ -55,20 +55,21 @@ impl<T> Publisher<T> {
     }
 
     fn all_passed(seats: &[Arc<AtomicU64>], generation: u64) -> bool {
-        seats.iter().all(|seat| seat.load(Ordering::SeqCst) >= generation)
+        seats.iter().all(|seat| seat.load(Ordering::Acquire) >= generation)
     }
 
     /// Returns when `generation` is passed.
     pub(crate) fn wait(&self, generation: u64) {
         // A reader stores its seat and then looks for waiters; we announce ourselves and then look at the seats.
-        // One of the two sees the other.
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // With the fences in between, one of the two sees the other.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         let mut seats = lock(&self.seats);
         while !Self::all_passed(&seats, generation) {
             seats = self.moved.wait(seats).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         drop(seats);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -80,8 +81,9 @@ struct Seat<T> {
 
 impl<T> Seat<T> {
     fn pass(&self, generation: u64) {
-        self.passed.store(generation, Ordering::SeqCst);
-        if self.publisher.waiting.load(Ordering::SeqCst) != 0 {
+        self.passed.store(generation, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.publisher.waiting.load(Ordering::Relaxed) != 0 {
             // With the lock, so that a waiter that has looked already is asleep by now.
             let _seats = lock(&self.publisher.seats);
             self.publisher.moved.notify_all();

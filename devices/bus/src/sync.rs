@@ -2,7 +2,7 @@
 
 #[cfg(not(all(loom, test)))]
 mod imp {
-    pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
     /// An [`Arc`] that is replaced while others load it.
@@ -25,7 +25,7 @@ mod imp {
 
 #[cfg(all(loom, test))]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 
     /// An [`Arc`] that is replaced while others load it.

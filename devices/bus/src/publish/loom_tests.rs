@@ -58,6 +58,24 @@ fn loom_nobody_reads_a_value_after_the_wait() {
     }
 }
 
+/// A reader that lives on: the wait ends because it has passed, not because it is gone.
+#[test]
+fn loom_a_reader_that_passes_wakes_the_waiter() {
+    model(1, || {
+        let (publisher, retired) = setup();
+        let mut reader = Reader::new(publisher.clone());
+        let generation = publisher.publish(Value::new(1).0);
+        let thread = thread::spawn(move || {
+            assert_eq!(reader.get().read(), 1);
+            reader
+        });
+        publisher.wait(generation);
+        retired.store(true, Ordering::Relaxed);
+        assert_eq!(Arc::strong_count(&retired), 1);
+        drop(thread.join().unwrap());
+    });
+}
+
 #[test]
 fn loom_polling_is_as_good_as_waiting() {
     loom::model(|| {
