@@ -12,11 +12,13 @@ pub const HEADER_LEN: usize = 12;
 pub(super) const NUM_BUFFERS: u64 = 10;
 
 /// The header of a packet that the driver sends, as the host shall see it: copied out of guest memory once,
-/// held against the negotiated features, without what a driver has no say in. `None` where the driver asks for
-/// what it has not negotiated. Whether the offsets fit the packet, the receiver checks.
+/// held against the negotiated features, without flags that are the device's and fields that no flag makes
+/// valid. `None` where the driver asks for what it has not negotiated. Whether the offsets fit the packet, the
+/// receiver checks.
 pub(super) fn checked(raw: [u8; HEADER_LEN], features: u64) -> Option<[u8; HEADER_LEN]> {
     let has = |bit: u32| features & 1 << bit != 0;
-    let [flags, gso, rest @ .., _, _] = raw;
+    let [flags, gso, h0, h1, g0, g1, checksum @ .., _, _] = raw;
+    let segmentation = [h0, h1, g0, g1];
     let flags = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
     let ecn = u32::from(gso) & VIRTIO_NET_HDR_GSO_ECN != 0;
     let csum = flags == 0 || has(VIRTIO_NET_F_CSUM);
@@ -29,8 +31,9 @@ pub(super) fn checked(raw: [u8; HEADER_LEN], features: u64) -> Option<[u8; HEADE
     if !csum || !gso_fits || (ecn && !has(VIRTIO_NET_F_HOST_ECN)) {
         return None;
     }
-    let [a, b, c, d, e, f, g, h] = rest;
-    Some([flags, gso, a, b, c, d, e, f, g, h, 0, 0])
+    let [len0, len1, size0, size1] = if gso == 0 { [0; 4] } else { segmentation };
+    let [start0, start1, offset0, offset1] = if flags == 0 { [0; 4] } else { checksum };
+    Some([flags, gso, len0, len1, size0, size1, start0, start1, offset0, offset1, 0, 0])
 }
 
 #[cfg(test)]
@@ -47,8 +50,9 @@ mod tests {
         | 1 << VIRTIO_NET_F_HOST_ECN;
 
     #[test]
-    fn keeps_the_fields_of_the_driver_and_drops_those_of_the_device() {
-        assert_eq!(checked(header(0, 0), 0), Some([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0]));
+    fn keeps_the_fields_that_mean_something() {
+        assert_eq!(checked(header(0, 0), 0), Some([0; HEADER_LEN]));
+        assert_eq!(checked(header(1, 0), ALL), Some([1, 0, 0, 0, 0, 0, 5, 6, 7, 8, 0, 0]));
         assert_eq!(checked(header(7, 1), ALL), Some([1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0]));
         assert_eq!(checked(header(1, 0x84), ALL), Some([1, 0x84, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0]));
     }

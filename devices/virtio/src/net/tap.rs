@@ -96,12 +96,7 @@ impl Tap {
                     _ => TapError::Io { name: owned(), action: "open /dev/net/tun", source },
                 },
             )?;
-        sys::tap_attach(file.as_fd(), &c_name).map_err(|source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => TapError::Permission { name: owned(), source },
-            Some(libc::EBUSY) => TapError::InUse { name: owned() },
-            Some(libc::EINVAL) => TapError::NotATap { name: owned() },
-            _ => TapError::Io { name: owned(), action: "attach to it", source },
-        })?;
+        sys::tap_attach(file.as_fd(), &c_name).map_err(|e| attach_error(name, e))?;
         if sys::interface_index(&c_name) != Some(index) {
             return Err(TapError::Missing { name: owned() });
         }
@@ -117,6 +112,16 @@ impl Tap {
             source,
         })?;
         Ok(tap)
+    }
+}
+
+fn attach_error(name: &str, source: io::Error) -> TapError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TapError::Permission { name, source },
+        Some(libc::EBUSY) => TapError::InUse { name },
+        Some(libc::EINVAL) => TapError::NotATap { name },
+        _ => TapError::Io { name, action: "attach to it", source },
     }
 }
 
@@ -150,3 +155,6 @@ impl NetIo for Tap {
         &[Syscall("ioctl"), Syscall("readv"), Syscall("writev")]
     }
 }
+
+#[cfg(test)]
+mod tests;

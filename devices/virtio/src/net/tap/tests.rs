@@ -1,0 +1,192 @@
+//! Taps of the real kernel, in a network namespace of their own.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::*;
+use crate::Net;
+use crate::net::Mac;
+use crate::rig::{Rig, counter};
+
+const INSIDE: &str = "OSSATURE_TEST_STAGE";
+const GUEST: &str = "52:54:00:12:34:56";
+const CSUM: u64 = 1 << 0;
+const HOST_TSO4: u64 = 1 << 11;
+const MRG_RXBUF: u64 = 1 << 15;
+
+/// Runs this test again, below `command`, with the stage in its environment.
+fn again(command: &[&str], stage: &str) {
+    let status = Command::new(command[0])
+        .args(&command[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "net::tap::tests::taps_of_the_kernel", "--nocapture"])
+        .env(INSIDE, stage)
+        .status()
+        .unwrap_or_else(|e| panic!("{}: {e}", command[0]));
+    assert!(status.success(), "stage {stage}");
+}
+
+fn root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+#[test]
+fn a_tap_of_somebody_else_is_named() {
+    let error = attach_error("tap7", io::Error::from_raw_os_error(libc::EPERM));
+    assert!(error.to_string().starts_with(r#"tap "tap7": no permission"#), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+fn ip(args: &str) {
+    let status = Command::new("ip").args(args.split(' ')).status().expect("ip, of iproute2");
+    assert!(status.success(), "ip {args}");
+}
+
+#[test]
+fn taps_of_the_kernel() {
+    match std::env::var(INSIDE).as_deref() {
+        // Others than root are root in a namespace of theirs, and know no second user there.
+        Err(_) if root() => again(&["unshare", "--net"], "root"),
+        Err(_) => again(&["unshare", "--map-root-user", "--net"], "user"),
+        Ok(stage @ ("root" | "user")) => {
+            names_and_kinds();
+            packets_both_ways();
+            bad_headers();
+            if stage == "root" {
+                ip("tuntap add mode tap name tap9 user 12345");
+                again(&["setpriv", "--bounding-set=-net_admin"], "unprivileged");
+            }
+        }
+        Ok("unprivileged") => {
+            let error = Tap::open("tap9").unwrap_err();
+            assert!(matches!(error, TapError::Permission { .. }), "{error:?}");
+            assert!(error.to_string().starts_with(r#"tap "tap9": no permission"#), "{error}");
+        }
+        Ok(stage) => panic!("stage {stage}"),
+    }
+}
+
+fn names_and_kinds() {
+    for name in ["", "sixteen-letters-", "a\0b"] {
+        let error = Tap::open(name).unwrap_err();
+        assert!(
+            matches!(error, TapError::Name { .. }) && error.to_string().contains("1 to 15 bytes"),
+            "{error}"
+        );
+    }
+    let error = Tap::open("tap0").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"tap "tap0" does not exist; make it with: ip tuntap add mode tap name tap0"#
+    );
+    assert!(!Path::new("/proc/sys/net/ipv4/conf/tap0").exists(), "asking for a tap does not make one");
+
+    ip("tuntap add mode tap name tap0");
+    let tap = Tap::open("tap0").unwrap();
+    let error = Tap::open("tap0").unwrap_err();
+    assert_eq!(error.to_string(), r#"tap "tap0" is in use by another process"#);
+    drop(tap);
+    Tap::open("tap0").unwrap();
+
+    ip("tuntap add mode tun name tun0");
+    ip("tuntap add mode tap name many multi_queue");
+    for name in ["lo", "tun0", "many"] {
+        let error = Tap::open(name).unwrap_err();
+        assert!(matches!(error, TapError::NotATap { .. }) && error.to_string().contains(name), "{error}");
+    }
+}
+
+/// An Ethernet frame behind a header of zeros.
+fn frame(to: [u8; 6], kind: u16, body: &[u8]) -> Vec<u8> {
+    let from = GUEST.parse::<Mac>().unwrap().bytes();
+    [&[0; HEADER_LEN][..], &to, &from, &kind.to_be_bytes(), body].concat()
+}
+
+/// Who has 10.0.0.1? Tell 10.0.0.2.
+fn arp_request() -> Vec<u8> {
+    let guest = GUEST.parse::<Mac>().unwrap().bytes();
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[10, 0, 0, 2], &[0; 6], &[10, 0, 0, 1]].concat();
+    frame([0xff; 6], 0x0806, &body)
+}
+
+fn send(rig: &mut Rig, packet: &[u8]) {
+    let packet = rig.put(packet);
+    rig.offer(1, &[packet], &[]);
+    rig.run(1);
+    assert_eq!(rig.used(1).unwrap().len, 0);
+}
+
+fn packets_both_ways() {
+    ip("addr add 10.0.0.1/24 dev tap0");
+    let tap = Tap::open("tap0").unwrap();
+    let epoll = Epoll::new().unwrap();
+    epoll.ctl(ControlOperation::Add, tap.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    let mut net = Net::new(tap, GUEST.parse().unwrap());
+    let mut rig = Rig::new(&mut net, MRG_RXBUF);
+
+    // Down: what the guest sends is lost, and the card goes on.
+    send(&mut rig, &arp_request());
+    assert_eq!((counter(&net, "tx_dropped_packets"), counter(&net, "host_errors")), (1, 1));
+
+    ip("link set tap0 up");
+    let buffers: Vec<_> = (0..32).map(|_| rig.put(&[0xcc; 2048])).collect();
+    for buffer in &buffers {
+        rig.offer(0, &[], &[*buffer]);
+    }
+    send(&mut rig, &arp_request());
+    assert_eq!(counter(&net, "tx_packets"), 1);
+    // The kernel's answer comes among what it sends when a link comes up.
+    for buffer in buffers {
+        let used = loop {
+            rig.run(2);
+            if let Some(used) = rig.used(0) {
+                break used;
+            }
+            assert_ne!(epoll.wait(60_000, &mut [EpollEvent::default()]).unwrap(), 0, "no answer");
+        };
+        let got = rig.get(buffer);
+        let (header, frame) = got[..used.len as usize].split_at(HEADER_LEN);
+        assert_eq!((header[0], header[1], &header[10..]), (0, 0, &[1, 0][..]));
+        if frame[12..14] == [8, 6] {
+            assert_eq!(frame[..6], GUEST.parse::<Mac>().unwrap().bytes());
+            assert_eq!(frame[20..22], [0, 2], "an answer");
+            assert_eq!(frame[28..32], [10, 0, 0, 1]);
+            return;
+        }
+    }
+    panic!("no answer");
+}
+
+/// B12: what the kernel makes of headers that do not fit their packets.
+fn bad_headers() {
+    let mut net = Net::new(Tap::open("tap0").unwrap(), GUEST.parse().unwrap());
+    let mut rig = Rig::new(&mut net, CSUM | HOST_TSO4);
+    let with = |flags: u8, gso: u8, fields: [u16; 4]| {
+        let mut packet = arp_request();
+        packet[..2].copy_from_slice(&[flags, gso]);
+        for (to, field) in packet[2..10].chunks_mut(2).zip(fields) {
+            to.copy_from_slice(&field.to_le_bytes());
+        }
+        packet
+    };
+    // hdr_len, gso_size, csum_start, csum_offset
+    let bad = [
+        with(1, 0, [0, 0, 0xffff, 0]),
+        with(1, 0, [0, 0, 42, 0xffff]),
+        with(1, 0, [0, 0, 41, 0]),
+        with(1, 1, [0, 0, 34, 16]),
+        with(1, 1, [0xffff, 100, 34, 16]),
+        with(1, 1, [54, 0, 0xffff, 0xffff]),
+    ];
+    for (i, packet) in bad.iter().enumerate() {
+        send(&mut rig, packet);
+        assert_eq!(counter(&net, "tx_dropped_packets"), i as u64 + 1, "{:?}", &packet[..12]);
+    }
+    send(&mut rig, &with(0, 0, [0xffff, 0xffff, 0xffff, 0xffff]));
+    assert_eq!(counter(&net, "tx_packets"), 1, "fields that no flag makes valid mean nothing");
+    assert_eq!(counter(&net, "host_errors"), 0);
+}
