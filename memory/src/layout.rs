@@ -1,222 +1,245 @@
-//! The layout solver: who gets which addresses, as a pure function of who asks for what.
+//! The layout solver: who gets which addresses, ports or interrupt numbers.
 //!
-//! It serves every space of numbers alike: memory addresses, I/O ports, interrupt lines. What it answers is part of
-//! what a guest sees, so it depends on nothing but the set of requests: the order in which they are given does not
-//! matter, and a [`Placement::Fixed`] request is where it says, whatever else there is. To place something beside
-//! what exists, give what exists as fixed requests.
+//! Where things are is visible to guests: it is written into boot tables, remembered by drivers and saved in
+//! snapshots. So [`solve`] is a pure function, and what it returns depends on the *set* of requests alone: the
+//! order in which a program adds its devices does not matter. To get the same layout again, after a restore or
+//! beside new devices, request what was assigned as [`Placement::Fixed`]; what is fixed never moves.
+//!
+//! ```
+//! use ossature_memory::layout::{Placement, Request, Space, solve};
+//!
+//! let space = Space::new([0xc000_0000..=0xfebf_ffff]);
+//! let any = |owner: &str, size| Request { owner: owner.into(), size, align: size, placement: Placement::Any };
+//! let fixed = Request { placement: Placement::Fixed(0xc000_0000), ..any("timer", 0x1000) };
+//!
+//! let placed = solve(&space, &[any("net", 0x1000), fixed, any("disk", 0x2000)]).unwrap();
+//! assert_eq!(placed, [0xc000_1000, 0xc000_0000, 0xc000_2000]);
+//! ```
 
-use std::ops::Range;
+use std::cmp::Reverse;
+use std::ops::RangeInclusive;
 
-/// Where a request has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Where something has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Exactly there.
+    /// Exactly there (an address, a port, an interrupt number): guests expect it by convention.
     Fixed(u64),
-    /// Wherever there is room.
+    /// Wherever the machine finds room.
     Any,
 }
 
-/// One thing that needs room.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Numbers to hand out, in one or more windows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Ascending, disjoint, none empty.
+    windows: Vec<(u64, u64)>,
+}
+
+impl Space {
+    /// The numbers in `windows`, which may overlap and come in any order.
+    pub fn new(windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
+        let windows = windows.into_iter().filter(|range| !range.is_empty()).map(RangeInclusive::into_inner);
+        Self { windows: union(windows.collect()) }
+    }
+
+    fn contains(&self, start: u64, last: u64) -> bool {
+        self.windows.iter().any(|&(first, end)| first <= start && last <= end)
+    }
+}
+
+/// Numbers that somebody needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Who asks, for errors and as the tie-breaker: the same owner may ask more than once, the requests then keep
-    /// their order among each other.
+    /// Who: a device's id, for messages and as the last tie-break of the order.
     pub owner: String,
-    /// How much, not 0.
+    /// How many, not 0.
     pub size: u64,
-    /// Alignment of the first number, a power of two.
+    /// What the first one is a multiple of; a power of two.
     pub align: u64,
     /// Where.
     pub placement: Placement,
 }
 
-/// The numbers that there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Where fixed requests may be: each has to lie in one of these ranges.
-    pub fixed: Vec<Range<u64>>,
-    /// Where all others are put, first range first, from its start.
-    pub any: Vec<Range<u64>>,
-}
-
-/// Why a request has no place.
+/// A request that cannot be met.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Conflict {
-    /// Nothing was asked for.
-    #[error("{owner:?} asks for 0 of it")]
+    /// It is for nothing.
+    #[error("{owner} requests a range of size 0")]
     Empty {
         /// Who.
         owner: String,
     },
-    /// Not a power of two.
-    #[error("{owner:?} asks for an alignment of {align:#x}, which is not a power of two")]
-    Alignment {
+    /// The alignment is not a power of two.
+    #[error("{owner} requests an alignment of {align:#x}, which is not a power of two")]
+    Align {
         /// Who.
         owner: String,
         /// The alignment.
         align: u64,
     },
-    /// A fixed place that is not aligned as its own request asks.
-    #[error("{owner:?} is fixed at {base:#x}, which is not aligned to {align:#x}")]
+    /// The fixed place is not aligned as the request itself asks.
+    #[error("{owner} requests {at:#x}, which is not a multiple of its alignment {align:#x}")]
     Misaligned {
         /// Who.
         owner: String,
-        /// The first number.
-        base: u64,
+        /// The fixed place.
+        at: u64,
         /// The alignment.
         align: u64,
     },
-    /// A fixed place outside the space.
-    #[error("{owner:?} is fixed at {base:#x}+{size:#x}, where there is no room for it")]
+    /// The fixed place is not in any window, or not all of it is.
+    #[error("{owner} requests {at:#x}+{size:#x}, which is outside the space")]
     Outside {
         /// Who.
         owner: String,
-        /// The first number.
-        base: u64,
-        /// How much.
+        /// The fixed place.
+        at: u64,
+        /// How many.
         size: u64,
     },
-    /// Two fixed places that share a number.
-    #[error("{owner:?} at {base:#x}+{size:#x} overlaps {other:?} at {other_base:#x}+{other_size:#x}")]
+    /// Two fixed requests share numbers.
+    #[error("{owner} at {at:#x}+{size:#x} overlaps {other} at {other_at:#x}+{other_size:#x}")]
     Overlap {
-        /// One of them.
-        owner: String,
-        /// Its first number.
-        base: u64,
-        /// How much it is.
-        size: u64,
-        /// The other one.
-        other: String,
-        /// Its first number.
-        other_base: u64,
-        /// How much it is.
-        other_size: u64,
-    },
-    /// No room is left.
-    #[error("{owner:?} needs {size:#x}, aligned to {align:#x}, and no such room is left")]
-    Full {
         /// Who.
         owner: String,
-        /// How much.
+        /// The fixed place.
+        at: u64,
+        /// How many.
+        size: u64,
+        /// Who else; the request with the lower place, and of equals the one that sorts first.
+        other: String,
+        /// Where that one is.
+        other_at: u64,
+        /// How many it needs.
+        other_size: u64,
+    },
+    /// There is no gap that is large enough.
+    #[error("no room for {owner}, which requests {size:#x} aligned to {align:#x}")]
+    NoRoom {
+        /// Who.
+        owner: String,
+        /// How many.
         size: u64,
         /// The alignment.
         align: u64,
     },
 }
 
-/// Gives each request its first number, in the order of `requests`, or says everything that is in the way.
+/// The first number of each request, in the order of `requests`; or everything that is in the way, in an order
+/// that depends on the set of requests only.
 ///
-/// Requests without a fixed place are put where they first fit: the largest first, then the most aligned, then by
-/// owner.
-///
-/// ```
-/// use ossature_memory::layout::{Placement, Request, Space, solve};
-///
-/// let space = Space { fixed: vec![0..0x1_0000], any: vec![0x1000..0x2000] };
-/// let request = |owner: &str, size, placement| Request { owner: owner.into(), size, align: 8, placement };
-/// let requests = [request("disk", 0x10, Placement::Any), request("com1", 8, Placement::Fixed(0x3f8))];
-/// assert_eq!(solve(&space, &requests), Ok(vec![0x1000, 0x3f8]));
-/// ```
+/// Fixed requests are where they say. The others follow by falling alignment, falling size and rising owner,
+/// each at the lowest place that is free, so that large ones leave no holes. Requests that are the same in all
+/// this, which only one owner can make, are placed in the order of the slice.
 pub fn solve(space: &Space, requests: &[Request]) -> Result<Vec<u64>, Vec<Conflict>> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|&index| {
+        let request = requests.get(index);
+        request.map(|r| (Reverse(r.align), Reverse(r.size), r.owner.as_str(), place(r)))
+    });
     let mut conflicts = Vec::new();
-    let mut taken: Vec<Taken> = Vec::new();
-    let mut floating = Vec::new();
-    for (index, request) in requests.iter().enumerate() {
+    let mut fixed: Vec<(u64, u64, &Request)> = Vec::new();
+    let mut any = Vec::new();
+    for (index, request) in order.into_iter().filter_map(|index| Some((index, requests.get(index)?))) {
         match check(space, request) {
             Err(conflict) => conflicts.push(conflict),
-            Ok(None) => floating.push((index, request)),
-            Ok(Some(range)) => taken.push(Taken { index, request, range }),
+            Ok(Some((start, last))) => fixed.push((start, last, request)),
+            Ok(None) => any.push((index, request)),
         }
     }
 
-    taken.sort_by(|a, b| (a.range.start, &a.request.owner).cmp(&(b.range.start, &b.request.owner)));
-    // With the ranges in order, whoever overlaps starts before the farthest end so far.
-    let mut reach: Option<&Taken> = None;
-    for one in &taken {
-        if let Some(before) = reach.filter(|before| one.range.start < before.range.end) {
-            conflicts.push(overlap(one, before));
-        }
-        if reach.is_none_or(|before| before.range.end < one.range.end) {
-            reach = Some(one);
-        }
+    fixed.sort_by_key(|&(start, ..)| start);
+    for (index, &(start, last, other)) in fixed.iter().enumerate() {
+        let above = fixed.iter().skip(index + 1).take_while(|&&(start, ..)| start <= last);
+        conflicts.extend(above.map(|&(at, _, request)| Conflict::Overlap {
+            owner: request.owner.clone(),
+            at,
+            size: request.size,
+            other: other.owner.clone(),
+            other_at: start,
+            other_size: other.size,
+        }));
     }
 
-    floating.sort_by(|(_, a), (_, b)| (b.size, b.align, &a.owner).cmp(&(a.size, a.align, &b.owner)));
-    for (index, request) in floating {
-        match room(space, &taken, request) {
-            None => conflicts.push(Conflict::Full {
+    let mut placed: Vec<u64> = requests.iter().map(|request| place(request).unwrap_or_default()).collect();
+    let mut taken = union(fixed.into_iter().map(|(start, last, _)| (start, last)).collect());
+    for (index, request) in any {
+        match first_fit(space, &taken, request) {
+            Some(start) => {
+                let at = taken.partition_point(|&(other, _)| other < start);
+                taken.insert(at, (start, start + (request.size - 1)));
+                placed.get_mut(index).into_iter().for_each(|place| *place = start);
+            }
+            None => conflicts.push(Conflict::NoRoom {
                 owner: request.owner.clone(),
                 size: request.size,
                 align: request.align,
             }),
-            Some(range) => {
-                let at = taken.partition_point(|one| one.range.start < range.start);
-                taken.insert(at, Taken { index, request, range });
-            }
         }
     }
-    if !conflicts.is_empty() {
-        return Err(conflicts);
-    }
-    taken.sort_by_key(|one| one.index);
-    Ok(taken.into_iter().map(|one| one.range.start).collect())
+    if conflicts.is_empty() { Ok(placed) } else { Err(conflicts) }
 }
 
-/// A request with its place; lists of them are in the order of the places.
-struct Taken<'a> {
-    index: usize,
-    request: &'a Request,
-    range: Range<u64>,
+fn place(request: &Request) -> Option<u64> {
+    match request.placement {
+        Placement::Fixed(start) => Some(start),
+        Placement::Any => None,
+    }
 }
 
-/// The place of a fixed request, and whether a request makes sense at all.
-fn check(space: &Space, request: &Request) -> Result<Option<Range<u64>>, Conflict> {
-    let &Request { ref owner, size, align, placement } = request;
-    if size == 0 {
-        return Err(Conflict::Empty { owner: owner.clone() });
-    }
-    if !align.is_power_of_two() {
-        return Err(Conflict::Alignment { owner: owner.clone(), align });
-    }
-    let Placement::Fixed(base) = placement else {
-        return Ok(None);
+/// What the request says by itself: its first and last number, where these are fixed.
+fn check(space: &Space, request: &Request) -> Result<Option<(u64, u64)>, Conflict> {
+    let &Request { size, align, .. } = request;
+    let owner = || request.owner.clone();
+    let Some(span) = size.checked_sub(1) else {
+        return Err(Conflict::Empty { owner: owner() });
     };
-    if base % align != 0 {
-        return Err(Conflict::Misaligned { owner: owner.clone(), base, align });
+    if !align.is_power_of_two() {
+        return Err(Conflict::Align { owner: owner(), align });
     }
-    base.checked_add(size)
-        .filter(|&end| space.fixed.iter().any(|range| range.start <= base && end <= range.end))
-        .map(|end| Some(base..end))
-        .ok_or_else(|| Conflict::Outside { owner: owner.clone(), base, size })
-}
-
-fn overlap(one: &Taken, other: &Taken) -> Conflict {
-    Conflict::Overlap {
-        owner: one.request.owner.clone(),
-        base: one.range.start,
-        size: one.request.size,
-        other: other.request.owner.clone(),
-        other_base: other.range.start,
-        other_size: other.request.size,
+    let Some(at) = place(request) else { return Ok(None) };
+    if at % align != 0 {
+        return Err(Conflict::Misaligned { owner: owner(), at, align });
+    }
+    match at.checked_add(span).filter(|&last| space.contains(at, last)) {
+        Some(last) => Ok(Some((at, last))),
+        None => Err(Conflict::Outside { owner: owner(), at, size }),
     }
 }
 
-/// The first room that a request fits into.
-fn room(space: &Space, taken: &[Taken], request: &Request) -> Option<Range<u64>> {
-    space.any.iter().find_map(|window| {
-        let mut base = window.start.checked_next_multiple_of(request.align)?;
-        for one in taken {
-            if one.range.start >= base.checked_add(request.size)? {
-                break;
+/// The lowest place in `space` and outside `taken` (ascending, disjoint) for a request that [`check`] accepted.
+fn first_fit(space: &Space, taken: &[(u64, u64)], request: &Request) -> Option<u64> {
+    let fit = |low: u64, high: u64| {
+        let start = low.checked_next_multiple_of(request.align)?;
+        let last = start.checked_add(request.size - 1)?;
+        (last <= high).then_some(start)
+    };
+    space.windows.iter().find_map(|&(low, high)| {
+        let mut low = low;
+        let first = taken.partition_point(|&(_, last)| last < low);
+        for &(start, last) in taken.iter().skip(first).take_while(|&&(start, _)| start <= high) {
+            if let Some(place) = start.checked_sub(1).filter(|&end| low <= end).and_then(|end| fit(low, end))
+            {
+                return Some(place);
             }
-            if one.range.end > base {
-                base = one.range.end.checked_next_multiple_of(request.align)?;
-            }
+            low = last.checked_add(1)?;
         }
-        let end = base.checked_add(request.size)?;
-        (end <= window.end).then_some(base..end)
+        if low <= high { fit(low, high) } else { None }
     })
+}
+
+/// The same numbers as ascending, disjoint ranges that do not touch.
+fn union(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut union: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (start, last) in ranges {
+        match union.last_mut() {
+            Some((_, end)) if start <= end.saturating_add(1) => *end = last.max(*end),
+            _ => union.push((start, last)),
+        }
+    }
+    union
 }
 
 #[cfg(test)]

@@ -2,137 +2,208 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn space() -> Space {
-    Space { fixed: vec![0..0x1000, 0x2000..0x3000], any: vec![0x100..0x400, 0x2800..0x3000] }
-}
-
 fn any(owner: &str, size: u64, align: u64) -> Request {
-    Request { owner: owner.to_owned(), size, align, placement: Placement::Any }
+    Request { owner: owner.into(), size, align, placement: Placement::Any }
 }
 
-fn fixed(owner: &str, base: u64, size: u64) -> Request {
-    Request { owner: owner.to_owned(), size, align: 1, placement: Placement::Fixed(base) }
+fn fixed(owner: &str, at: u64, size: u64) -> Request {
+    Request { owner: owner.into(), size, align: 1, placement: Placement::Fixed(at) }
 }
 
 #[test]
-fn all_conflicts_are_told_at_once_with_both_names() {
+fn large_requests_come_first_and_holes_are_filled() {
+    let space = Space::new([0x1000..=0xffff]);
     let requests = [
-        any("nothing", 0, 1),
-        any("odd", 1, 3),
-        Request { align: 0x10, ..fixed("askew", 0x108, 8) },
-        fixed("gap", 0xff8, 0x10),
-        fixed("wraps", u64::MAX, 2),
-        fixed("a", 0x200, 0x100),
-        fixed("b", 0x2ff, 1),
-        any("huge", 0x10_0000, 1),
+        any("small", 0x10, 0x10),
+        any("large", 0x4000, 0x4000),
+        fixed("uart", 0x1000, 8),
+        any("mid", 0x1000, 0x1000),
     ];
-    let conflicts = solve(&space(), &requests).unwrap_err();
-    let texts: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        texts,
-        [
-            "\"nothing\" asks for 0 of it",
-            "\"odd\" asks for an alignment of 0x3, which is not a power of two",
-            "\"askew\" is fixed at 0x108, which is not aligned to 0x10",
-            "\"gap\" is fixed at 0xff8+0x10, where there is no room for it",
-            "\"wraps\" is fixed at 0xffffffffffffffff+0x2, where there is no room for it",
-            "\"b\" at 0x2ff+0x1 overlaps \"a\" at 0x200+0x100",
-            "\"huge\" needs 0x100000, aligned to 0x1, and no such room is left",
-        ]
-    );
+    assert_eq!(solve(&space, &requests).unwrap(), [0x1010, 0x4000, 0x1000, 0x2000]);
 }
 
 #[test]
-fn a_small_range_inside_a_long_one_is_found_behind_another() {
-    let requests = [fixed("long", 0x200, 0x100), fixed("x", 0x210, 1), fixed("y", 0x220, 1)];
-    let conflicts = solve(&space(), &requests).unwrap_err();
+fn interrupt_numbers_are_ranges_of_one() {
+    let space = Space::new([5..=15]);
+    let requests = [any("b", 1, 1), fixed("com1", 5, 1), any("a", 1, 1), any("b", 1, 1)];
+    assert_eq!(solve(&space, &requests).unwrap(), [7, 5, 6, 8]);
+}
+
+#[test]
+fn windows_may_touch_overlap_and_be_empty() {
+    #[allow(clippy::reversed_empty_ranges)]
+    let space = Space::new([8..=15, 3..=2, 0..=3, 4..=7, 6..=9]);
+    assert_eq!(space, Space::new([0..=15]));
+    assert_eq!(solve(&space, &[any("all", 16, 16)]).unwrap(), [0]);
+}
+
+#[test]
+fn the_whole_of_64_bits_can_be_used() {
+    let space = Space::new([0..=u64::MAX]);
+    let top = 1 << 63;
+    assert_eq!(solve(&space, &[any("half", top, top), fixed("zero", 0, 1)]).unwrap(), [top, 0]);
+    assert_eq!(solve(&space, &[fixed("most", 0, u64::MAX), any("last", 1, 1)]).unwrap(), [0, u64::MAX]);
+    let last = [fixed("last", u64::MAX, 1), fixed("zero", 0, 1), any("too much", u64::MAX, 1)];
     assert!(
-        matches!(&conflicts[..], [Conflict::Overlap { owner: x, .. }, Conflict::Overlap { owner: y, other, .. }]
-        if x == "x" && y == "y" && other == "long")
+        matches!(&solve(&space, &last).unwrap_err()[..], [Conflict::NoRoom { owner, .. }] if owner == "too much")
     );
 }
 
 #[test]
-fn what_has_no_place_goes_around_what_has_one() {
-    let requests =
-        [any("a", 0x10, 0x10), fixed("early", 0xf8, 0x10), any("b", 0x8, 0x8), fixed("c", 0x118, 8)];
-    assert_eq!(solve(&space(), &requests), Ok(vec![0x120, 0xf8, 0x108, 0x118]));
+fn all_conflicts_are_told_at_once() {
+    let space = Space::new([0x100..=0x1ff, 0x300..=0x3ff]);
+    let requests = [
+        any("empty", 0, 1),
+        any("odd", 1, 3),
+        any("no alignment", 1, 0),
+        Request { align: 0x10, ..fixed("misaligned", 0x108, 1) },
+        fixed("below", 0xff, 2),
+        fixed("between", 0x1ff, 0x102),
+        fixed("wraps", u64::MAX, 2),
+        fixed("first", 0x110, 0x20),
+        fixed("second", 0x120, 0x20),
+        fixed("third", 0x12f, 1),
+        any("fits", 0x80, 0x80),
+        any("huge", 0x101, 1),
+    ];
+    let conflicts = solve(&space, &requests).unwrap_err();
+    let texts: Vec<String> = conflicts.iter().map(Conflict::to_string).collect();
+    for expected in [
+        "empty requests a range of size 0",
+        "odd requests an alignment of 0x3, which is not a power of two",
+        "no alignment requests an alignment of 0x0, which is not a power of two",
+        "misaligned requests 0x108, which is not a multiple of its alignment 0x10",
+        "below requests 0xff+0x2, which is outside the space",
+        "between requests 0x1ff+0x102, which is outside the space",
+        "wraps requests 0xffffffffffffffff+0x2, which is outside the space",
+        "second at 0x120+0x20 overlaps first at 0x110+0x20",
+        "third at 0x12f+0x1 overlaps first at 0x110+0x20",
+        "third at 0x12f+0x1 overlaps second at 0x120+0x20",
+        "no room for huge, which requests 0x101 aligned to 0x1",
+    ] {
+        assert!(texts.iter().any(|text| text == expected), "{expected}\n{texts:#?}");
+    }
+    assert_eq!(texts.len(), 11, "{texts:#?}");
 }
 
 #[test]
-fn a_full_window_makes_way_for_the_next() {
-    let requests = [any("a", 0x300, 1), any("b", 0x300, 1)];
-    assert_eq!(solve(&space(), &requests), Ok(vec![0x100, 0x2800]));
+fn nothing_fits_into_nothing() {
+    assert_eq!(solve(&Space::default(), &[]).unwrap(), [0u64; 0]);
+    assert!(solve(&Space::default(), &[any("dev", 1, 1)]).is_err());
+    assert!(solve(&Space::default(), &[fixed("dev", 0, 1)]).is_err());
+}
+
+fn spaces() -> impl Strategy<Value = Space> {
+    // Small numbers, so that there is little room, and the end of all numbers, so that sums wrap.
+    let base = prop_oneof![0u64..512, (u64::MAX - 300)..=u64::MAX];
+    let window = (base, 0u64..200).prop_map(|(base, span)| base..=base.saturating_add(span));
+    prop::collection::vec(window, 0..4).prop_map(Space::new)
 }
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
-    let one = (0_u64..0x200, 0_u32..7, proptest::option::weighted(0.3, 0_u64..0x3000));
-    proptest::collection::vec(one, 0..12).prop_map(|list| {
-        list.into_iter()
-            .enumerate()
-            .map(|(i, (size, align, at))| Request {
-                owner: format!("dev{i}"),
-                size,
-                align: 1 << align,
-                placement: at.map_or(Placement::Any, |at| Placement::Fixed(at & !((1 << align) - 1))),
-            })
-            .collect()
-    })
+    let place = prop_oneof![
+        4 => Just(Placement::Any),
+        1 => (0u64..512).prop_map(Placement::Fixed),
+        1 => ((u64::MAX - 300)..=u64::MAX).prop_map(Placement::Fixed),
+    ];
+    let size = prop_oneof![0u64..40, Just(u64::MAX)];
+    let align = prop_oneof![8 => (0u32..6).prop_map(|log| 1 << log), 1 => 0u64..5, 1 => Just(1 << 63)];
+    let request = ("[a-c]", size, align, place).prop_map(|(owner, size, align, placement)| Request {
+        owner,
+        size,
+        align,
+        placement,
+    });
+    prop::collection::vec(request, 0..10)
+}
+
+/// Requests that have a chance to fit.
+fn modest() -> impl Strategy<Value = Vec<Request>> {
+    let request = ("[a-d]", 1u64..24, 0u32..4).prop_map(|(owner, size, log)| Request {
+        owner,
+        size,
+        align: 1 << log,
+        placement: Placement::Any,
+    });
+    prop::collection::vec(request, 0..10)
+}
+
+fn sorted(requests: &[Request], placed: &[u64]) -> Vec<(String, u64, u64, u64)> {
+    let all = requests.iter().zip(placed);
+    let mut all: Vec<_> = all.map(|(r, &at)| (r.owner.clone(), r.size, r.align, at)).collect();
+    all.sort();
+    all
 }
 
 proptest! {
     #[test]
-    fn places_are_sound(requests in requests()) {
-        let space = space();
-        let Ok(places) = solve(&space, &requests) else { return Ok(()) };
-        let ranges: Vec<_> = requests.iter().zip(&places).map(|(r, &base)| base..base + r.size).collect();
-        for (i, (request, range)) in requests.iter().zip(&ranges).enumerate() {
-            prop_assert_eq!(range.start % request.align, 0);
-            let windows = match request.placement {
-                Placement::Any => &space.any,
-                Placement::Fixed(at) => {
-                    prop_assert_eq!(range.start, at);
-                    &space.fixed
-                }
-            };
-            prop_assert!(windows.iter().any(|w| w.start <= range.start && range.end <= w.end));
-            for other in &ranges[i + 1..] {
-                prop_assert!(range.end <= other.start || other.end <= range.start);
+    fn what_is_placed_is_aligned_inside_and_alone(space in spaces(), requests in prop_oneof![requests(), modest()]) {
+        let Ok(placed) = solve(&space, &requests) else { return Ok(()) };
+        prop_assert_eq!(placed.len(), requests.len());
+        let mut ranges = Vec::new();
+        for (request, &start) in requests.iter().zip(&placed) {
+            prop_assert!(request.size != 0 && start % request.align == 0);
+            let last = start.checked_add(request.size - 1).unwrap();
+            prop_assert!(space.contains(start, last));
+            if let Placement::Fixed(at) = request.placement {
+                prop_assert_eq!(start, at);
+            }
+            ranges.push((start, last));
+        }
+        ranges.sort_unstable();
+        prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0));
+    }
+
+    #[test]
+    fn the_order_of_the_requests_does_not_matter(
+        space in spaces(),
+        (requests, shuffled) in prop_oneof![requests(), modest()]
+            .prop_flat_map(|requests| (Just(requests.clone()), Just(requests).prop_shuffle())),
+    ) {
+        match (solve(&space, &requests), solve(&space, &shuffled)) {
+            (Ok(one), Ok(other)) => prop_assert_eq!(sorted(&requests, &one), sorted(&shuffled, &other)),
+            (one, other) => prop_assert_eq!(one.unwrap_err(), other.unwrap_err()),
+        }
+    }
+
+    #[test]
+    fn a_layout_replayed_as_fixed_is_the_same_whatever_is_added(
+        space in spaces(), requests in modest(), new in modest(),
+    ) {
+        let Ok(placed) = solve(&space, &requests) else { return Ok(()) };
+        let mut all: Vec<Request> = requests.clone();
+        all.iter_mut().zip(&placed).for_each(|(request, &at)| request.placement = Placement::Fixed(at));
+        prop_assert_eq!(&solve(&space, &all).unwrap(), &placed);
+        all.extend(new);
+        match solve(&space, &all) {
+            Ok(again) => prop_assert_eq!(&again[..placed.len()], &placed[..]),
+            Err(conflicts) => {
+                let room = conflicts.iter().all(|conflict| matches!(conflict, Conflict::NoRoom { .. }));
+                prop_assert!(room, "{conflicts:?}");
             }
         }
     }
 
     #[test]
-    fn the_order_of_requests_does_not_matter(
-        (requests, shuffled) in requests().prop_flat_map(|r| (Just(r.clone()), Just(r).prop_shuffle())),
+    fn a_single_request_is_refused_only_if_there_is_no_place(
+        windows in prop::collection::vec((0u64..200, 0u64..30), 0..4), size in 1u64..40, log in 0u32..5,
+        blocks in prop::collection::vec((0u64..200, 1u64..20), 0..4),
     ) {
-        let by_owner = |requests: &[Request]| {
-            solve(&space(), requests).map(|places| {
-                let mut named: Vec<_> =
-                    requests.iter().map(|r| r.owner.clone()).zip(places).collect();
-                named.sort();
-                named
-            })
+        let space = Space::new(windows.iter().map(|&(base, span)| base..=base + span));
+        let blocks: Vec<_> = blocks.iter().map(|&(at, size)| fixed("block", at, size)).collect();
+        if solve(&space, &blocks).is_err() {
+            return Ok(());
+        }
+        let free = |at: u64| {
+            windows.iter().any(|&(base, span)| (base..=base + span).contains(&at))
+                && blocks.iter().all(|block| {
+                    let Placement::Fixed(start) = block.placement else { return false };
+                    at < start || at - start >= block.size
+                })
         };
-        match (by_owner(&requests), by_owner(&shuffled)) {
-            (Ok(a), Ok(b)) => prop_assert_eq!(a, b),
-            (Err(a), Err(b)) => prop_assert_eq!(a.len(), b.len()),
-            (a, b) => prop_assert!(false, "{a:?} against {b:?}"),
-        }
-    }
-
-    #[test]
-    fn what_exists_stays_when_it_is_replayed(requests in requests(), size in 1_u64..0x40) {
-        let Ok(places) = solve(&space(), &requests) else { return Ok(()) };
-        let space = Space { fixed: vec![0..0x4000], ..space() };
-        let mut replayed: Vec<_> = requests
-            .into_iter()
-            .zip(&places)
-            .map(|(r, &at)| Request { placement: Placement::Fixed(at), ..r })
-            .collect();
-        replayed.insert(0, any("newcomer", size, 1));
-        if let Ok(again) = solve(&space, &replayed) {
-            prop_assert_eq!(&again[1..], &places[..]);
-        }
+        let expected = (0..256).step_by(1 << log).find(|&at| (at..at + size).all(free));
+        let mut all = blocks.clone();
+        all.push(any("one", size, 1 << log));
+        prop_assert_eq!(solve(&space, &all).ok().map(|placed| *placed.last().unwrap()), expected);
     }
 }
