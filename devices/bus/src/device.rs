@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub use ossature_memory::layout::Placement;
 use ossature_memory::{Dma, RegisterPage};
 
 use crate::{Event, Mmio, Size};
@@ -14,15 +15,6 @@ pub enum AddressSpace {
     Mmio,
     /// x86 I/O ports.
     Pio,
-}
-
-/// Where something has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Exactly there (an address, a port, an interrupt number): guests expect it by convention.
-    Fixed(u64),
-    /// Wherever the machine finds room.
-    Any,
 }
 
 /// A range of addresses that a device answers.
