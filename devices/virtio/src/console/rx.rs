@@ -6,7 +6,7 @@ use super::{ConsoleInput, Counters};
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn fills at most.
-const TURN_BUFFERS: u32 = 64;
+const TURN_BUFFERS: u32 = 32;
 
 /// Fills buffers until no input waits, no buffer is left, or the budget is used up.
 pub(super) fn run(

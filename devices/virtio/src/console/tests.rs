@@ -1,1 +1,315 @@
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::*;
+use crate::Turn;
+use crate::rig::{Rig, config, counter};
+
+const RXQ: usize = 0;
+const TXQ: usize = 1;
+const RX_KICK: u32 = 0;
+const TX_KICK: u32 = 1;
+const INPUT: u32 = 2;
+
+/// An output that shows what came, and does as it is told: bytes to take of each write, or an error.
+struct Screen {
+    shown: Sender<Vec<u8>>,
+    script: Receiver<io::Result<usize>>,
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.script.try_recv().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
+        self.shown.send(bytes[..n].to_vec()).unwrap();
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.shown.send(b"<flush>".to_vec()).unwrap();
+        Ok(())
+    }
+}
+
+/// A console with input from a socket, whose other end is given, and its screen.
+fn console() -> (Console, UnixStream, Receiver<Vec<u8>>, Sender<io::Result<usize>>) {
+    let (ours, keyboard) = UnixStream::pair().unwrap();
+    let (shown, screen) = channel();
+    let (tell, script) = channel();
+    let input = ConsoleInput::new(ours).unwrap();
+    (Console::new(Some(input), Box::new(Screen { shown, script })), keyboard, screen, tell)
+}
+
+fn shown(screen: &Receiver<Vec<u8>>) -> String {
+    let bytes: Vec<u8> = screen.try_iter().flatten().collect();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn shows_what_the_guest_writes() {
+    let (mut console, _keyboard, screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let pieces = ["hello", ", ", "world", "\n"].map(|text| rig.put(text.as_bytes()));
+    rig.offer(TXQ, &pieces[..3], &[]);
+    rig.offer(TXQ, &pieces[3..], &[]);
+    assert_eq!(rig.run(TX_KICK), 1);
+    assert_eq!(shown(&screen), "hello, world\n<flush>");
+    assert_eq!(rig.used(TXQ).unwrap().len, 0);
+    assert_eq!(rig.used(TXQ).unwrap().len, 0);
+    assert_eq!(rig.irqs[TXQ].take().unwrap(), 1);
+    assert_eq!(counter(&console, "tx_bytes"), 13);
+    // Nothing written, nothing flushed.
+    rig.run(TX_KICK);
+    assert_eq!(shown(&screen), "");
+}
+
+#[test]
+fn an_output_that_takes_little_is_asked_again() {
+    let (mut console, _keyboard, screen, tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    tell.send(Ok(1)).unwrap();
+    tell.send(Err(io::ErrorKind::Interrupted.into())).unwrap();
+    tell.send(Ok(2)).unwrap();
+    let text = rig.put(b"abcdef");
+    rig.offer(TXQ, &[text], &[]);
+    rig.run(TX_KICK);
+    assert_eq!(shown(&screen), "abcdef<flush>");
+}
+
+#[test]
+fn what_the_output_does_not_take_is_dropped_and_counted() {
+    for (kind, errors) in [(io::ErrorKind::WouldBlock, 0), (io::ErrorKind::BrokenPipe, 1)] {
+        let (mut console, _keyboard, screen, tell) = console();
+        let mut rig = Rig::new(&mut console, 0);
+        tell.send(Ok(4)).unwrap();
+        tell.send(Err(kind.into())).unwrap();
+        let long = rig.put(&[b'a'; 10_000]);
+        let next = rig.put(b"next");
+        rig.offer(TXQ, &[long], &[]);
+        rig.offer(TXQ, &[next], &[]);
+        rig.run(TX_KICK);
+        assert_eq!(shown(&screen), "aaaanext<flush>");
+        assert_eq!((counter(&console, "tx_bytes"), counter(&console, "tx_dropped_bytes")), (8, 9996));
+        assert_eq!(counter(&console, "host_errors"), errors);
+    }
+}
+
+#[test]
+fn b5_a_turn_writes_a_bounded_amount() {
+    let (mut console, _keyboard, screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let text = rig.put(b"x");
+    for _ in 0..40 {
+        rig.offer(TXQ, &[text], &[]);
+    }
+    assert_eq!(rig.turn(TX_KICK), Ok(Turn::Again));
+    assert_eq!(rig.rings[TXQ].used_index(), 32);
+    assert_eq!(rig.turn(TX_KICK), Ok(Turn::Sleep));
+
+    // One buffer of more than 64 KiB is cut; several are several turns.
+    let _ = shown(&screen);
+    let long = rig.put(&[b'y'; 100 << 10]);
+    rig.offer(TXQ, &[long], &[]);
+    rig.offer(TXQ, &[text], &[]);
+    assert_eq!(rig.turn(TX_KICK), Ok(Turn::Again));
+    assert_eq!(shown(&screen).trim_end_matches("<flush>").len(), 64 << 10);
+    assert_eq!(rig.turn(TX_KICK), Ok(Turn::Sleep));
+    assert_eq!(shown(&screen), "x<flush>");
+    assert_eq!(counter(&console, "tx_dropped_bytes"), 36 << 10);
+}
+
+#[test]
+fn gives_the_guest_what_is_typed() {
+    let (mut console, mut keyboard, _screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let buffers = [rig.alloc(4), rig.alloc(2), rig.alloc(100)];
+    rig.offer(RXQ, &[], &buffers[..2]);
+    rig.offer(RXQ, &[], &buffers[2..]);
+    keyboard.write_all(b"uptime\nls").unwrap();
+    assert_eq!(rig.run(INPUT), 1);
+    assert_eq!(rig.used(RXQ).unwrap().len, 6);
+    assert_eq!([rig.get(buffers[0]), rig.get(buffers[1])].concat(), b"uptime");
+    assert_eq!(rig.used(RXQ).unwrap().len, 3);
+    assert_eq!(rig.get(buffers[2])[..3], *b"\nls");
+    assert_eq!(counter(&console, "rx_bytes"), 9);
+}
+
+#[test]
+fn a17_input_goes_on_when_buffers_come() {
+    for event_idx in [false, true] {
+        let (mut console, mut keyboard, _screen, _tell) = console();
+        let mut rig = Rig::with_rings(&mut console, 0, 16, event_idx);
+        for round in 0..100u8 {
+            let old = rig.rings[RXQ].avail_index();
+            keyboard.write_all(&[round]).unwrap();
+            assert_eq!(rig.run(INPUT), 1);
+            assert_eq!(rig.used(RXQ), None);
+            let buffer = rig.alloc(8);
+            rig.offer(RXQ, &[], &[buffer]);
+            assert!(rig.rings[RXQ].wants_kick(old, event_idx), "round {round}");
+            rig.run(RX_KICK);
+            assert_eq!(rig.used(RXQ).unwrap().len, 1);
+            assert_eq!(rig.get(buffer)[0], round);
+        }
+    }
+}
+
+#[test]
+fn b3_input_that_nobody_reads_stays_in_the_kernel() {
+    let (mut console, mut keyboard, _screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    keyboard.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    let full = loop {
+        match keyboard.write(&[7; 4096]) {
+            Ok(n) => written += n,
+            Err(e) => break e,
+        }
+        assert_eq!(rig.turn(INPUT), Ok(Turn::Sleep));
+        assert!(written < 16 << 20, "somebody takes input in without end");
+    };
+    assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    // None of it is lost.
+    let buffer = rig.alloc(4096);
+    let mut read = 0;
+    while read < written {
+        rig.offer(RXQ, &[], &[buffer]);
+        rig.run(RX_KICK);
+        read += rig.used(RXQ).unwrap().len as usize;
+    }
+    assert_eq!(read, written);
+}
+
+#[test]
+fn c6_a_turn_fills_a_bounded_number_of_buffers() {
+    let zeros = ConsoleInput::new(File::open("/dev/zero").unwrap()).unwrap();
+    let mut console = Console::new(Some(zeros), Box::new(io::sink()));
+    let mut rig = Rig::new(&mut console, 0);
+    let buffer = rig.alloc(16);
+    for _ in 0..50 {
+        rig.offer(RXQ, &[], &[buffer]);
+    }
+    assert_eq!(rig.turn(RX_KICK), Ok(Turn::Again));
+    assert_eq!(rig.rings[RXQ].used_index(), 32);
+    assert_eq!(rig.irqs[RXQ].take().unwrap(), 1);
+    assert_eq!(rig.turn(RX_KICK), Ok(Turn::Sleep));
+    assert_eq!(rig.rings[RXQ].used_index(), 50);
+}
+
+#[test]
+fn buffers_that_cannot_be_written_go_back_empty() {
+    let (mut console, mut keyboard, _screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let buffer = rig.put(b"readable");
+    rig.offer(RXQ, &[buffer], &[]);
+    rig.offer(RXQ, &[], &[buffer]);
+    keyboard.write_all(b"x").unwrap();
+    rig.run(INPUT);
+    assert_eq!(rig.used(RXQ).unwrap().len, 0);
+    assert_eq!(rig.used(RXQ).unwrap().len, 1);
+    // And the other way round.
+    rig.offer(TXQ, &[], &[buffer]);
+    rig.run(TX_KICK);
+    assert_eq!(rig.used(TXQ).unwrap().len, 0);
+}
+
+#[test]
+fn a_file_is_input_that_ends() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"script\n").unwrap();
+    io::Seek::rewind(&mut file).unwrap();
+    let input = ConsoleInput::new(file).unwrap();
+    let mut console = Console::new(Some(input), Box::new(io::sink()));
+    let mut rig = Rig::new(&mut console, 0);
+    // A file cannot be waited for.
+    assert_eq!(rig.worker().sources().len(), 2);
+    let buffers = [rig.alloc(64), rig.alloc(64)];
+    for buffer in buffers {
+        rig.offer(RXQ, &[], &[buffer]);
+    }
+    assert_eq!(rig.run(RX_KICK), 1);
+    assert_eq!(rig.used(RXQ).unwrap().len, 7);
+    assert_eq!(rig.get(buffers[0])[..7], *b"script\n");
+    assert_eq!(rig.used(RXQ), None);
+    // The rest of the console goes on, and a stop gives the other buffer back.
+    let text = rig.put(b"x");
+    rig.offer(TXQ, &[text], &[]);
+    rig.run(TX_KICK);
+    assert!(rig.used(TXQ).is_some());
+    let queues = rig.stop();
+    rig.start_with(&mut console, queues);
+    assert_eq!((rig.run(RX_KICK), rig.used(RXQ)), (1, None));
+}
+
+#[test]
+fn a_hang_up_ends_input_without_spinning() {
+    let (mut console, keyboard, _screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let buffer = rig.alloc(8);
+    rig.offer(RXQ, &[], &[buffer]);
+    drop(keyboard);
+    assert_eq!(rig.run(INPUT), 1);
+    assert_eq!(rig.run(RX_KICK), 1);
+    assert_eq!(rig.used(RXQ), None);
+    assert_eq!(counter(&console, "host_errors"), 0);
+}
+
+#[test]
+fn an_input_that_fails_ends() {
+    // A folder can be opened and polled, but not read.
+    let input = ConsoleInput::new(File::open("/").unwrap()).unwrap();
+    let mut console = Console::new(Some(input), Box::new(io::sink()));
+    let mut rig = Rig::new(&mut console, 0);
+    let buffer = rig.alloc(8);
+    rig.offer(RXQ, &[], &[buffer]);
+    assert_eq!(rig.run(RX_KICK), 1);
+    assert_eq!(rig.run(RX_KICK), 1);
+    assert_eq!((rig.used(RXQ), counter(&console, "host_errors")), (None, 1));
+}
+
+#[test]
+fn works_without_input() {
+    let mut console = Console::new(None, Box::new(io::sink()));
+    let mut rig = Rig::new(&mut console, 0);
+    let buffer = rig.alloc(8);
+    rig.offer(RXQ, &[], &[buffer]);
+    assert_eq!(rig.worker().sources().len(), 2);
+    assert_eq!((rig.run(RX_KICK), rig.used(RXQ)), (1, None));
+    assert!(rig.rings[RXQ].no_notify(), "buffers are of no use");
+}
+
+#[test]
+fn blocking_descriptors_do_not_block_the_worker() {
+    // Exactly as much as the buffers hold: the next read would wait for ever.
+    let (mut console, mut keyboard, _screen, _tell) = console();
+    let mut rig = Rig::new(&mut console, 0);
+    let buffers = [rig.alloc(4), rig.alloc(4), rig.alloc(4)];
+    for buffer in buffers {
+        rig.offer(RXQ, &[], &[buffer]);
+    }
+    keyboard.write_all(b"12345678").unwrap();
+    assert_eq!(rig.run(INPUT), 1);
+    assert_eq!((rig.used(RXQ).unwrap().len, rig.used(RXQ).unwrap().len), (4, 4));
+    assert_eq!(rig.used(RXQ), None);
+}
+
+#[test]
+fn the_window_has_a_size_that_changes() {
+    let (mut console, _keyboard, _screen, _tell) = console();
+    let window = console.window();
+    assert_eq!((console.features(), config(&console)), (1, vec![0; 4]));
+    window.resize(80, 25);
+    assert_eq!(config(&console), [80, 0, 25, 0]);
+    let rig = Rig::new(&mut console, 1);
+    let raised = || rig.config_irqs.load(Ordering::Relaxed);
+    assert_eq!(raised(), 0);
+    window.resize(400, 1000);
+    assert_eq!((raised(), config(&console)), (1, vec![0x90, 1, 0xe8, 3]));
+    drop(rig);
+    console.reset();
+    window.resize(80, 25);
+    let mut byte = [0];
+    console.read_config(2, &mut byte);
+    assert_eq!(byte, [25]);
+}

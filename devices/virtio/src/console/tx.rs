@@ -8,7 +8,7 @@ use super::Counters;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn writes out at most.
-const TURN_BUFFERS: u32 = 64;
+const TURN_BUFFERS: u32 = 32;
 /// Bytes after which a turn takes no further buffer, and after which a single buffer is cut.
 const TURN_BYTES: u64 = 64 << 10;
 
