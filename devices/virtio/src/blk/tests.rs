@@ -582,3 +582,10 @@ proptest! {
         prop_assert!(got[used.len as usize..got.len() - 1].iter().all(|b| *b == 0xff));
     }
 }
+
+crate::conformance_tests!(conformance, || blk(MemDisk::new(16)));
+crate::conformance_tests!(conformance_on_a_file, || {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    path.as_file().set_len(1 << 20).unwrap();
+    Blk::new(RawFile::open(path.path(), OpenMode::ReadWrite).unwrap(), DiskId::default())
+});

@@ -1,11 +1,12 @@
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::Turn;
 use crate::rig::{Rig, config, counter};
+use crate::testing::TestDriver;
+use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
 const TXQ: usize = 1;
@@ -312,4 +313,52 @@ fn the_window_has_a_size_that_changes() {
     let mut byte = [0];
     console.read_config(2, &mut byte);
     assert_eq!(byte, [25]);
+}
+
+#[test]
+fn no_wake_up_is_lost_on_a_loop_of_its_own() {
+    for wanted in [0, u64::MAX] {
+        let (ours, mut keyboard) = UnixStream::pair().unwrap();
+        let output = ours.try_clone().unwrap();
+        let console = Console::new(Some(ConsoleInput::new(ours).unwrap()), Box::new(output));
+        let runtime = Arc::new(SharedLoop::new("console").unwrap());
+        let mut driver = TestDriver::with_runtime(Box::new(console), runtime);
+        driver.start(wanted);
+        // A terminal that types a line, waits for its echo, and types the next.
+        let typist = std::thread::spawn(move || {
+            for i in 0..500u32 {
+                keyboard.write_all(&i.to_le_bytes()).unwrap();
+                let mut echo = [0; 4];
+                keyboard.read_exact(&mut echo).unwrap();
+                assert_eq!(echo, i.to_le_bytes());
+            }
+        });
+        for _ in 0..500 * 2 {
+            let (used, bytes) = driver.transact(0, &[], &[2]);
+            assert_eq!(used.len, 2);
+            driver.transact(1, &[&bytes], &[]);
+        }
+        typist.join().unwrap();
+        assert_eq!(driver.reports(), []);
+    }
+}
+
+crate::conformance_tests!(conformance, || {
+    let (ours, keyboard) = UnixStream::pair().unwrap();
+    // What was never sent to the console stays open as its input.
+    let output = Box::new(SinkThatHolds(keyboard));
+    Console::new(Some(ConsoleInput::new(ours).unwrap()), output)
+});
+
+/// Shows nothing, and keeps the keyboard plugged in.
+struct SinkThatHolds(#[allow(dead_code)] UnixStream); // held, not used
+
+impl Write for SinkThatHolds {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
