@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use ossature_bus::Event;
-use ossature_memory::{Dma, Segment};
+use ossature_memory::Dma;
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 pub use broken::QueueBroken;
 pub use chain::Chain;
+use chain::Parsed;
 pub use config::{QueueConfig, QueueConfigError};
 use ring::Rings;
 
@@ -46,7 +47,10 @@ pub struct VirtQueue {
     /// Chains that were given back with `unpop`, the next to hand out last.
     returned: Vec<Chain>,
     /// Storage of completed chains.
-    spare: Vec<Vec<Segment>>,
+    #[allow(clippy::vec_box)] // the boxes move between here and the chains
+    spare: Vec<Box<Parsed>>,
+    /// The last indirect table, copied. At most as large as the descriptor table.
+    table: Vec<u8>,
     broken: Option<QueueBroken>,
 }
 
@@ -68,6 +72,7 @@ impl VirtQueue {
             in_flight: vec![0; usize::from(size).div_ceil(64)].into(),
             returned: Vec::new(),
             spare: Vec::new(),
+            table: Vec::new(),
             broken: None,
         }
     }
@@ -126,7 +131,7 @@ impl VirtQueue {
     pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> {
         self.intact()?;
         let done = self.put(&chain, written.min(chain.writable_len()));
-        self.spare.push(chain.into_storage());
+        self.spare.push(chain.0);
         self.latch(done)
     }
 
@@ -171,7 +176,8 @@ impl VirtQueue {
     }
 
     fn intact(&self) -> Result<(), QueueBroken> {
-        self.broken.map_or(Ok(()), Err)
+        // Not `map_or`, which copies what is nearly always nothing.
+        if let Some(why) = &self.broken { Err(*why) } else { Ok(()) }
     }
 
     fn latch<T>(&mut self, result: Result<T, QueueBroken>) -> Result<T, QueueBroken> {
@@ -206,8 +212,9 @@ impl VirtQueue {
         };
         *word |= bit;
         self.next_avail = self.next_avail.wrapping_add(1);
-        let storage = self.spare.pop().unwrap_or_default();
-        Chain::parse(&self.rings, self.indirect, self.size, head, storage)
+        let mut parsed = self.spare.pop().unwrap_or_default();
+        parsed.walk(&self.rings, self.indirect, self.size, head, &mut self.table)?;
+        Ok(Chain(parsed))
     }
 
     fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueBroken> {

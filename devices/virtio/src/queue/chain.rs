@@ -17,11 +17,18 @@ const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 ///
 /// The device owns the chain until [`VirtQueue::complete`](crate::VirtQueue::complete) consumes it. One
 /// that is dropped instead stays with the device until it is reset.
+// A box, so that chains move as a pointer and their storage can be used again.
 #[derive(Debug)]
 #[must_use]
-pub struct Chain {
+pub struct Chain(pub(super) Box<Parsed>);
+
+/// What a [`Chain`] holds.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
     head: u16,
-    readable: u16,
+    /// How many of `segments` are readable, and how many there are: the rest is room.
+    readable: usize,
+    count: usize,
     readable_len: u32,
     writable_len: u32,
     segments: Vec<Segment>,
@@ -30,121 +37,135 @@ pub struct Chain {
 impl Chain {
     /// The head's index in the descriptor table.
     pub fn head(&self) -> u16 {
-        self.head
+        self.0.head
     }
 
     /// What the driver wrote for the device, in order.
     pub fn readable(&self) -> &[Segment] {
-        self.segments.get(..usize::from(self.readable)).unwrap_or_default()
+        self.0.segments.get(..self.0.readable).unwrap_or_default()
     }
 
     /// Where the device may write, in order.
     pub fn writable(&self) -> &[Segment] {
-        self.segments.get(usize::from(self.readable)..).unwrap_or_default()
+        self.0.segments.get(self.0.readable..self.0.count).unwrap_or_default()
     }
 
     /// Bytes in [`readable`](Self::readable).
     pub fn readable_len(&self) -> u32 {
-        self.readable_len
+        self.0.readable_len
     }
 
     /// Bytes in [`writable`](Self::writable).
     pub fn writable_len(&self) -> u32 {
-        self.writable_len
+        self.0.writable_len
     }
+}
 
-    /// The storage, for the next chain.
-    pub(super) fn into_storage(self) -> Vec<Segment> {
-        self.segments
-    }
+/// Where a walk through one table ends.
+enum End {
+    /// With the last descriptor.
+    Last,
+    /// With a reference to an indirect table.
+    Indirect(Descriptor),
+}
 
-    /// Walks the chain from `head`, below the queue's `size`. `storage` is reused for its segments.
-    pub(super) fn parse(
+impl Parsed {
+    /// Walks the chain from `head`, below the queue's `size`. An indirect table, if `indirect` allows one,
+    /// is copied into `copy` first.
+    pub(super) fn walk(
+        &mut self,
         rings: &Rings,
         indirect: bool,
         size: u16,
         head: u16,
-        mut storage: Vec<Segment>,
-    ) -> Result<Self, QueueBroken> {
-        storage.clear();
-        let mut walk = Walk { size, readable: 0, readable_len: 0, writable_len: 0, segments: storage };
-        let mut at = head;
-        loop {
-            let desc = rings.descriptor(at)?;
-            if desc.flags() & INDIRECT != 0 {
-                if !indirect || desc.flags() & NEXT != 0 {
-                    return Err(QueueBroken::Indirect);
-                }
-                walk.indirect(&rings.dma, desc)?;
-                break;
-            }
-            walk.push(&rings.dma, desc)?;
-            if desc.flags() & NEXT == 0 {
-                break;
-            }
-            at = desc.next();
-            if at >= size {
-                return Err(QueueBroken::Next { next: at, len: size });
-            }
-        }
-        let Walk { size: _, readable, readable_len, writable_len, segments } = walk;
-        Ok(Self { head, readable, readable_len, writable_len, segments })
-    }
-}
-
-/// A chain as far as it was walked. Every step pushes a segment and there are at most `size` of them:
-/// that ends any loop.
-struct Walk {
-    size: u16,
-    readable: u16,
-    readable_len: u32,
-    writable_len: u32,
-    segments: Vec<Segment>,
-}
-
-impl Walk {
-    fn push(&mut self, dma: &Dma, desc: Descriptor) -> Result<(), QueueBroken> {
-        let (addr, len) = (desc.addr(), desc.len());
-        if self.segments.len() >= usize::from(self.size) {
-            return Err(QueueBroken::ChainLength { size: self.size });
-        }
-        if len == 0 {
-            return Err(QueueBroken::EmptyDescriptor);
-        }
-        dma.check(GuestAddress(addr), u64::from(len)).map_err(|_| QueueBroken::NotRam { addr, len })?;
-        if desc.flags() & WRITE != 0 {
-            self.writable_len = self.writable_len.checked_add(len).ok_or(QueueBroken::ChainBytes)?;
-        } else if self.writable_len != 0 {
-            return Err(QueueBroken::Order);
-        } else {
-            self.readable += 1;
-            self.readable_len = self.readable_len.checked_add(len).ok_or(QueueBroken::ChainBytes)?;
-        }
-        if self.readable_len.checked_add(self.writable_len).is_none() {
-            return Err(QueueBroken::ChainBytes);
-        }
-        self.segments.push(Segment { addr: GuestAddress(addr), len });
-        Ok(())
-    }
-
-    /// Follows the table that `desc` refers to. Its write flag means nothing (2.7.5.3.2).
-    fn indirect(&mut self, dma: &Dma, desc: Descriptor) -> Result<(), QueueBroken> {
-        let (table, len) = (desc.addr(), desc.len());
-        let entries = match u16::try_from(len / DESCRIPTOR) {
-            Ok(entries) if len % DESCRIPTOR == 0 && (1..=self.size).contains(&entries) => entries,
-            _ => return Err(QueueBroken::IndirectTable { len }),
-        };
-        let not_ram = QueueBroken::NotRam { addr: table, len };
-        dma.check(GuestAddress(table), u64::from(len)).map_err(|_| not_ram)?;
-        let mut at = 0;
-        loop {
-            let desc = Descriptor::read(dma, table + u64::from(DESCRIPTOR) * u64::from(at)).ok_or(not_ram)?;
-            if desc.flags() & INDIRECT != 0 {
+        copy: &mut Vec<u8>,
+    ) -> Result<(), QueueBroken> {
+        let mut walk =
+            Walk { dma: &rings.dma, size, chain: self, count: 0, readable: 0, total: 0, readable_len: 0 };
+        if let End::Indirect(desc) = walk.table(head, size, |at| rings.descriptor(at))? {
+            // Its write flag means nothing (2.7.5.3.2).
+            if !indirect || desc.flags() & NEXT != 0 {
                 return Err(QueueBroken::Indirect);
             }
-            self.push(dma, desc)?;
-            if desc.flags() & NEXT == 0 {
-                return Ok(());
+            let (addr, len) = (desc.addr(), desc.len());
+            let entries = match u16::try_from(len / DESCRIPTOR) {
+                Ok(entries) if len % DESCRIPTOR == 0 && (1..=size).contains(&entries) => entries,
+                _ => return Err(QueueBroken::IndirectTable { len }),
+            };
+            if copy.len() < len as usize {
+                copy.resize(len as usize, 0);
+            }
+            let table = copy.get_mut(..len as usize).ok_or(QueueBroken::Rings)?;
+            rings.dma.read(GuestAddress(addr), table).map_err(|_| QueueBroken::NotRam { addr, len })?;
+            let end =
+                walk.table(0, entries, |at| Descriptor::in_table(table, at).ok_or(QueueBroken::Rings))?;
+            if let End::Indirect(_) = end {
+                return Err(QueueBroken::Indirect);
+            }
+        }
+        let Walk { count, readable, total, readable_len, .. } = walk;
+        self.head = head;
+        self.count = count;
+        self.readable = readable;
+        let fits = |len: u64| u32::try_from(len).map_err(|_| QueueBroken::ChainBytes);
+        fits(total)?;
+        self.readable_len = fits(readable_len)?;
+        self.writable_len = fits(total - readable_len)?;
+        Ok(())
+    }
+}
+
+/// A chain as far as it was walked.
+struct Walk<'a> {
+    dma: &'a Dma,
+    size: u16,
+    chain: &'a mut Parsed,
+    count: usize,
+    readable: usize,
+    /// Bytes: at most 32768 times 4 GiB.
+    total: u64,
+    readable_len: u64,
+}
+
+impl Walk<'_> {
+    /// Follows a table of `entries` from `at`, which is below it. Each round adds a segment, and there are
+    /// at most `size`: that ends any loop.
+    #[inline]
+    fn table(
+        &mut self,
+        mut at: u16,
+        entries: u16,
+        fetch: impl Fn(u16) -> Result<Descriptor, QueueBroken>,
+    ) -> Result<End, QueueBroken> {
+        loop {
+            let desc = fetch(at)?;
+            let (addr, len, flags) = (desc.addr(), desc.len(), desc.flags());
+            if flags & INDIRECT != 0 {
+                return Ok(End::Indirect(desc));
+            }
+            if len == 0 {
+                return Err(QueueBroken::EmptyDescriptor);
+            }
+            if self.dma.check(GuestAddress(addr), len.into()).is_err() {
+                return Err(QueueBroken::NotRam { addr, len });
+            }
+            self.total += u64::from(len);
+            if flags & WRITE == 0 {
+                if self.readable != self.count {
+                    return Err(QueueBroken::Order);
+                }
+                self.readable += 1;
+                self.readable_len = self.total;
+            }
+            let segment = Segment { addr: GuestAddress(addr), len };
+            match self.chain.segments.get_mut(self.count) {
+                Some(room) => *room = segment,
+                None if self.count < usize::from(self.size) => self.chain.segments.push(segment),
+                None => return Err(QueueBroken::ChainLength { size: self.size }),
+            }
+            self.count += 1;
+            if flags & NEXT == 0 {
+                return Ok(End::Last);
             }
             at = desc.next();
             if at >= entries {

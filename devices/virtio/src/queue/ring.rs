@@ -16,9 +16,10 @@ pub(super) const DESCRIPTOR: u32 = 16;
 pub(super) struct Descriptor(u128);
 
 impl Descriptor {
-    /// Reads the descriptor at `addr`.
-    pub(super) fn read(dma: &Dma, addr: u64) -> Option<Self> {
-        dma.read_obj(GuestAddress(addr)).ok().map(|raw| Self(u128::from_le(raw)))
+    /// The descriptor at `index` of a table that was copied.
+    pub(super) fn in_table(table: &[u8], index: u16) -> Option<Self> {
+        let at = DESCRIPTOR as usize * usize::from(index);
+        table.get(at..)?.first_chunk().map(|bytes| Self(u128::from_le_bytes(*bytes)))
     }
 
     pub(super) fn addr(self) -> u64 {
@@ -67,7 +68,7 @@ impl Rings {
     }
 
     pub(super) fn descriptor(&self, index: u16) -> Result<Descriptor, QueueBroken> {
-        let raw = self.desc.read_obj(16 * self.slot(index)).map_err(|_| QueueBroken::Rings)?;
+        let raw = self.desc.read_obj(16 * usize::from(index)).map_err(|_| QueueBroken::Rings)?;
         Ok(Descriptor(u128::from_le(raw)))
     }
 
