@@ -1,4 +1,69 @@
-//! Legacy PC devices for virtual machine monitors.
+//! Legacy PC devices for virtual machine monitors: what a guest expects of a PC before any driver for a
+//! paravirtual device runs.
+//!
+//! | device | what for | where |
+//! |---|---|---|
+//! | [`Serial`] | 16550A UART on a terminal, file, pseudo-terminal or socket | ports 0x3f8 and so on, IRQ 4 or 3 |
+//! | [`I8042`] | reset, Ctrl-Alt-Del | ports 0x60 and 0x64, IRQ 1 |
+//! | [`Rtc`] | the time of day | ports 0x70 and 0x71 |
+//! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
+//! | [`Pvpanic`] | the guest says that it has panicked | port 0x505 |
+//! | [`DebugPort`] | boot times | port 0x3f0 |
+//!
+//! Each is an [`ossature_bus::Device`]: made with a name of the caller's, it says what it needs, and answers the
+//! guest through the ports that it gives when it is attached. None knows its addresses, the hypervisor or another
+//! device. What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`],
+//! [`Stamps`]), which may be cloned, used from any thread, and kept longer than the device.
+//!
+//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] for the keys that mean the VMM.
+//!
+//! # Example
+//!
+//! A machine does the part of `attach` and of the guest:
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use ossature_bus::{Access, Assigned, Device, Event, EventSink, Size};
+//! use ossature_legacy::{Serial, SerialPort, backend};
+//! # use ossature_memory::{Dma, GuestMmap};
+//! # struct Shown(Arc<Mutex<Vec<u8>>>);
+//! # impl std::io::Write for Shown {
+//! #     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+//! #         self.0.lock().unwrap().write(buf)
+//! #     }
+//! #     fn flush(&mut self) -> std::io::Result<()> {
+//! #         Ok(())
+//! #     }
+//! # }
+//! # let shown = Arc::new(Mutex::new(Vec::new()));
+//! # let writer = Shown(shown.clone());
+//! # let dma = Dma::new(Arc::new(GuestMmap::new()));
+//!
+//! let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(writer))?;
+//! let irq = Arc::new(Event::new()?);
+//! let attached = serial.attach(Assigned {
+//!     dma,
+//!     interrupts: vec![irq.clone()],
+//!     doorbells: vec![],
+//!     pages: vec![],
+//!     events: EventSink::discard(),
+//! })?;
+//!
+//! // The guest switches the receive interrupt on and prints.
+//! let guest = &attached.ports[0];
+//! let register = |offset| Access { offset, size: Size::B1 };
+//! guest.write(register(1), 0x01).unwrap();
+//! for byte in b"login: " {
+//!     guest.write(register(0), u64::from(*byte)).unwrap();
+//! }
+//! # assert_eq!(*shown.lock().unwrap(), b"login: ");
+//!
+//! // The user types: the guest gets an interrupt, then the byte.
+//! assert_eq!(serial.input().try_write(b"r"), 1);
+//! assert_eq!(irq.take()?, 1);
+//! assert_eq!(guest.read(register(0)), Ok(u64::from(b'r')));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod acpi_power;

@@ -10,11 +10,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 
+/// An open file that can be waited for while the line is in use.
+pub(crate) type Pollable = Arc<dyn AsFd + Send + Sync>;
+
 /// What a line waits for before it can go on.
 #[derive(Default)]
 pub(crate) struct Watch {
-    /// Descriptors, each with the conditions that end the wait.
-    pub(crate) fds: Vec<(Arc<OwnedFd>, PollFlags)>,
+    /// Files, each with the conditions that end the wait.
+    pub(crate) fds: Vec<(Pollable, PollFlags)>,
     /// Look again after this time, where no descriptor tells.
     pub(crate) retry: Option<Duration>,
 }
@@ -48,9 +51,7 @@ pub(crate) fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Res
 
 /// A descriptor that is read or written without waiting.
 pub(crate) struct Fd {
-    file: File,
-    /// The same open file, for those who wait while the line is in use.
-    shared: Arc<OwnedFd>,
+    file: Arc<File>,
     /// The open file description is shared with other processes and could not be opened anew, so that
     /// `O_NONBLOCK` must not be set: ask poll(2) first, and write no more than surely fits.
     ask: bool,
@@ -64,7 +65,7 @@ impl Fd {
         let file = File::from(fd);
         let kind = file.metadata()?.file_type();
         if kind.is_file() || kind.is_block_device() {
-            return Self::of(file, false, true);
+            return Ok(Self::of(file, false, true));
         }
         // O_NONBLOCK belongs to the open file description, which a shell shares: a description of our own
         // leaves the shell's alone.
@@ -73,10 +74,10 @@ impl Fd {
             .write(write)
             .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        match own {
+        Ok(match own {
             Ok(own) => Self::of(own, false, false),
             Err(_) => Self::of(file, true, false),
-        }
+        })
     }
 
     /// Takes a descriptor that is this process's own, and makes it non-blocking.
@@ -84,36 +85,35 @@ impl Fd {
         rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         let file = File::from(fd);
         let instant = file.metadata()?.file_type().is_file();
-        Self::of(file, false, instant)
+        Ok(Self::of(file, false, instant))
     }
 
-    fn of(file: File, ask: bool, instant: bool) -> io::Result<Self> {
-        let shared = Arc::new(OwnedFd::from(file.try_clone()?));
-        Ok(Self { file, shared, ask, instant })
+    fn of(file: File, ask: bool, instant: bool) -> Self {
+        Self { file: Arc::new(file), ask, instant }
     }
 
     pub(crate) fn is_instant(&self) -> bool {
         self.instant
     }
 
-    pub(crate) fn watch(&self, flags: PollFlags) -> (Arc<OwnedFd>, PollFlags) {
-        (self.shared.clone(), flags)
+    pub(crate) fn watch(&self, flags: PollFlags) -> (Pollable, PollFlags) {
+        (self.file.clone(), flags)
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.ask {
-            return self.file.write(bytes);
+            return (&*self.file).write(bytes);
         }
         self.ready(PollFlags::OUT)?;
         // Writable means room for at least one byte.
-        self.file.write(bytes.get(..1).unwrap_or_default())
+        (&*self.file).write(bytes.get(..1).unwrap_or_default())
     }
 
     pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.ask {
             self.ready(PollFlags::IN)?;
         }
-        self.file.read(buf)
+        (&*self.file).read(buf)
     }
 
     /// Whether the other end is closed.

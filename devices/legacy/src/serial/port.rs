@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use crate::register;
 
 use super::escape::{Escape, EscapeFilter};
-use super::line::{Line, Watch, poll};
+use super::line::{FdLine, Line, Watch, poll};
 use super::uart::{RX_CAPACITY, Uart, Written};
 
 /// Input that waits for the guest while the escape keys are listened for: as much as a terminal keeps.
@@ -307,6 +307,11 @@ impl Shared {
         }
         self.room.notify_all();
         self.wake();
+    }
+
+    /// Closes the line: handles and the bus may keep the port's registers for longer.
+    pub(super) fn close(&self) {
+        self.lock().line = Box::new(FdLine { input: None, output: None });
     }
 
     /// Puts the first bytes of `input` into the receiver and returns how many it took.

@@ -1,45 +1,41 @@
 //! A Unix stream socket as a serial line: it listens, and has one client at a time.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::PollFlags;
 
-use super::line::{Line, Watch};
+use super::line::{Line, Pollable, Watch};
 
 pub(crate) struct SocketLine {
     path: PathBuf,
-    listener: UnixListener,
-    listener_fd: Arc<OwnedFd>,
-    client: Option<(UnixStream, Arc<OwnedFd>)>,
+    listener: Arc<UnixListener>,
+    client: Option<Arc<UnixStream>>,
 }
 
 impl SocketLine {
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        let listener_fd = Arc::new(OwnedFd::from(listener.try_clone()?));
-        Ok(Self { path: path.to_owned(), listener, listener_fd, client: None })
+        Ok(Self { path: path.to_owned(), listener: Arc::new(listener), client: None })
     }
 
     /// The client, or the one that waits to be it.
-    fn client(&mut self) -> io::Result<&mut UnixStream> {
+    fn client(&mut self) -> io::Result<&UnixStream> {
         if self.client.is_none() {
             let (stream, _) = self.listener.accept()?;
             stream.set_nonblocking(true)?;
-            let fd = Arc::new(OwnedFd::from(stream.try_clone()?));
-            self.client = Some((stream, fd));
+            self.client = Some(Arc::new(stream));
         }
-        self.client.as_mut().map(|(stream, _)| stream).ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        self.client.as_deref().ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 }
 
 impl Line for SocketLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Ok(client) = self.client() else { return Err(io::ErrorKind::NotConnected.into()) };
+        let Ok(mut client) = self.client() else { return Err(io::ErrorKind::NotConnected.into()) };
         let result = client.write(bytes);
         if matches!(&result, Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted))
         {
@@ -66,10 +62,10 @@ impl Line for SocketLine {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
-        let fd = match &self.client {
+        let fd: (Pollable, _) = match &self.client {
             _ if flags.is_empty() => return Watch::default(),
-            None => (self.listener_fd.clone(), PollFlags::IN),
-            Some((_, fd)) => (fd.clone(), flags),
+            None => (self.listener.clone(), PollFlags::IN),
+            Some(client) => (client.clone(), flags),
         };
         Watch { fds: vec![fd], retry: None }
     }

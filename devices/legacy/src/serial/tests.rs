@@ -11,7 +11,7 @@ use std::time::Instant;
 use ossature_bus::{DeviceEvent, Effect};
 use rustix::event::PollFlags;
 
-use super::line::{Line, Watch};
+use super::line::{Line, Pollable, Watch};
 use super::port::TYPEAHEAD_CAPACITY;
 use super::uart::{RX_CAPACITY, TX_CAPACITY};
 use super::*;
@@ -136,7 +136,7 @@ impl Write for Sink {
 /// A line whose input never ends, and which counts what was taken of it.
 struct Endless {
     taken: Arc<AtomicU64>,
-    ready: Arc<OwnedFd>,
+    ready: Arc<File>,
 }
 
 impl Line for Endless {
@@ -151,8 +151,8 @@ impl Line for Endless {
     }
 
     fn watch(&self, input: bool, _output: bool) -> Watch {
-        let fds = if input { vec![(self.ready.clone(), PollFlags::IN)] } else { Vec::new() };
-        Watch { fds, retry: None }
+        let ready: Pollable = self.ready.clone();
+        Watch { fds: if input { vec![(ready, PollFlags::IN)] } else { Vec::new() }, retry: None }
     }
 
     fn needs_thread(&self) -> bool {
@@ -223,7 +223,7 @@ fn b3_a_gibibyte_for_a_guest_that_never_reads() {
 #[test]
 fn b3_a_source_that_never_ends_is_read_as_the_guest_reads() {
     let taken = Arc::new(AtomicU64::new(0));
-    let ready = Arc::new(File::open("/dev/zero").unwrap().into());
+    let ready = Arc::new(File::open("/dev/zero").unwrap());
     let line = Endless { taken: taken.clone(), ready };
     let mut guest = Guest::open(Backend { line: Box::new(line), on_key: None });
     until(|| taken.load(Ordering::SeqCst) == RX_CAPACITY as u64);
@@ -408,8 +408,10 @@ fn a_socket_has_one_client_after_the_other() {
     }
     assert_eq!(backend::socket(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     assert_eq!(guest.machine.events.lock().unwrap().len(), 0);
+    let input = guest.serial.input();
     drop(guest);
-    assert!(!path.exists());
+    assert!(!path.exists(), "a handle keeps the line open");
+    assert_eq!(input.try_write(b"x"), 0);
 }
 
 #[test]
