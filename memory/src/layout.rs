@@ -31,19 +31,31 @@ pub enum Placement {
 /// Numbers to hand out, in one or more windows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// Ascending, disjoint, none empty.
+    /// Where requests without a place of their own are put: ascending, disjoint, none empty.
     windows: Vec<(u64, u64)>,
+    /// Where fixed requests may be: the same and more.
+    fixed: Vec<(u64, u64)>,
 }
 
 impl Space {
     /// The numbers in `windows`, which may overlap and come in any order.
     pub fn new(windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
         let windows = windows.into_iter().filter(|range| !range.is_empty()).map(RangeInclusive::into_inner);
-        Self { windows: union(windows.collect()) }
+        let windows = union(windows.collect());
+        Self { fixed: windows.clone(), windows }
+    }
+
+    /// The same with more numbers, which are only for those who request just them: by convention, such as the
+    /// interrupt of a serial port.
+    #[must_use]
+    pub fn with_fixed_only(mut self, windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
+        self.fixed.extend(Self::new(windows).windows);
+        self.fixed = union(self.fixed);
+        self
     }
 
     fn contains(&self, start: u64, last: u64) -> bool {
-        self.windows.iter().any(|&(first, end)| first <= start && last <= end)
+        self.fixed.iter().any(|&(first, end)| first <= start && last <= end)
     }
 }
 

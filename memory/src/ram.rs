@@ -219,6 +219,11 @@ impl Ram {
         self.size
     }
 
+    /// The regions, for code that works with vm-memory's traits and for the hypervisor.
+    pub fn map(&self) -> &Arc<GuestMmap> {
+        &self.map
+    }
+
     /// A device's view of all RAM.
     pub fn dma(&self) -> Dma {
         Dma::new(self.map.clone())

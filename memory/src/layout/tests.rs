@@ -207,3 +207,14 @@ proptest! {
         prop_assert_eq!(solve(&space, &all).ok().map(|placed| *placed.last().unwrap()), expected);
     }
 }
+
+#[test]
+fn numbers_for_fixed_requests_only_are_not_handed_out() {
+    let space = Space::new([5..=5, 7..=8]).with_fixed_only([0..=6]);
+    let request = |owner: &str, placement| Request { owner: owner.into(), size: 1, align: 1, placement };
+    let any = |owner| request(owner, Placement::Any);
+    let requests = [any("a"), request("com1", Placement::Fixed(4)), any("b"), any("c"), any("d")];
+    assert_eq!(solve(&space, &requests[..4]), Ok(vec![5, 4, 7, 8]));
+    let conflicts = solve(&space, &requests).unwrap_err();
+    assert_eq!(conflicts, [Conflict::NoRoom { owner: "d".into(), size: 1, align: 1 }]);
+}
