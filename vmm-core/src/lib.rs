@@ -1,4 +1,62 @@
-//! KVM and vCPUs.
+//! KVM, vCPUs and machines: the part of the Ossature VMM SDK that runs guests.
+//!
+//! Three levels, each usable without the ones above it:
+//!
+//! - [`Kvm`] opens the host's KVM and makes [`Vm`]s: RAM, interrupts through eventfds, doorbells, register pages.
+//! - A [`Vcpu`] runs the guest step by step, on whatever thread calls [`Vcpu::run_once`], and has the two
+//!   [`Buses`] answer the guest's accesses. A [`Kicker`] makes it leave the guest, from any thread.
+//! - `machine` builds whole machines from devices and a kernel, with vCPU threads and a life cycle.
+//!
+//! [`scripted`] stands in for KVM: a script plays the guest, so that a VMM's tests need no `/dev/kvm`.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size, VmRequest};
+//! use ossature_core::scripted::{Script, Scripted};
+//! use ossature_core::{Buses, Hypervisor, Step, VmConfig};
+//!
+//! /// A register that powers the machine off.
+//! struct PowerOff;
+//!
+//! impl Mmio for PowerOff {
+//!     fn read(&self, _: Access) -> Result<u64, BusFault> {
+//!         Err(BusFault::WriteOnly)
+//!     }
+//!     fn write(&self, _: Access, _: u64) -> Result<Effect, BusFault> {
+//!         Ok(Effect::Vm(VmRequest::Shutdown))
+//!     }
+//! }
+//!
+//! let memory = Bus::new(AddressSpace::Mmio);
+//! memory.insert(0xd000_0000, 4, "power", Arc::new(PowerOff))?;
+//! let ports = Bus::new(AddressSpace::Pio);
+//!
+//! // On a host with KVM: `let hypervisor = Kvm::open()?`.
+//! let hypervisor = Scripted::new([Script::new().mmio_write(0xd000_0000, Size::B4, 1)]);
+//! let vm = hypervisor.create_vm(&VmConfig::default())?;
+//! let mut vcpu = vm.create_vcpu(0, Buses { pio: ports.cursor(), mmio: memory.cursor() })?;
+//! let end = loop {
+//!     match vcpu.run_once()? {
+//!         Step::Handled | Step::Interrupted => {}
+//!         step => break step,
+//!     }
+//! };
+//! assert_eq!(end, Step::Effect(Effect::Vm(VmRequest::Shutdown)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What it does to the process
+//!
+//! No globals, no signal handlers. A thread that runs a vCPU gets the kick signal blocked, and no other signal
+//! changed; see [`KickSignal`] for the choices. Several hypervisors, machines and versions of this crate can
+//! live in one process.
+//!
+//! # Errors
+//!
+//! What the host cannot do is a [`VmError`]. A guest that cannot go on is a [`VcpuError::Crash`] with registers
+//! and code. The guest's accesses to what does not exist are no errors: reads give all ones, writes nothing, and
+//! the [`Buses`]' cursors count them.
 #![deny(unsafe_code)]
 
 mod arch;
@@ -19,3 +77,7 @@ pub use kick::{KickSignal, Kicker};
 pub use kvm::{Capabilities, Kvm, install_kick_handler};
 pub use stats::{Stat, StatsReader};
 pub use vcpu::{Buses, Step, Vcpu, VcpuError};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
