@@ -31,7 +31,8 @@ pub(crate) trait Line: Send {
     /// Takes input; 0 at its end, after which it is not asked again. `WouldBlock` if there is none now.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// What to wait for: before `write` if there is `output`, before `read` if `input` is wanted.
+    /// What to wait for: before `write` if there is `output`, before `read` if `input` is wanted; nothing if
+    /// neither.
     fn watch(&self, input: bool, output: bool) -> Watch;
 
     /// Whether the line ever makes anyone wait.

@@ -175,7 +175,7 @@ impl Inner {
 
     fn watch(&mut self) -> Watch {
         self.watched = self.wants();
-        if self.paused { Watch::default() } else { self.line.watch(self.watched.0, self.watched.1) }
+        self.line.watch(self.watched.0, self.watched.1)
     }
 }
 
