@@ -86,9 +86,8 @@ impl Inner {
         if !self.controller.take_edge() {
             return;
         }
-        if let Some(Err(e)) = self.irq.as_ref().map(|irq| irq.signal())
-            && !std::mem::replace(&mut self.reported, true)
-        {
+        let Some(Err(e)) = self.irq.as_ref().map(|irq| irq.signal()) else { return };
+        if !std::mem::replace(&mut self.reported, true) {
             self.events.report(DeviceEvent::HostError { reason: format!("keyboard interrupt: {e}") });
         }
     }
