@@ -113,7 +113,8 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     fn set_dirty_log(&self, on: bool) -> Result<(), VmError>;
 
     /// Takes the log: calls `visit` for each slot of RAM with its first address and a bitmap of the base pages
-    /// that were written since the log was switched on or last taken, lowest bit first.
+    /// that were written since the log was switched on or last taken, lowest bit first. Pages that KVM has only
+    /// made writable may be among them.
     fn take_dirty_log(&self, visit: &mut dyn FnMut(GuestAddress, &[u64])) -> Result<(), VmError>;
 
     /// The hypervisor's own counters of this machine.

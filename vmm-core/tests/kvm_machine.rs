@@ -211,16 +211,19 @@ fn the_dirty_log_has_the_pages_that_the_guest_wrote() {
     let guest = Guest::bare(&[0xa2, 0x00, 0x20, 0xf4, 0xa2, 0x00, 0x50, 0xf4]); // mov [DATA], al; hlt; mov [0x5000], al; hlt
     let mut vcpu = guest.vcpu(0);
     let log = || {
-        let mut words = Vec::new();
-        guest.vm.take_dirty_log(&mut |at, bits| words.push((at.0, bits.to_vec()))).expect("a log");
-        words
+        let mut slots = Vec::new();
+        guest.vm.take_dirty_log(&mut |at, bits| slots.push((at.0, bits.to_vec()))).expect("a log");
+        assert_eq!((slots.len(), slots[0].0, slots[0].1.len()), (1, 0, 1), "one slot of 16 pages, from 0");
+        slots[0].1[0]
     };
+    // The page with the code may be in the log too: KVM counts a page that it maps writable.
+    let (code, first, second) = (1 << 1, 1 << 2, 1 << 5);
     guest.vm.set_dirty_log(true).expect("a log");
     assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
-    assert_eq!(log(), [(0, vec![1 << 2])]);
-    assert_eq!(log(), [(0, vec![0])], "taken");
+    assert_eq!(log() & !code, first);
+    assert_eq!(log(), 0, "taken");
     assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
-    assert_eq!(log(), [(0, vec![1 << 5])]);
+    assert_eq!(log() & !code, second);
     guest.vm.set_dirty_log(false).expect("no log");
     assert!(guest.vm.take_dirty_log(&mut |_, _| ()).is_err(), "there is no log to take");
 }
