@@ -128,7 +128,8 @@ pub fn reset_in_mid_flight(factory: Factory) {
         assert_eq!(features & !driver.offered(), 0);
         let queues = driver.queue_count();
         for queue in 0..queues {
-            (0..20).for_each(|_| probe(&mut driver, queue));
+            let chains = driver.ring(queue).size / 2;
+            (0..chains).for_each(|_| probe(&mut driver, queue));
             driver.kick_register(queue.into());
         }
         let rings: Vec<_> = (0..queues).map(|queue| driver.ring(queue).clone()).collect();

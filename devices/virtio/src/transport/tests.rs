@@ -1,1 +1,495 @@
-//! The transport core against drivers that break its rules.
+//! The transport around a device that does whatever the test wants.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use ossature_bus::{
+    Access, Assigned, BusFault, Device, DeviceEvent, Event, EventSink, MetricVisitor, Size, State, Syscall,
+};
+use ossature_memory::RegisterPage;
+use virtio_bindings::bindings::virtio_mmio as reg;
+
+use super::features::{EVENT_IDX, INDIRECT, VERSION_1};
+use super::status::*;
+use crate::testing::{Desc, TestDriver, guest_ram};
+use crate::{
+    ConfigInterrupt, DedicatedThread, DeviceType, Inline, Interest, QueueBroken, Runtime, SharedLoop, Source,
+    Start, StartError, Turn, VirtQueue, VirtioDevice, VirtioMmio, Worker,
+};
+
+/// What the test and the device share.
+#[derive(Default)]
+struct Shared {
+    value: AtomicU32,
+    resets: AtomicU32,
+    finished: AtomicU32,
+    features: Mutex<Vec<u64>>,
+    started: Mutex<Vec<(usize, Vec<u16>)>>,
+    config: Mutex<Option<ConfigInterrupt>>,
+}
+
+/// Three queues in two groups, one field of configuration, and a worker that writes one byte per chain.
+struct Sample {
+    shared: Arc<Shared>,
+    queues: Vec<u16>,
+    groups: Vec<Vec<u16>>,
+    config_len: u32,
+}
+
+impl Sample {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: shared.clone(),
+            queues: vec![256, 64, 16],
+            groups: vec![vec![2, 0], vec![1]],
+            config_len: 6,
+        }
+    }
+}
+
+impl VirtioDevice for Sample {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Console
+    }
+
+    fn features(&self) -> u64 {
+        1 << 3 | 1 << 40
+    }
+
+    fn queues(&self) -> &[u16] {
+        &self.queues
+    }
+
+    fn groups(&self) -> Vec<Vec<u16>> {
+        self.groups.clone()
+    }
+
+    fn config_len(&self) -> u32 {
+        self.config_len
+    }
+
+    fn read_config(&self, offset: u32, buf: &mut [u8]) {
+        let value = self.shared.value.load(Ordering::Relaxed).to_le_bytes();
+        for (i, byte) in buf.iter_mut().enumerate() {
+            *byte = value.get(i + offset as usize).copied().unwrap_or(0xee);
+        }
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        let mut bytes = self.shared.value.load(Ordering::Relaxed).to_le_bytes();
+        for (i, byte) in data.iter().enumerate() {
+            if let Some(at) = bytes.get_mut(i + offset as usize) {
+                *at = *byte;
+            }
+        }
+        self.shared.value.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+    }
+
+    fn start(&mut self, group: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
+        self.shared.features.lock().unwrap().push(start.features);
+        let indices = start.queues.iter().map(VirtQueue::index).collect();
+        self.shared.started.lock().unwrap().push((group, indices));
+        *self.shared.config.lock().unwrap() = Some(start.config);
+        Ok(Box::new(SampleWorker { shared: self.shared.clone(), queues: start.queues }))
+    }
+
+    fn reset(&mut self) {
+        self.shared.resets.fetch_add(1, Ordering::Relaxed);
+        self.shared.value.store(0, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> State {
+        State::Stateless
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[Syscall("write")]
+    }
+
+    fn metrics(&self, visitor: &mut dyn MetricVisitor) {
+        visitor.counter("sample", 1);
+    }
+}
+
+struct SampleWorker {
+    shared: Arc<Shared>,
+    queues: Vec<VirtQueue>,
+}
+
+impl Worker for SampleWorker {
+    fn sources(&self) -> Vec<Source> {
+        let source = |queue: &VirtQueue| Source {
+            token: queue.index().into(),
+            fd: queue.doorbell().as_raw_fd(),
+            interest: Interest::Readable,
+        };
+        self.queues.iter().map(source).collect()
+    }
+
+    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+        let queue = self.queues.iter_mut().find(|queue| u32::from(queue.index()) == token).unwrap();
+        while let Some(chain) = queue.pop()? {
+            queue.complete(chain, 1)?;
+        }
+        queue.flush()?;
+        Ok(if queue.park()? { Turn::Again } else { Turn::Sleep })
+    }
+
+    fn finish(self: Box<Self>) -> Vec<VirtQueue> {
+        self.shared.finished.fetch_add(1, Ordering::Relaxed);
+        self.queues
+    }
+}
+
+fn sample() -> (Arc<Shared>, TestDriver) {
+    let shared = Arc::default();
+    let driver = TestDriver::new(Sample::new(&shared));
+    (shared, driver)
+}
+
+crate::conformance_tests!(conformance, || Sample::new(&Arc::default()));
+
+#[test]
+fn it_asks_for_a_page_an_edge_and_doorbells() {
+    let shared = Arc::default();
+    let device = VirtioMmio::new("one", Box::new(Sample::new(&shared)), Arc::new(DedicatedThread));
+    let requires = device.requires();
+    assert_eq!(requires.ranges.len(), 1);
+    assert_eq!((requires.ranges[0].size, requires.ranges[0].align), (4096, 4096));
+    assert_eq!((requires.interrupts.len(), &requires.pages[..]), (1, &[0][..]));
+    let doorbells: Vec<_> = requires.doorbells.iter().map(|d| (d.offset, d.size, d.value)).collect();
+    let kick = |queue| (0x50, Size::B4, Some(queue));
+    assert_eq!(doorbells, [kick(0), kick(1), kick(2), (0x64, Size::B4, Some(1))]);
+    assert_eq!(device.id(), "one");
+    assert_eq!(device.state(), State::Stateless);
+    assert_eq!(device.syscalls(), [Syscall("write")]);
+}
+
+#[test]
+fn identification_reads_as_specified() {
+    let (_, driver) = sample();
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_DEVICE_ID), 3);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_VENDOR_ID).to_le_bytes(), *b"OSSA");
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
+    assert_eq!(driver.offered(), 1 << 3 | 1 << 40 | VERSION_1 | EVENT_IDX | INDIRECT);
+    assert_eq!((driver.queue_max(0), driver.queue_max(1), driver.queue_max(2)), (256, 64, 16));
+}
+
+#[test]
+fn registers_have_one_width_and_one_direction() {
+    let (_, driver) = sample();
+    let port = driver.port();
+    for offset in (0..0x100u64).chain([0x101, 0x1000, u64::MAX]) {
+        for size in [Size::B1, Size::B2, Size::B8] {
+            let at = Access { offset, size };
+            if offset < 0x100 {
+                assert_eq!(port.read(at), Err(BusFault::Width));
+                assert_eq!(port.write(at, 0), Err(BusFault::Width));
+            }
+        }
+        let at = Access { offset, size: Size::B4 };
+        if offset % 4 != 0 && offset < 0x100 {
+            assert_eq!(port.read(at), Err(BusFault::Alignment));
+        }
+        let (read, wrote) = (port.read(at), port.write(at, 0));
+        assert_eq!(read == Err(BusFault::WriteOnly), wrote.is_ok() && read.is_err(), "{offset:#x}");
+        assert_eq!(wrote == Err(BusFault::ReadOnly), read.is_ok() && wrote.is_err(), "{offset:#x}");
+    }
+}
+
+#[test]
+fn groups_start_with_the_queues_that_are_enabled() {
+    let (shared, mut driver) = sample();
+    driver.negotiate(1 << 40);
+    assert!(driver.set_up_queue(2, 16));
+    driver.add_status(DRIVER_OK);
+    assert_eq!(*shared.started.lock().unwrap(), [(0, vec![2])]);
+    assert_eq!(*shared.features.lock().unwrap(), [1 << 40 | VERSION_1]);
+    driver.start(0);
+    assert_eq!(shared.started.lock().unwrap()[1..], [(0, vec![0, 2]), (1, vec![1])]);
+    assert_eq!(shared.finished.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_driver_without_queues_is_fine() {
+    let (shared, mut driver) = sample();
+    driver.negotiate(0);
+    driver.add_status(DRIVER_OK);
+    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    assert!(shared.started.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_queue_that_cannot_be_stays_disabled() {
+    let (_, mut driver) = sample();
+    driver.negotiate(0);
+    assert!(driver.set_up_queue(1, 64));
+    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+    for (register, value) in [
+        (reg::VIRTIO_MMIO_QUEUE_NUM, 0),
+        (reg::VIRTIO_MMIO_QUEUE_NUM, 63),
+        (reg::VIRTIO_MMIO_QUEUE_NUM, 128),
+        (reg::VIRTIO_MMIO_QUEUE_NUM, 0x1_0040),
+        (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, 8),
+        (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, 1),
+        (reg::VIRTIO_MMIO_QUEUE_USED_LOW, 2),
+        (reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, 9),
+        (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, u32::MAX),
+    ] {
+        driver.set_up_queue(1, 64);
+        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+        driver.write(register, value);
+        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0, "{register:#x} = {value:#x}");
+        driver.write(register, 0);
+    }
+    assert!(driver.set_up_queue(1, 64));
+}
+
+#[test]
+fn the_used_buffer_bit_is_always_set_and_acknowledged_for_nothing() {
+    let (_, mut driver) = sample();
+    driver.negotiate(0);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    driver.start(0);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+    driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 1);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+    driver.reset();
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+}
+
+#[test]
+fn a_configuration_change_is_seen_with_a_new_generation_and_acknowledged() {
+    let (shared, mut driver) = sample();
+    driver.start(0);
+    let config = shared.config.lock().unwrap().clone().unwrap();
+    let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+    shared.value.store(0x0403_0201, Ordering::Relaxed);
+    assert_eq!(driver.config::<4>(0), [0; 4]);
+    config.raise();
+    assert_eq!(driver.config::<6>(0), [1, 2, 3, 4, 0xee, 0xee]);
+    assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 3);
+    assert_eq!(driver.interrupts(), 1);
+    driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 3);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+    // Without a driver there is a new generation, and no interrupt (2.5.2).
+    driver.reset();
+    let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+    config.raise();
+    assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    assert_eq!((driver.interrupts(), driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS)), (0, 0));
+}
+
+#[test]
+fn a_driver_writes_configuration_only_when_it_is_there() {
+    let (shared, mut driver) = sample();
+    let port = driver.port();
+    let at = Access { offset: 0x101, size: Size::B1 };
+    let _ = port.write(at, 7).unwrap();
+    assert_eq!(shared.value.load(Ordering::Relaxed), 0);
+    driver.start(0);
+    let _ = port.write(at, 7).unwrap();
+    assert_eq!(driver.config::<4>(0), [0, 7, 0, 0]);
+    driver.reset();
+    assert_eq!(driver.config::<4>(0), [0; 4]);
+}
+
+#[test]
+fn every_reset_reaches_the_device_after_its_workers() {
+    let (shared, mut driver) = sample();
+    driver.start(0);
+    driver.reset();
+    assert_eq!((shared.resets.load(Ordering::Relaxed), shared.finished.load(Ordering::Relaxed)), (2, 2));
+}
+
+#[test]
+fn a_needed_reset_is_counted() {
+    struct Counters(Vec<(&'static str, u64)>);
+    impl MetricVisitor for Counters {
+        fn counter(&mut self, name: &'static str, value: u64) {
+            self.0.push((name, value));
+        }
+
+        fn gauge(&mut self, _: &'static str, _: u64) {}
+    }
+    let (_, mut driver) = sample();
+    for round in 1..=3 {
+        driver.start(0);
+        driver.ring(1).set_avail_index(9999);
+        driver.ring(2).set_avail_index(9999);
+        driver.kick(1);
+        driver.kick(2);
+        let mut counters = Counters(Vec::new());
+        driver.device().metrics(&mut counters);
+        assert_eq!(counters.0, [("needs_resets", round), ("sample", 1)]);
+        assert_eq!(driver.reports().len() as u64, round);
+    }
+}
+
+#[test]
+fn a_broken_queue_leaves_the_other_groups_alone() {
+    let (_, mut driver) = sample();
+    driver.start(0);
+    driver.ring(1).set_avail_index(9999);
+    driver.kick(1);
+    assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
+    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+    assert!(matches!(&driver.reports()[..], [DeviceEvent::NeedsReset { reason }] if reason.contains("9999")));
+}
+
+#[test]
+fn interrupts_and_kicks_work_across_threads() {
+    let runtimes: [Arc<dyn Runtime>; 2] =
+        [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
+    for runtime in runtimes {
+        for features in [0, u64::MAX] {
+            let device = Sample::new(&Arc::default());
+            let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+            driver.start(features);
+            // More than the ring indices can count, over queues of 16, 64 and 256.
+            for i in 0..3000u32 {
+                let queue = (i % 3) as u16;
+                let used = if features != 0 && i % 2 == 0 {
+                    driver.request_indirect(queue, &[b"abc"], &[4, 4]);
+                    driver.kick(queue);
+                    driver.wait_used(queue)
+                } else {
+                    driver.transact(queue, &[b"abc"], &[4, 4]).0
+                };
+                assert_eq!(used.len, 1);
+            }
+            assert_eq!(driver.reports(), []);
+        }
+    }
+}
+
+#[test]
+fn a_reset_meets_a_breaking_worker() {
+    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+    let shared: Arc<Shared> = Arc::default();
+    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+    for _ in 0..300 {
+        driver.start(0);
+        driver.ring(0).set_avail_index(9999);
+        driver.ring(1).set_avail_index(9999);
+        driver.kick_register(0);
+        driver.kick_register(1);
+        driver.reset();
+        // What the worker had to say belongs to the past.
+        assert_eq!(driver.status(), 0);
+    }
+    driver.start(0);
+    assert_eq!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+}
+
+#[test]
+fn vcpus_workers_and_the_host_meet_without_deadlock() {
+    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+    let shared: Arc<Shared> = Arc::default();
+    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+    driver.start(0);
+    let config = shared.config.lock().unwrap().clone().unwrap();
+    let (port, stop) = (driver.port(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                config.raise();
+            }
+        });
+        // Another vCPU that writes every register there is, status 0 included.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for offset in (0..0x110).step_by(4) {
+                    let _ = port.write(Access { offset, size: Size::B4 }, offset % 3);
+                    let _ = port.read(Access { offset, size: Size::B4 });
+                }
+            }
+        });
+        for _ in 0..500 {
+            driver.write(reg::VIRTIO_MMIO_STATUS, 0);
+            for status in [1, 3, 11, 15] {
+                driver.port().write(Access { offset: 0x70, size: Size::B4 }, status).map(drop).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    driver.start(0);
+    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+}
+
+#[test]
+fn a_dropped_device_finishes_its_workers() {
+    let shared: Arc<Shared> = Arc::default();
+    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+    driver.start(0);
+    drop(driver);
+    assert_eq!(shared.finished.load(Ordering::Relaxed), 2);
+}
+
+fn attach(device: Sample, change: impl FnOnce(&mut Assigned)) -> Result<(), String> {
+    let mut device = VirtioMmio::new("odd", Box::new(device), Arc::new(Inline::new().unwrap()));
+    let requires = device.requires();
+    let event = |_| Arc::new(Event::new().unwrap());
+    let mut assigned = Assigned {
+        dma: guest_ram(&[(0, 0x1000)]),
+        interrupts: vec![event(0)],
+        doorbells: (0..requires.doorbells.len()).map(event).collect(),
+        pages: vec![Arc::new(RegisterPage::new().unwrap())],
+        events: EventSink::discard(),
+    };
+    change(&mut assigned);
+    device.attach(assigned).map(drop).map_err(|e| e.to_string())
+}
+
+#[test]
+fn an_impossible_device_or_machine_is_refused_by_name() {
+    let new = || Sample::new(&Arc::default());
+    assert_eq!(attach(new(), |_| ()), Ok(()));
+    assert_eq!(attach(Sample { config_len: 0xf00, ..new() }, |_| ()), Ok(()));
+    let refusals = [
+        (attach(new(), |a| a.pages.clear()), "odd: needs one register page"),
+        (attach(new(), |a| a.interrupts.clear()), "odd: needs one interrupt"),
+        (attach(new(), |a| drop(a.doorbells.pop())), "odd: needs 4 doorbells, was given 3"),
+        (
+            attach(Sample { config_len: 0xf01, ..new() }, |_| ()),
+            "odd: 3841 bytes of configuration space, there is room for 3840",
+        ),
+        (
+            attach(Sample { queues: vec![256, 64, 15], ..new() }, |_| ()),
+            "odd: a queue of 15: sizes are powers of two up to 32768",
+        ),
+        (
+            attach(Sample { groups: vec![vec![0, 1], vec![1]], ..new() }, |_| ()),
+            "odd: each of 3 queues has to be in one group, they are [0, 1, 1]",
+        ),
+    ];
+    for (result, reason) in refusals {
+        assert_eq!(result, Err(reason.to_owned()));
+    }
+}
+
+#[test]
+fn a_device_that_is_not_attached_says_so() {
+    let device = Sample::new(&Arc::default());
+    let mut device = VirtioMmio::new("loose", Box::new(device), Arc::new(DedicatedThread));
+    for result in [device.quiesce(), device.resume(), device.reset()] {
+        assert_eq!(result.unwrap_err().to_string(), "loose is not attached to a machine");
+    }
+}
+
+#[test]
+fn hostile_chains_break_one_queue_however_they_come() {
+    let (_, mut driver) = sample();
+    driver.start(u64::MAX);
+    driver.offer(0, &[Desc { addr: u64::MAX, len: 1, flags: 0, next: 0 }]);
+    driver.kick(0);
+    assert!(
+        matches!(&driver.reports()[..], [DeviceEvent::NeedsReset { reason }] if reason.contains("not RAM"))
+    );
+}
