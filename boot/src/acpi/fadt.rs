@@ -1,0 +1,61 @@
+//! The FADT of a hardware-reduced machine (ACPI 6.5, 4.1 and 5.2.9).
+
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+
+use super::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, RESET_VALUE};
+use crate::platform::{NodeKind, Platform};
+
+// IA-PC boot architecture flags, 5.2.9.3.
+const LEGACY_DEVICES: u16 = 1 << 0;
+const HAS_8042: u16 = 1 << 1;
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
+
+/// The i8042's command port, and the command that pulses the reset line.
+const I8042_COMMAND: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+
+pub(super) fn fadt(platform: &Platform, dsdt: u64) -> Result<FADT, AcpiError> {
+    let has = |kind| platform.nodes.iter().any(|node| node.kind == kind);
+    let mut arch = NO_VGA;
+    if has(NodeKind::I8042) {
+        arch |= HAS_8042;
+    }
+    if !has(NodeKind::Rtc) {
+        arch |= NO_CMOS_RTC;
+    }
+    if [NodeKind::I8042, NodeKind::Rtc, NodeKind::Serial16550].into_iter().any(has) {
+        arch |= LEGACY_DEVICES;
+    }
+    // Buttons and the clock's alarm are not fixed hardware, of which there is none.
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
+        .flag(Flags::Headless)
+        .flag(Flags::HwReducedAcpi);
+    fadt.iapc_boot_arch = arch.into();
+    if let Some(node) = platform.nodes.iter().find(|node| node.kind == NodeKind::AcpiPower) {
+        let mut ports = node.ports();
+        let (Some(control), Some(status), Some(reset)) = (ports.next(), ports.next(), ports.next()) else {
+            return Err(node.invalid("three ports: sleep control, sleep status and reset"));
+        };
+        fadt.sleep_control_reg = port(control);
+        fadt.sleep_status_reg = port(status);
+        fadt.reset_reg = port(reset);
+        fadt.reset_value = RESET_VALUE;
+        fadt = fadt.flag(Flags::ResetRegSup);
+    } else if has(NodeKind::I8042) {
+        fadt.reset_reg = port(I8042_COMMAND);
+        fadt.reset_value = I8042_RESET;
+        fadt = fadt.flag(Flags::ResetRegSup);
+    }
+    Ok(fadt.finalize())
+}
+
+fn port(port: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+}

@@ -1,0 +1,271 @@
+//! ELF `vmlinux` images: what is loaded where, and where execution starts.
+//!
+//! System V gABI chapters 4 and 5; the PVH note is `XEN_ELFNOTE_PHYS32_ENTRY` of Xen's `elfnote.h`.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use crate::kernel::KernelError;
+use crate::source::Source;
+
+pub(crate) const MAGIC: [u8; 4] = *b"\x7fELF";
+
+const CLASS_64: u8 = 2;
+const DATA_LITTLE: u8 = 1;
+const TYPE_EXECUTABLE: u16 = 2;
+const TYPE_SHARED: u16 = 3;
+const MACHINE_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const NOTE_OWNER_XEN: &[u8] = b"Xen\0";
+const NOTE_PHYS32_ENTRY: u32 = 18;
+
+/// Far more than any kernel has (Linux: 5), and small enough that a lie costs nothing.
+const MAX_PROGRAM_HEADERS: u16 = 256;
+/// Linux's notes are about 100 to 500 bytes.
+const MAX_NOTES: u64 = 64 << 10;
+
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct FileHeader {
+    magic: [u8; 4],
+    class: u8,
+    data: u8,
+    ident_rest: [u8; 10],
+    kind: U16,
+    machine: U16,
+    version: U32,
+    entry: U64,
+    phoff: U64,
+    shoff: U64,
+    flags: U32,
+    ehsize: U16,
+    phentsize: U16,
+    phnum: U16,
+    sections: [u8; 6],
+}
+
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct ProgramHeader {
+    kind: U32,
+    flags: U32,
+    offset: U64,
+    vaddr: U64,
+    paddr: U64,
+    filesz: U64,
+    memsz: U64,
+    align: U64,
+}
+
+/// A piece of a kernel image and its place in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where its bytes start in the image.
+    pub file_offset: u64,
+    /// How many bytes the image holds.
+    pub file_len: u64,
+    /// Where it goes in guest-physical memory.
+    pub guest_addr: u64,
+    /// How many bytes it occupies there; those that the image does not hold must read as zero.
+    pub mem_len: u64,
+}
+
+impl Segment {
+    /// Whether a page of the file lands on a page of the guest, so that the file can be mapped there
+    /// instead of copied (the bytes after `file_len` on the last page then come from the file, too).
+    pub fn is_page_aligned(&self, page_size: u64) -> bool {
+        page_size.is_power_of_two() && (self.file_offset | self.guest_addr) & (page_size - 1) == 0
+    }
+
+    fn contains(&self, addr: u64) -> bool {
+        addr.checked_sub(self.guest_addr).is_some_and(|at| at < self.mem_len)
+    }
+
+    /// The first address behind it; parsing has checked that it does not wrap.
+    pub(crate) fn end(&self) -> u64 {
+        self.guest_addr.saturating_add(self.mem_len)
+    }
+}
+
+/// A parsed and validated ELF image.
+#[derive(Debug)]
+pub(crate) struct Elf {
+    pub segments: Vec<Segment>,
+    /// The ELF header's entry point: Linux's `startup_64`.
+    pub entry: u64,
+    /// The PVH note's entry point.
+    pub pvh_entry: Option<u32>,
+}
+
+impl Elf {
+    /// Parses an image of `len` bytes whose first bytes are `head`.
+    pub fn parse(source: &Source, len: u64, head: &[u8]) -> Result<Self, KernelError> {
+        let header = header(head, len)?;
+        let mut segments = Vec::new();
+        let mut pvh_entry = None;
+        for ph in program_headers(source, len, head, header)? {
+            match ph.kind.get() {
+                PT_LOAD if ph.memsz.get() != 0 => segments.push(segment(&ph, len)?),
+                PT_NOTE if pvh_entry.is_none() => pvh_entry = pvh_note(source, len, &ph)?,
+                _ => (),
+            }
+        }
+        if segments.is_empty() {
+            return Err(KernelError::InvalidElf { field: "number of loadable segments", value: 0 });
+        }
+        Ok(Self { segments, entry: header.entry.get(), pvh_entry })
+    }
+
+    /// Whether `addr` lies in memory that the image fills.
+    pub fn contains(&self, addr: u64) -> bool {
+        self.segments.iter().any(|segment| segment.contains(addr))
+    }
+}
+
+fn header(head: &[u8], len: u64) -> Result<&FileHeader, KernelError> {
+    let (header, _) = FileHeader::ref_from_prefix(head).map_err(|_| KernelError::Truncated {
+        what: "the ELF header",
+        needs: size_of::<FileHeader>() as u64,
+        has: len,
+    })?;
+    if header.data != DATA_LITTLE {
+        return Err(KernelError::WrongArchitecture { found: "a big-endian architecture" });
+    }
+    if header.machine != MACHINE_X86_64 {
+        return Err(KernelError::WrongArchitecture { found: machine_name(header.machine.get()) });
+    }
+    let invalid = |field, value: u16| Err(KernelError::InvalidElf { field, value: value.into() });
+    if header.class != CLASS_64 {
+        return invalid("class", header.class.into());
+    }
+    if header.kind != TYPE_EXECUTABLE && header.kind != TYPE_SHARED {
+        return invalid("type", header.kind.get());
+    }
+    if usize::from(header.phentsize.get()) != size_of::<ProgramHeader>() {
+        return invalid("program header size", header.phentsize.get());
+    }
+    if header.phnum > MAX_PROGRAM_HEADERS {
+        return invalid("number of program headers", header.phnum.get());
+    }
+    Ok(header)
+}
+
+fn machine_name(machine: u16) -> &'static str {
+    match machine {
+        3 => "32-bit x86",
+        21 => "64-bit PowerPC",
+        22 => "s390",
+        40 => "32-bit Arm",
+        183 => "AArch64",
+        243 => "RISC-V",
+        258 => "LoongArch",
+        _ => "an architecture other than x86_64",
+    }
+}
+
+fn program_headers(
+    source: &Source,
+    len: u64,
+    head: &[u8],
+    header: &FileHeader,
+) -> Result<Vec<ProgramHeader>, KernelError> {
+    let offset = header.phoff.get();
+    let size = u64::from(header.phnum.get()) * size_of::<ProgramHeader>() as u64;
+    within("the program headers", offset, size, len)?;
+    // Usually they follow the file header and are there already.
+    let mut buffer = Vec::new();
+    let table = match part(head, offset, size) {
+        Some(table) => table,
+        None => {
+            buffer.resize(size as usize, 0);
+            source.read_exact_at(offset, &mut buffer).map_err(|source| KernelError::Read { source })?;
+            &buffer
+        }
+    };
+    Ok(table
+        .chunks_exact(size_of::<ProgramHeader>())
+        .filter_map(|entry| ProgramHeader::read_from_bytes(entry).ok())
+        .collect())
+}
+
+fn part(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
+    bytes.get(usize::try_from(offset).ok()?..)?.get(..usize::try_from(len).ok()?)
+}
+
+/// Refuses a range of the file that does not lie within its `has` bytes.
+fn within(what: &'static str, offset: u64, len: u64, has: u64) -> Result<(), KernelError> {
+    let needs = offset.saturating_add(len);
+    if needs <= has { Ok(()) } else { Err(KernelError::Truncated { what, needs, has }) }
+}
+
+fn segment(ph: &ProgramHeader, len: u64) -> Result<Segment, KernelError> {
+    let segment = Segment {
+        file_offset: ph.offset.get(),
+        file_len: ph.filesz.get(),
+        guest_addr: ph.paddr.get(),
+        mem_len: ph.memsz.get(),
+    };
+    within("a segment", segment.file_offset, segment.file_len, len)?;
+    if segment.file_len > segment.mem_len {
+        return Err(KernelError::InvalidElf { field: "segment's size in the file", value: segment.file_len });
+    }
+    if segment.guest_addr.checked_add(segment.mem_len).is_none() {
+        return Err(KernelError::InvalidElf { field: "segment's size in memory", value: segment.mem_len });
+    }
+    Ok(segment)
+}
+
+/// The PVH entry point, if this segment of notes has one.
+fn pvh_note(source: &Source, len: u64, ph: &ProgramHeader) -> Result<Option<u32>, KernelError> {
+    let (offset, size) = (ph.offset.get(), ph.filesz.get());
+    within("the notes", offset, size, len)?;
+    if size > MAX_NOTES {
+        return Err(KernelError::InvalidElf { field: "size of the notes", value: size });
+    }
+    let mut notes = vec![0; size as usize];
+    source.read_exact_at(offset, &mut notes).map_err(|source| KernelError::Read { source })?;
+    // Names and descriptors are padded to 4 bytes, except where the segment says 8.
+    let align = if ph.align == 8 { 8 } else { 4 };
+    find_pvh_note(&notes, align)
+}
+
+fn find_pvh_note(notes: &[u8], align: usize) -> Result<Option<u32>, KernelError> {
+    let mut rest = notes;
+    while let Some((name_len, after)) = split_u32(rest) {
+        let Some((desc_len, after)) = split_u32(after) else { break };
+        let Some((kind, after)) = split_u32(after) else { break };
+        let Some((name, after)) = split_padded(after, name_len, align) else { break };
+        let Some((desc, after)) = split_padded(after, desc_len, align) else {
+            if kind == NOTE_PHYS32_ENTRY && name == NOTE_OWNER_XEN {
+                return Err(KernelError::InvalidPvhNote { size: desc_len });
+            }
+            break;
+        };
+        if kind == NOTE_PHYS32_ENTRY && name == NOTE_OWNER_XEN {
+            let entry = match *desc {
+                [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => u32::from_le_bytes([a, b, c, d]),
+                _ => return Err(KernelError::InvalidPvhNote { size: desc_len }),
+            };
+            return Ok(Some(entry));
+        }
+        rest = after;
+    }
+    Ok(None)
+}
+
+fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (value, rest) = U32::read_from_prefix(bytes).ok()?;
+    Some((value.get(), rest))
+}
+
+/// Splits off `len` bytes and the padding behind them, which may lack at the very end.
+fn split_padded(bytes: &[u8], len: u32, align: usize) -> Option<(&[u8], &[u8])> {
+    let len = len as usize;
+    let value = bytes.get(..len)?;
+    let padded = len.checked_next_multiple_of(align)?;
+    Some((value, bytes.get(padded..).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! Where an image comes from: an open file or bytes in memory.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+
+use ossature_memory::GuestMmap;
+use vm_memory::{Bytes, GuestAddress};
+
+/// An image (a kernel or an initial RAM disk) to be read at random offsets.
+///
+/// A file is read straight into guest memory, without a buffer between. Its cursor moves.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// An open regular file or block device.
+    File(&'a File),
+    /// Bytes in memory.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> From<&'a File> for Source<'a> {
+    fn from(file: &'a File) -> Self {
+        Self::File(file)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Source<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl Source<'_> {
+    /// Length in bytes. Fails on what has no length or no random access: folders, pipes, terminals.
+    pub fn len(&self) -> io::Result<u64> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.len() as u64),
+            Self::File(file) => {
+                let meta = file.metadata()?;
+                let kind = meta.file_type();
+                if kind.is_file() {
+                    Ok(meta.len())
+                } else if kind.is_block_device() {
+                    let mut file = *file;
+                    file.seek(SeekFrom::End(0))
+                } else {
+                    let reason = if kind.is_dir() { "it is a folder" } else { "it is not a regular file" };
+                    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+                }
+            }
+        }
+    }
+
+    /// Fills `buf` with the bytes from `offset` on.
+    pub(crate) fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(buf, offset),
+            Self::Bytes(bytes) => {
+                let found = slice(bytes, offset, buf.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+                buf.copy_from_slice(found);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `len` bytes from `offset` on to guest memory at `addr`.
+    pub(crate) fn copy_to_guest(
+        &self,
+        offset: u64,
+        len: u64,
+        mem: &GuestMmap,
+        addr: GuestAddress,
+    ) -> io::Result<()> {
+        match self {
+            Self::File(file) => {
+                let mut file = *file;
+                file.seek(SeekFrom::Start(offset))?;
+                let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+                mem.read_exact_volatile_from(addr, &mut file, len).map_err(io::Error::other)
+            }
+            Self::Bytes(bytes) => {
+                let found = slice(bytes, offset, len).ok_or(io::ErrorKind::UnexpectedEof)?;
+                mem.write_slice(found, addr).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// A reader of the `len` bytes from `offset` on.
+    pub(crate) fn reader(&self, offset: u64, len: u64) -> SourceReader<'_> {
+        SourceReader { source: *self, at: offset, left: len }
+    }
+}
+
+fn slice(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(len).ok()?)?;
+    bytes.get(start..end)
+}
+
+/// Reads part of a [`Source`] from its start to its end. Does not buffer.
+pub(crate) struct SourceReader<'a> {
+    source: Source<'a>,
+    at: u64,
+    left: u64,
+}
+
+impl Read for SourceReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let want = (buf.len() as u64).min(self.left) as usize;
+        let Some(buf) = buf.get_mut(..want) else { return Ok(0) };
+        self.source.read_exact_at(self.at, buf)?;
+        self.at += want as u64;
+        self.left -= want as u64;
+        Ok(want)
+    }
+}
