@@ -65,6 +65,7 @@ mod crash;
 mod error;
 mod kick;
 mod kvm;
+pub mod machine;
 pub mod scripted;
 mod stats;
 mod vcpu;

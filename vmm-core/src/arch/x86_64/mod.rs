@@ -1,5 +1,6 @@
 //! x86: registers, CPUID, the MSRs that a boot needs, interrupt routes.
 
+mod boot;
 mod cpuid;
 mod irq;
 mod msrs;

@@ -1,0 +1,71 @@
+//! Three machines in one process, used as a library: started, paused, resumed, stopped.
+//!
+//! `cargo run --release --example embed`: each guest, a few bytes of real-mode code, counts in its memory.
+
+use std::error::Error;
+use std::thread;
+use std::time::Duration;
+
+use ossature::boot::Platform;
+use ossature::core::machine::{Machine, Outcome};
+use ossature::core::{Kvm, Registers};
+use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::memory::{GuestMmap, RamConfig};
+
+const COUNTER: GuestAddress = GuestAddress(0x2000);
+const CODE: GuestAddress = GuestAddress(0x1000);
+/// inc word [0x2000]; jmp to itself
+const GUEST: &[u8] = &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa];
+
+fn count(machine: &Machine) -> Result<u16, Box<dyn Error>> {
+    Ok(machine.ram().dma().read_obj(COUNTER)?)
+}
+
+fn build(kvm: &Kvm, name: &str) -> Result<Machine, Box<dyn Error>> {
+    let machine = Machine::builder(name)
+        .memory(RamConfig::new(2 << 20))
+        .payload(|memory: &GuestMmap, _: &Platform| {
+            memory.write_slice(GUEST, CODE)?;
+            Ok(Registers::real_mode(CODE.0 as u16))
+        })
+        .build(kvm)?;
+    Ok(machine)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let kvm = Kvm::open()?;
+    let mut machines = ["one", "two", "three"]
+        .map(|name| build(&kvm, name))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+
+    for machine in &mut machines {
+        machine.start()?;
+    }
+    for machine in &machines {
+        while count(machine)? == 0 {
+            thread::yield_now();
+        }
+        println!("{machine:?} counts");
+    }
+
+    if let [first, second, _] = &mut machines[..] {
+        let paused = first.pause()?;
+        let before = count(&paused)?;
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(before, count(&paused)?, "a paused guest stands still");
+        println!("{:?} stands still at {before}; {second:?} does not mind", &*paused);
+        paused.resume()?;
+        while count(first)? == before {
+            thread::yield_now();
+        }
+        println!("{first:?} counts again");
+    }
+
+    for mut machine in machines {
+        let outcome = machine.stop()?;
+        assert!(matches!(outcome, Outcome::Stopped));
+    }
+    println!("all stopped, all given back");
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What a machine runs: a Linux kernel, or whatever else the VMM puts into guest memory.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ossature_boot::x86_64::{self, BootSpec};
+use ossature_boot::{BootProtocol, Platform};
+use ossature_memory::GuestMmap;
+
+use crate::Registers;
+
+/// A reason for which a payload cannot be loaded.
+pub type PayloadError = Box<dyn Error + Send + Sync>;
+
+/// Fills guest memory before the machine starts.
+pub trait Payload {
+    /// Puts everything into `memory`, which reads as zero, and says how vCPU 0 starts. `platform` is what there
+    /// is to describe to the guest.
+    fn load(self: Box<Self>, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError>;
+}
+
+impl<F> Payload for F
+where
+    F: FnOnce(&GuestMmap, &Platform) -> Result<Registers, PayloadError>,
+{
+    fn load(self: Box<Self>, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
+        self(memory, platform)
+    }
+}
+
+/// A Linux kernel with what it is started with.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    cmdline: String,
+    protocol: BootProtocol,
+}
+
+impl Linux {
+    /// The kernel in this file: an ELF vmlinux or a bzImage. An open descriptor is `/proc/self/fd/N`.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: String::new(),
+            protocol: BootProtocol::default(),
+        }
+    }
+
+    /// With this initial RAM disk.
+    #[must_use]
+    pub fn initrd(mut self, initrd: impl Into<PathBuf>) -> Self {
+        self.initrd = Some(initrd.into());
+        self
+    }
+
+    /// With this command line.
+    #[must_use]
+    pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
+        self.cmdline = cmdline.into();
+        self
+    }
+
+    /// Entered by this protocol.
+    #[must_use]
+    pub fn protocol(mut self, protocol: BootProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+}
+
+/// A failure with the file that it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+struct InFile {
+    path: PathBuf,
+    source: PayloadError,
+}
+
+fn open(path: &Path) -> Result<File, InFile> {
+    File::open(path).map_err(|source| InFile { path: path.to_owned(), source: source.into() })
+}
+
+impl Payload for Linux {
+    fn load(self: Box<Self>, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
+        let kernel = open(&self.kernel)?;
+        let initrd = self.initrd.as_deref().map(open).transpose()?;
+        let spec = BootSpec {
+            kernel: (&kernel).into(),
+            initrd: initrd.as_ref().map(Into::into),
+            cmdline: &self.cmdline,
+            protocol: self.protocol,
+        };
+        let booted = x86_64::prepare(memory, platform, &spec)
+            .map_err(|source| InFile { path: self.kernel, source: source.into() })?;
+        Ok(Registers::from(booted.cpu))
+    }
+}
