@@ -1,4 +1,19 @@
 //! Block device (virtio 1.2, section 5.2).
+//!
+//! ```
+//! use ossature_virtio::blk::{Blk, OpenMode, RawFile};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("root.img");
+//! std::fs::File::create(&path)?.set_len(1 << 20)?;
+//! let disk = RawFile::open(&path, OpenMode::ReadWrite)?;
+//! let device = Blk::new(disk, "root".parse()?);
+//!
+//! // Nobody else gets at a disk that is written.
+//! let error = RawFile::open(&path, OpenMode::ReadOnly).unwrap_err();
+//! assert!(error.to_string().ends_with("is in use by another process, which has locked it"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod disk;
 mod id;

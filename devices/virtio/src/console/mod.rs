@@ -1,4 +1,14 @@
 //! Console (virtio 1.2, section 5.3): one port, `hvc0` in Linux.
+//!
+//! ```
+//! use std::os::fd::AsFd;
+//! use ossature_virtio::console::{Console, ConsoleInput};
+//!
+//! let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+//! let console = Console::new(Some(ConsoleInput::new(stdin)?), Box::new(std::io::stdout()));
+//! console.window().resize(80, 25);
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 mod input;
 mod rx;

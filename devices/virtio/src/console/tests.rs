@@ -254,6 +254,14 @@ fn a_hang_up_ends_input_without_spinning() {
     assert_eq!(rig.run(RX_KICK), 1);
     assert_eq!(rig.used(RXQ), None);
     assert_eq!(counter(&console, "host_errors"), 0);
+
+    // The buffer is still there for whoever comes next.
+    let (mut other, mut keyboard, _screen, _tell) = self::console();
+    keyboard.write_all(b"back").unwrap();
+    let queues = rig.stop();
+    rig.start_with(&mut other, queues);
+    rig.run(INPUT);
+    assert_eq!((rig.used(RXQ).unwrap().len, rig.get(buffer)[..4].to_vec()), (4, b"back".to_vec()));
 }
 
 #[test]

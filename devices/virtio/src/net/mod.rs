@@ -1,4 +1,19 @@
 //! Network card (virtio 1.2, section 5.1).
+//!
+//! ```
+//! use ossature_virtio::net::{Mac, Net, Tap};
+//!
+//! fn card(tap: &str, mac: Option<&str>) -> Result<Net<Tap>, Box<dyn std::error::Error>> {
+//!     let mac = match mac {
+//!         Some(text) => text.parse()?,
+//!         None => Mac::derived(tap),
+//!     };
+//!     Ok(Net::new(Tap::open(tap)?, mac))
+//! }
+//!
+//! let error = card("no-such-tap", None).unwrap_err();
+//! assert!(error.to_string().starts_with(r#"tap "no-such-tap" does not exist"#));
+//! ```
 
 mod header;
 mod io;
