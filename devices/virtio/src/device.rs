@@ -8,19 +8,19 @@ use ossature_memory::Dma;
 
 use crate::{VirtQueue, Worker};
 
-/// Device type numbers (virtio 1.2, section 5).
+/// A device type number (virtio 1.2, section 5), by which a guest finds its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-#[non_exhaustive]
-pub enum DeviceType {
+pub struct DeviceType(pub u32);
+
+impl DeviceType {
     /// Network card (5.1).
-    Net = 1,
+    pub const NET: Self = Self(1);
     /// Block device (5.2).
-    Block = 2,
+    pub const BLOCK: Self = Self(2);
     /// Console (5.3).
-    Console = 3,
+    pub const CONSOLE: Self = Self(3);
     /// Entropy source (5.4).
-    Entropy = 4,
+    pub const ENTROPY: Self = Self(4);
 }
 
 /// Tells the driver that configuration space has changed: the transport reads it again and raises the

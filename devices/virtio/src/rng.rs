@@ -36,7 +36,7 @@ impl Rng {
 
 impl VirtioDevice for Rng {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Entropy
+        DeviceType::ENTROPY
     }
 
     fn features(&self) -> u64 {

@@ -109,7 +109,7 @@ fn config(disk: &impl DiskIo) -> [u8; CONFIG_LEN] {
 
 impl<D: DiskIo + fmt::Debug> VirtioDevice for Blk<D> {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Block
+        DeviceType::BLOCK
     }
 
     fn features(&self) -> u64 {

@@ -115,7 +115,7 @@ impl ConsoleWindow {
 
 impl VirtioDevice for Console {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Console
+        DeviceType::CONSOLE
     }
 
     fn features(&self) -> u64 {

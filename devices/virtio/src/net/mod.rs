@@ -86,7 +86,7 @@ impl<I: NetIo> Net<I> {
 
 impl<I: NetIo> VirtioDevice for Net<I> {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Net
+        DeviceType::NET
     }
 
     fn features(&self) -> u64 {

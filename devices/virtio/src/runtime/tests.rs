@@ -178,6 +178,7 @@ fn a_broken_worker_is_parked_and_told_of_once() {
 #[test]
 fn a_worker_that_panics_is_lost_and_nobody_waits_for_it() {
     let hosted = host(&DedicatedThread, 1, |_| panic!("this panic is part of the test"));
+    hosted.turns.recv().unwrap();
     assert!(hosted.handle.stop().is_none());
 }
 

@@ -23,7 +23,7 @@ use virtio_bindings::bindings::virtio_mmio::{
 use super::core::{Core, Ring, Wires};
 use super::status::DRIVER_OK;
 use super::{Transport, View};
-use crate::{Runtime, VirtioDevice};
+use crate::{DeviceType, Runtime, VirtioDevice};
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -115,7 +115,7 @@ impl Device for VirtioMmio {
         checked.map_err(|reason| refused(&reason))?;
         doorbells.truncate(device.queues().len());
 
-        let view = Page { page: page.clone(), device_type: device.device_type() as u32 };
+        let view = Page { page: page.clone(), device_type: device.device_type() };
         let config_len = device.config_len().into();
         let wires = Wires {
             dma,
@@ -196,7 +196,7 @@ fn check(device: &dyn VirtioDevice, doorbells: usize) -> Result<(), String> {
 /// What the guest reads.
 struct Page {
     page: Arc<RegisterPage>,
-    device_type: u32,
+    device_type: DeviceType,
 }
 
 impl View for Page {
@@ -208,7 +208,7 @@ impl View for Page {
         let store = |register: u32, value| self.page.store(register as usize, value);
         store(VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
         store(VIRTIO_MMIO_VERSION, VERSION);
-        store(VIRTIO_MMIO_DEVICE_ID, self.device_type);
+        store(VIRTIO_MMIO_DEVICE_ID, self.device_type.0);
         store(VIRTIO_MMIO_VENDOR_ID, VENDOR);
         store(VIRTIO_MMIO_DEVICE_FEATURES, core.features.window());
         store(VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |queue| queue.max.into()));

@@ -51,7 +51,7 @@ impl Sample {
 
 impl VirtioDevice for Sample {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Console
+        DeviceType::CONSOLE
     }
 
     fn features(&self) -> u64 {
