@@ -115,3 +115,7 @@ impl<T: MmioMut> Mmio for Mutex<T> {
         self.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write(at, value)
     }
 }
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;

@@ -237,3 +237,7 @@ pub trait Device: Send {
     /// Shows its counters to `visitor`.
     fn metrics(&self, visitor: &mut dyn MetricVisitor);
 }
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;

@@ -39,3 +39,7 @@ impl AsRawFd for Event {
         self.0.as_raw_fd()
     }
 }
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;

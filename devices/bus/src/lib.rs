@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod adapters;
 mod bus;
 mod cursor;
 mod device;

@@ -1,0 +1,298 @@
+//! Devices written for rust-vmm's `vm-device` on our bus, and ours on a `vm-device` bus.
+//!
+//! | there | here | by |
+//! |---|---|---|
+//! | `DeviceMmio`, `DevicePio` | [`Mmio`], for [`Bus::insert`](crate::Bus::insert) | [`FromMmio`], [`FromPio`] |
+//! | `DeviceMmio`, `DevicePio` | [`Device`], for a machine | [`FromVmDevice`] |
+//! | [`Mmio`] | `DeviceMmio` and `DevicePio`, for an `IoManager` | [`ToVmDevice`] |
+//! | `MmioRange`, `PioRange` | [`RangeRequest`] | `From`, and back by `TryFrom` |
+//!
+//! `vm-device` itself implements its traits for a `Mutex` with a device in it that needs `&mut self`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use vm_device::bus::{
+    self, MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
+};
+use vm_device::{DeviceMmio, DevicePio};
+
+use crate::{
+    Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect,
+    MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall,
+};
+
+/// The registers of a memory-mapped `vm-device` device.
+#[derive(Debug)]
+pub struct FromMmio<D> {
+    base: MmioAddress,
+    device: D,
+}
+
+impl<D: DeviceMmio> FromMmio<D> {
+    /// `device`, which will be told that it is at `base`.
+    pub fn new(base: MmioAddress, device: D) -> Self {
+        Self { base, device }
+    }
+}
+
+impl<D: DeviceMmio + Send + Sync> Mmio for FromMmio<D> {
+    fn read(&self, at: Access) -> Result<u64, BusFault> {
+        Ok(read(at.size, |data| self.device.mmio_read(self.base, at.offset, data)))
+    }
+
+    fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        write(at.size, value, |data| self.device.mmio_write(self.base, at.offset, data));
+        Ok(Effect::None)
+    }
+}
+
+/// The registers of a `vm-device` device on I/O ports.
+#[derive(Debug)]
+pub struct FromPio<D> {
+    base: PioAddress,
+    device: D,
+}
+
+impl<D: DevicePio> FromPio<D> {
+    /// `device`, which will be told that it is at `base`.
+    pub fn new(base: PioAddress, device: D) -> Self {
+        Self { base, device }
+    }
+}
+
+impl<D: DevicePio + Send + Sync> Mmio for FromPio<D> {
+    fn read(&self, at: Access) -> Result<u64, BusFault> {
+        let offset = u16::try_from(at.offset).map_err(|_| BusFault::Unmapped)?;
+        Ok(read(at.size, |data| self.device.pio_read(self.base, offset, data)))
+    }
+
+    fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        let offset = u16::try_from(at.offset).map_err(|_| BusFault::Unmapped)?;
+        write(at.size, value, |data| self.device.pio_write(self.base, offset, data));
+        Ok(Effect::None)
+    }
+}
+
+/// Bytes that the device leaves alone read as ones, as where no device is.
+fn read(size: Size, f: impl FnOnce(&mut [u8])) -> u64 {
+    let mut data = [0xff; 8];
+    f(data.split_at_mut(size.bytes() as usize).0);
+    u64::from_le_bytes(data) & size.mask()
+}
+
+fn write(size: Size, value: u64, f: impl FnOnce(&[u8])) {
+    f(value.to_le_bytes().split_at(size.bytes() as usize).0);
+}
+
+/// A `vm-device` device as a [`Device`] of a machine.
+///
+/// `vm-device` knows registers only. So this device has one range at a fixed place, no interrupt that the
+/// machine gives it, no life cycle and no state to save. Whatever else the device can do, the VMM does with its
+/// own handle on it.
+pub struct FromVmDevice {
+    id: String,
+    range: RangeRequest,
+    registers: Arc<dyn Mmio>,
+    reset: Option<Box<dyn FnMut() + Send>>,
+    syscalls: &'static [Syscall],
+}
+
+impl FromVmDevice {
+    /// The memory-mapped `device` at `range`.
+    pub fn mmio(
+        id: impl Into<String>,
+        range: MmioRange,
+        device: impl DeviceMmio + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(id.into(), range.into(), Arc::new(FromMmio::new(range.base(), device)))
+    }
+
+    /// The `device` on the I/O ports of `range`.
+    pub fn pio(
+        id: impl Into<String>,
+        range: PioRange,
+        device: impl DevicePio + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(id.into(), range.into(), Arc::new(FromPio::new(range.base(), device)))
+    }
+
+    fn new(id: String, range: RangeRequest, registers: Arc<dyn Mmio>) -> Self {
+        Self { id, range, registers, reset: None, syscalls: &[] }
+    }
+
+    /// How the device gets back to its first state when the machine is reset. Without it, the reset fails.
+    #[must_use]
+    pub fn on_reset(mut self, reset: impl FnMut() + Send + 'static) -> Self {
+        self.reset = Some(Box::new(reset));
+        self
+    }
+
+    /// The system calls that the device makes once the machine runs. Without it, none.
+    #[must_use]
+    pub fn with_syscalls(mut self, syscalls: &'static [Syscall]) -> Self {
+        self.syscalls = syscalls;
+        self
+    }
+}
+
+impl fmt::Debug for FromVmDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FromVmDevice")
+            .field("id", &self.id)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Device for FromVmDevice {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn requires(&self) -> Requires {
+        Requires { ranges: vec![self.range], ..Requires::default() }
+    }
+
+    fn attach(&mut self, _: Assigned) -> Result<Attached, AttachError> {
+        Ok(Attached { ports: vec![self.registers.clone()], node: NodeHint::Hidden })
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        let Some(reset) = &mut self.reset else {
+            return Err(DeviceError {
+                reason: "nothing says how this vm-device is reset".into(),
+                source: None,
+            });
+        };
+        reset();
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        State::Unsupported { reason: "vm-device devices have no state that can be saved" }
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        self.syscalls
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+/// Our registers for a `vm-device` bus, memory-mapped or on ports.
+///
+/// That bus knows neither faults nor effects. A fault is what it is for the guest: a read answers all ones, a
+/// write is dropped. An effect goes to a function, on the thread that dispatches and after the device has returned.
+pub struct ToVmDevice {
+    device: Arc<dyn Mmio>,
+    effects: Box<dyn Fn(Effect) + Send + Sync>,
+}
+
+impl ToVmDevice {
+    /// `device`, whose effects other than [`Effect::None`] are carried out by `effects`.
+    pub fn new(device: Arc<dyn Mmio>, effects: impl Fn(Effect) + Send + Sync + 'static) -> Self {
+        Self { device, effects: Box::new(effects) }
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let size = Size::from_len(data.len());
+        let value = size.and_then(|size| self.device.read(Access { offset, size }).ok());
+        data.fill(0xff);
+        if let Some(value) = value {
+            data.iter_mut().zip(value.to_le_bytes()).for_each(|(byte, value)| *byte = value);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Some(size) = Size::from_len(data.len()) else { return };
+        let mut value = [0; 8];
+        value.iter_mut().zip(data).for_each(|(value, byte)| *value = *byte);
+        match self.device.write(Access { offset, size }, u64::from_le_bytes(value)) {
+            Ok(Effect::None) | Err(_) => {}
+            Ok(effect) => (self.effects)(effect),
+        }
+    }
+}
+
+impl fmt::Debug for ToVmDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ToVmDevice").finish_non_exhaustive()
+    }
+}
+
+impl DeviceMmio for ToVmDevice {
+    fn mmio_read(&self, _: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        self.read(offset, data);
+    }
+
+    fn mmio_write(&self, _: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        self.write(offset, data);
+    }
+}
+
+impl DevicePio for ToVmDevice {
+    fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        self.read(offset.into(), data);
+    }
+
+    fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        self.write(offset.into(), data);
+    }
+}
+
+impl From<MmioRange> for RangeRequest {
+    fn from(range: MmioRange) -> Self {
+        fixed(AddressSpace::Mmio, range.base().0, range.size())
+    }
+}
+
+impl From<PioRange> for RangeRequest {
+    fn from(range: PioRange) -> Self {
+        fixed(AddressSpace::Pio, range.base().0.into(), range.size().into())
+    }
+}
+
+fn fixed(space: AddressSpace, base: u64, size: u64) -> RangeRequest {
+    RangeRequest { space, size, align: 1, placement: Placement::Fixed(base) }
+}
+
+/// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
+impl TryFrom<RangeRequest> for MmioRange {
+    type Error = bus::Error;
+
+    fn try_from(range: RangeRequest) -> Result<Self, bus::Error> {
+        let base = place(range, AddressSpace::Mmio)?;
+        Self::new(MmioAddress(base), range.size)
+    }
+}
+
+/// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
+impl TryFrom<RangeRequest> for PioRange {
+    type Error = bus::Error;
+
+    fn try_from(range: RangeRequest) -> Result<Self, bus::Error> {
+        let number = |value| u16::try_from(value).map_err(|_| bus::Error::InvalidRange);
+        let base = place(range, AddressSpace::Pio)?;
+        Self::new(PioAddress(number(base)?), number(range.size)?)
+    }
+}
+
+fn place(range: RangeRequest, space: AddressSpace) -> Result<u64, bus::Error> {
+    match range.placement {
+        Placement::Fixed(base) if range.space == space => Ok(base),
+        _ => Err(bus::Error::InvalidRange),
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;
