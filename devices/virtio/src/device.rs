@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ossature_bus::{MetricVisitor, State, Syscall};
+use ossature_bus::{EventSink, MetricVisitor, State, Syscall};
 use ossature_memory::Dma;
 
 use crate::{VirtQueue, Worker};
@@ -57,6 +57,8 @@ pub struct Start {
     pub queues: Vec<VirtQueue>,
     /// For a worker that changes what the device's configuration space reads.
     pub config: ConfigInterrupt,
+    /// For a worker whose host side fails: what the VMM should know, each condition once until the reset.
+    pub events: EventSink,
 }
 
 /// A queue group that could not start.

@@ -1,9 +1,9 @@
 //! For tests of a device's data plane: its worker, run turn by turn, against rings in memory; no transport.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
-use ossature_bus::{Event, MetricVisitor};
+use ossature_bus::{DeviceEvent, Event, EventSink, MetricVisitor};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, Segment};
 
@@ -19,6 +19,7 @@ pub(crate) struct Rig {
     pub rings: Vec<GuestRing>,
     pub irqs: Vec<Arc<Event>>,
     pub config_irqs: Arc<AtomicU32>,
+    pub reports: Arc<Mutex<Vec<DeviceEvent>>>,
     features: u64,
     event_idx: bool,
     next_desc: Vec<u16>,
@@ -40,6 +41,7 @@ impl Rig {
             rings: (0..queues).map(ring).collect(),
             irqs: (0..queues).map(|_| Arc::new(Event::new().unwrap())).collect(),
             config_irqs: Arc::default(),
+            reports: Arc::default(),
             features,
             event_idx,
             next_desc: vec![0; queues],
@@ -75,7 +77,9 @@ impl Rig {
     pub fn start_with(&mut self, device: &mut dyn VirtioDevice, queues: Vec<VirtQueue>) {
         let raised = self.config_irqs.clone();
         let config = ConfigInterrupt::new(move || _ = raised.fetch_add(1, Ordering::Relaxed));
-        let start = Start { features: self.features, mem: self.dma.clone(), queues, config };
+        let reports = self.reports.clone();
+        let events = EventSink::new(move |event| reports.lock().unwrap().push(event));
+        let start = Start { features: self.features, mem: self.dma.clone(), queues, config, events };
         self.worker = Some(device.start(0, start).unwrap());
     }
 

@@ -30,7 +30,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_TOPOLOGY,
 };
 
-use crate::counter::Counter;
+use crate::counter::{Counter, HostErrors};
 use crate::{DeviceType, Start, StartError, VirtioDevice, Worker};
 pub use disk::{DiskIo, NullDisk};
 pub use id::{DiskId, DiskIdError};
@@ -54,7 +54,7 @@ struct Counters {
     written_bytes: Counter,
     flushes: Counter,
     refused: Counter,
-    host_errors: Counter,
+    host_errors: HostErrors,
 }
 
 /// A block device on a [`DiskIo`], with one queue.
@@ -146,7 +146,8 @@ impl<D: DiskIo + fmt::Debug> VirtioDevice for Blk<D> {
     }
 
     fn reset(&mut self) {
-        // The disk keeps its sectors; all else went with the worker.
+        // The disk keeps its sectors; nearly all else went with the worker.
+        self.counters.host_errors.reset();
     }
 
     fn state(&self) -> State {

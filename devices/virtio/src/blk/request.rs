@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ossature_bus::EventSink;
 use ossature_memory::{Dma, DmaIoError, Segments};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -23,6 +24,7 @@ pub(super) struct Executor<'a, D> {
     pub disk: &'a D,
     pub id: &'a DiskId,
     pub counters: &'a Counters,
+    pub events: &'a EventSink,
     /// The driver does not know how to flush: each write must last.
     pub write_through: bool,
 }
@@ -98,7 +100,7 @@ impl<D: DiskIo> Executor<'_, D> {
         let (moved, result) = transfer(to, start, |to, at| self.disk.read(mem, to, at));
         self.counters.reads.add(1);
         self.counters.read_bytes.add(moved);
-        Outcome { status: self.status_of(result), filled: moved, moved }
+        Outcome { status: self.status_of("read from the disk", result), filled: moved, moved }
     }
 
     fn write(&self, mem: &Dma, from: Segments<'_>, sector: u64) -> Outcome {
@@ -111,12 +113,12 @@ impl<D: DiskIo> Executor<'_, D> {
         }
         self.counters.writes.add(1);
         self.counters.written_bytes.add(moved);
-        Outcome { status: self.status_of(result), filled: 0, moved }
+        Outcome { status: self.status_of("write to the disk", result), filled: 0, moved }
     }
 
     fn flush(&self) -> Outcome {
         self.counters.flushes.add(1);
-        Outcome::new(self.status_of(self.disk.flush().map_err(Into::into)))
+        Outcome::new(self.status_of("flush the disk", self.disk.flush().map_err(Into::into)))
     }
 
     fn get_id(&self, mem: &Dma, to: Segments<'_>) -> Outcome {
@@ -127,11 +129,9 @@ impl<D: DiskIo> Executor<'_, D> {
         Outcome { status: VIRTIO_BLK_S_OK, filled: id.len() as u64, moved: 0 }
     }
 
-    fn status_of(&self, result: Result<(), DmaIoError>) -> u32 {
-        if result.is_ok() {
-            return VIRTIO_BLK_S_OK;
-        }
-        self.counters.host_errors.add(1);
+    fn status_of(&self, action: &str, result: Result<(), DmaIoError>) -> u32 {
+        let Err(error) = result else { return VIRTIO_BLK_S_OK };
+        self.counters.host_errors.note(self.events, action, &error);
         VIRTIO_BLK_S_IOERR
     }
 }

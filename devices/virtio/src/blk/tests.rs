@@ -2,6 +2,7 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ossature_bus::{DeviceEvent, EventSink};
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use proptest::prelude::*;
 
@@ -179,8 +180,12 @@ fn a_flush_that_failed_is_an_io_error() {
         let mut blk = blk(MemDisk { fail_flush: true, ..MemDisk::new(16) });
         let mut rig = Rig::new(&mut blk, features);
         let data = rig.put(&[1; 512]);
-        assert_eq!(request(&mut rig, &header(kind, 0), &[data], &[]).0, IOERR);
-        assert_eq!(counter(&blk, "host_errors"), 1);
+        for errors in 1..3 {
+            assert_eq!(request(&mut rig, &header(kind, 0), &[data], &[]).0, IOERR);
+            assert_eq!(counter(&blk, "host_errors"), errors);
+        }
+        let told = rig.reports.lock().unwrap();
+        assert!(matches!(&told[..], [DeviceEvent::HostError { reason }] if reason.ends_with("scripted")));
     }
 }
 
@@ -490,6 +495,7 @@ fn a_group_without_its_queue_does_not_start() {
         mem: rig.dma.clone(),
         queues: Vec::new(),
         config: crate::ConfigInterrupt::new(|| ()),
+        events: EventSink::discard(),
     };
     let error = blk.start(0, start).err().unwrap();
     assert!(error.to_string().contains("no queue"), "{error}");

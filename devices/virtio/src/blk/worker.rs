@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use ossature_bus::EventSink;
 use ossature_memory::Dma;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
@@ -23,11 +24,12 @@ struct BlkWorker<D> {
     disk: Arc<D>,
     id: DiskId,
     counters: Arc<Counters>,
+    events: EventSink,
     write_through: bool,
 }
 
 pub(super) fn start<D: DiskIo>(blk: &Blk<D>, start: Start) -> Result<Box<dyn Worker>, StartError> {
-    let Start { features, mem, queues, config: _ } = start;
+    let Start { features, mem, queues, config: _, events } = start;
     let queue = queues.into_iter().next().ok_or_else(|| StartError {
         reason: "the driver enabled no queue of its block device".to_owned(),
         source: None,
@@ -38,6 +40,7 @@ pub(super) fn start<D: DiskIo>(blk: &Blk<D>, start: Start) -> Result<Box<dyn Wor
         disk: Arc::clone(&blk.disk),
         id: blk.id,
         counters: Arc::clone(&blk.counters),
+        events,
         write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
     }))
 }
@@ -54,6 +57,7 @@ impl<D: DiskIo> Worker for BlkWorker<D> {
             disk: &*self.disk,
             id: &self.id,
             counters: &self.counters,
+            events: &self.events,
             write_through: self.write_through,
         };
         self.queue.unpark()?;

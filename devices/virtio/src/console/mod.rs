@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ossature_bus::{MetricVisitor, State, Syscall};
 
-use crate::counter::Counter;
+use crate::counter::{Counter, HostErrors};
 use crate::{ConfigInterrupt, DeviceType, Start, StartError, VirtioDevice, Worker};
 pub use input::ConsoleInput;
 
@@ -42,7 +42,7 @@ struct Counters {
     rx_bytes: Counter,
     tx_bytes: Counter,
     tx_dropped_bytes: Counter,
-    host_errors: Counter,
+    host_errors: HostErrors,
 }
 
 /// A console with one port.
@@ -150,6 +150,7 @@ impl VirtioDevice for Console {
 
     fn reset(&mut self) {
         self.window.connect(None);
+        self.counters.host_errors.reset();
     }
 
     fn state(&self) -> State {

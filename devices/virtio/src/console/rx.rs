@@ -1,5 +1,6 @@
 //! Input to the guest.
 
+use ossature_bus::EventSink;
 use ossature_memory::Dma;
 
 use super::{ConsoleInput, Counters};
@@ -14,6 +15,7 @@ pub(super) fn run(
     input: Option<&ConsoleInput>,
     mem: &Dma,
     counters: &Counters,
+    events: &EventSink,
 ) -> Result<Turn, QueueBroken> {
     // Without input that waits we need no buffers, and no kick that tells of some.
     queue.unpark()?;
@@ -41,8 +43,8 @@ pub(super) fn run(
             }
             nothing => {
                 queue.unpop(chain);
-                if nothing.is_err() {
-                    counters.host_errors.add(1);
+                if let Err(error) = nothing {
+                    counters.host_errors.note(events, "read the input", &error);
                 }
             }
         }

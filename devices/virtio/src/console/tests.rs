@@ -93,6 +93,7 @@ fn what_the_output_does_not_take_is_dropped_and_counted() {
         assert_eq!(shown(&screen), "aaaanext<flush>");
         assert_eq!((counter(&console, "tx_bytes"), counter(&console, "tx_dropped_bytes")), (8, 9996));
         assert_eq!(counter(&console, "host_errors"), errors);
+        assert_eq!(rig.reports.lock().unwrap().len() as u64, errors);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use ossature_bus::EventSink;
 use ossature_memory::{Dma, Segments};
 
 use super::Counters;
@@ -18,13 +19,14 @@ pub(super) fn run(
     output: &mut dyn Write,
     mem: &Dma,
     counters: &Counters,
+    events: &EventSink,
 ) -> Result<Turn, QueueBroken> {
     let mut buffers = 0;
     let mut bytes = 0;
     queue.unpark()?;
     let turn = loop {
         if let Some(chain) = queue.pop()? {
-            bytes += write_out(chain.readable().into(), output, mem, counters);
+            bytes += write_out(chain.readable().into(), output, mem, counters, events);
             queue.complete(chain, 0)?;
             buffers += 1;
             if buffers >= TURN_BUFFERS || bytes >= TURN_BYTES {
@@ -38,19 +40,25 @@ pub(super) fn run(
             }
         }
     };
-    if bytes > 0 && output.flush().is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock) {
-        counters.host_errors.add(1);
+    if let Some(error) = (bytes > 0).then(|| output.flush().err()).flatten() {
+        failed(&error, counters, events);
     }
     Ok(turn)
 }
 
 /// Writes one buffer out; returns the bytes that were tried.
-fn write_out(buffer: Segments<'_>, output: &mut dyn Write, mem: &Dma, counters: &Counters) -> u64 {
+fn write_out(
+    buffer: Segments<'_>,
+    output: &mut dyn Write,
+    mem: &Dma,
+    counters: &Counters,
+    events: &EventSink,
+) -> u64 {
     let mut piece = [0; 4096];
     let mut rest = buffer.take(TURN_BYTES);
     let mut taken = 0;
     while let Some(piece) = mem.gather(rest, &mut piece).ok().and_then(|n| piece.get(..n)) {
-        let written = write_piece(piece, output, counters);
+        let written = write_piece(piece, output, counters, events);
         taken += written as u64;
         rest = rest.skip(piece.len() as u64);
         if piece.is_empty() || written < piece.len() {
@@ -63,7 +71,7 @@ fn write_out(buffer: Segments<'_>, output: &mut dyn Write, mem: &Dma, counters: 
 }
 
 /// Writes as much of `piece` as the output takes now.
-fn write_piece(piece: &[u8], output: &mut dyn Write, counters: &Counters) -> usize {
+fn write_piece(piece: &[u8], output: &mut dyn Write, counters: &Counters, events: &EventSink) -> usize {
     let mut done = 0;
     while let Some(rest) = piece.get(done..).filter(|rest| !rest.is_empty()) {
         match output.write(rest) {
@@ -71,12 +79,17 @@ fn write_piece(piece: &[u8], output: &mut dyn Write, counters: &Counters) -> usi
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
-                if e.kind() != io::ErrorKind::WouldBlock {
-                    counters.host_errors.add(1);
-                }
+                failed(&e, counters, events);
                 break;
             }
         }
     }
     done.min(piece.len())
+}
+
+/// An output that takes nothing just now has not failed.
+fn failed(error: &io::Error, counters: &Counters, events: &EventSink) {
+    if error.kind() != io::ErrorKind::WouldBlock {
+        counters.host_errors.note(events, "write the output", error);
+    }
 }

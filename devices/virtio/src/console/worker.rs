@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ossature_bus::EventSink;
 use ossature_memory::Dma;
 
 use super::{Console, ConsoleInput, Counters, Output, RX, TX, rx, tx};
@@ -19,10 +20,11 @@ struct ConsoleWorker {
     input: Option<Arc<ConsoleInput>>,
     output: Arc<Mutex<Output>>,
     counters: Arc<Counters>,
+    events: EventSink,
 }
 
 pub(super) fn start(console: &Console, start: Start) -> Box<dyn Worker> {
-    let Start { features: _, mem, queues, config: _ } = start;
+    let Start { features: _, mem, queues, config: _, events } = start;
     let mut rx = None;
     let mut tx = None;
     for queue in queues {
@@ -39,6 +41,7 @@ pub(super) fn start(console: &Console, start: Start) -> Box<dyn Worker> {
         input: console.input.clone(),
         output: Arc::clone(&console.output),
         counters: Arc::clone(&console.counters),
+        events,
     })
 }
 
@@ -60,10 +63,10 @@ impl Worker for ConsoleWorker {
         if token == TX_KICK {
             let Some(queue) = &mut self.tx else { return Ok(Turn::Sleep) };
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-            tx::run(queue, &mut **output, &self.mem, &self.counters)
+            tx::run(queue, &mut **output, &self.mem, &self.counters, &self.events)
         } else {
             let Some(queue) = &mut self.rx else { return Ok(Turn::Sleep) };
-            rx::run(queue, self.input.as_deref(), &self.mem, &self.counters)
+            rx::run(queue, self.input.as_deref(), &self.mem, &self.counters, &self.events)
         }
     }
 

@@ -32,7 +32,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
 };
 
-use crate::counter::Counter;
+use crate::counter::{Counter, HostErrors};
 use crate::{DeviceType, Start, StartError, VirtioDevice, Worker};
 pub use header::HEADER_LEN;
 pub use io::{NetIo, Offloads};
@@ -56,7 +56,7 @@ struct Counters {
     tx_packets: Counter,
     tx_bytes: Counter,
     tx_dropped: Counter,
-    host_errors: Counter,
+    host_errors: HostErrors,
 }
 
 /// A network card on a [`NetIo`], with one pair of queues.
@@ -132,7 +132,8 @@ impl<I: NetIo> VirtioDevice for Net<I> {
     }
 
     fn reset(&mut self) {
-        // The next start sets the offloads anew; all else went with the worker.
+        // The next start sets the offloads anew; nearly all else went with the worker.
+        self.counters.host_errors.reset();
     }
 
     fn state(&self) -> State {

@@ -7,6 +7,7 @@ use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::header::NUM_BUFFERS;
+use super::worker::Shared;
 use super::{Counters, HEADER_LEN, MAX_PACKET, NetIo};
 use crate::{Chain, QueueBroken, Turn, VirtQueue};
 
@@ -54,12 +55,8 @@ impl Rx {
     }
 
     /// Takes packets until none waits, no buffer is left, or the budget is used up.
-    pub(super) fn run(
-        &mut self,
-        io: &impl NetIo,
-        mem: &Dma,
-        counters: &Counters,
-    ) -> Result<Turn, QueueBroken> {
+    pub(super) fn run(&mut self, with: &Shared<impl NetIo>) -> Result<Turn, QueueBroken> {
+        let Shared { io, mem, counters, events } = with;
         let mut budget = TURN_BUDGET;
         // While buffers are at hand the driver need not tell us of more.
         self.queue.unpark()?;
@@ -81,7 +78,7 @@ impl Rx {
                 Err(e) => {
                     // After a failure too the next packet wakes us: trying again at once would spin.
                     if !matches!(&e, DmaIoError::Io(e) if e.kind() == io::ErrorKind::WouldBlock) {
-                        counters.host_errors.add(1);
+                        counters.host_errors.note(events, "receive a packet", &e);
                     }
                     self.queue.flush()?;
                     return Ok(Turn::Sleep);

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 
+use ossature_bus::{DeviceEvent, EventSink};
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use proptest::prelude::*;
 
@@ -410,8 +411,13 @@ fn an_interface_that_takes_no_offloads_does_not_start() {
     let mut rig = Rig::new(&mut net, 0);
     let queues = rig.stop();
     net.fail_next(&[libc::EINVAL]);
-    let start =
-        Start { features: 0, mem: rig.dma.clone(), queues, config: crate::ConfigInterrupt::new(|| ()) };
+    let start = Start {
+        features: 0,
+        mem: rig.dma.clone(),
+        queues,
+        config: crate::ConfigInterrupt::new(|| ()),
+        events: EventSink::discard(),
+    };
     let error = net.start(0, start).err().unwrap();
     assert!(error.to_string().contains("offloads"), "{error}");
     assert!(error.source.is_some());
@@ -547,6 +553,20 @@ fn a_link_that_is_down_loses_packets_and_nothing_else() {
     assert_eq!(received(&other).unwrap().len(), 62);
     assert_eq!(rig.rings[TXQ].used_index(), 3);
     assert_eq!((counter(&net, "tx_dropped_packets"), counter(&net, "host_errors")), (2, 1));
+
+    // The VMM hears of it once, however often it happens, until the driver starts anew.
+    let told = rig.reports.lock().unwrap().clone();
+    assert!(
+        matches!(&told[..], [DeviceEvent::HostError { reason }] if reason.starts_with("cannot send a packet: "))
+    );
+    for expected in [1, 2] {
+        let packet = rig.put(&frame(0, 0, 60));
+        rig.offer(TXQ, &[packet], &[]);
+        net.fail_next(&[libc::EIO]);
+        rig.run(TX_KICK);
+        assert_eq!(rig.reports.lock().unwrap().len(), expected);
+        net.reset();
+    }
 }
 
 #[test]

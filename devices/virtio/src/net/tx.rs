@@ -4,7 +4,8 @@ use std::io;
 
 use ossature_memory::{Dma, DmaIoError, Segments};
 
-use super::{Counters, HEADER_LEN, MAX_PACKET, NetIo, header};
+use super::worker::Shared;
+use super::{HEADER_LEN, MAX_PACKET, NetIo, header};
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Packets that a turn sends at most.
@@ -35,18 +36,14 @@ impl Tx {
     }
 
     /// Sends packets until none is left, the host takes no more, or the budget is used up.
-    pub(super) fn run(
-        &mut self,
-        io: &impl NetIo,
-        mem: &Dma,
-        counters: &Counters,
-    ) -> Result<Turn, QueueBroken> {
+    pub(super) fn run(&mut self, with: &Shared<impl NetIo>) -> Result<Turn, QueueBroken> {
+        let Shared { io, mem, counters, events } = with;
         self.blocked = false;
         self.queue.unpark()?;
         let mut budget = TURN_PACKETS;
         loop {
             while let Some(chain) = self.queue.pop()? {
-                match self.send(io, mem, chain.readable().into()) {
+                match self.send(&**io, mem, chain.readable().into()) {
                     Ok(bytes) => {
                         counters.tx_packets.add(1);
                         counters.tx_bytes.add(bytes);
@@ -58,9 +55,9 @@ impl Tx {
                         return Ok(Turn::Sleep);
                     }
                     Err(Lost::Guest) => counters.tx_dropped.add(1),
-                    Err(Lost::Host) => {
+                    Err(Lost::Host(error)) => {
                         counters.tx_dropped.add(1);
-                        counters.host_errors.add(1);
+                        counters.host_errors.note(events, "send a packet", &error);
                     }
                 }
                 self.queue.complete(chain, 0)?;
@@ -91,7 +88,7 @@ impl Tx {
             DmaIoError::Io(e) if e.kind() == io::ErrorKind::WouldBlock => Lost::Blocked,
             // The kernel's word on a header or a frame that makes no sense.
             DmaIoError::Io(e) if e.kind() == io::ErrorKind::InvalidInput => Lost::Guest,
-            _ => Lost::Host,
+            error => Lost::Host(error),
         })?;
         Ok(frame.len())
     }
@@ -102,12 +99,12 @@ impl Tx {
 }
 
 /// Why a packet was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Lost {
     /// Not now.
     Blocked,
     /// It is wrong.
     Guest,
     /// The host's interface failed, or is down.
-    Host,
+    Host(DmaIoError),
 }

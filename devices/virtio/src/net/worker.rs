@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use ossature_bus::EventSink;
 use ossature_memory::Dma;
 
 use super::rx::Rx;
@@ -14,16 +15,22 @@ const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;
 const HOST: u32 = 2;
 
+/// What both queues work with.
+pub(super) struct Shared<I> {
+    pub io: Arc<I>,
+    pub mem: Dma,
+    pub counters: Arc<Counters>,
+    pub events: EventSink,
+}
+
 struct NetWorker<I> {
-    io: Arc<I>,
-    mem: Dma,
-    counters: Arc<Counters>,
+    shared: Shared<I>,
     rx: Option<Rx>,
     tx: Option<Tx>,
 }
 
 pub(super) fn start<I: NetIo>(net: &Net<I>, start: Start) -> Box<dyn Worker> {
-    let Start { features, mem, queues, config: _ } = start;
+    let Start { features, mem, queues, config: _, events } = start;
     let mut rx = None;
     let mut tx = None;
     for queue in queues {
@@ -33,16 +40,17 @@ pub(super) fn start<I: NetIo>(net: &Net<I>, start: Start) -> Box<dyn Worker> {
             _ => {}
         }
     }
-    Box::new(NetWorker { io: Arc::clone(&net.io), mem, counters: Arc::clone(&net.counters), rx, tx })
+    let (io, counters) = (Arc::clone(&net.io), Arc::clone(&net.counters));
+    Box::new(NetWorker { shared: Shared { io, mem, counters, events }, rx, tx })
 }
 
 impl<I: NetIo> NetWorker<I> {
     fn receive(&mut self) -> Result<Turn, QueueBroken> {
-        self.rx.as_mut().map_or(Ok(Turn::Sleep), |rx| rx.run(&*self.io, &self.mem, &self.counters))
+        self.rx.as_mut().map_or(Ok(Turn::Sleep), |rx| rx.run(&self.shared))
     }
 
     fn send(&mut self) -> Result<Turn, QueueBroken> {
-        self.tx.as_mut().map_or(Ok(Turn::Sleep), |tx| tx.run(&*self.io, &self.mem, &self.counters))
+        self.tx.as_mut().map_or(Ok(Turn::Sleep), |tx| tx.run(&self.shared))
     }
 }
 
@@ -52,7 +60,7 @@ impl<I: NetIo> Worker for NetWorker<I> {
         kicks
             .into_iter()
             .filter_map(|(token, queue)| Some((token, queue?.doorbell().as_raw_fd(), Interest::Readable)))
-            .chain([(HOST, self.io.fd().as_raw_fd(), Interest::Both)])
+            .chain([(HOST, self.shared.io.fd().as_raw_fd(), Interest::Both)])
             .map(|(token, fd, interest)| Source { token, fd, interest })
             .collect()
     }

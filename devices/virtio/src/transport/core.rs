@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ossature_bus::{DeviceError, Event};
+use ossature_bus::{DeviceError, Event, EventSink};
 use ossature_memory::Dma;
 
 use super::features::{EVENT_IDX, Features, INDIRECT};
@@ -72,6 +72,8 @@ pub(crate) struct Wires {
     pub(crate) interrupt: Arc<Event>,
     /// The configuration-change interrupt.
     pub(crate) config_interrupt: Arc<Event>,
+    /// Where the device reports.
+    pub(crate) events: EventSink,
 }
 
 /// The device and its registers.
@@ -287,8 +289,8 @@ impl Core {
         let features = self.features.negotiated().unwrap_or_default();
         let mut workers = Vec::with_capacity(groups.len());
         for (group, queues) in groups {
-            let mem = self.wires.dma.clone();
-            let start = Start { features, mem, queues, config: config.clone() };
+            let (mem, events) = (self.wires.dma.clone(), self.wires.events.clone());
+            let start = Start { features, mem, queues, config: config.clone(), events };
             let worker = self.device.start(group, start).map_err(|e| DeviceError {
                 reason: format!("queue group {group} cannot start: {e}"),
                 source: e.source,

@@ -122,6 +122,7 @@ impl Device for VirtioMmio {
             doorbells: doorbells.clone(),
             interrupt: interrupt.clone(),
             config_interrupt: interrupt.clone(),
+            events: events.clone(),
         };
         let transport = Transport::new(&self.id, Core::new(device, wires), view, runtime, events);
         let port = Registers { transport: transport.clone(), doorbells, config_len };
