@@ -34,10 +34,8 @@ fn build(kvm: &Kvm, name: &str) -> Result<Machine, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let kvm = Kvm::open()?;
-    let mut machines = ["one", "two", "three"]
-        .map(|name| build(&kvm, name))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut machines =
+        ["one", "two", "three"].map(|name| build(&kvm, name)).into_iter().collect::<Result<Vec<_>, _>>()?;
 
     for machine in &mut machines {
         machine.start()?;

@@ -33,7 +33,9 @@ const CHECKSUM: usize = 9;
 #[non_exhaustive]
 pub enum AcpiError {
     /// The tables do not fit where they have to be.
-    #[error("the ACPI tables for {nodes} devices and {cpus} processors take {len} bytes; there is room for {room}")]
+    #[error(
+        "the ACPI tables for {nodes} devices and {cpus} processors take {len} bytes; there is room for {room}"
+    )]
     TooLarge {
         /// Number of nodes.
         nodes: usize,

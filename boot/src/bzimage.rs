@@ -101,7 +101,11 @@ impl BzImage {
         let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
         let start = (u64::from(sectors) + 1) * SECTOR;
         if start + ENTRY_64 >= len {
-            return Err(KernelError::Truncated { what: "the setup code", needs: start + ENTRY_64 + 1, has: len });
+            return Err(KernelError::Truncated {
+                what: "the setup code",
+                needs: start + ENTRY_64 + 1,
+                has: len,
+            });
         }
         Ok(Self { header, code: start..len })
     }

@@ -7,9 +7,9 @@ use vm_memory::GuestAddress;
 
 use crate::bzimage::{self, BzImage};
 use crate::elf::{self, Elf, Segment};
-use crate::x86_64::layout;
 use crate::source::Source;
 use crate::unpack::{self, UnpackError};
+use crate::x86_64::layout;
 
 /// How the guest is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -117,7 +117,10 @@ pub enum KernelError {
         ram_end: u64,
     },
     /// The kernel would overwrite the boot tables.
-    #[error("the kernel loads at {start:#x}, but the first {:#x} bytes belong to the boot tables", layout::HIGH_RAM)]
+    #[error(
+        "the kernel loads at {start:#x}, but the first {:#x} bytes belong to the boot tables",
+        layout::HIGH_RAM
+    )]
     OverlapsBootTables {
         /// First byte.
         start: u64,
@@ -230,7 +233,11 @@ impl<'a> Kernel<'a> {
         Self::placed(image, elf.segments, entry, bzimage)
     }
 
-    fn from_payload(source: Source<'a>, bzimage: BzImage, protocol: BootProtocol) -> Result<Self, KernelError> {
+    fn from_payload(
+        source: Source<'a>,
+        bzimage: BzImage,
+        protocol: BootProtocol,
+    ) -> Result<Self, KernelError> {
         let vmlinux = unpack::payload(&source, bzimage.payload()?)?;
         let source = Source::Bytes(&vmlinux);
         if !vmlinux.starts_with(&elf::MAGIC) {

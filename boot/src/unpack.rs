@@ -77,7 +77,8 @@ pub(crate) fn payload(source: &Source, range: Range<u64>) -> Result<Vec<u8>, Unp
     };
     read(range.start, &mut magic)?;
     read(range.end - TRAILER, &mut trailer)?;
-    let Some(Format(format, _, decode)) = FORMATS.iter().find(|Format(_, prefix, _)| magic.starts_with(prefix))
+    let Some(Format(format, _, decode)) =
+        FORMATS.iter().find(|Format(_, prefix, _)| magic.starts_with(prefix))
     else {
         let [a, b, c, d, ..] = magic;
         return Err(UnpackError::UnknownFormat { magic: [a, b, c, d] });
@@ -150,7 +151,10 @@ fn zstd(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
     // The decoder keeps a window of the size that the frame claims, however large: what bounds it is that
     // each turn produces at least a step.
     let mut produced = 0;
-    while !decoder.decode_blocks(&mut input, BlockDecodingStrategy::UptoBytes(STEP)).map_err(io::Error::other)? {
+    while !decoder
+        .decode_blocks(&mut input, BlockDecodingStrategy::UptoBytes(STEP))
+        .map_err(io::Error::other)?
+    {
         decoder.collect_to_writer(&mut *out)?;
         produced += STEP as u64;
         if produced > claimed {

@@ -131,7 +131,11 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Splits `key=value,flag` and hands each part to `set`, which answers whether it knows the key.
-fn keys(text: &str, known: &str, mut set: impl FnMut(&str, &str) -> Result<bool, String>) -> Result<(), String> {
+fn keys(
+    text: &str,
+    known: &str,
+    mut set: impl FnMut(&str, &str) -> Result<bool, String>,
+) -> Result<(), String> {
     for part in text.split(',') {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         if !set(key, value)? {

@@ -1,10 +1,10 @@
 //! The DSDT: one device for each node, in AML (ACPI 6.5, chapters 6, 19 and 20).
 
-use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify,
-    ONE, Package, Path, ResourceTemplate, Scope, ZERO,
-};
 use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
+    Notify, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+};
 
 use super::{AcpiError, S5_SLEEP_TYPE};
 use crate::platform::{Node, NodeKind, NodeRange, Platform};
@@ -72,8 +72,10 @@ impl Devices {
     fn device(&mut self, name: &str, hid: &dyn Aml, node: &Node, rest: &[&dyn Aml]) -> Result<(), AcpiError> {
         let resources = resources(node)?;
         let hid = Name::new("_HID".into(), hid);
-        let crs =
-            Name::new("_CRS".into(), &ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect()));
+        let crs = Name::new(
+            "_CRS".into(),
+            &ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect()),
+        );
         let mut children: Vec<&dyn Aml> = vec![&hid];
         children.extend_from_slice(rest);
         children.push(&crs);
@@ -115,8 +117,15 @@ fn resources(node: &Node) -> Result<Vec<Box<dyn Aml>>, AcpiError> {
                 (Ok(base), Ok(len)) => Box::new(Memory32Fixed::new(true, base, len)),
                 _ => {
                     let last = base.checked_add(len.wrapping_sub(1)).filter(|&last| last >= base);
-                    let last = last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
-                    Box::new(AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, base, last, None))
+                    let last =
+                        last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
+                    Box::new(AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        base,
+                        last,
+                        None,
+                    ))
                 }
             },
             NodeRange::Io { base, len } => {

@@ -8,8 +8,10 @@ use crate::{AddressSpace, BusCursor, Mmio};
 
 type Device = std::sync::Arc<dyn Mmio>;
 
-/// A range of addresses and who answers it.
+/// A range of addresses and who answers it. A cache line: the hot path reads one, at a place that is one shift
+/// away from its index.
 #[derive(Clone)]
+#[repr(align(64))]
 pub(crate) struct Entry {
     /// First address.
     pub(crate) base: u64,

@@ -1,4 +1,59 @@
-//! The device bus and the device contracts.
+//! The device bus and the device contracts of the Ossature VMM SDK: all that a device needs to depend on.
+//!
+//! - A device's registers are [`Mmio`]: a read gives a value, a write gives an [`Effect`] that the caller carries
+//!   out, and what the guest does wrong is a [`BusFault`], never an error of the host.
+//! - A [`Bus`] knows which registers answer which addresses; each vCPU has a [`BusCursor`] to get there.
+//! - A [`Device`] says what it needs of a machine, and takes part in its life.
+//! - [`adapters`] connect both with the devices and buses of rust-vmm's `vm-device`.
+//!
+//! # A device on a bus
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, MmioMut, Size};
+//!
+//! /// A 32-bit counter at offset 0: reads give the count, writes set it.
+//! struct Counter(u32);
+//!
+//! impl MmioMut for Counter {
+//!     fn read(&mut self, at: Access) -> Result<u64, BusFault> {
+//!         match at {
+//!             Access { offset: 0, size: Size::B4 } => {
+//!                 self.0 = self.0.wrapping_add(1);
+//!                 Ok(self.0.into())
+//!             }
+//!             Access { offset: 0, .. } => Err(BusFault::Width),
+//!             _ => Err(BusFault::Unmapped),
+//!         }
+//!     }
+//!
+//!     fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
+//!         match at {
+//!             Access { offset: 0, size: Size::B4 } => {
+//!                 self.0 = value as u32;
+//!                 Ok(Effect::None)
+//!             }
+//!             Access { offset: 0, .. } => Err(BusFault::Width),
+//!             _ => Err(BusFault::Unmapped),
+//!         }
+//!     }
+//! }
+//!
+//! let bus = Bus::new(AddressSpace::Mmio);
+//! bus.insert(0xd000_0000, 0x1000, "counter", Arc::new(Mutex::new(Counter(0))))?;
+//!
+//! // A vCPU:
+//! let mut cursor = bus.cursor();
+//! assert_eq!(cursor.write(0xd000_0000, Size::B4, 41), Ok(Effect::None));
+//! assert_eq!(cursor.read(0xd000_0000, Size::B4), Ok(42));
+//! assert_eq!(cursor.read(0xd000_0000, Size::B2), Err(BusFault::Width));
+//!
+//! // Unplugging it, while vCPUs run:
+//! let retired = bus.remove(0xd000_0000)?;
+//! assert_eq!(cursor.read(0xd000_0000, Size::B4), Err(BusFault::Unmapped));
+//! assert!(retired.is_passed());
+//! # Ok::<(), ossature_bus::BusError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod access;
