@@ -115,9 +115,11 @@ impl<V: View + 'static> Transport<V> {
                 let _ = self.start();
             }
             Todo::Reset(groups) => {
-                // A reset starts afresh also where a worker was lost.
-                let _ = stop(groups);
+                let stopped = stop(groups);
                 self.finish_reset();
+                if let Err(DeviceError { reason, .. }) = stopped {
+                    self.events.report(DeviceEvent::HostError { reason });
+                }
             }
         }
     }

@@ -27,7 +27,7 @@ pub(super) enum Phase {
     Running(Vec<Group>),
     /// Here, by group, while the machine is quiet.
     Quiet(ByGroup<Vec<VirtQueue>>),
-    /// On their way, without the lock.
+    /// On their way, without the lock. What the guest writes meanwhile, on another vCPU, is dropped.
     Changing,
 }
 

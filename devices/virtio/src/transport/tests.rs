@@ -36,6 +36,7 @@ struct Sample {
     queues: Vec<u16>,
     groups: Vec<Vec<u16>>,
     config_len: u32,
+    flaw: Flaw,
 }
 
 impl Sample {
@@ -45,6 +46,7 @@ impl Sample {
             queues: vec![256, 64, 16],
             groups: vec![vec![2, 0], vec![1]],
             config_len: 6,
+            flaw: Flaw::None,
         }
     }
 }
@@ -92,7 +94,7 @@ impl VirtioDevice for Sample {
         let indices = start.queues.iter().map(VirtQueue::index).collect();
         self.shared.started.lock().unwrap().push((group, indices));
         *self.shared.config.lock().unwrap() = Some(start.config);
-        Ok(Box::new(SampleWorker { shared: self.shared.clone(), queues: start.queues }))
+        Ok(Box::new(SampleWorker { shared: self.shared.clone(), queues: start.queues, flaw: self.flaw }))
     }
 
     fn reset(&mut self) {
@@ -116,6 +118,19 @@ impl VirtioDevice for Sample {
 struct SampleWorker {
     shared: Arc<Shared>,
     queues: Vec<VirtQueue>,
+    flaw: Flaw,
+}
+
+/// What a device can get wrong, for the suite to find.
+#[derive(Clone, Copy, PartialEq)]
+enum Flaw {
+    None,
+    /// It goes on with a broken queue.
+    Deaf,
+    /// It sleeps without asking for a kick.
+    Careless,
+    /// It drops what it holds when it is paused.
+    Forgetful,
 }
 
 impl Worker for SampleWorker {
@@ -130,17 +145,28 @@ impl Worker for SampleWorker {
 
     fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
         let queue = self.queues.iter_mut().find(|queue| u32::from(queue.index()) == token).unwrap();
-        while let Some(chain) = queue.pop()? {
-            queue.complete(chain, 1)?;
+        match serve(queue, self.flaw) {
+            Err(_) if self.flaw == Flaw::Deaf => Ok(Turn::Sleep),
+            turn => turn,
         }
-        queue.flush()?;
-        Ok(if queue.park()? { Turn::Again } else { Turn::Sleep })
     }
 
-    fn finish(self: Box<Self>) -> Vec<VirtQueue> {
+    fn finish(mut self: Box<Self>) -> Vec<VirtQueue> {
         self.shared.finished.fetch_add(1, Ordering::Relaxed);
+        if self.flaw == Flaw::Forgetful {
+            self.queues.iter_mut().for_each(|queue| drop(queue.pop()));
+        }
         self.queues
     }
+}
+
+fn serve(queue: &mut VirtQueue, flaw: Flaw) -> Result<Turn, QueueBroken> {
+    while let Some(chain) = queue.pop()? {
+        queue.complete(chain, 1)?;
+    }
+    queue.flush()?;
+    let more = flaw != Flaw::Careless && queue.park()?;
+    Ok(if more { Turn::Again } else { Turn::Sleep })
 }
 
 fn sample() -> (Arc<Shared>, TestDriver) {
@@ -150,6 +176,25 @@ fn sample() -> (Arc<Shared>, TestDriver) {
 }
 
 crate::conformance_tests!(conformance, || Sample::new(&Arc::default()));
+
+/// The suite's rows that a flaw must not pass.
+macro_rules! found {
+    ($($flaw:ident by $row:ident as $name:ident),* $(,)?) => {$(
+        #[test]
+        #[should_panic]
+        fn $name() {
+            let device = || Sample { flaw: Flaw::$flaw, ..Sample::new(&Arc::default()) };
+            crate::testing::conformance::$row(&|| Box::new(device()));
+        }
+    )*};
+}
+
+found! {
+    Deaf by a3_available_index_jumps as the_suite_finds_a_device_deaf_to_jumps,
+    Deaf by a4_hostile_chains as the_suite_finds_a_device_deaf_to_chains,
+    Careless by a18_no_kick_or_interrupt_is_lost as the_suite_finds_a_careless_device,
+    Forgetful by a18_no_kick_or_interrupt_is_lost as the_suite_finds_a_forgetful_device,
+}
 
 #[test]
 fn it_asks_for_a_page_an_edge_and_doorbells() {
@@ -210,6 +255,31 @@ fn groups_start_with_the_queues_that_are_enabled() {
     driver.start(0);
     assert_eq!(shared.started.lock().unwrap()[1..], [(0, vec![0, 2]), (1, vec![1])]);
     assert_eq!(shared.finished.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a13_features_are_accepted_in_one_status_only() {
+    let (shared, mut driver) = sample();
+    let accept = |driver: &TestDriver, bits: u32| {
+        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, bits);
+    };
+    // Before there is a driver: had these been taken, the negotiation would fail.
+    accept(&driver, u32::MAX);
+    driver.add_status(ACKNOWLEDGE);
+    accept(&driver, u32::MAX);
+    driver.add_status(DRIVER);
+    driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, (VERSION_1 >> 32) as u32);
+    driver.add_status(FEATURES_OK);
+    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    accept(&driver, 1 << 3);
+    assert!(driver.set_up_queue(1, 64));
+    driver.add_status(DRIVER_OK);
+    accept(&driver, u32::MAX);
+    driver.device().quiesce().unwrap();
+    driver.device().resume().unwrap();
+    assert_eq!(*shared.features.lock().unwrap(), [VERSION_1, VERSION_1]);
 }
 
 #[test]
@@ -398,6 +468,7 @@ fn vcpus_workers_and_the_host_meet_without_deadlock() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
+                shared.value.fetch_add(1, Ordering::Relaxed);
                 config.raise();
             }
         });
@@ -418,6 +489,8 @@ fn vcpus_workers_and_the_host_meet_without_deadlock() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+    // No letter was left unread.
+    assert_eq!(driver.config::<4>(0), shared.value.load(Ordering::Relaxed).to_le_bytes());
     driver.start(0);
     assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
 }
