@@ -438,6 +438,35 @@ fn interrupts_and_kicks_work_across_threads() {
 }
 
 #[test]
+fn a18_pauses_at_any_moment_lose_nothing() {
+    let runtimes: [Arc<dyn Runtime>; 2] =
+        [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
+    for runtime in runtimes {
+        for features in [0, EVENT_IDX] {
+            let device = Sample::new(&Arc::default());
+            let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+            driver.start(features);
+            for round in 0..200u64 {
+                let offered = 1 + round % 5;
+                for i in 0..offered {
+                    driver.request(1, &[], &[4]);
+                    driver.kick(1);
+                    // The worker is anywhere in its turn.
+                    if i == round % 3 {
+                        driver.device().quiesce().unwrap();
+                        driver.device().resume().unwrap();
+                    }
+                }
+                for _ in 0..offered {
+                    driver.wait_used(1);
+                }
+            }
+            assert_eq!(driver.reports(), []);
+        }
+    }
+}
+
+#[test]
 fn a_reset_meets_a_breaking_worker() {
     let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
     let shared: Arc<Shared> = Arc::default();
