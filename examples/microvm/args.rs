@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Boot::Auto)]
     pub boot: Boot,
     /// Number of vCPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
     /// Guest memory: bytes, or a number with K, M or G
     #[arg(long, default_value = "256M", value_parser = size)]
@@ -125,8 +125,8 @@ fn size(text: &str) -> Result<u64, String> {
     };
     match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
         Some(bytes) if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
-        Some(_) => Err("at least 1M, in whole pages of 4K".to_owned()),
-        None => Err("a number of bytes, or a number with K, M or G, such as 512M".to_owned()),
+        Some(_) => Err("guest memory is at least 1M, in whole pages of 4K".to_owned()),
+        None => Err("give a number of bytes, or a number with K, M or G, such as 512M".to_owned()),
     }
 }
 
@@ -189,7 +189,7 @@ impl FromStr for SerialTo {
             None if text == "none" => Ok(Self::None),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
-            _ => Err("stdio, none, file=FILE or socket=PATH".to_owned()),
+            _ => Err("give stdio, none, file=FILE or socket=PATH".to_owned()),
         }
     }
 }

@@ -82,7 +82,7 @@ pub enum VmError {
         missing: Vec<Capability>,
     },
     /// A vCPU index beyond what the host's KVM allows, or what the machine was created for.
-    #[error("vCPU {index} is beyond the limit of {max} vCPUs")]
+    #[error("{} vCPUs are more than the {max} that are possible here", u64::from(*index) + 1)]
     TooManyVcpus {
         /// The vCPU, from 0.
         index: u32,

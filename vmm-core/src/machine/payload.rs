@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ossature_boot::x86_64::{self, BootSpec};
+use ossature_boot::x86_64::{self, BootError, BootSpec};
 use ossature_boot::{BootProtocol, Platform};
 use ossature_memory::GuestMmap;
 
@@ -73,28 +73,41 @@ impl Linux {
 
 /// A failure with the file that it is about.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}", path.display())]
+#[error("{role} {}: {source}", path.display())]
 struct InFile {
+    role: &'static str,
     path: PathBuf,
     source: PayloadError,
 }
 
-fn open(path: &Path) -> Result<File, InFile> {
-    File::open(path).map_err(|source| InFile { path: path.to_owned(), source: source.into() })
+impl InFile {
+    fn new(role: &'static str, path: &Path, source: impl Into<PayloadError>) -> Self {
+        Self { role, path: path.to_owned(), source: source.into() }
+    }
 }
 
 impl Payload for Linux {
     fn load(self: Box<Self>, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
-        let kernel = open(&self.kernel)?;
-        let initrd = self.initrd.as_deref().map(open).transpose()?;
+        let open = |role, path: &Path| File::open(path).map_err(|e| InFile::new(role, path, e));
+        let kernel = open("kernel", &self.kernel)?;
+        let initrd = self.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         let spec = BootSpec {
             kernel: (&kernel).into(),
             initrd: initrd.as_ref().map(Into::into),
             cmdline: &self.cmdline,
             protocol: self.protocol,
         };
-        let booted = x86_64::prepare(memory, platform, &spec)
-            .map_err(|source| InFile { path: self.kernel, source: source.into() })?;
+        let booted =
+            x86_64::prepare(memory, platform, &spec).map_err(|error| match (error, &self.initrd) {
+                (BootError::Kernel(error), _) => InFile::new("kernel", &self.kernel, error).into(),
+                (
+                    error @ (BootError::ReadInitrd { .. }
+                    | BootError::EmptyInitrd
+                    | BootError::InitrdTooLarge { .. }),
+                    Some(initrd),
+                ) => InFile::new("initrd", initrd, error).into(),
+                (error, _) => PayloadError::from(error),
+            })?;
         Ok(Registers::from(booted.cpu))
     }
 }

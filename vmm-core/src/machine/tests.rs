@@ -312,7 +312,7 @@ fn a_wrong_configuration_is_told_in_full() {
     let ports = build(Machine::builder("x").device(Probe { extra_port: true, ..Probe::named("odd") }));
     assert_eq!(ports.to_string(), "device \"odd\" asked for 1 ranges and answers 2");
     let payload = build(Machine::builder("x").payload(Linux::new("/no/such/kernel")));
-    assert!(payload.to_string().starts_with("/no/such/kernel: No such file"), "{payload}");
+    assert!(payload.to_string().starts_with("kernel /no/such/kernel: No such file"), "{payload}");
 }
 
 #[test]

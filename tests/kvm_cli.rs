@@ -1,0 +1,206 @@
+//! What `microvm` says to wrong usage and to a host that cannot: the text, the exit code, and nothing left behind.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// The example, which cargo builds beside the tests.
+fn microvm() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let profile = exe.ancestors().nth(2).unwrap();
+    let path = profile.join("examples/microvm");
+    assert!(path.exists(), "{} is missing: cargo build --example microvm", path.display());
+    path
+}
+
+fn run(command: &mut Command) -> (i32, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    (output.status.code().unwrap_or(-1), text)
+}
+
+/// Runs with `args`; expects this exit code and all of `parts` in what it says.
+#[track_caller]
+fn refuses(args: &[&str], code: i32, parts: &[&str]) {
+    let (got, text) = run(Command::new(microvm()).args(args));
+    assert_eq!(got, code, "{args:?}: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{args:?}: {part:?} is not in {text:?}");
+    }
+}
+
+/// A file in a folder that goes away with the test.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn with(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+/// The smallest ELF that is a kernel: one page at 1 MiB, entered there.
+fn elf(machine: u16) -> Vec<u8> {
+    let mut image = Vec::new();
+    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    image.extend(2_u16.to_le_bytes()); // executable
+    image.extend(machine.to_le_bytes());
+    image.extend(1_u32.to_le_bytes());
+    image.extend(0x10_0000_u64.to_le_bytes()); // entry
+    image.extend(64_u64.to_le_bytes()); // program headers
+    image.extend(0_u64.to_le_bytes());
+    image.extend(0_u32.to_le_bytes());
+    image.extend([64_u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+    image.extend([1_u32, 5].map(u32::to_le_bytes).concat()); // load, read and execute
+    image.extend([0x1000_u64, 0x10_0000, 0x10_0000, 16, 16, 0x1000].map(u64::to_le_bytes).concat());
+    image.resize(0x1000, 0);
+    image.extend([0xf4; 16]);
+    image
+}
+
+const X86_64: u16 = 62;
+const AARCH64: u16 = 183;
+
+#[test]
+fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
+    refuses(&[], 2, &["--kernel <FILE>"]);
+    refuses(&["--kernel", "k", "--bogus"], 2, &["--bogus"]);
+    refuses(&["--kernel", "k", "--memory", "0"], 2, &["--memory", "at least 1M"]);
+    refuses(&["--kernel", "k", "--memory", "1T"], 2, &["--memory", "512M"]);
+    refuses(&["--kernel", "k", "--cpus", "0"], 2, &["--cpus"]);
+    refuses(&["--kernel", "k", "--boot", "efi"], 2, &["--boot", "pvh", "linux"]);
+    refuses(&["--kernel", "k", "--hugepages", "4M"], 2, &["--hugepages", "2M", "1G"]);
+    refuses(&["--kernel", "k", "--hugepages", "2M", "--shared-memory"], 2, &["--shared-memory"]);
+    refuses(&["--kernel", "k", "--disk", "path=d,colour=red"], 2, &["colour", "readonly", "id=NAME"]);
+    refuses(&["--kernel", "k", "--disk", "readonly"], 2, &["path=FILE is missing"]);
+    refuses(&["--kernel", "k", "--net", "tap=t,mac=52:54"], 2, &["mac", "52:54:00:12:34:56"]);
+    refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
+    refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
+    refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
+    refuses(&["--kernel", "k", "--log", "loud"], 2, &["--log"]);
+}
+
+#[test]
+fn kernels_that_cannot_be_booted_are_named() {
+    let files = Files::new();
+    let folder = files.0.path().to_str().unwrap();
+    refuses(&["--kernel", "/no/such/kernel"], 1, &["kernel /no/such/kernel", "No such file"]);
+    refuses(&["--kernel", folder], 1, &["kernel", folder, "folder"]);
+    let text = files.with("text", b"#!/bin/sh\n");
+    refuses(&["--kernel", &text], 1, &[&text, "not a kernel"]);
+    let empty = files.with("empty", b"");
+    refuses(&["--kernel", &empty], 1, &[&empty, "not a kernel"]);
+    let cut = files.with("cut", &elf(X86_64)[..0x1008]);
+    refuses(&["--kernel", &cut], 1, &[&cut, "truncated"]);
+    let arm = files.with("arm", &elf(AARCH64));
+    refuses(&["--kernel", &arm], 1, &[&arm, "x86_64"]);
+    let mut image = vec![0; 4096];
+    image[56..60].copy_from_slice(b"ARM\x64");
+    let arm = files.with("Image", &image);
+    refuses(&["--kernel", &arm], 1, &[&arm, "AArch64"]);
+}
+
+#[test]
+fn what_the_kernel_is_given_has_to_fit() {
+    let files = Files::new();
+    let kernel = files.with("kernel", &elf(X86_64));
+    let initrd = files.with("initrd", &vec![1; 20 << 20]);
+    let args = ["--kernel", &kernel, "--memory", "16M"];
+    refuses(&[&args[..], &["--initrd", &initrd]].concat(), 1, &["initrd", &initrd, "20971520 bytes"]);
+    refuses(&[&args[..], &["--initrd", "/no/such/initrd"]].concat(), 1, &["initrd /no/such/initrd"]);
+    let long = "x".repeat(5000);
+    refuses(&[&args[..], &["--cmdline", &long]].concat(), 1, &["command line", "5000", "2047"]);
+    refuses(&[&args[..], &["--cmdline", "a\nb"]].concat(), 1, &["command line", "0x0a"]);
+}
+
+#[test]
+fn more_than_the_host_has_is_told_with_the_numbers() {
+    refuses(&["--kernel", "k", "--memory", "900000G"], 1, &["memory", "921600000 MiB", "the host has"]);
+    refuses(&["--kernel", "k", "--cpus", "100000"], 1, &["100000 vCPUs"]);
+}
+
+#[test]
+fn disks_that_cannot_be_used_are_named() {
+    let files = Files::new();
+    let kernel = files.with("kernel", &elf(X86_64));
+    let disk = |value: &str, parts: &[&str]| refuses(&["--kernel", &kernel, "--disk", value], 1, parts);
+    disk("path=/no/such/disk", &["/no/such/disk", "does not exist"]);
+    disk(&format!("path={}", files.0.path().display()), &["is a folder"]);
+
+    let image = files.with("image", &[0; 4096]);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
+    disk(&format!("path={image}"), &[&image, "is read-only"]);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
+
+    // In use by another VMM: this process has the lock.
+    let _held =
+        ossature::virtio::blk::RawFile::open(&image, ossature::virtio::blk::OpenMode::ReadWrite).unwrap();
+    disk(&format!("path={image}"), &[&image, "in use"]);
+    let two = [&kernel, "--disk", &format!("path={image}"), "--disk", &format!("path={image},readonly")]
+        .map(str::to_owned);
+    drop(_held);
+    refuses(&["--kernel", &two[0], &two[1], &two[2], &two[3], &two[4]], 1, &[&image, "in use"]);
+    let twice = format!("path={image},id=same,readonly");
+    let args = ["--kernel", &kernel, "--disk", &twice, "--disk", &twice];
+    refuses(&args, 1, &["device id \"same\" is used twice"]);
+}
+
+#[test]
+fn taps_that_cannot_be_used_are_named() {
+    let tap = |value: &str, parts: &[&str]| refuses(&["--kernel", "k", "--net", value], 1, parts);
+    tap("tap=no-such-tap", &["no-such-tap", "does not exist", "ip tuntap add"]);
+    tap("tap=a-name-that-is-too-long", &["a-name-that-is-too-long", "15 bytes"]);
+    tap("tap=lo", &["lo"]);
+}
+
+#[test]
+fn a_serial_port_that_cannot_be_opened_is_named() {
+    refuses(&["--kernel", "k", "--serial", "file=/no/such/log"], 1, &["--serial file=/no/such/log"]);
+    refuses(&["--kernel", "k", "--serial", "socket=/no/such/dir/s"], 1, &["--serial socket=/no/such/dir/s"]);
+    let files = Files::new();
+    let socket = files.0.path().join("socket");
+    refuses(&["--kernel", "k", "--serial", &format!("socket={}", socket.display())], 1, &["kernel k"]);
+    assert!(!socket.exists(), "what was half made is gone");
+}
+
+/// Runs `microvm` in a mount namespace in which `setup` has been done.
+fn in_namespace(setup: &str, binary: &Path, user: Option<u32>) -> (i32, String) {
+    let script = format!("{setup} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]);
+    if let Some(user) = user {
+        command.args(["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+    }
+    run(command.arg(binary).args(["--kernel", "k"]))
+}
+
+#[test]
+fn a_host_without_kvm_is_told_so() {
+    let (code, text) = in_namespace("mount -t tmpfs none /dev", &microvm(), None);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("/dev/kvm: not found"), "{text}");
+}
+
+#[test]
+fn kvm_without_permission_is_told_with_the_group() {
+    let files = Files::new();
+    fs::set_permissions(files.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Where another user can reach it, whatever the permissions of the folders above the build's.
+    let binary = files.0.path().join("microvm");
+    fs::copy(microvm(), &binary).unwrap();
+    let setup = "mount -t tmpfs none /dev && mknod -m 600 /dev/kvm c 10 232";
+    let (code, text) = in_namespace(setup, &binary, Some(65534));
+    assert_eq!(code, 1, "{text}");
+    for part in ["/dev/kvm: permission denied", "group"] {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Machines on this machine's KVM: paused and resumed a thousand times, three in one process, given back whole.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use ossature_boot::Platform;
+use ossature_core::machine::{LifecycleState, Machine, Outcome};
+use ossature_core::{Kvm, Registers};
+use ossature_legacy::{AcpiPower, Serial, SerialPort, backend};
+use ossature_memory::vm_memory::{Bytes, GuestAddress};
+use ossature_memory::{GuestMmap, RamConfig};
+
+const CODE: GuestAddress = GuestAddress(0x1000);
+const COUNTER: GuestAddress = GuestAddress(0x2000);
+
+/// inc word [0x2000]; jmp to itself
+const COUNT: &[u8] = &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa];
+
+/// Prints "ok\n" on COM1, then writes S5 with sleep-enable to the ACPI sleep register.
+const PRINT_AND_POWER_OFF: &[u8] = &[
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'o', 0xee, // mov al, 'o'; out dx, al
+    0xb0, b'k', 0xee, // the same with 'k'
+    0xb0, b'\n', 0xee, // and a newline
+    0xba, 0x00, 0x06, // mov dx, 0x600
+    0xb0, 0x34, 0xee, // mov al, 0x34; out dx, al
+    0xf4, // hlt
+];
+
+fn guest(name: &str, code: &'static [u8]) -> ossature_core::machine::MachineBuilder {
+    Machine::builder(name).memory(RamConfig::new(2 << 20)).payload(|memory: &GuestMmap, _: &Platform| {
+        memory.write_slice(code, CODE)?;
+        Ok(Registers::real_mode(CODE.0 as u16))
+    })
+}
+
+fn counter(machine: &Machine) -> u16 {
+    machine.ram().dma().read_obj(COUNTER).unwrap()
+}
+
+fn wait_until_it_counts(machine: &Machine) {
+    let before = counter(machine);
+    while counter(machine) == before {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_spinning_guest_stands_still_in_each_of_1000_pauses_and_goes_on_after_it() {
+    let mut machine = guest("pauses", COUNT).build(&Kvm::open().unwrap()).unwrap();
+    machine.start().unwrap();
+    for _ in 0..1000 {
+        let paused = machine.pause().unwrap();
+        let before = counter(&paused);
+        assert_eq!(paused.state(), LifecycleState::Paused);
+        assert_eq!(counter(&paused), before);
+        paused.resume().unwrap();
+        wait_until_it_counts(&machine);
+    }
+    assert!(matches!(machine.stop().unwrap(), Outcome::Stopped));
+}
+
+#[test]
+fn three_machines_in_one_process_do_not_mind_each_other() {
+    let kvm = Kvm::open().unwrap();
+    let mut machines =
+        ["one", "two", "three"].map(|name| guest(name, COUNT).statistics().build(&kvm).unwrap());
+    for machine in &mut machines {
+        machine.start().unwrap();
+    }
+    let [one, two, three] = &mut machines;
+    for machine in [&*one, two, three] {
+        wait_until_it_counts(machine);
+    }
+    one.pause().unwrap().keep();
+    let before = counter(one);
+    wait_until_it_counts(two);
+    two.stop().unwrap();
+    wait_until_it_counts(three);
+    assert_eq!(counter(one), before);
+    one.resume().unwrap();
+    wait_until_it_counts(one);
+
+    let mut exits = None;
+    one.metrics(&mut |scope, name, value| {
+        if (scope, name) == ("vcpu0", "exits") {
+            exits = Some(value);
+        }
+    });
+    assert!(exits.is_some(), "KVM counts exits");
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let output = Output::default();
+    let serial = Serial::new("com1", SerialPort::COM1, backend::writer(output.clone())).unwrap();
+    let mut machine = guest("prints", PRINT_AND_POWER_OFF)
+        .device(serial)
+        .device(AcpiPower::new("power"))
+        .build(&Kvm::open().unwrap())
+        .unwrap();
+    machine.start().unwrap();
+    assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown));
+    assert_eq!(*output.0.lock().unwrap(), b"ok\n");
+}
+
+#[test]
+fn d7_a_build_that_fails_leaves_nothing_behind() {
+    let kvm = Kvm::open().unwrap();
+    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let fail = || {
+        let refuses = |_: &GuestMmap, _: &Platform| Err("no such payload".into());
+        let power = AcpiPower::new("power");
+        let error = Machine::builder("x").payload(refuses).device(power).build(&kvm).unwrap_err();
+        assert_eq!(error.to_string(), "no such payload");
+    };
+    fail();
+    let before = count();
+    for _ in 0..10 {
+        fail();
+    }
+    assert_eq!(count(), before);
+}
+
+#[test]
+fn descriptors_and_threads_are_back_where_they_were_after_a_drop() {
+    let kvm = Kvm::open().unwrap();
+    let round = || {
+        let serial = Serial::new("com1", SerialPort::COM1, backend::none()).unwrap();
+        let mut machine = guest("dropped", COUNT)
+            .cpus(2)
+            .device(serial)
+            .device(AcpiPower::new("power"))
+            .statistics()
+            .build(&kvm)
+            .unwrap();
+        machine.events().fd().unwrap();
+        machine.start().unwrap();
+        wait_until_it_counts(&machine);
+    };
+    let count = |folder: &str| fs::read_dir(folder).unwrap().count();
+    let counts = || (count("/proc/self/fd"), count("/proc/self/task"));
+    round();
+    let before = counts();
+    for _ in 0..20 {
+        round();
+    }
+    assert_eq!(counts(), before);
+}
