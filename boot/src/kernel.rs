@@ -156,7 +156,7 @@ impl Image<'_> {
 impl<'a> Kernel<'a> {
     /// Recognises and validates an image, and unpacks it if `protocol` asks for that.
     pub fn open(source: Source<'a>, protocol: BootProtocol) -> Result<Self, KernelError> {
-        let len = source.len().map_err(|source| KernelError::Read { source })?;
+        let len = source.size().map_err(|source| KernelError::Read { source })?;
         let mut head = [0; 4096];
         let head = head.get_mut(..len.min(4096) as usize).unwrap_or_default();
         source.read_exact_at(0, head).map_err(|source| KernelError::Read { source })?;

@@ -32,7 +32,7 @@ impl<'a> From<&'a [u8]> for Source<'a> {
 
 impl Source<'_> {
     /// Length in bytes. Fails on what has no length or no random access: folders, pipes, terminals.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn size(&self) -> io::Result<u64> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
             Self::File(file) => {

@@ -4,7 +4,7 @@
 //! that the kernel's build appends. It bounds the output from the start, so that no payload grows beyond
 //! [`MAX_UNPACKED`] or beyond what it declares.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
 use crate::source::{Source, SourceReader};
@@ -119,7 +119,7 @@ fn lz4(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
     const BLOCK: usize = 8 << 20;
     /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
     const MAX_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
-    input.consume(4);
+    input.read_exact(&mut [0; 4])?;
     out.resize(claimed as usize, 0);
     let mut rest = out.as_mut_slice();
     let mut block = Vec::new();

@@ -207,7 +207,7 @@ fn load_initrd(
     kernel: &Kernel,
     initrd: Source,
 ) -> Result<Range<u64>, BootError> {
-    let len = initrd.len().map_err(|source| BootError::ReadInitrd { source })?;
+    let len = initrd.size().map_err(|source| BootError::ReadInitrd { source })?;
     if len == 0 {
         return Err(BootError::EmptyInitrd);
     }
