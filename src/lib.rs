@@ -1,4 +1,4 @@
-//! Ossature: an SDK for building virtual machine monitors on KVM.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub use ossature_boot as boot;
