@@ -52,6 +52,8 @@ pub struct Kvm {
 struct Host {
     kvm: kvm_ioctls::Kvm,
     cpuid: OnceLock<Vec<kvm_cpuid_entry2>>,
+    register_pages: OnceLock<bool>,
+    tsc_deadline: OnceLock<bool>,
 }
 
 /// What this host's KVM can do beyond what every machine needs.
@@ -84,7 +86,13 @@ impl Kvm {
             return Err(VmError::ApiVersion { found });
         }
         check(|cap| kvm.check_extension(cap))?;
-        Ok(Self { host: Arc::new(Host { kvm, cpuid: OnceLock::new() }) })
+        let host = Host {
+            kvm,
+            cpuid: OnceLock::new(),
+            register_pages: OnceLock::new(),
+            tsc_deadline: OnceLock::new(),
+        };
+        Ok(Self { host: Arc::new(host) })
     }
 
     /// What this host's KVM can do.
@@ -93,9 +101,9 @@ impl Kvm {
         Capabilities {
             max_vcpus: saturating(kvm.get_max_vcpus()),
             memory_slots: saturating(kvm.get_nr_memslots()),
-            register_pages: kvm.check_extension(Cap::ReadonlyMem),
+            register_pages: self.host.register_pages(),
             stats: kvm.check_extension_raw(kvm_bindings::KVM_CAP_BINARY_STATS_FD.into()) > 0,
-            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            tsc_deadline: self.host.tsc_deadline(),
         }
     }
 }
@@ -117,6 +125,14 @@ impl Host {
         let cpuid =
             self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
         Ok(self.cpuid.get_or_init(|| cpuid.as_slice().to_vec()))
+    }
+
+    fn register_pages(&self) -> bool {
+        *self.register_pages.get_or_init(|| self.kvm.check_extension(Cap::ReadonlyMem))
+    }
+
+    fn tsc_deadline(&self) -> bool {
+        *self.tsc_deadline.get_or_init(|| self.kvm.check_extension(Cap::TscDeadlineTimer))
     }
 }
 

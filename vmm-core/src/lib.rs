@@ -5,7 +5,7 @@
 //! - [`Kvm`] opens the host's KVM and makes [`Vm`]s: RAM, interrupts through eventfds, doorbells, register pages.
 //! - A [`Vcpu`] runs the guest step by step, on whatever thread calls [`Vcpu::run_once`], and has the two
 //!   [`Buses`] answer the guest's accesses. A [`Kicker`] makes it leave the guest, from any thread.
-//! - `machine` builds whole machines from devices and a kernel, with vCPU threads and a life cycle.
+//! - [`machine`] builds whole machines from devices and a kernel, with vCPU threads and a life cycle.
 //!
 //! [`scripted`] stands in for KVM: a script plays the guest, so that a VMM's tests need no `/dev/kvm`.
 //!

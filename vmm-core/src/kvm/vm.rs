@@ -1,12 +1,13 @@
 //! A virtual machine of KVM: memory slots, interrupts, doorbells.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_ioeventfd,
     kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::VmFd;
 use ossature_bus::Event;
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, PAGE_SIZE, Ram, RegisterPage};
@@ -81,11 +82,11 @@ impl KvmVm {
 }
 
 impl VmShared {
-    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn routes(&self) -> std::sync::MutexGuard<'_, IrqRoutes> {
+    fn routes(&self) -> MutexGuard<'_, IrqRoutes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -97,11 +98,7 @@ impl VmShared {
     /// What of the vCPUs' CPUID this machine decides.
     pub(super) fn cpu_features(&self) -> CpuFeatures {
         let lapic = self.config.irqchip == Irqchip::Kernel;
-        CpuFeatures {
-            cpus: self.config.cpus,
-            lapic,
-            tsc_deadline: lapic && self.host.kvm.check_extension(Cap::TscDeadlineTimer),
-        }
+        CpuFeatures { cpus: self.config.cpus, lapic, tsc_deadline: lapic && self.host.tsc_deadline() }
     }
 
     fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
@@ -138,7 +135,7 @@ impl Vm for KvmVm {
     }
 
     fn map_register_page(&self, address: GuestAddress, page: Arc<RegisterPage>) -> Result<bool, VmError> {
-        if !self.shared.host.kvm.check_extension(Cap::ReadonlyMem) {
+        if !self.shared.host.register_pages() {
             return Ok(false);
         }
         let mut slots = self.shared.slots();
@@ -225,7 +222,6 @@ impl Vm for KvmVm {
 }
 
 fn ioeventfd_request(event: &Event, doorbell: Doorbell) -> kvm_ioeventfd {
-    use std::os::fd::AsRawFd;
     let mut request =
         kvm_ioeventfd { fd: event.as_raw_fd(), len: doorbell.size.bytes() as u32, ..Default::default() };
     match doorbell.address {
