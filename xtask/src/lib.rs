@@ -11,12 +11,15 @@
 pub mod cpio;
 pub mod frame;
 pub mod guest;
+pub mod host;
 pub mod kernels;
 pub mod nested;
 pub mod packages;
 pub mod paths;
 pub mod process;
+pub mod suite;
 pub mod tree;
+pub mod vmm;
 
 /// Why a developer command stops: what to tell the developer, and the exit code.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::kernels::Flavour;
 use xtask::nested::{Job, Machine};
-use xtask::{Context, Result, guest, kernels, packages};
+use xtask::suite::Selection;
+use xtask::{Context, Result, guest, kernels, packages, suite};
 
 /// Developer commands of Ossature.
 #[derive(Parser)]
@@ -21,8 +22,22 @@ struct Arguments {
 enum Commands {
     /// Run a command, or a shell, in a machine with a full KVM, emulated by QEMU.
     Nested(Nested),
+    /// Run every test; the last line counts them.
+    Test(Test),
+    /// Run a list of tests; called by `test` in the places where they run.
+    #[command(hide = true)]
+    RunPlan { plan: PathBuf, results: PathBuf, at_a_time: usize },
     /// Write a guest's initramfs, and say where the kernel for it is.
     Initramfs(Initramfs),
+}
+
+#[derive(clap::Args)]
+struct Test {
+    /// Take this step only.
+    #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(suite::STEPS))]
+    only: Option<String>,
+    /// Run only tests whose binary or name contains this.
+    filter: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -64,6 +79,11 @@ fn run(command: Commands) -> Result<u8> {
                 Some(script) => machine.run(&Job::new(script), &mut io::stdout(), &mut io::stderr()),
                 None => machine.run_on_terminal(&Job { limit: None, ..Job::new("exec bash -i") }),
             }
+        }
+        Commands::Test(Test { only, filter }) => suite::run(Selection { only, filter }),
+        Commands::RunPlan { plan, results, at_a_time } => {
+            suite::plan::run(&plan, &results, at_a_time)?;
+            Ok(0)
         }
         Commands::Initramfs(Initramfs { job, file }) => {
             packages::ensure()?;

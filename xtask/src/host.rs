@@ -1,0 +1,59 @@
+//! What this host's `/dev/kvm` can do.
+
+use std::fs::{self, OpenOptions};
+
+/// Whether guests with stock kernels can run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kvm {
+    /// The processor's own virtualization: any guest runs.
+    Full,
+    /// There is a KVM, but it emulates in software: small guests only.
+    Limited,
+    /// There is none that this user may open: why.
+    Missing(String),
+}
+
+impl Kvm {
+    /// Asks the host.
+    pub fn detect() -> Kvm {
+        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            return Kvm::Missing(format!("/dev/kvm: {error}"));
+        }
+        if has_virtualization(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
+            Kvm::Full
+        } else {
+            Kvm::Limited
+        }
+    }
+
+    /// Says in one line where guests with stock kernels run.
+    pub fn describe(&self) -> String {
+        match self {
+            Kvm::Full => "this host's KVM runs stock kernels: guests run directly".to_owned(),
+            Kvm::Limited => {
+                "the processor has neither vmx nor svm: guests run in a nested machine, emulated by QEMU"
+                    .to_owned()
+            }
+            Kvm::Missing(why) => format!("{why}: guests run in a nested machine, emulated by QEMU"),
+        }
+    }
+}
+
+fn has_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.strip_prefix("flags"))
+        .any(|flags| flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_is_a_whole_word_on_the_right_line() {
+        assert!(has_virtualization("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(has_virtualization("flags\t\t: fpu svm\n"));
+        assert!(!has_virtualization("flags\t\t: fpu svm_lock avmx\nmodel name\t: svm\n"));
+    }
+}

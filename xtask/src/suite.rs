@@ -1,0 +1,230 @@
+//! Every test of the workspace, each in the environment that it belongs to, and one line of counts
+//! at the end. A test that a binary lists and that ran in no environment makes the suite fail.
+
+mod binaries;
+mod checks;
+mod environment;
+mod libtest;
+pub mod plan;
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use binaries::Test;
+use environment::Environment;
+use plan::Entry;
+
+use crate::{Error, Result, packages, paths, process, vmm};
+
+/// The names of all steps, in the order they are taken.
+pub const STEPS: &[&str] =
+    &["rustfmt", "clippy", "doc", "deny", "unit", "doctest", "loom", "kvm", "bench", "package", "guest"];
+
+/// What a developer wants to see only; the default leaves out nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// The only step to take.
+    pub only: Option<String>,
+    /// Only tests whose binary or name contains this, and no checks.
+    pub filter: Option<String>,
+}
+
+impl Selection {
+    fn takes(&self, step: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == step)
+    }
+
+    fn takes_test(&self, test: &Test) -> bool {
+        let contains = |filter: &String| test.name.contains(filter) || test.binary.id.contains(filter);
+        self.filter.as_ref().is_none_or(contains)
+    }
+}
+
+/// Takes every step that is selected, and prints the counts as the last line. Returns the exit code.
+///
+/// # Errors
+/// Something is missing that the developer has to install, or no step has the selected name.
+pub fn run(selection: Selection) -> Result<u8> {
+    if let Some(only) = selection.only.as_ref().filter(|only| !STEPS.contains(&only.as_str())) {
+        return Err(Error::needs_developer(format!("no step {only}: there are {}", STEPS.join(", "))));
+    }
+    packages::ensure()?;
+    let mut suite = Suite { selection, ..Suite::default() };
+    for check in checks::BEFORE {
+        suite.check(*check);
+    }
+    let tests =
+        if STEPS[4..].iter().any(|step| suite.selection.takes(step)) { suite.list() } else { Vec::new() };
+    suite.tests("unit", Environment::Hidden, &tests);
+    suite.doctests();
+    suite.loom();
+    suite.tests("kvm", Environment::Own, &tests);
+    suite.tests("bench", Environment::Own, &tests);
+    suite.check(checks::PACKAGE);
+    suite.tests("guest", Environment::Full, &tests);
+    Ok(suite.finish())
+}
+
+/// The step that runs a test.
+fn step_of(test: &Test) -> &'static str {
+    match Environment::of(&test.binary.target) {
+        _ if test.binary.is_bench => "bench",
+        Environment::Hidden => "unit",
+        Environment::Own => "kvm",
+        Environment::Full => "guest",
+    }
+}
+
+#[derive(Default)]
+struct Suite {
+    selection: Selection,
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Suite {
+    /// Takes a step, unless the selection leaves it out: says its name, what came of it and how long
+    /// it took. A step that cannot be taken counts as a failure of its name.
+    fn step(&mut self, name: &str, what: impl FnOnce(&mut Suite) -> Result<()>) {
+        if !self.selection.takes(name) {
+            return;
+        }
+        println!("{name} ...");
+        let start = Instant::now();
+        let before = (self.passed, self.failed.len(), self.skipped.len());
+        if let Err(error) = what(self) {
+            println!("  {error}");
+            self.failed.push(name.to_owned());
+        }
+        let passed = self.passed - before.0;
+        let failed = self.failed.len() - before.1;
+        let skipped = self.skipped.len() - before.2;
+        let seconds = start.elapsed().as_secs_f32();
+        println!("{name}: {passed} passed, {failed} failed, {skipped} skipped in {seconds:.1} s");
+    }
+
+    /// A check counts as one test.
+    fn check(&mut self, (name, check): checks::Check) {
+        if self.selection.filter.is_some() {
+            return;
+        }
+        self.step(name, |suite| {
+            check()?;
+            suite.passed += 1;
+            Ok(())
+        });
+    }
+
+    /// Builds everything that can hold tests, examples and benches included, and lists the tests.
+    fn list(&mut self) -> Vec<Test> {
+        println!("building tests, examples and benches ...");
+        let start = Instant::now();
+        let listed = binaries::build(&["--workspace", "--all-targets"], &[]).and_then(|binaries| {
+            let tests: Result<Vec<Vec<Test>>> = binaries.iter().map(binaries::tests).collect();
+            tests.map(|tests| tests.concat())
+        });
+        let tests = listed.unwrap_or_else(|error| {
+            println!("  {error}");
+            self.failed.push("build".to_owned());
+            Vec::new()
+        });
+        println!("{} tests are listed after {:.1} s", tests.len(), start.elapsed().as_secs_f32());
+        tests
+    }
+
+    /// Runs those of `tests` that belong to the step.
+    fn tests(&mut self, step: &str, environment: Environment, tests: &[Test]) {
+        let tests: Vec<&Test> = tests.iter().filter(|test| step_of(test) == step).collect();
+        self.step(step, |suite| suite.run_tests(environment, &tests));
+    }
+
+    fn run_tests(&mut self, environment: Environment, tests: &[&Test]) -> Result<()> {
+        let selected = tests.iter().copied().filter(|test| self.selection.takes_test(test));
+        let (ignored, tests): (Vec<&Test>, Vec<&Test>) = selected.partition(|test| test.ignored);
+        for test in ignored {
+            println!("  ignored: {} {}", test.binary.id, test.name);
+            self.skipped.push(shown(test));
+        }
+        if tests.is_empty() {
+            return Ok(());
+        }
+        if environment == Environment::Full {
+            vmm::build()?;
+        }
+        let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
+        let outcomes = environment.run(&entries)?;
+        for (test, outcome) in tests.iter().zip(outcomes) {
+            match outcome {
+                Some(true) => self.passed += 1,
+                Some(false) => self.failed.push(shown(test)),
+                None => {
+                    println!("  ran in no environment: {} {}", test.binary.id, test.name);
+                    self.skipped.push(shown(test));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn doctests(&mut self) {
+        let filter = self.selection.filter.clone();
+        self.step("doctest", |suite| {
+            let mut cargo = process::command("cargo");
+            cargo.args(["test", "--doc", "--workspace", "--no-fail-fast", "--quiet"]);
+            if let Some(filter) = filter {
+                cargo.args(["--", &filter]);
+            }
+            let output = cargo.current_dir(paths::root()).stderr(Stdio::inherit()).output();
+            let output = output.map_err(|error| Error::new(format!("cargo test --doc: {error}")))?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            let counts = libtest::counts(&said);
+            suite.passed += counts.passed;
+            suite.failed.extend((0..counts.failed).map(|_| "a documentation test".to_owned()));
+            suite.skipped.extend((0..counts.ignored).map(|_| "a documentation test".to_owned()));
+            if output.status.success() && counts.ignored == 0 {
+                return Ok(());
+            }
+            println!("{}", said.trim_end());
+            // Failed tests are counted; without one, the tests themselves did not compile.
+            if counts.failed + counts.ignored > 0 {
+                Ok(())
+            } else {
+                Err(Error::new(output.status.to_string()))
+            }
+        });
+    }
+
+    /// The models that loom explores: a build of its own, in which they replace the lock-free code's
+    /// atomics.
+    fn loom(&mut self) {
+        self.step("loom", |suite| {
+            let folder = paths::target().join("loom");
+            let arguments = ["-p", "ossature-bus", "--lib", "--target-dir", &folder.to_string_lossy()];
+            let binaries = binaries::build(&arguments, &[("RUSTFLAGS", "--cfg loom")])?;
+            let tests: Result<Vec<Vec<Test>>> = binaries.iter().map(binaries::tests).collect();
+            let mut tests = tests?.concat();
+            // The others are those that the unit step has run.
+            tests.retain(|test| test.name.contains("loom_"));
+            if tests.is_empty() {
+                return Err(Error::new("no loom model was built"));
+            }
+            suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
+        });
+    }
+
+    fn finish(&self) -> u8 {
+        for (what, names) in [("failed", &self.failed), ("skipped", &self.skipped)] {
+            for name in names {
+                println!("{what}: {name}");
+            }
+        }
+        let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        u8::from(failed + skipped > 0)
+    }
+}
+
+fn shown(test: &Test) -> String {
+    format!("{} {}", test.binary.id, test.name)
+}

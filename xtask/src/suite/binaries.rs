@@ -1,0 +1,128 @@
+//! The test binaries of the workspace and the tests in them.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::libtest;
+use crate::{Error, Result, paths, process};
+
+/// A program made of tests or benchmarks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// Package and target, as cargo names them: `ossature-bus`, `ossature::guest_boot`.
+    pub id: String,
+    /// The target's own name.
+    pub target: String,
+    /// The executable.
+    pub file: PathBuf,
+    /// The package's folder, in which cargo runs tests.
+    pub folder: PathBuf,
+    /// It measures: run once from start to end, as a test that it works.
+    pub is_bench: bool,
+}
+
+/// One test of a binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// The binary's identity.
+    pub binary: Binary,
+    /// The test's path in the binary; for a benchmark, which counts as one, the target's name.
+    pub name: String,
+    /// Marked `#[ignore]`.
+    pub ignored: bool,
+}
+
+/// Builds all test binaries that `arguments` of `cargo test` choose.
+///
+/// # Errors
+/// Something does not compile; cargo has printed what.
+pub fn build(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binary>> {
+    let mut cargo = process::command("cargo");
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(arguments);
+    cargo.envs(variables.iter().copied()).current_dir(paths::root()).stderr(Stdio::inherit());
+    let messages = process::text(&mut cargo).map_err(|_| Error::new("the tests do not compile"))?;
+    Ok(messages.lines().filter_map(parse_artifact).collect())
+}
+
+/// Lists the tests of a binary.
+///
+/// # Errors
+/// The binary does not run.
+pub fn tests(binary: &Binary) -> Result<Vec<Test>> {
+    let test = |name, ignored| Test { binary: binary.clone(), name, ignored };
+    if binary.is_bench {
+        return Ok(vec![test(binary.target.clone(), false)]);
+    }
+    let list = |more: &[&str]| {
+        let mut command = process::command(&binary.file);
+        command.args(["--list", "--format", "terse"]).args(more).current_dir(&binary.folder);
+        process::text(&mut command).map(|list| libtest::names(&list))
+    };
+    let ignored = list(&["--ignored"])?;
+    Ok(list(&[])?.into_iter().map(|name| test(name.clone(), ignored.contains(&name))).collect())
+}
+
+/// One line of cargo's messages, if it tells of a test binary.
+fn parse_artifact(line: &str) -> Option<Binary> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    let file = PathBuf::from(message["executable"].as_str()?);
+    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_path_buf();
+    let target = message["target"]["name"].as_str()?.to_owned();
+    let kind = message["target"]["kind"][0].as_str()?;
+    let package = package_name(message["package_id"].as_str()?);
+    let id = match kind {
+        "lib" | "rlib" | "proc-macro" => package.to_owned(),
+        "test" => format!("{package}::{target}"),
+        other => format!("{package}::{other}/{target}"),
+    };
+    Some(Binary { id, target, file, folder, is_bench: kind == "bench" })
+}
+
+/// The name in a package id such as `path+file:///w/devices/bus#ossature-bus@0.1.0`, or
+/// `path+file:///w/xtask#0.1.0`, where the folder has the package's name.
+fn package_name(id: &str) -> &str {
+    let (place, fragment) = id.rsplit_once('#').unwrap_or((id, ""));
+    match fragment.split_once('@') {
+        Some((name, _)) => name,
+        None => place.rsplit('/').next().unwrap_or(place),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(kind: &str, is_test: bool, executable: &str) -> String {
+        format!(
+            r#"{{"reason":"compiler-artifact","package_id":"path+file:///w/vmm-core#ossature-core@0.1.0",
+            "manifest_path":"/w/vmm-core/Cargo.toml","target":{{"kind":["{kind}"],"name":"kvm_run"}},
+            "profile":{{"test":{is_test}}},"executable":{executable}}}"#
+        )
+    }
+
+    #[test]
+    fn test_binaries_are_found_among_cargos_messages() {
+        let binary = parse_artifact(&artifact("test", true, "\"/t/kvm_run-12\"")).unwrap();
+        assert_eq!(binary.id, "ossature-core::kvm_run");
+        assert_eq!(binary.target, "kvm_run");
+        assert_eq!(binary.file, Path::new("/t/kvm_run-12"));
+        assert_eq!(binary.folder, Path::new("/w/vmm-core"));
+        assert!(!binary.is_bench);
+        assert!(parse_artifact(&artifact("bench", true, "\"/t/b\"")).unwrap().is_bench);
+        assert_eq!(parse_artifact(&artifact("lib", true, "\"/t/b\"")).unwrap().id, "ossature-core");
+        assert_eq!(parse_artifact(&artifact("bin", false, "\"/t/b\"")), None);
+        assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
+        assert_eq!(parse_artifact(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+
+    #[test]
+    fn package_names_come_from_both_kinds_of_ids() {
+        assert_eq!(package_name("path+file:///w/devices/bus#ossature-bus@0.1.0"), "ossature-bus");
+        assert_eq!(package_name("path+file:///w/xtask#0.1.0"), "xtask");
+    }
+}

@@ -1,0 +1,210 @@
+//! The places in which tests run.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use super::plan::{self, Entry};
+use crate::host::Kvm;
+use crate::nested::{Job, Machine};
+use crate::process::{self, quote_path};
+use crate::{Context, Error, Result, paths};
+
+/// How many nested machines share a plan.
+const MACHINES: usize = 2;
+
+/// Which KVM a place has in which tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// This host with `/dev/kvm` hidden: what must not need it.
+    Hidden,
+    /// This host and its own `/dev/kvm`, whatever that can do.
+    Own,
+    /// A KVM that runs stock kernels: this host's if it can, otherwise the nested machine's.
+    Full,
+}
+
+impl Environment {
+    /// Where a test binary belongs, by the name of its target.
+    pub fn of(target: &str) -> Environment {
+        if target.starts_with("guest_") {
+            Environment::Full
+        } else if target.starts_with("kvm_") {
+            Environment::Own
+        } else {
+            Environment::Hidden
+        }
+    }
+
+    /// How long one test may take.
+    pub fn limit(self) -> Duration {
+        match self {
+            Environment::Hidden | Environment::Own => Duration::from_secs(180),
+            Environment::Full => Duration::from_secs(600),
+        }
+    }
+
+    /// Runs the tests; returns what became of each.
+    ///
+    /// # Errors
+    /// The place cannot be had.
+    pub fn run(self, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+        match (self, Kvm::detect()) {
+            (Environment::Hidden, _) => without_kvm(entries),
+            (Environment::Own, Kvm::Full | Kvm::Limited) | (Environment::Full, Kvm::Full) => {
+                on_host(entries, &[])
+            }
+            (Environment::Own | Environment::Full, kvm) => {
+                println!("  {}", kvm.describe());
+                in_nested_machines(entries)
+            }
+        }
+    }
+}
+
+fn without_kvm(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    if !Path::new("/dev/kvm").exists() {
+        return on_host(entries, &[]);
+    }
+    let mut hide = vec!["unshare", "--mount"];
+    if !process::is_root() {
+        hide.extend(["--user", "--map-root-user"]);
+    }
+    hide.extend(["sh", "-c", "mount --bind /dev/null /dev/kvm && exec \"$@\"", "sh"]);
+    let mut trial = process::command(hide[0]);
+    if process::output(trial.args(&hide[1..]).arg("true")).is_err() {
+        println!("  /dev/kvm stays visible: this user may not create a mount namespace");
+        hide.clear();
+    }
+    on_host(entries, &hide)
+}
+
+/// Runs the plan in a process of its own, started by the words of `launcher`.
+fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
+    let folder = paths::target().join("xtask-tests");
+    std::fs::create_dir_all(&folder).context(folder.display())?;
+    let plan = folder.join(format!("{}-host.plan", std::process::id()));
+    let results = plan.with_extension("results");
+    plan::write(&plan, entries)?;
+    let at_a_time = thread::available_parallelism().map_or(2, usize::from);
+    let program = own_program()?;
+    let mut words: Vec<&std::ffi::OsStr> = launcher.iter().map(AsRef::as_ref).collect();
+    words.push(program.as_os_str());
+    let mut command = process::command(words[0]);
+    command.args(&words[1..]).arg("run-plan").arg(&plan).arg(&results).arg(at_a_time.to_string());
+    process::run(&mut command)?;
+    let outcomes = plan::read_results(&results, entries.len());
+    for entry in std::fs::read_dir(&folder).context(folder.display())?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{}-host.", std::process::id())) {
+            std::fs::remove_file(entry.path()).context(entry.path().display())?;
+        }
+    }
+    Ok(outcomes)
+}
+
+fn in_nested_machines(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let machines = MACHINES.min(entries.len()).max(1);
+    let shares: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
+        let share = |number: usize| entries.iter().skip(number).step_by(machines).cloned().collect();
+        let running: Vec<_> = (0..machines)
+            .map(|number| {
+                let share: Vec<Entry> = share(number);
+                scope.spawn(move || in_nested_machine(&share))
+            })
+            .collect();
+        let join = |machine: thread::ScopedJoinHandle<_>| {
+            machine.join().unwrap_or_else(|_| Err(Error::new("the thread of a nested machine panicked")))
+        };
+        running.into_iter().map(join).collect()
+    });
+    let mut outcomes = vec![None; entries.len()];
+    for (number, share) in shares.into_iter().enumerate() {
+        let places = outcomes.iter_mut().skip(number).step_by(machines);
+        for (place, outcome) in places.zip(share?) {
+            *place = outcome;
+        }
+    }
+    Ok(outcomes)
+}
+
+fn in_nested_machine(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let machine = Machine::new()?;
+    let plan = machine.shared().join("plan");
+    let results = machine.shared().join("results");
+    plan::write(&plan, entries)?;
+    let words = [own_program()?, "run-plan".into(), plan, results.clone(), "1".into()];
+    let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
+    let job =
+        Job { limit: Some(Duration::from_secs(3 * 3600)), ..Job::new(format!("exec {}", words.join(" "))) };
+    let ended = machine.run(&job, &mut Lines::new(io::stdout()), &mut Lines::new(io::stderr()));
+    let outcomes = plan::read_results(&results, entries.len());
+    match ended {
+        Ok(0) => {}
+        Ok(code) => println!("  the nested machine's part ended with exit code {code}"),
+        // What ran before counts; what did not run is reported as such.
+        Err(error) => println!("  {error}"),
+    }
+    Ok(outcomes)
+}
+
+fn own_program() -> Result<std::path::PathBuf> {
+    std::env::current_exe().context("this program's own path")
+}
+
+/// Passes on whole lines, so that those of machines running side by side do not mix.
+struct Lines<W: Write> {
+    to: W,
+    pending: Vec<u8>,
+}
+
+impl<W: Write> Lines<W> {
+    fn new(to: W) -> Lines<W> {
+        Lines { to, pending: Vec::new() }
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        if let Some(end) = self.pending.iter().rposition(|&byte| byte == b'\n') {
+            self.to.write_all(&self.pending[..=end])?;
+            self.pending.drain(..=end);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Drop for Lines<W> {
+    fn drop(&mut self) {
+        // Nothing is left to tell when the terminal has gone.
+        let _ = self.to.write_all(&self.pending);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_target_says_where_it_runs() {
+        assert_eq!(Environment::of("guest_boot"), Environment::Full);
+        assert_eq!(Environment::of("kvm_run"), Environment::Own);
+        assert_eq!(Environment::of("ossature_bus"), Environment::Hidden);
+    }
+
+    #[test]
+    fn lines_stay_whole() {
+        let mut seen = Vec::new();
+        let mut lines = Lines::new(&mut seen);
+        lines.write_all(b"one\ntw").unwrap();
+        assert_eq!(lines.to, b"one\n");
+        lines.write_all(b"o\nthree").unwrap();
+        drop(lines);
+        assert_eq!(seen, b"one\ntwo\nthree");
+    }
+}

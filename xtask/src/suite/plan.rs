@@ -1,0 +1,165 @@
+//! A list of tests to run in one place: a process for each test, each with a time limit.
+//!
+//! The list and the results are files, because the place may be another mount namespace or the
+//! nested machine: there, this same program runs again, as `xtask run-plan`.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::binaries::Test;
+use super::libtest::{self, Counts};
+use crate::{Context, Error, Result};
+
+/// One line of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    limit: Duration,
+    file: PathBuf,
+    folder: PathBuf,
+    is_bench: bool,
+    binary: String,
+    name: String,
+}
+
+impl Entry {
+    /// A test that may take `limit`.
+    pub fn new(test: &Test, limit: Duration) -> Entry {
+        Entry {
+            limit,
+            file: test.binary.file.clone(),
+            folder: test.binary.folder.clone(),
+            is_bench: test.binary.is_bench,
+            binary: test.binary.id.clone(),
+            name: test.name.clone(),
+        }
+    }
+
+    fn to_line(&self) -> String {
+        let Entry { limit, file, folder, is_bench, binary, name } = self;
+        let (limit, file, folder) = (limit.as_secs(), file.display(), folder.display());
+        format!("{limit}\t{file}\t{folder}\t{is_bench}\t{binary}\t{name}\n")
+    }
+
+    fn from_line(line: &str) -> Option<Entry> {
+        let mut fields = line.split('\t');
+        let entry = Entry {
+            limit: Duration::from_secs(fields.next()?.parse().ok()?),
+            file: fields.next()?.into(),
+            folder: fields.next()?.into(),
+            is_bench: fields.next()?.parse().ok()?,
+            binary: fields.next()?.to_owned(),
+            name: fields.next()?.to_owned(),
+        };
+        fields.next().is_none().then_some(entry)
+    }
+
+    /// Runs the test; what it prints goes to `log`.
+    fn run(&self, log: &Path) -> Result<()> {
+        let file = File::create(log).context(log.display())?;
+        let mut command = Command::new(&self.file);
+        if self.is_bench {
+            command.arg("--test");
+        } else {
+            command.args(["--exact", &self.name]);
+        }
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder).stdin(Stdio::null());
+        command.stdout(file.try_clone().context(log.display())?).stderr(file);
+        let mut child = command.spawn().context(self.file.display())?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().context(self.file.display())? {
+                break status;
+            }
+            if start.elapsed() > self.limit {
+                child.kill().and_then(|()| child.wait()).context(self.file.display())?;
+                return Err(Error::new(format!("still running after {} s", self.limit.as_secs())));
+            }
+            thread::sleep(Duration::from_millis(if start.elapsed().as_millis() < 100 { 1 } else { 10 }));
+        };
+        if !status.success() {
+            return Err(Error::new(status.to_string()));
+        }
+        if self.is_bench {
+            return Ok(());
+        }
+        let said = fs::read(log).context(log.display())?;
+        match libtest::last_counts(&String::from_utf8_lossy(&said)) {
+            Counts { passed: 1, failed: 0, ignored: 0 } => Ok(()),
+            other => Err(Error::new(format!("exit code 0, but the summary says {other:?}"))),
+        }
+    }
+}
+
+/// Writes a plan for [`run`].
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, entries: &[Entry]) -> Result<()> {
+    let text: String = entries.iter().map(Entry::to_line).collect();
+    fs::write(path, text).context(path.display())
+}
+
+/// Runs a plan with so many tests at a time, prints how it gets on, and appends a line to `results`
+/// for each test that has ended.
+///
+/// # Errors
+/// The files cannot be read or written. A test that fails is a result, not an error.
+pub fn run(plan: &Path, results: &Path, at_a_time: usize) -> Result<()> {
+    let text = fs::read_to_string(plan).context(plan.display())?;
+    let entries: Option<Vec<Entry>> = text.lines().map(Entry::from_line).collect();
+    let entries = entries.ok_or_else(|| Error::new(format!("{}: not a plan", plan.display())))?;
+    let output = Mutex::new(File::create(results).context(results.display())?);
+    let next = AtomicUsize::new(0);
+    let worker = |number: usize| -> Result<()> {
+        let log = results.with_extension(format!("log{number}"));
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(entry) = entries.get(index) else { return Ok(()) };
+            let start = Instant::now();
+            let outcome = entry.run(&log);
+            let seconds = start.elapsed().as_secs_f32();
+            let mut output = output.lock().map_err(|_| Error::new("another worker panicked"))?;
+            let (word, place) = (if outcome.is_ok() { "ok" } else { "FAILED" }, index + 1);
+            if outcome.is_err() || seconds > 1.0 {
+                let total = entries.len();
+                println!("  [{place}/{total}] {word} {seconds:.1} s  {} {}", entry.binary, entry.name);
+            }
+            if let Err(error) = outcome {
+                let said = fs::read(&log).unwrap_or_default();
+                println!("  {error}\n{}\n", String::from_utf8_lossy(&said).trim_end());
+            }
+            writeln!(output, "{index} {word}").context(results.display())?;
+        }
+    };
+    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..at_a_time.max(1)).map(|number| scope.spawn(move || worker(number))).collect();
+        let join = |worker: thread::ScopedJoinHandle<Result<()>>| {
+            worker.join().unwrap_or_else(|_| Err(Error::new("a worker panicked")))
+        };
+        workers.into_iter().map(join).collect()
+    });
+    outcomes.into_iter().collect()
+}
+
+/// What became of each of `count` tests: none for those that never ended.
+pub fn read_results(results: &Path, count: usize) -> Vec<Option<bool>> {
+    let mut outcomes = vec![None; count];
+    for line in fs::read_to_string(results).unwrap_or_default().lines() {
+        if let Some((index, word)) = line.split_once(' ') {
+            if let Some(outcome) = index.parse().ok().and_then(|index: usize| outcomes.get_mut(index)) {
+                *outcome = Some(word == "ok");
+            }
+        }
+    }
+    outcomes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::paths;
+
+/// Entries that run this very test binary.
+fn entry(name: &str, limit: u64) -> Entry {
+    Entry {
+        limit: Duration::from_secs(limit),
+        file: std::env::current_exe().unwrap(),
+        folder: paths::root(),
+        is_bench: false,
+        binary: "xtask".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+#[test]
+fn lines_are_read_back() {
+    let entry = Entry { is_bench: true, ..entry("a::b - should panic", 7) };
+    assert_eq!(Entry::from_line(entry.to_line().trim_end()), Some(entry));
+    assert_eq!(Entry::from_line("1\t/a\t/b\tfalse\tid"), None);
+}
+
+#[test]
+fn a_plan_runs_its_tests_and_sees_those_that_do_not_exist() {
+    let folder = paths::target().join("xtask-tests");
+    fs::create_dir_all(&folder).unwrap();
+    let plan = folder.join(format!("{}.plan", std::process::id()));
+    let results = plan.with_extension("results");
+    write(&plan, &[entry("suite::plan::tests::lines_are_read_back", 60), entry("no_such_test", 60)]).unwrap();
+    run(&plan, &results, 2).unwrap();
+    assert_eq!(read_results(&results, 3), [Some(true), Some(false), None]);
+    for extension in ["plan", "results", "log0", "log1"] {
+        fs::remove_file(plan.with_extension(extension)).unwrap();
+    }
+}
+
+#[test]
+fn a_test_that_hangs_is_ended() {
+    let folder = paths::target().join("xtask-tests");
+    fs::create_dir_all(&folder).unwrap();
+    let log = folder.join(format!("{}.hangs", std::process::id()));
+    let program = log.with_extension("sh");
+    fs::write(&program, "#!/bin/sh\nexec tail -f /dev/null\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let error = Entry { file: program.clone(), ..entry("any", 0) }.run(&log).unwrap_err();
+    fs::remove_file(&log).unwrap();
+    fs::remove_file(&program).unwrap();
+    assert!(error.message.contains("still running"), "{error}");
+}
