@@ -82,8 +82,18 @@ pub fn add_modules(tree: &mut Tree, modules: &[Module], edit: impl Fn(&[u8]) -> 
 /// # Errors
 /// The kernel lacks a module that guests need, or busybox is missing.
 pub fn tree(kernel: &Kernel) -> Result<Tree> {
-    let mut tree = busybox_tree()?;
+    let mut tree = tree_without_modules()?;
     add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
+    Ok(tree)
+}
+
+/// The tree of a guest whose kernel has its drivers built in.
+///
+/// # Errors
+/// As [`busybox`].
+pub fn tree_without_modules() -> Result<Tree> {
+    let mut tree = busybox_tree()?;
+    tree.file("/etc/modules", 0o644, "");
     tree.file("/init", 0o755, include_str!("guest/init.sh"));
     tree.file("/etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\n");
     tree.file("/etc/group", 0o644, "root:x:0:\n");

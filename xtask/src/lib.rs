@@ -9,6 +9,7 @@
 //! ```
 
 pub mod cpio;
+pub mod demo;
 pub mod frame;
 pub mod guest;
 pub mod host;

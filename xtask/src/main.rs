@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::demo::Demo;
 use xtask::kernels::Flavour;
 use xtask::nested::{Job, Machine};
 use xtask::suite::Selection;
-use xtask::{Context, Result, guest, kernels, packages, suite};
+use xtask::{Context, Result, demo, guest, kernels, packages, suite};
 
 /// Developer commands of Ossature.
 #[derive(Parser)]
@@ -22,6 +23,8 @@ struct Arguments {
 enum Commands {
     /// Run a command, or a shell, in a machine with a full KVM, emulated by QEMU.
     Nested(Nested),
+    /// Boot Debian's kernel in the example VMM, to a shell.
+    Demo(Demo),
     /// Run every test; the last line counts them.
     Test(Test),
     /// Run a list of tests; called by `test` in the places where they run.
@@ -80,6 +83,7 @@ fn run(command: Commands) -> Result<u8> {
                 None => machine.run_on_terminal(&Job { limit: None, ..Job::new("exec bash -i") }),
             }
         }
+        Commands::Demo(demo) => demo::run(&demo),
         Commands::Test(Test { only, filter }) => suite::run(Selection { only, filter }),
         Commands::RunPlan { plan, results, at_a_time } => {
             suite::plan::run(&plan, &results, at_a_time)?;
