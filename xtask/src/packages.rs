@@ -13,6 +13,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mke2fs", "e2fsprogs"),
     ("xz", "xz-utils"),
     ("lz4", "lz4"),
+    ("valgrind", "valgrind"),
 ];
 
 /// Makes sure that every program is there: installs what is missing as root on Debian, and prints

@@ -1,0 +1,96 @@
+//! Machines on this host's `/dev/kvm` beside the floors: making one and taking it down, and the round trip of an
+//! exit. Each sample runs both in turn, so that what else the host does falls on both.
+#![allow(missing_docs)] // criterion_group! makes a public function
+
+#[path = "floors/exits.rs"]
+mod floor_exits;
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use floor_exits::machine as floor_machine;
+use floor_exits::{Exits, MMIO, PIO, PORT, REGISTER};
+use ossature::boot::Platform;
+use ossature::bus::{AddressSpace, Bus};
+use ossature::core::machine::{Machine, Outcome, PayloadError};
+use ossature::core::{Buses, Hypervisor, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
+use ossature::legacy::AcpiPower;
+use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::memory::{GuestMmap, Ram, RamConfig};
+use support::bus::Number;
+
+/// mov dx, 0x600; mov al, 0x34; out dx, al: powers the machine off.
+const POWER_OFF: [u8; 6] = [0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
+
+fn payload(memory: &GuestMmap, _: &Platform) -> Result<Registers, PayloadError> {
+    memory.write_slice(&POWER_OFF, GuestAddress(0x1000))?;
+    Ok(Registers::real_mode(0x1000))
+}
+
+/// From parts to the end of the guest, and everything given back.
+fn machine(kvm: &Kvm) {
+    let mut machine = Machine::builder("bench")
+        .memory(RamConfig::new(1 << 20))
+        .payload(payload)
+        .device(AcpiPower::new("power"))
+        .build(kvm)
+        .unwrap();
+    machine.start().unwrap();
+    assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown));
+}
+
+fn create(c: &mut Criterion) {
+    let mut group = c.benchmark_group("kvm_create");
+    let kvm = Kvm::open().unwrap();
+    let host = floor_machine::Host::open();
+    group.bench_function("ours", |b| b.iter(|| machine(&kvm)));
+    group.bench_function("floor", |b| b.iter(|| floor_machine::once(&host, &POWER_OFF)));
+    group.finish();
+}
+
+/// A vCPU of ours in a loop of exits, and what it needs.
+struct Guest {
+    vcpu: Vcpu,
+    _vm: Box<dyn Vm>,
+}
+
+impl Guest {
+    fn new(code: &[u8]) -> Self {
+        let vm = Kvm::open().unwrap().create_vm(&VmConfig::default()).unwrap();
+        let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
+        ram.dma().write(GuestAddress(0x1000), code).unwrap();
+        vm.set_memory(&ram).unwrap();
+        let (pio, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
+        pio.insert(PORT.into(), 1, "port", Arc::new(Number(1))).unwrap();
+        mmio.insert(REGISTER, 4096, "register", Arc::new(Number(1))).unwrap();
+        let mut vcpu = vm.create_vcpu(0, Buses { pio: pio.cursor(), mmio: mmio.cursor() }).unwrap();
+        let mut registers = Registers::real_mode(0x1000);
+        registers.fs.base = REGISTER;
+        vcpu.set_registers(&registers).unwrap();
+        Self { vcpu, _vm: vm }
+    }
+
+    fn step(&mut self) {
+        assert_eq!(self.vcpu.run_once().unwrap(), Step::Handled);
+    }
+}
+
+fn exits(c: &mut Criterion) {
+    for (name, code) in [("pio", &PIO[..]), ("mmio", &MMIO[..])] {
+        let mut group = c.benchmark_group(format!("kvm_exit/{name}"));
+        let mut guest = Guest::new(code);
+        group.bench_function("ours", |b| b.iter(|| guest.step()));
+        let mut floor = Exits::new(&floor_machine::Host::open(), code);
+        group.bench_function("floor", |b| b.iter(|| floor.step()));
+        group.finish();
+    }
+}
+
+fn settings() -> Criterion {
+    Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
+}
+
+criterion_group! { name = benches; config = settings(); targets = create, exits }
+criterion_main!(benches);

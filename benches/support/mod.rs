@@ -1,0 +1,6 @@
+//! What the criterion benches and the instruction counts share: each hot path, ready to be called again and again.
+#![allow(dead_code)] // each program uses some of it
+
+pub mod bus;
+pub mod rings;
+pub mod tables;

@@ -1,0 +1,101 @@
+//! The instructions of each hot path, counted under callgrind (Debian's `valgrind`) and held against a bound.
+//!
+//! A count does not depend on what else the machine does, so it can be compared across machines and over time. It
+//! depends a little on the compiler: hence the tolerance. Where a change makes a path cheaper, lower its bound.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Instructions per operation, as recorded.
+const BOUNDS: &[(&str, f64)] = &[
+    ("bus read, hot, 1 devices", 60.3),
+    ("bus read, another device each time, 1 devices", 72.3),
+    ("bus read, hot, 8 devices", 60.3),
+    ("bus read, another device each time, 8 devices", 130.3),
+    ("bus read, hot, 64 devices", 60.3),
+    ("bus read, another device each time, 64 devices", 163.3),
+    ("queue pop and complete, direct, 1", 271.5),
+    ("queue pop and complete, direct, 3", 389.5),
+    ("queue pop and complete, direct, 16", 1185.0),
+    ("queue pop and complete, indirect, 1", 450.5),
+    ("queue pop and complete, indirect, 3", 583.5),
+    ("queue pop and complete, indirect, 16", 1488.0),
+    ("block read, direct, batch of 32", 828.7),
+    ("block read, indirect, batch of 32", 1023.7),
+    ("packet sent, batch of 32", 562.5),
+    ("packet received, batch of 32", 857.3),
+    ("guest memory: range check", 24.1),
+    ("guest memory: read of 8 bytes", 90.2),
+    ("guest memory: read of 4096 bytes", 485.2),
+    ("boot: ACPI tables", 71553.4),
+    ("boot: memory map", 205.3),
+    ("boot: kernel parsed", 5283.1),
+];
+
+/// A count may exceed its bound by this factor.
+const TOLERANCE: f64 = 1.05;
+
+/// The folder that cargo builds into.
+fn target() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    here.ancestors().nth(3).unwrap().to_owned()
+}
+
+/// Builds the program as users build theirs: optimized, whole-program.
+fn program() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).arg("build").args([
+        "--release",
+        "--example",
+        "instructions",
+    ]);
+    let built = cargo.arg("--target-dir").arg(target()).status().unwrap();
+    assert!(built.success(), "the program does not build");
+    target().join("release/examples/instructions")
+}
+
+/// Runs the program under callgrind; what each path's operations cost.
+fn count(program: &Path) -> BTreeMap<String, f64> {
+    let dir = tempfile::tempdir().unwrap();
+    let sums = dir.path().join("sums");
+    let output = Command::new("valgrind")
+        .args([
+            "--tool=callgrind",
+            "--toggle-collect=instructions::measured",
+            "--dump-after=instructions::measured",
+        ])
+        .arg(format!("--callgrind-out-file={}", sums.display()))
+        .arg(program)
+        .output()
+        .expect("valgrind does not start: on Debian it is the package `valgrind`");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let paths = String::from_utf8(output.stdout).unwrap();
+    let cost = |(index, line): (usize, &str)| {
+        let (name, operations) = line.split_once('\t').unwrap();
+        // callgrind appends each sum's number to the name, beginning with 1.
+        let text = fs::read_to_string(dir.path().join(format!("sums.{}", index + 1))).unwrap();
+        let total = text.lines().find_map(|line| line.strip_prefix("totals: ")).unwrap();
+        let (total, operations): (f64, f64) = (total.parse().unwrap(), operations.parse().unwrap());
+        (name.to_owned(), total / operations)
+    };
+    paths.lines().enumerate().map(cost).collect()
+}
+
+#[test]
+fn no_hot_path_takes_more_instructions_than_recorded() {
+    let counts = count(&program());
+    let mut wrong = Vec::new();
+    for &(name, bound) in BOUNDS {
+        let found = counts.get(name).copied().unwrap_or_else(|| panic!("no path is called {name:?}"));
+        println!("{found:10.1} (recorded {bound:10.1}) {name}");
+        if found > bound * TOLERANCE {
+            wrong.push(format!("{name}: {found:.1} instructions, recorded {bound:.1}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let unbounded: Vec<_> =
+        counts.keys().filter(|name| BOUNDS.iter().all(|(other, _)| other != name)).collect();
+    assert!(unbounded.is_empty(), "no bound is recorded for {unbounded:?}");
+}
