@@ -46,6 +46,14 @@ pub enum AcpiError {
         /// Bytes that they may take.
         room: u64,
     },
+    /// More devices of a kind than can be named.
+    #[error("more than {limit} devices of kind {kind:?}")]
+    TooManyNodes {
+        /// The kind.
+        kind: NodeKind,
+        /// How many are possible.
+        limit: usize,
+    },
     /// A machine without processors.
     #[error("the platform has no processor")]
     NoCpu,
@@ -154,10 +162,14 @@ impl Node {
 
     /// All its ports, one by one.
     fn ports(&self) -> impl Iterator<Item = u16> + '_ {
-        self.ranges.iter().flat_map(|range| match *range {
-            NodeRange::Io { base, len } => base..base.saturating_add(len),
-            NodeRange::Memory { .. } => 0..0,
-        })
+        let io = |range: &NodeRange| match *range {
+            NodeRange::Io { base, len } => Some((base, len)),
+            NodeRange::Memory { .. } => None,
+        };
+        self.ranges
+            .iter()
+            .filter_map(io)
+            .flat_map(|(base, len)| (0..len).filter_map(move |i| base.checked_add(i)))
     }
 }
 

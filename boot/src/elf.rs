@@ -232,39 +232,22 @@ fn pvh_note(source: &Source, len: u64, ph: &ProgramHeader) -> Result<Option<u32>
 
 fn find_pvh_note(notes: &[u8], align: usize) -> Result<Option<u32>, KernelError> {
     let mut rest = notes;
-    while let Some((name_len, after)) = split_u32(rest) {
-        let Some((desc_len, after)) = split_u32(after) else { break };
-        let Some((kind, after)) = split_u32(after) else { break };
-        let Some((name, after)) = split_padded(after, name_len, align) else { break };
-        let Some((desc, after)) = split_padded(after, desc_len, align) else {
-            if kind == NOTE_PHYS32_ENTRY && name == NOTE_OWNER_XEN {
-                return Err(KernelError::InvalidPvhNote { size: desc_len });
-            }
-            break;
-        };
+    while let Ok((header, after)) = <[U32; 3]>::ref_from_prefix(rest) {
+        let [name_len, desc_len, kind] = header.map(U32::get);
+        let desc_start = size_of_val(header) + (name_len as usize).min(notes.len());
+        let desc_start = desc_start.next_multiple_of(align);
+        let Some(name) = after.get(..name_len as usize) else { break };
+        let desc = rest.get(desc_start..).and_then(|rest| rest.get(..desc_len as usize));
         if kind == NOTE_PHYS32_ENTRY && name == NOTE_OWNER_XEN {
-            let entry = match *desc {
-                [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => u32::from_le_bytes([a, b, c, d]),
-                _ => return Err(KernelError::InvalidPvhNote { size: desc_len }),
+            return match desc {
+                Some(&[a, b, c, d] | &[a, b, c, d, 0, 0, 0, 0]) => Ok(Some(u32::from_le_bytes([a, b, c, d]))),
+                _ => Err(KernelError::InvalidPvhNote { size: desc_len }),
             };
-            return Ok(Some(entry));
         }
-        rest = after;
+        let next = desc_start.saturating_add(desc_len as usize).checked_next_multiple_of(align);
+        rest = next.and_then(|next| rest.get(next..)).unwrap_or_default();
     }
     Ok(None)
-}
-
-fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let (value, rest) = U32::read_from_prefix(bytes).ok()?;
-    Some((value.get(), rest))
-}
-
-/// Splits off `len` bytes and the padding behind them, which may lack at the very end.
-fn split_padded(bytes: &[u8], len: u32, align: usize) -> Option<(&[u8], &[u8])> {
-    let len = len as usize;
-    let value = bytes.get(..len)?;
-    let padded = len.checked_next_multiple_of(align)?;
-    Some((value, bytes.get(padded..).unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ mod elf;
 mod kernel;
 mod platform;
 mod source;
+#[cfg(test)]
+mod testing;
 mod unpack;
 pub mod x86_64;
 

@@ -4,7 +4,7 @@
 //! that the kernel's build appends. It bounds the output from the start, so that no payload grows beyond
 //! [`MAX_UNPACKED`] or beyond what it declares.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader};
 use std::ops::Range;
 
 use crate::source::{Source, SourceReader};
@@ -103,11 +103,13 @@ fn invalid(reason: &'static str) -> io::Error {
 
 #[cfg(feature = "gzip")]
 fn gzip(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
+    use std::io::Read;
     flate2::bufread::GzDecoder::new(input).take(claimed + 1).read_to_end(out).map(drop)
 }
 
 #[cfg(feature = "xz")]
 fn xz(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
+    use std::io::Read;
     // A dictionary larger than this is never of use for an output of at most this size. In KiB.
     const MEMORY: u32 = (MAX_UNPACKED >> 10) as u32;
     lzma_rust2::XzReader::new_mem_limit(input, false, MEMORY).take(claimed + 1).read_to_end(out).map(drop)
@@ -116,6 +118,7 @@ fn xz(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
 /// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB but for the last.
 #[cfg(feature = "lz4")]
 fn lz4(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
+    use std::io::{BufRead, Read};
     const BLOCK: usize = 8 << 20;
     /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
     const MAX_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
@@ -139,7 +142,7 @@ fn lz4(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
         }
         rest = after;
     }
-    Ok(())
+    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(invalid("larger than it claims")) }
 }
 
 #[cfg(feature = "zstd")]

@@ -1,10 +1,10 @@
 //! The DSDT: one device for each node, in AML (ACPI 6.5, chapters 6, 19 and 20).
 
-use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
-    Notify, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
+use acpi_tables::{Aml, AmlSink};
 
 use super::{AcpiError, S5_SLEEP_TYPE};
 use crate::platform::{Node, NodeKind, NodeRange, Platform};
@@ -12,34 +12,53 @@ use crate::platform::{Node, NodeKind, NodeRange, Platform};
 /// `Notify` value for a pressed power button (ACPI 6.5, table 5.162).
 const BUTTON_PRESSED: u8 = 0x80;
 
+/// How many devices of a kind have names: four characters each.
+const LIMITS: [(NodeKind, usize); 6] = [
+    (NodeKind::VirtioMmio, 0x1000),
+    (NodeKind::Serial16550, 0xf),
+    (NodeKind::Rtc, 1),
+    (NodeKind::I8042, 1),
+    (NodeKind::AcpiPower, 1),
+    (NodeKind::Pvpanic, 1),
+];
+
 pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiError> {
-    let mut devices = Devices::default();
-    for (index, node) in platform.nodes.iter().enumerate() {
-        devices.add(node, index)?;
+    for (kind, limit) in LIMITS {
+        if platform.nodes.iter().filter(|node| node.kind == kind).count() > limit {
+            return Err(AcpiError::TooManyNodes { kind, limit });
+        }
     }
-    Scope::new("\\_SB_".into(), vec![&devices]).to_aml_bytes(out);
+    let mut devices = Devices::default();
+    for node in &platform.nodes {
+        devices.add(node)?;
+    }
+    Scope::new("\\_SB_".into(), vec![&devices.aml]).to_aml_bytes(out);
     if platform.nodes.iter().any(|node| node.kind == NodeKind::AcpiPower) {
         Name::new("\\_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE])).to_aml_bytes(out);
     }
     Ok(())
 }
 
-/// The devices' AML so far, and how many of each kind, for their names and `_UID`s.
+/// AML that is ready.
 #[derive(Default)]
-struct Devices {
-    aml: Vec<u8>,
-    virtio: u32,
-    serial: u8,
-}
+struct Encoded(Vec<u8>);
 
-impl Aml for Devices {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        sink.vec(&self.aml);
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
     }
 }
 
+/// The devices so far, and how many there are of those that are numbered.
+#[derive(Default)]
+struct Devices {
+    aml: Encoded,
+    virtio: u16,
+    serial: u8,
+}
+
 impl Devices {
-    fn add(&mut self, node: &Node, index: usize) -> Result<(), AcpiError> {
+    fn add(&mut self, node: &Node) -> Result<(), AcpiError> {
         match node.kind {
             NodeKind::VirtioMmio => {
                 let ([NodeRange::Memory { .. }], [_]) = (&*node.ranges, &*node.interrupts) else {
@@ -49,7 +68,7 @@ impl Devices {
                 self.virtio += 1;
                 let uid_name = Name::new("_UID".into(), &uid);
                 let coherent = Name::new("_CCA".into(), &ONE);
-                self.device(&format!("V{index:03X}"), &"LNRO0005", node, &[&uid_name, &coherent])
+                self.device(&format!("V{uid:03X}"), &"LNRO0005", node, &[&uid_name, &coherent])
             }
             NodeKind::Serial16550 => {
                 let ([NodeRange::Io { len: 8, .. }], [_]) = (&*node.ranges, &*node.interrupts) else {
@@ -70,16 +89,12 @@ impl Devices {
     }
 
     fn device(&mut self, name: &str, hid: &dyn Aml, node: &Node, rest: &[&dyn Aml]) -> Result<(), AcpiError> {
-        let resources = resources(node)?;
         let hid = Name::new("_HID".into(), hid);
-        let crs = Name::new(
-            "_CRS".into(),
-            &ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect()),
-        );
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&resources(node)?]));
         let mut children: Vec<&dyn Aml> = vec![&hid];
         children.extend_from_slice(rest);
         children.push(&crs);
-        Device::new(name.into(), children).to_aml_bytes(&mut self.aml);
+        Device::new(name.into(), children).to_aml_bytes(&mut self.aml.0);
         Ok(())
     }
 
@@ -87,14 +102,14 @@ impl Devices {
     fn power_button(&mut self, node: &Node) {
         let Some(&gsi) = node.interrupts.first() else { return };
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
-        Device::new("PWRB".into(), vec![&hid]).to_aml_bytes(&mut self.aml);
+        Device::new("PWRB".into(), vec![&hid]).to_aml_bytes(&mut self.aml.0);
         let hid = Name::new("_HID".into(), &"ACPI0013");
         let uid = Name::new("_UID".into(), &ZERO);
         let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt(gsi)]));
         let button = Path::new("PWRB");
         let pressed = Notify::new(&button, &BUTTON_PRESSED);
         let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
-        Device::new("GED_".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(&mut self.aml);
+        Device::new("GED_".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(&mut self.aml.0);
     }
 }
 
@@ -109,36 +124,61 @@ fn separate_ports(node: &Node) -> Result<Node, AcpiError> {
     Ok(Node { ranges, ..node.clone() })
 }
 
-fn resources(node: &Node) -> Result<Vec<Box<dyn Aml>>, AcpiError> {
-    let mut resources: Vec<Box<dyn Aml>> = Vec::with_capacity(node.ranges.len() + node.interrupts.len());
+fn resources(node: &Node) -> Result<Encoded, AcpiError> {
+    if node.ranges.is_empty() {
+        return Err(node.invalid("a range"));
+    }
+    let mut out = Vec::new();
     for range in &node.ranges {
-        resources.push(match *range {
-            NodeRange::Memory { base, len } => match (u32::try_from(base), u32::try_from(len)) {
-                (Ok(base), Ok(len)) => Box::new(Memory32Fixed::new(true, base, len)),
-                _ => {
-                    let last = base.checked_add(len.wrapping_sub(1)).filter(|&last| last >= base);
-                    let last =
-                        last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
-                    Box::new(AddressSpace::new_memory(
-                        AddressSpaceCacheable::NotCacheable,
-                        true,
-                        base,
-                        last,
-                        None,
-                    ))
+        match *range {
+            NodeRange::Memory { base, len } => {
+                let last = len.checked_sub(1).and_then(|rest| base.checked_add(rest));
+                let last =
+                    last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
+                match (u32::try_from(base), u32::try_from(len), u32::try_from(last)) {
+                    (Ok(base), Ok(len), Ok(_)) => Memory32Fixed::new(true, base, len).to_aml_bytes(&mut out),
+                    _ => Memory64Fixed { base, last, len }.to_aml_bytes(&mut out),
                 }
-            },
-            NodeRange::Io { base, len } => {
-                let len = u8::try_from(len).ok().filter(|&len| len > 0);
-                let len = len.ok_or_else(|| node.invalid("1 to 255 ports in a range"))?;
-                Box::new(IO::new(base, base, 1, len))
             }
-        });
+            NodeRange::Io { base, len } => {
+                let fits = len > 0 && base.checked_add(len - 1).is_some();
+                let len = u8::try_from(len).ok().filter(|_| fits);
+                let len = len.ok_or_else(|| node.invalid("ranges of 1 to 255 ports below 0x10000"))?;
+                IO::new(base, base, 1, len).to_aml_bytes(&mut out);
+            }
+        }
     }
     for &gsi in &node.interrupts {
-        resources.push(Box::new(interrupt(gsi)));
+        interrupt(gsi).to_aml_bytes(&mut out);
     }
-    Ok(resources)
+    Ok(Encoded(out))
+}
+
+/// Memory above 4 GiB that a device uses (ACPI 6.5, 6.4.3.5.1): acpi_tables only has the descriptor of a bridge,
+/// which hands memory on.
+struct Memory64Fixed {
+    base: u64,
+    last: u64,
+    len: u64,
+}
+
+impl Aml for Memory64Fixed {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        const QWORD_ADDRESS_SPACE: u8 = 0x8a;
+        const LEN: u16 = 43;
+        const MEMORY: u8 = 0;
+        /// Consumer, both ends fixed.
+        const GENERAL: u8 = 1 << 0 | 1 << 2 | 1 << 3;
+        /// Not cacheable.
+        const READ_WRITE: u8 = 1 << 0;
+        sink.byte(QWORD_ADDRESS_SPACE);
+        sink.word(LEN);
+        sink.vec(&[MEMORY, GENERAL, READ_WRITE]);
+        let (granularity, translation) = (0, 0);
+        for field in [granularity, self.base, self.last, translation, self.len] {
+            sink.qword(field);
+        }
+    }
 }
 
 /// Edge-triggered, active high, not shared.

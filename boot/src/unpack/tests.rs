@@ -1,1 +1,136 @@
+use std::io::Write;
+
 use super::*;
+use crate::testing::lz4 as pack_lz4;
+
+/// Something that compresses.
+fn sample(len: u32) -> Vec<u8> {
+    (0..len).map(|i| (i ^ (i >> 9)) as u8).collect()
+}
+
+fn unpack(payload_bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    let mut image = b"before".to_vec();
+    image.extend(payload_bytes);
+    image.extend(b"behind");
+    payload(&Source::Bytes(&image), 6..6 + payload_bytes.len() as u64)
+}
+
+fn with_size(mut packed: Vec<u8>, size: usize) -> Vec<u8> {
+    packed.extend((size as u32).to_le_bytes());
+    packed
+}
+
+fn pack_gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn pack_zstd(bytes: &[u8]) -> Vec<u8> {
+    let packed = ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+    with_size(packed, bytes.len())
+}
+
+/// As the kernel's build does it: with the filter for x86 code.
+fn pack_xz(bytes: &[u8]) -> Vec<u8> {
+    let mut options = lzma_rust2::XzOptions::with_preset(0);
+    options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(bytes).unwrap();
+    with_size(writer.finish().unwrap(), bytes.len())
+}
+
+fn all(bytes: &[u8]) -> [(&'static str, Vec<u8>); 4] {
+    [("LZ4", pack_lz4(bytes)), ("XZ", pack_xz(bytes)), ("gzip", pack_gzip(bytes)), ("zstd", pack_zstd(bytes))]
+}
+
+#[test]
+fn each_format_comes_back() {
+    let sample = sample(300_000);
+    for (format, packed) in all(&sample) {
+        assert!(packed.len() < sample.len(), "{format}");
+        assert!(unpack(&packed).unwrap() == sample, "{format}");
+    }
+}
+
+#[test]
+fn c3_decompression_bombs_stop_at_what_they_claim() {
+    let len = (2 << 20) + 1;
+    let zeros = vec![0; len as usize];
+    for (format, mut packed) in all(&zeros) {
+        let trailer = packed.len() - 4;
+        for claimed in [0u32, 1000, len - 1, len + 1] {
+            packed[trailer..].copy_from_slice(&claimed.to_le_bytes());
+            let error = unpack(&packed).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::Corrupt { format: f, .. } if f == format),
+                "{format}: {error}"
+            );
+        }
+        packed[trailer..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(unpack(&packed), Err(UnpackError::TooLarge { claimed: 0xffff_ffff })), "{format}");
+    }
+}
+
+#[test]
+fn c3_a_dictionary_that_nothing_needs() {
+    let mut packed = pack_xz(&[7; 1000]);
+    // Block header: size, flags, then for each filter its id, the size of its properties and these; LZMA2's
+    // one property byte is the size of the dictionary, 40 for 4 GiB.
+    let header = &mut packed[12..];
+    let len = (usize::from(header[0]) + 1) * 4;
+    let at = header.windows(2).position(|pair| pair == [0x21, 1]).unwrap() + 2;
+    header[at] = 40;
+    let crc = crc32(&header[..len - 4]);
+    header[len - 4..len].copy_from_slice(&crc.to_le_bytes());
+    let Err(UnpackError::Corrupt { format: "XZ", source }) = unpack(&packed) else { panic!("accepted") };
+    assert_eq!(source.kind(), io::ErrorKind::OutOfMemory, "{source}");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
+    })
+}
+
+#[test]
+fn lz4_comes_in_blocks_of_8_mib() {
+    let mut sample = vec![0; (8 << 20) + 5];
+    sample[(8 << 20) - 2..].copy_from_slice(b"two one");
+    let mut packed = pack_lz4(&sample);
+    assert!(unpack(&packed).unwrap() == sample);
+    // A claim that ends with the first block.
+    let trailer = packed.len() - 4;
+    packed[trailer..].copy_from_slice(&(8u32 << 20).to_le_bytes());
+    assert!(matches!(unpack(&packed), Err(UnpackError::Corrupt { format: "LZ4", .. })));
+}
+
+#[test]
+fn lz4_blocks_that_lie() {
+    let mut packed = pack_lz4(&[1; 1000]);
+    packed[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(matches!(unpack(&packed), Err(UnpackError::Corrupt { format: "LZ4", .. })));
+    packed[4..8].copy_from_slice(&0u32.to_le_bytes());
+    assert!(matches!(unpack(&packed), Err(UnpackError::Corrupt { format: "LZ4", .. })));
+}
+
+#[test]
+fn cut_payloads_are_corrupt() {
+    for (format, packed) in all(&sample(100_000)) {
+        for len in [10, 20, packed.len() / 2, packed.len() - 5] {
+            let cut = with_size(packed[..len].to_vec(), 100_000);
+            let error = unpack(&cut).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::Corrupt { format: f, .. } if f == format),
+                "{format} {len}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn others_are_unknown_or_too_short() {
+    let error = unpack(b"BZh91AY&SY  ").unwrap_err();
+    assert!(matches!(error, UnpackError::UnknownFormat { magic: [b'B', b'Z', b'h', b'9'] }));
+    assert!(matches!(unpack(&[0x1f, 0x8b, 8]), Err(UnpackError::TooShort { len: 3 })));
+}

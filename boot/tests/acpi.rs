@@ -1,0 +1,144 @@
+//! The ACPI tables against golden files, and against ACPICA's own compiler.
+//!
+//! A wanted change of the tables: run with `UPDATE_GOLDEN=1` and look at the difference that `iasl -d` shows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests, too, may panic
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ossature_boot::{Node, NodeKind, NodeRange, Platform, acpi};
+
+const BASE: u64 = 0xe_0000;
+
+fn node(kind: NodeKind, ranges: Vec<NodeRange>, interrupts: Vec<u32>) -> Node {
+    Node { id: format!("{kind:?}"), kind, ranges, interrupts }
+}
+
+fn io(base: u16, len: u16) -> NodeRange {
+    NodeRange::Io { base, len }
+}
+
+/// One of each kind of device, and virtio devices on both sides of 4 GiB.
+fn everything() -> Platform {
+    let virtio =
+        |base, gsi| node(NodeKind::VirtioMmio, vec![NodeRange::Memory { base, len: 0x1000 }], vec![gsi]);
+    let nodes = vec![
+        node(NodeKind::Serial16550, vec![io(0x3f8, 8)], vec![4]),
+        node(NodeKind::Rtc, vec![io(0x70, 2)], vec![8]),
+        node(NodeKind::I8042, vec![io(0x60, 1), io(0x64, 1)], vec![1]),
+        virtio(0xd000_0000, 5),
+        virtio(0xd000_1000, 6),
+        virtio(0x40_0000_0000, 23),
+        node(NodeKind::AcpiPower, vec![io(0x600, 3)], vec![9]),
+        node(NodeKind::Pvpanic, vec![io(0x505, 1)], vec![]),
+    ];
+    Platform { cpus: vec![0, 1, 2, 300], ram: Vec::new(), nodes }
+}
+
+/// The tables by lower-case signature, the RSDP first.
+fn split(tables: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut found = vec![("rsdp".to_owned(), tables[..36].to_vec())];
+    let mut at = 40;
+    while at < tables.len() {
+        let signature = std::str::from_utf8(&tables[at..at + 4]).unwrap().to_lowercase();
+        let len = u32::from_le_bytes(tables[at + 4..at + 8].try_into().unwrap()) as usize;
+        found.push((signature, tables[at..at + len].to_vec()));
+        at = (at + len).next_multiple_of(8);
+    }
+    found
+}
+
+fn tables(platform: &Platform) -> Vec<(String, Vec<u8>)> {
+    split(&acpi::tables(platform, BASE, 0x2_0000).unwrap())
+}
+
+#[test]
+fn tables_are_the_golden_ones() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let found = tables(&everything());
+    assert_eq!(
+        found.iter().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["rsdp", "dsdt", "facp", "apic", "xsdt"]
+    );
+    for (name, bytes) in found {
+        let path = golden.join(name).with_extension("bin");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&path, &bytes).unwrap();
+        }
+        assert!(fs::read(&path).unwrap() == bytes, "{} differs", path.display());
+    }
+}
+
+/// Runs `iasl` and returns what it said; it has to succeed.
+fn iasl(args: &[&str], file: &Path) -> String {
+    let output = Command::new("iasl")
+        .args(args)
+        .arg(file)
+        .output()
+        .expect("iasl runs (Debian has it in the package acpica-tools)");
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{args:?}: {text}");
+    text
+}
+
+/// Disassembles and recompiles a table; the compiler has to find nothing wrong and to arrive at the same bytes,
+/// but for the checksum and for the compiler's name and version in the header.
+fn accepted(dir: &Path, name: &str, table: &[u8]) -> PathBuf {
+    let binary = dir.join(name).with_extension("dat");
+    fs::write(&binary, table).unwrap();
+    iasl(&["-d"], &binary);
+    let source = binary.with_extension("dsl");
+    // Without optimizations, which would shorten what we spell out.
+    let report = iasl(&["-oa"], &source);
+    assert!(report.contains("Compilation successful. 0 Errors, 0 Warnings, 0 Remarks"), "{report}");
+    let compiled = fs::read(binary.with_extension("aml")).unwrap();
+    let masked = |table: &[u8]| [&table[..9], &table[10..28], &table[36..]].concat();
+    assert!(
+        masked(&compiled) == masked(table),
+        "{name}: recompiling changes it: {compiled:02x?} {table:02x?}"
+    );
+    source
+}
+
+#[test]
+fn iasl_accepts_every_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let many = Platform { cpus: (0..255).collect(), ..everything() };
+    let bare = Platform { cpus: vec![0], ..Default::default() };
+    for (case, platform) in [("everything", everything()), ("many", many), ("bare", bare)] {
+        let dir = dir.path().join(case);
+        fs::create_dir(&dir).unwrap();
+        for (name, table) in tables(&platform).iter().filter(|(name, _)| name != "rsdp") {
+            accepted(&dir, name, table);
+        }
+    }
+}
+
+#[test]
+fn the_dsdt_reads_as_it_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let tables = tables(&everything());
+    let (name, dsdt) = &tables[1];
+    let source = fs::read_to_string(accepted(dir.path(), name, dsdt)).unwrap();
+    let devices: Vec<_> =
+        source.lines().filter_map(|line| line.trim().strip_prefix("Device (")?.strip_suffix(')')).collect();
+    assert_eq!(devices, ["COM1", "RTC", "KBD", "V000", "V001", "V002", "PWRB", "GED", "PEVT"]);
+    let text = source.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "Name (_HID, \"LNRO0005\")",
+        "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000017, }",
+        "Memory32Fixed (ReadWrite, 0xD0001000, // Address Base 0x00001000, // Address Length )",
+        "QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite, \
+         0x0000000000000000, // Granularity 0x0000004000000000, // Range Minimum \
+         0x0000004000000FFF, // Range Maximum",
+        "Name (_HID, EisaId (\"PNP0501\")",
+        "Name (_HID, EisaId (\"PNP0C0C\")",
+        "Name (_HID, \"ACPI0013\"",
+        "Notify (PWRB, 0x80)",
+        "Name (\\_S5, Package (0x01)",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
