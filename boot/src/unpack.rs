@@ -45,8 +45,8 @@ pub enum UnpackError {
 }
 
 type Input<'a> = BufReader<SourceReader<'a>>;
-/// Appends at most `claimed` bytes, and a few more at most where the payload holds more than it claims.
-type Decoder = fn(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()>;
+/// Gives what the payload unpacks to, or `claimed` bytes of it and a few more if it is more than that.
+type Decoder = fn(input: Input, claimed: u64) -> io::Result<Vec<u8>>;
 
 /// A format: its name, the bytes that it starts with, its decoder.
 struct Format(&'static str, &'static [u8], Decoder);
@@ -90,40 +90,44 @@ pub(crate) fn payload(source: &Source, range: Range<u64>) -> Result<Vec<u8>, Unp
     // gzip's trailer is part of its format; the others' was appended.
     let len = if *format == "gzip" { len } else { len - TRAILER };
     let input = BufReader::with_capacity(256 << 10, source.reader(range.start, len));
-    let mut out = Vec::with_capacity(claimed as usize);
-    decode(input, claimed, &mut out)
-        .and_then(|()| if out.len() as u64 == claimed { Ok(()) } else { Err(invalid("wrong size")) })
-        .map_err(|source| UnpackError::Corrupt { format, source })?;
-    Ok(out)
+    decode(input, claimed)
+        .and_then(|out| if out.len() as u64 == claimed { Ok(out) } else { Err(invalid("wrong size")) })
+        .map_err(|source| UnpackError::Corrupt { format, source })
 }
 
 fn invalid(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
+#[cfg(any(feature = "gzip", feature = "xz"))]
+fn read(decoder: impl io::Read, claimed: u64) -> io::Result<Vec<u8>> {
+    use io::Read;
+    let mut out = Vec::with_capacity(claimed as usize);
+    decoder.take(claimed + 1).read_to_end(&mut out)?;
+    Ok(out)
+}
+
 #[cfg(feature = "gzip")]
-fn gzip(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
-    use std::io::Read;
-    flate2::bufread::GzDecoder::new(input).take(claimed + 1).read_to_end(out).map(drop)
+fn gzip(input: Input, claimed: u64) -> io::Result<Vec<u8>> {
+    read(flate2::bufread::GzDecoder::new(input), claimed)
 }
 
 #[cfg(feature = "xz")]
-fn xz(input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
-    use std::io::Read;
+fn xz(input: Input, claimed: u64) -> io::Result<Vec<u8>> {
     // A dictionary larger than this is never of use for an output of at most this size. In KiB.
     const MEMORY: u32 = (MAX_UNPACKED >> 10) as u32;
-    lzma_rust2::XzReader::new_mem_limit(input, false, MEMORY).take(claimed + 1).read_to_end(out).map(drop)
+    read(lzma_rust2::XzReader::new_mem_limit(input, false, MEMORY), claimed)
 }
 
 /// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB but for the last.
 #[cfg(feature = "lz4")]
-fn lz4(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
+fn lz4(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
     use std::io::{BufRead, Read};
     const BLOCK: usize = 8 << 20;
     /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
     const MAX_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
     input.read_exact(&mut [0; 4])?;
-    out.resize(claimed as usize, 0);
+    let mut out = vec![0; claimed as usize];
     let mut rest = out.as_mut_slice();
     let mut block = Vec::new();
     while !rest.is_empty() {
@@ -142,13 +146,14 @@ fn lz4(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
         }
         rest = after;
     }
-    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(invalid("larger than it claims")) }
+    if input.fill_buf()?.is_empty() { Ok(out) } else { Err(invalid("larger than it claims")) }
 }
 
 #[cfg(feature = "zstd")]
-fn zstd(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
+fn zstd(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
     use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
     const STEP: usize = 1 << 20;
+    let mut out = Vec::with_capacity(claimed as usize);
     let mut decoder = FrameDecoder::new();
     decoder.init(&mut input).map_err(io::Error::other)?;
     // The decoder keeps a window of the size that the frame claims, however large: what bounds it is that
@@ -158,13 +163,14 @@ fn zstd(mut input: Input, claimed: u64, out: &mut Vec<u8>) -> io::Result<()> {
         .decode_blocks(&mut input, BlockDecodingStrategy::UptoBytes(STEP))
         .map_err(io::Error::other)?
     {
-        decoder.collect_to_writer(&mut *out)?;
+        decoder.collect_to_writer(&mut out)?;
         produced += STEP as u64;
         if produced > claimed {
             return Err(invalid("larger than it claims"));
         }
     }
-    decoder.collect_to_writer(out).map(drop)
+    decoder.collect_to_writer(&mut out)?;
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -150,5 +150,5 @@ fn bzimages_load_alike_and_the_zero_page_reads_alike() {
     assert_eq!((rsdp, params.e820_entries, params.sentinel), (booted.rsdp, 3, 0));
     let last = params.e820_table[2];
     let (addr, end, kind) = (last.addr, last.addr + last.size, last.r#type);
-    assert_eq!((addr, end, kind as u32), (0x10_0000, MEMORY, 1));
+    assert_eq!((addr, end, kind), (0x10_0000, MEMORY, 1));
 }
