@@ -104,14 +104,16 @@ impl Demo {
         let disk = folder.join("disk.img");
         tree.file("/etc/profile", 0o644, include_str!("demo/profile.sh"));
         tree.write_ext4(&disk, DISK_MIB)?;
-        let mut cmdline =
-            "console=ttyS0 quiet 8250.nr_uarts=1 panic=-1 root=/dev/vda ossature.ip=10.77.0.2/24".to_owned();
+        let mut cmdline = "console=ttyS0 loglevel=3 8250.nr_uarts=1 panic=-1 root=/dev/vda".to_owned();
+        cmdline.push_str(" ossature.ip=10.77.0.2/24");
         let mut console = String::new();
         if let Some(job) = &self.run {
             tree.file("/job", 0o755, job.as_str());
             // Nothing but the frame and its content goes through hvc0.
             cmdline.push_str(" ossature.console=hvc0");
             console = format!("--console --serial file={}", quote_path(&log(folder)));
+        } else if let Some((rows, columns)) = process::terminal_size() {
+            cmdline.push_str(&format!(" ossature.size={rows}x{columns}"));
         }
         let initrd = folder.join("initrd");
         fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;

@@ -2,7 +2,7 @@
 //! offers a shell.
 //!
 //! A test adds its script as `/job`, and reads the script's output and exit code from the guest's
-//! console through [`crate::frame`]. Command line and behaviour: `guest/init.sh`.
+//! console through [`crate::frame`]. What its kernel command line may say: `guest/init.sh` and `guest/main.sh`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -97,6 +97,9 @@ pub fn tree_without_modules() -> Result<Tree> {
     tree.file("/init", 0o755, include_str!("guest/init.sh"));
     tree.file("/etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\n");
     tree.file("/etc/group", 0o644, "root:x:0:\n");
-    tree.file(POWER_BUTTON, 0o755, "#!/bin/sh\nkill -USR2 1\n");
+    tree.file("/etc/inittab", 0o644, include_str!("guest/inittab"));
+    tree.file("/etc/main", 0o755, include_str!("guest/main.sh"));
+    tree.file("/etc/stop", 0o755, include_str!("guest/stop.sh"));
+    tree.file(POWER_BUTTON, 0o755, "#!/bin/sh\nexec /etc/stop poweroff\n");
     Ok(tree)
 }

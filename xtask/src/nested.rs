@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernels::{self, Flavour};
-use crate::process::{command, quote, quote_path};
+use crate::process::{command, quote, quote_path, stty, terminal_size};
 use crate::{Context, Error, Result, guest, paths};
 
 /// What Debian's generic kernel has as modules and the nested machine needs.
@@ -108,10 +108,7 @@ impl Machine {
     /// As [`Machine::run`].
     pub fn run_on_terminal(&self, job: &Job) -> Result<u8> {
         let terminal = Terminal::remember();
-        let size = stty("size").and_then(|size| {
-            let (rows, columns) = size.split_once(' ')?;
-            Some(format!("stty rows {rows} cols {columns}"))
-        });
+        let size = terminal_size().map(|(rows, columns)| format!("stty rows {rows} cols {columns}"));
         self.prepare(job, &size.unwrap_or_default())?;
         let mut child = self.qemu().spawn().context("qemu-system-x86_64")?;
         let attended = self.attend(&mut child, job, &mut []);
@@ -254,12 +251,6 @@ impl Drop for Terminal {
             stty(state);
         }
     }
-}
-
-/// Asks about or changes the terminal on standard input; none if it is not one.
-fn stty(argument: &str) -> Option<String> {
-    let output = Command::new("stty").arg(argument).stdin(Stdio::inherit()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Removes the folders of machines whose process was killed.

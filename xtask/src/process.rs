@@ -66,6 +66,19 @@ pub fn quote_path(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
+/// Asks about or changes the terminal on standard input; none if it is not one.
+pub fn stty(argument: &str) -> Option<String> {
+    let output = Command::new("stty").arg(argument).stdin(Stdio::inherit()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Rows and columns of the terminal on standard input; none if it is not one or does not know.
+pub fn terminal_size() -> Option<(u16, u16)> {
+    let size = stty("size")?;
+    let (rows, columns) = size.split_once(' ')?;
+    Some((rows.parse().ok()?, columns.parse().ok()?)).filter(|&(rows, columns)| rows > 0 && columns > 0)
+}
+
 fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|word| quote(&word.to_string_lossy())));
