@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vm_memory::{
-    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
-    MemoryRegionAddress, VolatileSlice, bitmap::MS,
+    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::{GuestMmap, Segments, Window};
@@ -61,23 +60,49 @@ pub enum DmaError {
 #[derive(Clone, Debug)]
 pub struct Dma {
     mem: Arc<GuestMmap>,
-    /// First and last byte of each run of RAM, ascending; regions that touch are one run. Devices check every
-    /// descriptor of every request: this is what makes that cheap.
-    runs: Arc<[(u64, u64)]>,
+    /// Each region from its first to its last byte, ascending: nearly every access lies in one of them, and
+    /// there are few, so that trying them in turn beats any search.
+    regions: Arc<[Window]>,
+    /// Ascending; regions that touch are one run.
+    runs: Arc<[Run]>,
+}
+
+/// Guest-physical addresses that are RAM from the first to the last, as [`Dma::run`] finds them. Who checks one
+/// range after the other looks into the run of the one before first: it nearly always holds the next one too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    first: u64,
+    /// The last address, counted from the first.
+    span: u64,
+}
+
+impl Run {
+    /// Whether `len` bytes from `addr` are in it. No bytes are not.
+    #[inline]
+    pub fn holds(&self, addr: GuestAddress, len: u64) -> bool {
+        // Addresses below the first wrap, and so does a length of 0: both are more than any span.
+        let offset = addr.0.wrapping_sub(self.first);
+        offset <= self.span && len.wrapping_sub(1) <= self.span - offset
+    }
 }
 
 impl Dma {
     /// A view of all of `mem`.
     pub fn new(mem: Arc<GuestMmap>) -> Self {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let mut runs: Vec<Run> = Vec::new();
         for region in mem.iter() {
             let (first, last) = (region.start_addr().0, region.last_addr().0);
             match runs.last_mut() {
-                Some(run) if run.1.checked_add(1) == Some(first) => run.1 = last,
-                _ => runs.push((first, last)),
+                Some(run) if (run.first + run.span).checked_add(1) == Some(first) => {
+                    run.span = last - run.first
+                }
+                _ => runs.push(Run { first, span: last - first }),
             }
         }
-        Self { mem, runs: runs.into() }
+        let whole = |region: &GuestRegionMmap<_>| {
+            Window::new(region.get_mmap(), region.start_addr().0, 0, region.size())
+        };
+        Self { regions: mem.iter().filter_map(whole).collect(), runs: runs.into(), mem }
     }
 
     /// The map itself, for code that works with vm-memory's traits.
@@ -88,50 +113,70 @@ impl Dma {
     /// Whether `len` bytes from `addr` are RAM.
     #[inline]
     pub fn check(&self, addr: GuestAddress, len: u64) -> Result<(), DmaError> {
-        let Some(more) = len.checked_sub(1) else { return Ok(()) };
-        let fits = |&(first, last): &(u64, u64)| first <= addr.0 && addr.0 <= last && more <= last - addr.0;
-        if self.runs.iter().any(fits) { Ok(()) } else { Err(DmaError::NotRam { addr: addr.0, len }) }
+        if len == 0 || self.runs.iter().any(|run| run.holds(addr, len)) {
+            Ok(())
+        } else {
+            Err(DmaError::NotRam { addr: addr.0, len })
+        }
+    }
+
+    /// The longest run of RAM that holds `addr`.
+    pub fn run(&self, addr: GuestAddress) -> Result<Run, DmaError> {
+        let run = self.runs.iter().find(|run| run.holds(addr, 1));
+        run.copied().ok_or(DmaError::NotRam { addr: addr.0, len: 1 })
+    }
+
+    /// The whole region that holds `addr`, as a window: for accesses to what may, but need not, lie in one
+    /// region.
+    #[inline]
+    pub fn region(&self, addr: GuestAddress) -> Option<&Window> {
+        self.regions.iter().find(|region| addr.0.wrapping_sub(region.guest_address()) < region.len() as u64)
     }
 
     /// Copies guest memory into `buf`.
     pub fn read(&self, addr: GuestAddress, buf: &mut [u8]) -> Result<(), DmaError> {
-        let len = buf.len() as u64;
-        if let Some(slice) = self.slice(addr, buf.len()) {
-            slice.copy_to(buf);
+        if self.in_region(addr, |region, at| region.read(at, buf)).is_some() {
             return Ok(());
         }
+        let len = buf.len() as u64;
         self.check(addr, len)?;
         self.mem.read_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
     }
 
     /// Copies `buf` into guest memory.
     pub fn write(&self, addr: GuestAddress, buf: &[u8]) -> Result<(), DmaError> {
-        let len = buf.len() as u64;
-        if let Some(slice) = self.slice(addr, buf.len()) {
-            slice.copy_from(buf);
+        if self.in_region(addr, |region, at| region.write(at, buf)).is_some() {
             return Ok(());
         }
+        let len = buf.len() as u64;
         self.check(addr, len)?;
         self.mem.write_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
     }
 
-    /// Reads one plain value. It may be torn where the guest writes it at the same time.
+    /// Reads one plain value, once. It may be torn where the guest writes it at the same time.
+    #[inline]
     pub fn read_obj<T: ByteValued>(&self, addr: GuestAddress) -> Result<T, DmaError> {
+        if let Some(value) = self.in_region(addr, |region, at| region.read_obj(at)) {
+            return Ok(value);
+        }
         let mut value = T::zeroed();
         self.read(addr, value.as_mut_slice())?;
         Ok(value)
     }
 
     /// Writes one plain value.
+    #[inline]
     pub fn write_obj<T: ByteValued>(&self, addr: GuestAddress, value: T) -> Result<(), DmaError> {
-        self.write(addr, value.as_slice())
+        match self.in_region(addr, |region, at| region.write_obj(at, value)) {
+            Some(()) => Ok(()),
+            None => self.write(addr, value.as_slice()),
+        }
     }
 
     /// Reads an integer in one piece. `addr` must be a multiple of its size. Like the standard library's
     /// atomics, panics for an `order` that a load cannot have.
     pub fn load<T: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<T, DmaError> {
-        let slice = self.atomic::<T>(addr)?;
-        slice.load(0, order).map_err(|_| Self::misaligned::<T>(addr))
+        self.in_region(addr, |region, at| region.load(at, order)).ok_or_else(|| self.not_atomic::<T>(addr))
     }
 
     /// Writes an integer in one piece. `addr` must be a multiple of its size. Like the standard library's
@@ -142,8 +187,8 @@ impl Dma {
         value: T,
         order: Ordering,
     ) -> Result<(), DmaError> {
-        let slice = self.atomic::<T>(addr)?;
-        slice.store(value, 0, order).map_err(|_| Self::misaligned::<T>(addr))
+        self.in_region(addr, |region, at| region.store(at, value, order))
+            .ok_or_else(|| self.not_atomic::<T>(addr))
     }
 
     /// Looks up `len` bytes from `addr` once, for many accesses. They must be RAM in one piece.
@@ -185,24 +230,44 @@ impl Dma {
         Ok(copied)
     }
 
-    /// `len` bytes from `addr` where they lie in one region, which is nearly always.
-    fn slice(&self, addr: GuestAddress, len: usize) -> Option<VolatileSlice<'_, MS<'_, GuestMmap>>> {
-        let region = self.mem.find_region(addr)?;
-        region.get_slice(MemoryRegionAddress(addr.0 - region.start_addr().0), len).ok()
-    }
-
-    /// Regions begin and end on page boundaries, so that no aligned integer lies in two.
-    fn atomic<T>(&self, addr: GuestAddress) -> Result<VolatileSlice<'_, MS<'_, GuestMmap>>, DmaError> {
-        let len = size_of::<T>();
-        if let Some(slice) = self.slice(addr, len) {
-            return Ok(slice);
+    /// The value at the start of `segments`, read once; `None` where they are shorter.
+    #[inline]
+    pub fn gather_obj<'a, T: ByteValued>(
+        &self,
+        segments: impl Into<Segments<'a>>,
+    ) -> Result<Option<T>, DmaError> {
+        let segments = segments.into();
+        match segments.first() {
+            Some(first) if first.len as usize >= size_of::<T>() => self.read_obj(first.addr).map(Some),
+            _ => {
+                let mut value = T::zeroed();
+                let bytes = value.as_mut_slice();
+                let whole = bytes.len();
+                Ok((self.gather(segments, bytes)? == whole).then_some(value))
+            }
         }
-        self.check(addr, len as u64)?;
-        Err(Self::misaligned::<T>(addr))
     }
 
-    fn misaligned<T>(addr: GuestAddress) -> DmaError {
-        DmaError::Misaligned { addr: addr.0, align: size_of::<T>() }
+    /// What `access` makes of the region and the offset in it that `addr` means, if it lies in one region from
+    /// its first to its last byte.
+    #[inline]
+    pub(crate) fn in_region<T>(
+        &self,
+        addr: GuestAddress,
+        mut access: impl FnMut(&Window, usize) -> Result<T, DmaError>,
+    ) -> Option<T> {
+        self.regions.iter().find_map(|region| {
+            // An address below the region wraps to an offset that no region has.
+            let offset = usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?;
+            access(region, offset).ok()
+        })
+    }
+
+    /// Why there is no integer at `addr`. Regions begin and end on page boundaries, so that no aligned integer
+    /// lies in two.
+    fn not_atomic<T>(&self, addr: GuestAddress) -> DmaError {
+        let (align, len) = (size_of::<T>(), size_of::<T>() as u64);
+        self.check(addr, len).err().unwrap_or(DmaError::Misaligned { addr: addr.0, align })
     }
 }
 

@@ -53,7 +53,7 @@ mod vectored;
 mod window;
 
 pub use dirty::DirtyBitmap;
-pub use dma::{Dma, DmaError};
+pub use dma::{Dma, DmaError, Run};
 pub use ram::{Backing, MMIO_GAP, Ram, RamConfig, RamError, RamSlot};
 pub use register_page::{PAGE_SIZE, RegisterPage};
 pub use segments::{Segment, Segments};

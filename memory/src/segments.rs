@@ -35,17 +35,26 @@ pub struct Segments<'a> {
 }
 
 impl<'a> Segments<'a> {
+    /// The first `len` bytes of `list`, which the caller knows to have as many: nothing is added up.
+    #[inline]
+    pub fn first_bytes(list: &'a [Segment], len: u64) -> Self {
+        Self { list, skip: 0, len }
+    }
+
     /// Bytes in the range.
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Whether the range has no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The range without its first `bytes`; empty where it has no more.
+    #[inline]
     pub fn skip(self, bytes: u64) -> Self {
         let mut list = self.list;
         let mut skip = u64::from(self.skip) + bytes.min(self.len);
@@ -61,11 +70,13 @@ impl<'a> Segments<'a> {
     }
 
     /// The first `bytes` of the range; all of it where it has no more.
+    #[inline]
     pub fn take(self, bytes: u64) -> Self {
         Self { len: self.len.min(bytes), ..self }
     }
 
     /// The range's pieces, in order, none of them empty.
+    #[inline]
     pub fn iter(&self) -> impl Iterator<Item = Segment> + use<'a> {
         let (mut skip, mut left) = (self.skip, self.len);
         self.list
@@ -84,7 +95,14 @@ impl<'a> Segments<'a> {
             .filter(|segment| segment.len != 0)
     }
 
+    /// The first of its pieces, if it has a byte.
+    #[inline]
+    pub(crate) fn first(&self) -> Option<Segment> {
+        self.iter().next()
+    }
+
     /// At most how many pieces [`iter`](Self::iter) has.
+    #[inline]
     pub(crate) fn max_pieces(&self) -> usize {
         self.list.len()
     }

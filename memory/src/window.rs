@@ -74,6 +74,7 @@ impl Window {
     }
 
     /// The guest-physical address of its first byte.
+    #[inline]
     pub fn guest_address(&self) -> u64 {
         self.guest
     }
@@ -110,9 +111,9 @@ impl Window {
     /// Writes one plain value.
     #[inline]
     pub fn write_obj<T: ByteValued>(&self, offset: usize, value: T) -> Result<(), DmaError> {
-        let at = self.at(offset, size_of::<T>())?.cast::<Packed<T>>();
-        // SAFETY: as for read_obj.
-        unsafe { at.write_volatile(Packed(value)) };
+        let at = self.at(offset, size_of::<T>())?.cast::<T>();
+        // SAFETY: the range is mapped.
+        unsafe { at.write_unaligned(value) };
         self.wrote(offset, size_of::<T>());
         Ok(())
     }
@@ -137,7 +138,7 @@ impl Window {
     /// Where `len` bytes at `offset` are, if all of them are in here.
     #[inline]
     fn at(&self, offset: usize, len: usize) -> Result<NonNull<u8>, DmaError> {
-        if len > self.len || offset > self.len - len {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(DmaError::OutsideWindow { offset, len });
         }
         // SAFETY: the offset is inside the window, which is inside the mapping.

@@ -7,6 +7,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -42,15 +43,13 @@ pub struct VirtQueue {
     /// The used index that the driver sees. What was taken and not yet published is
     /// `next_avail - published`: at most `size`.
     published: u16,
-    /// One bit for each head that the device holds.
-    in_flight: Box<[u64]>,
+    /// For each head, whether the device holds it.
+    held: Box<[bool]>,
     /// Chains that were given back with `unpop`, the next to hand out last.
     returned: Vec<Chain>,
     /// Storage of completed chains.
     #[allow(clippy::vec_box)] // the boxes move between here and the chains
     spare: Vec<Box<Parsed>>,
-    /// The last indirect table, copied. At most as large as the descriptor table.
-    table: Vec<u8>,
     broken: Option<QueueBroken>,
 }
 
@@ -69,10 +68,9 @@ impl VirtQueue {
             avail_seen: start,
             next_used: start,
             published: start,
-            in_flight: vec![0; usize::from(size).div_ceil(64)].into(),
+            held: vec![false; size.into()].into(),
             returned: Vec::new(),
             spare: Vec::new(),
-            table: Vec::new(),
             broken: None,
         }
     }
@@ -181,10 +179,12 @@ impl VirtQueue {
     }
 
     fn latch<T>(&mut self, result: Result<T, QueueBroken>) -> Result<T, QueueBroken> {
-        if let Err(why) = &result {
-            self.broken = Some(*why);
-        }
-        result
+        result.map_err(|why| self.fail(why))
+    }
+
+    #[cold]
+    fn fail(&mut self, why: QueueBroken) -> QueueBroken {
+        *self.broken.insert(why)
     }
 
     /// Reads the driver's index; whether there is something to take.
@@ -202,28 +202,24 @@ impl VirtQueue {
     }
 
     fn take(&mut self) -> Result<Chain, QueueBroken> {
+        let size = self.size;
         let head = self.rings.avail_entry(self.next_avail)?;
-        if head >= self.size {
-            return Err(QueueBroken::Head { head, size: self.size });
-        }
-        let Some((word, bit)) = flag(&mut self.in_flight, head).filter(|(word, bit)| **word & bit == 0)
-        else {
+        let held = self.held.get_mut(usize::from(head)).ok_or(QueueBroken::Head { head, size })?;
+        if mem::replace(held, true) {
             return Err(QueueBroken::HeadInFlight { head });
-        };
-        *word |= bit;
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
         let mut parsed = self.spare.pop().unwrap_or_default();
-        parsed.walk(&self.rings, self.indirect, self.size, head, &mut self.table)?;
+        parsed.walk(&mut self.rings, self.indirect, head)?;
         Ok(Chain(parsed))
     }
 
     fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueBroken> {
         let head = chain.head();
-        let Some((word, bit)) = flag(&mut self.in_flight, head).filter(|(word, bit)| **word & bit != 0)
-        else {
+        // Unless the device mixes its queues up, the chain is one that this queue holds.
+        if !self.held.get_mut(usize::from(head)).is_some_and(mem::take) {
             return Err(QueueBroken::NotInFlight { head });
-        };
-        *word &= !bit;
+        }
         self.rings.set_used_element(self.next_used, head, written)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
@@ -244,9 +240,4 @@ impl VirtQueue {
             Ok(self.rings.avail_flags()? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
         }
     }
-}
-
-/// The word and the bit that stand for `head`.
-fn flag(words: &mut [u64], head: u16) -> Option<(&mut u64, u64)> {
-    words.get_mut(usize::from(head / 64)).map(|word| (word, 1 << (head % 64)))
 }

@@ -76,3 +76,68 @@ fn segments_that_are_not_ram_are_errors_only_where_they_are_reached() {
     assert!(dma.scatter(&list, b"abcde").is_err());
     assert!(dma.gather(&list, &mut [0; 8]).is_err());
 }
+
+#[test]
+fn a_value_is_gathered_from_one_piece_or_several() {
+    let dma = dma();
+    dma.write(GuestAddress(0x10), b"abcdefgh").unwrap();
+    let gather = |list: &[Segment]| dma.gather_obj::<[u8; 4]>(list);
+    assert_eq!(gather(&[seg(0x10, 4)]), Ok(Some(*b"abcd")));
+    assert_eq!(gather(&[seg(0x10, 0), seg(0x11, 9)]), Ok(Some(*b"bcde")));
+    assert_eq!(gather(&[seg(0x10, 1), seg(0x14, 3)]), Ok(Some(*b"aefg")));
+    assert_eq!(gather(&[seg(0x10, 1), seg(0x14, 2)]), Ok(None));
+    assert_eq!(gather(&[]), Ok(None));
+    assert!(gather(&[seg(MIB, 4)]).is_err());
+    assert!(gather(&[seg(0x10, 1), seg(MIB, 3)]).is_err());
+    let list = [seg(0x10, 8)];
+    assert_eq!(dma.gather_obj::<[u8; 4]>(Segments::from(&list).skip(3)), Ok(Some(*b"defg")));
+    assert_eq!(dma.gather_obj::<[u8; 4]>(Segments::from(&list).take(3)), Ok(None));
+    assert_eq!(dma.gather_obj::<[u8; 4]>(Segments::first_bytes(&list, 4)), Ok(Some(*b"abcd")));
+}
+
+/// Regions at 1 to 2 MiB and 2 to 3 MiB, and one from 4 MiB on.
+fn regions() -> Dma {
+    let at = |mib: u64| (GuestAddress(mib * MIB), MIB as usize);
+    Dma::new(Arc::new(GuestMmap::from_ranges(&[at(1), at(2), at(4)]).unwrap()))
+}
+
+#[test]
+fn runs_go_across_regions_that_touch() {
+    let dma = regions();
+    let run = |addr| dma.run(GuestAddress(addr));
+    let first = run(MIB).unwrap();
+    assert_eq!(run(3 * MIB - 1), Ok(first));
+    let last = run(4 * MIB).unwrap();
+    assert_ne!(last, first);
+    for addr in [0, MIB - 1, 3 * MIB, 5 * MIB, u64::MAX] {
+        assert_eq!(run(addr), Err(DmaError::NotRam { addr, len: 1 }));
+        assert!(!first.holds(GuestAddress(addr), 1) && !last.holds(GuestAddress(addr), 1));
+    }
+    let holds = |addr, len| first.holds(GuestAddress(addr), len);
+    assert!(holds(MIB, 2 * MIB) && holds(3 * MIB - 1, 1));
+    assert!(!holds(MIB, 2 * MIB + 1) && !holds(3 * MIB - 1, 2) && !holds(MIB + 1, u64::MAX));
+    assert!(!holds(MIB, 0));
+}
+
+#[test]
+fn a_region_is_a_window() {
+    let dma = regions();
+    let region = dma.region(GuestAddress(3 * MIB - 1)).unwrap();
+    assert_eq!((region.guest_address(), region.len() as u64), (2 * MIB, MIB));
+    for addr in [MIB - 1, 3 * MIB, 5 * MIB] {
+        assert!(dma.region(GuestAddress(addr)).is_none());
+    }
+}
+
+#[test]
+fn values_lie_across_regions_too() {
+    let dma = regions();
+    let at = GuestAddress(2 * MIB - 3);
+    dma.write_obj(at, 0x1122_3344_5566_7788u64).unwrap();
+    assert_eq!(dma.read_obj::<u64>(at), Ok(0x1122_3344_5566_7788));
+    assert_eq!(dma.gather_obj::<u64>(&[seg(at.0, 8)]), Ok(Some(0x1122_3344_5566_7788)));
+    assert_eq!(
+        dma.load::<u32>(GuestAddress(2 * MIB - 2), Ordering::Relaxed),
+        Err(DmaError::Misaligned { addr: 2 * MIB - 2, align: 4 })
+    );
+}

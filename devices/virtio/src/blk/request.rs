@@ -3,6 +3,7 @@
 use std::io;
 
 use ossature_bus::EventSink;
+use ossature_memory::vm_memory::Address;
 use ossature_memory::{Dma, DmaIoError, Segments};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -55,31 +56,32 @@ impl<D: DiskIo> Executor<'_, D> {
     /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
     pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {
-        let (readable, writable) = (Segments::from(chain.readable()), Segments::from(chain.writable()));
+        let readable = Segments::first_bytes(chain.readable(), chain.readable_len().into());
         // The status is the last byte that we may write; what comes before is for data.
-        let Some(room) = writable.len().checked_sub(1) else {
+        let Some(last) = chain.writable().last() else {
             self.counters.refused.add(1);
             return Done { written: 0, moved: 0 };
         };
-        let Outcome { status, filled, moved } = self.outcome(mem, readable, writable.take(room));
+        let room = u64::from(chain.writable_len()) - 1;
+        let data = Segments::first_bytes(chain.writable(), room);
+        let Outcome { status, filled, moved } = self.outcome(mem, readable, data);
         if status != VIRTIO_BLK_S_OK {
             self.counters.refused.add(1);
         }
-        let answered = mem.scatter(writable.skip(room), &[status as u8]).is_ok();
+        let at = last.addr.unchecked_add(u64::from(last.len) - 1);
+        let answered = mem.write_obj(at, status as u8).is_ok();
         // `used.len` promises a prefix: after data that fell short the status byte is not part of it.
         let written = filled + u64::from(answered && filled == room);
         Done { written: u32::try_from(written).unwrap_or(u32::MAX), moved }
     }
 
     fn outcome(&self, mem: &Dma, readable: Segments<'_>, room: Segments<'_>) -> Outcome {
-        let mut header = [0; HEADER as usize];
         // The header is copied once; what the driver makes of it afterwards no longer matters.
-        if !mem.gather(readable, &mut header).is_ok_and(|n| n == header.len()) {
+        let Ok(Some(header)) = mem.gather_obj::<[u64; 2]>(readable) else {
             return Outcome::new(VIRTIO_BLK_S_IOERR);
-        }
-        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
-        let sector = u64::from_le_bytes(sector);
-        match u32::from_le_bytes([t0, t1, t2, t3]) {
+        };
+        let [kind, sector] = header.map(u64::from_le);
+        match kind as u32 {
             VIRTIO_BLK_T_IN => self.read(mem, room, sector),
             VIRTIO_BLK_T_OUT => self.write(mem, readable.skip(HEADER), sector),
             VIRTIO_BLK_T_FLUSH => self.flush(),

@@ -1,7 +1,7 @@
 //! Descriptor chains: one walk that reads each descriptor once and bounds everything.
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, Segment};
+use ossature_memory::{Dma, Run, Segment, Window};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::QueueBroken;
@@ -27,8 +27,8 @@ pub struct Chain(pub(super) Box<Parsed>);
 pub(super) struct Parsed {
     head: u16,
     /// How many of `segments` are readable, and how many there are: the rest is room.
-    readable: usize,
-    count: usize,
+    readable: u16,
+    count: u16,
     readable_len: u32,
     writable_len: u32,
     segments: Vec<Segment>,
@@ -42,12 +42,12 @@ impl Chain {
 
     /// What the driver wrote for the device, in order.
     pub fn readable(&self) -> &[Segment] {
-        self.0.segments.get(..self.0.readable).unwrap_or_default()
+        self.0.segments.get(..self.0.readable.into()).unwrap_or_default()
     }
 
     /// Where the device may write, in order.
     pub fn writable(&self) -> &[Segment] {
-        self.0.segments.get(self.0.readable..self.0.count).unwrap_or_default()
+        self.0.segments.get(self.0.readable.into()..self.0.count.into()).unwrap_or_default()
     }
 
     /// Bytes in [`readable`](Self::readable).
@@ -61,116 +61,153 @@ impl Chain {
     }
 }
 
-/// Where a walk through one table ends.
-enum End {
-    /// With the last descriptor.
-    Last,
-    /// With a reference to an indirect table.
-    Indirect(Descriptor),
-}
-
 impl Parsed {
-    /// Walks the chain from `head`, below the queue's `size`. An indirect table, if `indirect` allows one,
-    /// is copied into `copy` first.
-    pub(super) fn walk(
-        &mut self,
-        rings: &Rings,
-        indirect: bool,
-        size: u16,
-        head: u16,
-        copy: &mut Vec<u8>,
-    ) -> Result<(), QueueBroken> {
-        let mut walk =
-            Walk { dma: &rings.dma, size, chain: self, count: 0, readable: 0, total: 0, readable_len: 0 };
-        if let End::Indirect(desc) = walk.table(head, size, |at| rings.descriptor(at))? {
-            // Its write flag means nothing (2.7.5.3.2).
-            if !indirect || desc.flags() & NEXT != 0 {
+    /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one.
+    #[inline]
+    pub(super) fn walk(&mut self, rings: &mut Rings, indirect: bool, head: u16) -> Result<(), QueueBroken> {
+        let size = rings.size();
+        let fetch = |desc: &Window, at| {
+            Descriptor::fetch(desc, 0, at).ok_or(QueueBroken::Next { next: at, len: size })
+        };
+        let Rings { desc, dma, run, .. } = rings;
+        let mut walk = Walk::default();
+        let segments = &mut self.segments;
+        if let Some(table) = walk.follow(Room { dma, run, segments, size }, head, |at| fetch(desc, at))? {
+            if !indirect {
                 return Err(QueueBroken::Indirect);
             }
-            let (addr, len) = (desc.addr(), desc.len());
-            let entries = match u16::try_from(len / DESCRIPTOR) {
-                Ok(entries) if len % DESCRIPTOR == 0 && (1..=size).contains(&entries) => entries,
-                _ => return Err(QueueBroken::IndirectTable { len }),
-            };
-            if copy.len() < len as usize {
-                copy.resize(len as usize, 0);
-            }
-            let table = copy.get_mut(..len as usize).ok_or(QueueBroken::Rings)?;
-            rings.dma.read(GuestAddress(addr), table).map_err(|_| QueueBroken::NotRam { addr, len })?;
-            let end =
-                walk.table(0, entries, |at| Descriptor::in_table(table, at).ok_or(QueueBroken::Rings))?;
-            if let End::Indirect(_) = end {
-                return Err(QueueBroken::Indirect);
-            }
+            walk = walk.indirect(Room { dma, run, segments, size }, table)?;
         }
-        let Walk { count, readable, total, readable_len, .. } = walk;
+        if walk.direction == 0 {
+            walk.readable_ends();
+        }
         self.head = head;
-        self.count = count;
-        self.readable = readable;
-        let fits = |len: u64| u32::try_from(len).map_err(|_| QueueBroken::ChainBytes);
-        fits(total)?;
-        self.readable_len = fits(readable_len)?;
-        self.writable_len = fits(total - readable_len)?;
+        self.count = walk.count;
+        self.readable = walk.readable;
+        self.readable_len = walk.readable_len;
+        self.writable_len = walk.total - walk.readable_len;
         Ok(())
     }
 }
 
-/// A chain as far as it was walked.
-struct Walk<'a> {
+/// What a walk works with.
+struct Room<'a> {
     dma: &'a Dma,
+    /// RAM that held the segment before.
+    run: &'a mut Run,
+    segments: &'a mut Vec<Segment>,
     size: u16,
-    chain: &'a mut Parsed,
-    count: usize,
-    readable: usize,
-    /// Bytes: at most 32768 times 4 GiB.
-    total: u64,
-    readable_len: u64,
 }
 
-impl Walk<'_> {
-    /// Follows a table of `entries` from `at`, which is below it. Each round adds a segment, and there are
-    /// at most `size`: that ends any loop.
-    #[inline]
-    fn table(
+/// A chain as far as it was walked. Small enough for registers.
+#[derive(Clone, Copy, Default)]
+struct Walk {
+    count: u16,
+    /// The last segment's write flag.
+    direction: u16,
+    /// Bytes in all segments.
+    total: u32,
+    /// How many segments were readable, and their bytes, once one was writable.
+    readable: u16,
+    readable_len: u32,
+}
+
+impl Walk {
+    /// Follows a table from `at` to the end, or to a reference to an indirect table; `fetch` knows how long the
+    /// table is. Each round adds a segment, and there are at most as many as the queue has entries: that ends
+    /// any loop.
+    #[inline(always)] // into both callers, each a loop of its own
+    fn follow(
         &mut self,
+        room: Room<'_>,
         mut at: u16,
-        entries: u16,
         fetch: impl Fn(u16) -> Result<Descriptor, QueueBroken>,
-    ) -> Result<End, QueueBroken> {
+    ) -> Result<Option<Descriptor>, QueueBroken> {
         loop {
             let desc = fetch(at)?;
             let (addr, len, flags) = (desc.addr(), desc.len(), desc.flags());
-            if flags & INDIRECT != 0 {
-                return Ok(End::Indirect(desc));
-            }
-            if len == 0 {
-                return Err(QueueBroken::EmptyDescriptor);
-            }
-            if self.dma.check(GuestAddress(addr), len.into()).is_err() {
-                return Err(QueueBroken::NotRam { addr, len });
-            }
-            self.total += u64::from(len);
-            if flags & WRITE == 0 {
-                if self.readable != self.count {
+            let direction = flags & (WRITE | INDIRECT);
+            if direction != self.direction {
+                if direction & INDIRECT != 0 {
+                    return Ok(Some(desc));
+                }
+                if direction != WRITE {
                     return Err(QueueBroken::Order);
                 }
-                self.readable += 1;
-                self.readable_len = self.total;
+                self.readable_ends();
+                self.direction = WRITE;
             }
+            if !room.run.holds(GuestAddress(addr), len.into()) {
+                *room.run = find(room.dma, addr, len)?;
+            }
+            self.total = self.total.checked_add(len).ok_or(QueueBroken::ChainBytes)?;
             let segment = Segment { addr: GuestAddress(addr), len };
-            match self.chain.segments.get_mut(self.count) {
-                Some(room) => *room = segment,
-                None if self.count < usize::from(self.size) => self.chain.segments.push(segment),
-                None => return Err(QueueBroken::ChainLength { size: self.size }),
+            match room.segments.get_mut(usize::from(self.count)) {
+                Some(place) => *place = segment,
+                None => append(room.segments, segment, room.size)?,
             }
             self.count += 1;
             if flags & NEXT == 0 {
-                return Ok(End::Last);
+                return Ok(None);
             }
             at = desc.next();
+        }
+    }
+
+    /// Goes on in the table that `desc` refers to. Its write flag means nothing (2.7.5.3.2).
+    #[inline(never)]
+    fn indirect(mut self, room: Room<'_>, desc: Descriptor) -> Result<Self, QueueBroken> {
+        if desc.flags() & NEXT != 0 {
+            return Err(QueueBroken::Indirect);
+        }
+        let (addr, len) = (desc.addr(), desc.len());
+        let entries = match u16::try_from(len / DESCRIPTOR) {
+            Ok(entries) if len % DESCRIPTOR == 0 && (1..=room.size).contains(&entries) => entries,
+            _ => return Err(QueueBroken::IndirectTable { len }),
+        };
+        let dma = room.dma;
+        let not_ram = QueueBroken::NotRam { addr, len };
+        dma.check(GuestAddress(addr), len.into()).map_err(|_| not_ram)?;
+        let region = dma.region(GuestAddress(addr)).ok_or(not_ram)?;
+        let start = (addr - region.guest_address()) as usize;
+        let inner = self.follow(room, 0, |at| {
             if at >= entries {
                 return Err(QueueBroken::Next { next: at, len: entries });
             }
-        }
+            Descriptor::fetch(region, start, at).map_or_else(|| across(dma, addr, at).ok_or(not_ram), Ok)
+        })?;
+        if inner.is_some() { Err(QueueBroken::Indirect) } else { Ok(self) }
     }
+
+    fn readable_ends(&mut self) {
+        self.readable = self.count;
+        self.readable_len = self.total;
+    }
+}
+
+/// The RAM that holds a segment.
+#[cold]
+fn find(dma: &Dma, addr: u64, len: u32) -> Result<Run, QueueBroken> {
+    if len == 0 {
+        return Err(QueueBroken::EmptyDescriptor);
+    }
+    let run = dma.run(GuestAddress(addr)).ok().filter(|run| run.holds(GuestAddress(addr), len.into()));
+    run.ok_or(QueueBroken::NotRam { addr, len })
+}
+
+/// Makes room for a chain that is longer than any before in the same storage.
+#[cold]
+fn append(segments: &mut Vec<Segment>, segment: Segment, size: u16) -> Result<(), QueueBroken> {
+    if segments.len() >= usize::from(size) {
+        return Err(QueueBroken::ChainLength { size });
+    }
+    segments.push(segment);
+    Ok(())
+}
+
+/// A descriptor of a table at `table` that goes on in another region.
+#[cold]
+fn across(dma: &Dma, table: u64, index: u16) -> Option<Descriptor> {
+    let at = GuestAddress(table + u64::from(DESCRIPTOR) * u64::from(index));
+    dma.read_obj(at).map(Descriptor::new).ok()
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, Window};
+use ossature_memory::{Dma, Run, Window};
 
 use super::QueueBroken;
 
@@ -16,10 +16,14 @@ pub(super) const DESCRIPTOR: u32 = 16;
 pub(super) struct Descriptor(u128);
 
 impl Descriptor {
-    /// The descriptor at `index` of a table that was copied.
-    pub(super) fn in_table(table: &[u8], index: u16) -> Option<Self> {
-        let at = DESCRIPTOR as usize * usize::from(index);
-        table.get(at..)?.first_chunk().map(|bytes| Self(u128::from_le_bytes(*bytes)))
+    /// The descriptor of these bytes.
+    pub(super) fn new(raw: u128) -> Self {
+        Self(u128::from_le(raw))
+    }
+
+    /// The descriptor at `index` of the table that starts at byte `table` of the window, if the window goes that far.
+    pub(super) fn fetch(window: &Window, table: usize, index: u16) -> Option<Self> {
+        window.read_obj(table + DESCRIPTOR as usize * usize::from(index)).map(Self::new).ok()
     }
 
     pub(super) fn addr(self) -> u64 {
@@ -43,10 +47,12 @@ impl Descriptor {
 #[derive(Debug)]
 pub(super) struct Rings {
     pub(super) dma: Dma,
-    desc: Window,
+    pub(super) desc: Window,
     avail: Window,
     used: Window,
     mask: u16,
+    /// RAM that is likely to hold the next chain's segments.
+    pub(super) run: Run,
 }
 
 impl Rings {
@@ -59,17 +65,18 @@ impl Rings {
             avail: window(avail, 6 + 2 * entries)?,
             used: window(used, 6 + 8 * entries)?,
             mask: size.wrapping_sub(1),
+            run: dma.run(GuestAddress(desc)).ok()?,
             dma,
         })
     }
 
-    fn slot(&self, index: u16) -> usize {
-        usize::from(index & self.mask)
+    /// Entries.
+    pub(super) fn size(&self) -> u16 {
+        self.mask.wrapping_add(1)
     }
 
-    pub(super) fn descriptor(&self, index: u16) -> Result<Descriptor, QueueBroken> {
-        let raw = self.desc.read_obj(16 * usize::from(index)).map_err(|_| QueueBroken::Rings)?;
-        Ok(Descriptor(u128::from_le(raw)))
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & self.mask)
     }
 
     pub(super) fn avail_flags(&self) -> Result<u16, QueueBroken> {
@@ -82,7 +89,8 @@ impl Rings {
     }
 
     pub(super) fn avail_entry(&self, index: u16) -> Result<u16, QueueBroken> {
-        load(&self.avail, 4 + 2 * self.slot(index), Ordering::Relaxed)
+        let entry = self.avail.read_obj(4 + 2 * self.slot(index)).map(u16::from_le);
+        entry.map_err(|_| QueueBroken::Rings)
     }
 
     pub(super) fn used_event(&self) -> Result<u16, QueueBroken> {

@@ -104,6 +104,25 @@ fn an_indirect_chain_may_follow_direct_descriptors() {
 }
 
 #[test]
+fn chains_and_indirect_tables_may_lie_across_regions() {
+    let dma = guest_ram(&[(0, RAM as usize), (RAM, 0x1_0000), (RAM + 0x2_0000, 0x1_0000)]);
+    let mut ring = GuestRing::new(dma.clone(), 0x1000, 8, 0);
+    let event = || Arc::new(Event::new().unwrap());
+    let mut queue = config(&ring, 0, false).build(dma, event(), event()).unwrap();
+    let segment = |addr, len| Segment { addr: GuestAddress(addr), len };
+    let segments = [segment(0x8000, 16), segment(RAM - 8, 16), segment(RAM + 0x2_0000, 0x1_0000), data(0, 1)];
+    let descs = segments.map(Desc::writable);
+    ring.offer(0, &descs);
+    // The second descriptor of the table lies half in one region and half in the next.
+    ring.offer_indirect(4, RAM - 24, &descs);
+    for head in [0, 4] {
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!((chain.head(), chain.writable()), (head, &segments[..]));
+        queue.complete(chain, 0).unwrap();
+    }
+}
+
+#[test]
 fn unpopped_chains_come_again_in_their_order() {
     let Setup { mut queue, mut ring, .. } = setup(8);
     for head in 0..3 {
