@@ -171,14 +171,14 @@ impl Machine {
         let start = Instant::now();
         let mut up = false;
         if self.progress {
-            eprint!("nested machine: booting ... ");
+            eprintln!("nested machine: booting");
         }
         loop {
             let over = child.try_wait().context("qemu-system-x86_64")?.is_some();
             if !up && self.shared().join("up").exists() {
                 up = true;
                 if self.progress {
-                    eprintln!("up after {:.1} s", start.elapsed().as_secs_f32());
+                    eprintln!("nested machine: up after {:.1} s", start.elapsed().as_secs_f32());
                 }
             }
             for stream in &mut *streams {

@@ -20,16 +20,18 @@ if [ -z "$console" ]; then
     console=${consoles##* }
 fi
 console=/dev/$console
+# Held open: some terminals forget their mode when nobody has them open.
+exec 3<>"$console"
 
 if [ -e /run/job ]; then
-    stty raw -echo <"$console"
-    printf '\001begin\001' >"$console"
-    setsid /bin/sh /run/job </dev/null >"$console" 2>&1
-    printf '\001exit=%d\001' $? >"$console"
+    stty raw -echo <&3
+    printf '\001begin\001' >&3
+    setsid /bin/sh /run/job </dev/null >&3 2>&1 3>&-
+    printf '\001exit=%d\001' $? >&3
     # Changing the mode waits until everything written before has left.
-    stty sane <"$console"
+    stty sane <&3
 else
-    [ -n "$size" ] && stty rows "${size%x*}" cols "${size#*x}" <"$console"
-    setsid -c /bin/sh -l <>"$console" >&0 2>&1
+    [ -n "$size" ] && stty rows "${size%x*}" cols "${size#*x}" <&3
+    setsid -c /bin/sh -l <&3 >&3 2>&1 3>&-
 fi
 exec /etc/stop poweroff
