@@ -6,6 +6,8 @@ mod dsdt;
 mod fadt;
 mod madt;
 
+pub(crate) use fadt::reset_register;
+
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
 

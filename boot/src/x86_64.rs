@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod layout;
 pub mod memory_map;
+mod reset_vector;
 mod start_info;
 mod zero_page;
 
@@ -171,6 +172,8 @@ pub fn describe(
     let rsdp = layout::ACPI.start;
     let tables = acpi::tables(platform, rsdp, layout::ACPI.end - rsdp)?;
     mem.write_slice(&tables, GuestAddress(rsdp)).map_err(|_| BootError::not_ram(rsdp))?;
+
+    reset_vector::write(mem, platform)?;
 
     let entry = kernel.entry();
     let placed = Placed { initrd, rsdp };

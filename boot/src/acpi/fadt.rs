@@ -40,20 +40,27 @@ pub(super) fn fadt(platform: &Platform, dsdt: u64) -> Result<FADT, AcpiError> {
     fadt.iapc_boot_arch = arch.into();
     if let Some(node) = platform.nodes.iter().find(|node| node.kind == NodeKind::AcpiPower) {
         let mut ports = node.ports();
-        let (Some(control), Some(status), Some(reset)) = (ports.next(), ports.next(), ports.next()) else {
+        let (Some(control), Some(status), Some(_)) = (ports.next(), ports.next(), ports.next()) else {
             return Err(node.invalid("three ports: sleep control, sleep status and reset"));
         };
         fadt.sleep_control_reg = port(control);
         fadt.sleep_status_reg = port(status);
-        fadt.reset_reg = port(reset);
-        fadt.reset_value = RESET_VALUE;
-        fadt = fadt.flag(Flags::ResetRegSup);
-    } else if has(NodeKind::I8042) {
-        fadt.reset_reg = port(I8042_COMMAND);
-        fadt.reset_value = I8042_RESET;
+    }
+    if let Some((at, value)) = reset_register(platform) {
+        fadt.reset_reg = port(at);
+        fadt.reset_value = value;
         fadt = fadt.flag(Flags::ResetRegSup);
     }
     Ok(fadt.finalize())
+}
+
+/// The port that resets the machine, and what to write there.
+pub(crate) fn reset_register(platform: &Platform) -> Option<(u16, u8)> {
+    let find = |kind| platform.nodes.iter().find(|node| node.kind == kind);
+    match find(NodeKind::AcpiPower) {
+        Some(node) => Some((node.ports().nth(2)?, RESET_VALUE)),
+        None => find(NodeKind::I8042).map(|_| (I8042_COMMAND, I8042_RESET)),
+    }
 }
 
 fn port(port: u16) -> GAS {
