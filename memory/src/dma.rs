@@ -7,7 +7,7 @@ use vm_memory::{
     AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use crate::{GuestMmap, Segments, Window};
+use crate::{GuestMmap, Segments, View, Window};
 
 /// A DMA access that did not hit guest RAM from its first to its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,11 +126,13 @@ impl Dma {
         run.copied().ok_or(DmaError::NotRam { addr: addr.0, len: 1 })
     }
 
-    /// The whole region that holds `addr`, as a window: for accesses to what may, but need not, lie in one
-    /// region.
+    /// `len` bytes from `addr`, for a few accesses; `None` where they are not RAM in one region. Cheaper than a
+    /// [`window`](Self::window).
     #[inline]
-    pub fn region(&self, addr: GuestAddress) -> Option<&Window> {
-        self.regions.iter().find(|region| addr.0.wrapping_sub(region.guest_address()) < region.len() as u64)
+    pub fn view(&self, addr: GuestAddress, len: usize) -> Option<View<'_>> {
+        self.regions.iter().find_map(|region| {
+            region.view(usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?, len)
+        })
     }
 
     /// Copies guest memory into `buf`.
@@ -237,15 +239,13 @@ impl Dma {
         segments: impl Into<Segments<'a>>,
     ) -> Result<Option<T>, DmaError> {
         let segments = segments.into();
-        match segments.first() {
-            Some(first) if first.len as usize >= size_of::<T>() => self.read_obj(first.addr).map(Some),
-            _ => {
-                let mut value = T::zeroed();
-                let bytes = value.as_mut_slice();
-                let whole = bytes.len();
-                Ok((self.gather(segments, bytes)? == whole).then_some(value))
-            }
+        if let Some(addr) = segments.front(size_of::<T>()) {
+            return self.read_obj(addr).map(Some);
         }
+        let mut value = T::zeroed();
+        let bytes = value.as_mut_slice();
+        let whole = bytes.len();
+        Ok((self.gather(segments, bytes)? == whole).then_some(value))
     }
 
     /// What `access` makes of the region and the offset in it that `addr` means, if it lies in one region from

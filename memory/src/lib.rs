@@ -58,7 +58,7 @@ pub use ram::{Backing, MMIO_GAP, Ram, RamConfig, RamError, RamSlot};
 pub use register_page::{PAGE_SIZE, RegisterPage};
 pub use segments::{Segment, Segments};
 pub use vectored::DmaIoError;
-pub use window::Window;
+pub use window::{View, Window};
 
 /// The memory map behind every [`Dma`]: vm-memory's mmap-backed regions.
 pub type GuestMmap = vm_memory::GuestMemoryMmap<DirtyBitmap>;

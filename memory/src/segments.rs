@@ -95,10 +95,12 @@ impl<'a> Segments<'a> {
             .filter(|segment| segment.len != 0)
     }
 
-    /// The first of its pieces, if it has a byte.
+    /// Where the first `bytes` are, if they are in the first piece.
     #[inline]
-    pub(crate) fn first(&self) -> Option<Segment> {
-        self.iter().next()
+    pub(crate) fn front(&self, bytes: usize) -> Option<GuestAddress> {
+        let first = self.list.first()?;
+        let whole = bytes <= (first.len - self.skip) as usize && bytes as u64 <= self.len;
+        whole.then_some(GuestAddress(first.addr.0.wrapping_add(self.skip.into())))
     }
 
     /// At most how many pieces [`iter`](Self::iter) has.

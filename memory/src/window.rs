@@ -1,5 +1,6 @@
 //! A run of guest RAM that is looked up once and accessed often: rings and descriptor tables.
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,6 +41,36 @@ unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
 
+/// Part of a [`Window`], borrowed: what is read a few times and then forgotten, such as a table that a driver
+/// refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    window: PhantomData<&'a Window>,
+}
+
+impl Default for View<'_> {
+    /// A view of nothing.
+    fn default() -> Self {
+        Self { base: NonNull::dangling(), len: 0, window: PhantomData }
+    }
+}
+
+impl View<'_> {
+    /// Reads one plain value at `offset` bytes, once; `None` where it ends outside. It may be torn where the guest
+    /// writes it at the same time.
+    #[inline]
+    pub fn read_obj<T: ByteValued>(&self, offset: usize) -> Option<T> {
+        if offset.checked_add(size_of::<T>())? > self.len {
+            return None;
+        }
+        // SAFETY: the range is inside the view, which is inside a window that lives; any bits are a T, and a
+        // packed value has no alignment.
+        Some(unsafe { self.base.add(offset).cast::<Packed<T>>().read_volatile() }.0)
+    }
+}
+
 /// A value at any address.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
@@ -77,6 +108,13 @@ impl Window {
     #[inline]
     pub fn guest_address(&self) -> u64 {
         self.guest
+    }
+
+    /// `len` bytes from `offset`, if all of them are in here.
+    #[inline]
+    pub fn view(&self, offset: usize, len: usize) -> Option<View<'_>> {
+        let base = self.at(offset, len).ok()?;
+        Some(View { base, len, window: PhantomData })
     }
 
     /// Reads an integer in one piece. Its guest-physical address must be a multiple of its size. Like the

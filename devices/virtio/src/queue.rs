@@ -126,6 +126,7 @@ impl VirtQueue {
 
     /// Notes the chain as used, with `written` bytes from the start of its writable part (no more than it
     /// has). The driver does not see it before [`flush`](Self::flush).
+    #[inline]
     pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> {
         self.intact()?;
         let done = self.put(&chain, written.min(chain.writable_len()));

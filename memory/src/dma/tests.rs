@@ -120,12 +120,18 @@ fn runs_go_across_regions_that_touch() {
 }
 
 #[test]
-fn a_region_is_a_window() {
+fn a_view_lies_in_one_region() {
     let dma = regions();
-    let region = dma.region(GuestAddress(3 * MIB - 1)).unwrap();
-    assert_eq!((region.guest_address(), region.len() as u64), (2 * MIB, MIB));
-    for addr in [MIB - 1, 3 * MIB, 5 * MIB] {
-        assert!(dma.region(GuestAddress(addr)).is_none());
+    dma.write(GuestAddress(3 * MIB - 4), b"abcd").unwrap();
+    let view = dma.view(GuestAddress(3 * MIB - 4), 4).unwrap();
+    assert_eq!(view.read_obj::<[u8; 4]>(0), Some(*b"abcd"));
+    assert_eq!(view.read_obj::<[u8; 3]>(1), Some(*b"bcd"));
+    assert_eq!(view.read_obj::<u8>(4), None);
+    assert_eq!(view.read_obj::<[u8; 3]>(2), None);
+    assert_eq!(view.read_obj::<u16>(usize::MAX), None);
+    for (addr, len) in [(MIB - 1, 1), (2 * MIB - 1, 2), (3 * MIB, 1), (3 * MIB - 1, 2), (4 * MIB, usize::MAX)]
+    {
+        assert!(dma.view(GuestAddress(addr), len).is_none());
     }
 }
 

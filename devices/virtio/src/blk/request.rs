@@ -56,14 +56,15 @@ impl<D: DiskIo> Executor<'_, D> {
     /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
     pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {
-        let readable = Segments::first_bytes(chain.readable(), chain.readable_len().into());
+        let (readable, writable) = (chain.readable(), chain.writable());
+        let readable = Segments::first_bytes(readable, chain.readable_len().into());
         // The status is the last byte that we may write; what comes before is for data.
-        let Some(last) = chain.writable().last() else {
+        let Some(last) = writable.last() else {
             self.counters.refused.add(1);
             return Done { written: 0, moved: 0 };
         };
         let room = u64::from(chain.writable_len()) - 1;
-        let data = Segments::first_bytes(chain.writable(), room);
+        let data = Segments::first_bytes(writable, room);
         let Outcome { status, filled, moved } = self.outcome(mem, readable, data);
         if status != VIRTIO_BLK_S_OK {
             self.counters.refused.add(1);
@@ -131,9 +132,17 @@ impl<D: DiskIo> Executor<'_, D> {
         Outcome { status: VIRTIO_BLK_S_OK, filled: id.len() as u64, moved: 0 }
     }
 
+    #[inline]
     fn status_of(&self, action: &str, result: Result<(), DmaIoError>) -> u32 {
-        let Err(error) = result else { return VIRTIO_BLK_S_OK };
-        self.counters.host_errors.note(self.events, action, &error);
+        match result {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(error) => self.failed(action, &error),
+        }
+    }
+
+    #[cold]
+    fn failed(&self, action: &str, error: &DmaIoError) -> u32 {
+        self.counters.host_errors.note(self.events, action, error);
         VIRTIO_BLK_S_IOERR
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, Run, Window};
+use ossature_memory::{Dma, Run, View, Window};
 
 use super::QueueBroken;
 
@@ -21,9 +21,10 @@ impl Descriptor {
         Self(u128::from_le(raw))
     }
 
-    /// The descriptor at `index` of the table that starts at byte `table` of the window, if the window goes that far.
-    pub(super) fn fetch(window: &Window, table: usize, index: u16) -> Option<Self> {
-        window.read_obj(table + DESCRIPTOR as usize * usize::from(index)).map(Self::new).ok()
+    /// The descriptor at `index` of a table, if the table goes that far.
+    #[inline]
+    pub(super) fn fetch(table: View<'_>, index: u16) -> Option<Self> {
+        table.read_obj(DESCRIPTOR as usize * usize::from(index)).map(Self::new)
     }
 
     pub(super) fn addr(self) -> u64 {
@@ -47,7 +48,7 @@ impl Descriptor {
 #[derive(Debug)]
 pub(super) struct Rings {
     pub(super) dma: Dma,
-    pub(super) desc: Window,
+    desc: Window,
     avail: Window,
     used: Window,
     mask: u16,
@@ -73,6 +74,11 @@ impl Rings {
     /// Entries.
     pub(super) fn size(&self) -> u16 {
         self.mask.wrapping_add(1)
+    }
+
+    /// The descriptor table.
+    pub(super) fn table(&self) -> Option<View<'_>> {
+        self.desc.view(0, self.desc.len())
     }
 
     fn slot(&self, index: u16) -> usize {
