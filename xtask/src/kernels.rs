@@ -128,15 +128,17 @@ fn unpack(kernel: &Kernel) -> Result<()> {
         }
     };
     eprintln!("unpacking {}", package.display());
-    process::run(process::command("dpkg").arg("-x").arg(&package).arg(&kernel.folder))?;
+    process::run(process::command("dpkg").arg("-x").arg(&package).arg(&kernel.folder)).inspect_err(|_| {
+        // A damaged download: the next call fetches it anew.
+        let _ = fs::remove_file(&package);
+    })?;
     process::run(process::command("depmod").arg("-b").arg(&kernel.folder).arg(&kernel.release))?;
     unpack_elf(&kernel.vmlinuz(), &kernel.vmlinux())?;
     eprintln!("Linux {} is ready after {:.1} s", kernel.release, start.elapsed().as_secs_f32());
     Ok(())
 }
 
-/// The downloaded package. An interrupted download leaves a file of another name in apt's own
-/// folder, so whatever has this name is whole.
+/// The downloaded package, if it is there.
 fn package_file(folder: &Path, release: &str) -> Option<PathBuf> {
     let start = format!("linux-image-{release}_");
     fs::read_dir(folder)

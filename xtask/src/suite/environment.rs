@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::plan::{self, Entry};
 use crate::host::Kvm;
+use crate::kernels::{self, Flavour};
 use crate::nested::{Job, Machine};
 use crate::process::{self, quote_path};
 use crate::{Context, Error, Result, paths};
@@ -104,6 +105,8 @@ fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
 }
 
 fn in_nested_machines(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    // Once, before the machines ask for it side by side.
+    kernels::fetch(Flavour::Generic)?;
     let machines = MACHINES.min(entries.len()).max(1);
     let shares: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
         let share = |number: usize| entries.iter().skip(number).step_by(machines).cloned().collect();
