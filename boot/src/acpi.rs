@@ -118,7 +118,7 @@ struct Tables {
 
 impl Tables {
     fn address(&self) -> u64 {
-        self.base + self.bytes.len() as u64
+        self.base.saturating_add(self.bytes.len() as u64)
     }
 
     fn align(&mut self) {

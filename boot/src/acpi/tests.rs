@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const BASE: u64 = 0xe_0000;
@@ -183,4 +185,42 @@ fn tables_that_do_not_fit() {
     tables(&nodes(4096), BASE, 1 << 20).unwrap();
     let error = tables(&nodes(4097), BASE, 1 << 20).unwrap_err();
     assert_eq!(error, AcpiError::TooManyNodes { kind: NodeKind::VirtioMmio, limit: 4096 });
+}
+
+fn any_node() -> impl Strategy<Value = Node> {
+    let kinds = [
+        NodeKind::VirtioMmio,
+        NodeKind::Serial16550,
+        NodeKind::Rtc,
+        NodeKind::I8042,
+        NodeKind::AcpiPower,
+        NodeKind::Pvpanic,
+    ];
+    let range = prop_oneof![
+        (any::<u64>(), any::<u64>()).prop_map(|(base, len)| NodeRange::Memory { base, len }),
+        (0u64..1 << 33, 0u64..0x2000).prop_map(|(base, len)| NodeRange::Memory { base, len }),
+        (any::<u16>(), 0u16..10).prop_map(|(base, len)| io(base, len)),
+        Just(io(0x60, 5)),
+    ];
+    (
+        prop::sample::select(kinds.to_vec()),
+        prop::collection::vec(range, 0..4),
+        prop::collection::vec(any::<u32>(), 0..3),
+    )
+        .prop_map(|(kind, ranges, interrupts)| node(kind, &ranges, &interrupts))
+}
+
+proptest! {
+    #[test]
+    fn any_platform_is_described_or_refused(
+        nodes in prop::collection::vec(any_node(), 0..4),
+        cpus in prop::collection::vec(any::<u32>(), 0..4),
+        base: u64,
+        room in 0u64..0x1000,
+    ) {
+        let platform = Platform { cpus, ram: Vec::new(), nodes };
+        if let Ok(tables) = tables(&platform, base, room) {
+            prop_assert!(tables.len() as u64 <= room);
+        }
+    }
 }

@@ -72,7 +72,9 @@ fn c3_setup_sects_lies() {
 
 #[test]
 fn c3_init_size_alignment_and_address_lies() {
-    assert_invalid(segment(|header| header.init_size = 0x100.into()), "init_size");
+    let code_len: u32 = 0x240 + 64;
+    assert_invalid(segment(|header| header.init_size = (code_len - 1).into()), "init_size");
+    assert_eq!(segment(|header| header.init_size = code_len.into()).unwrap().0.mem_len, u64::from(code_len));
     assert_invalid(segment(|header| header.kernel_alignment = 0.into()), "kernel_alignment");
     assert_invalid(segment(|header| header.kernel_alignment = 0x30_0000.into()), "kernel_alignment");
     assert_invalid(segment(|header| header.pref_address = 0x100_1000.into()), "pref_address");

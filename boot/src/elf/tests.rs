@@ -120,6 +120,9 @@ fn c3_pvh_note_sizes() {
         let size = desc.len() as u32;
         assert!(matches!(entry(desc), Err(KernelError::InvalidPvhNote { size: s }) if s == size), "{size}");
     }
+    // More notes than any kernel has are not even read.
+    let error = parse(&elf_with_notes(&[0; (64 << 10) + 1])).unwrap_err();
+    assert!(matches!(error, KernelError::InvalidElf { field: "size of the notes", value: 0x1_0001 }));
     // A descriptor that claims to go on behind the segment.
     let mut notes = note(b"Xen\0", 18, &[0; 4]);
     notes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -9,6 +9,7 @@ use crate::testing::{
     DATA, LOAD, PROGRAM_HEADER, PROGRAM_HEADERS, PVH_ENTRY, TEXT, bzimage, bzimage_with, elf, elf_with_notes,
     lz4, machine, setup_header,
 };
+use crate::x86_64::{BootSpec, prepare};
 
 fn open(image: &[u8], protocol: BootProtocol) -> Result<Kernel<'_>, KernelError> {
     Kernel::open(image.into(), protocol)
@@ -144,10 +145,14 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
     assert!(matches!(kernel.load(&mem), Err(KernelError::Read { .. })));
 }
 
-/// Opens and loads; guest memory is larger than the image, and smaller than what lies may claim.
+/// Guest memory is larger than the image, and smaller than what lies may claim.
 fn never_panics(image: &[u8]) {
-    let (mem, _) = machine(32);
+    let (mem, platform) = machine(32);
     for protocol in [BootProtocol::Auto, BootProtocol::Pvh, BootProtocol::Linux64] {
+        let spec = BootSpec { kernel: image.into(), initrd: Some(TEXT.into()), cmdline: "quiet", protocol };
+        if let Ok(booted) = prepare(&mem, &platform, &spec) {
+            assert!(booted.kernel.end <= booted.initrd.unwrap().start);
+        }
         if let Ok(kernel) = open(image, protocol) {
             let _ = kernel.load(&mem);
         }
