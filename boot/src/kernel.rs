@@ -1,6 +1,7 @@
 //! Kernel images: recognised, validated, unpacked where that is faster, and copied into guest memory.
 
 use std::io;
+use std::str::FromStr;
 
 use ossature_memory::GuestMmap;
 use vm_memory::GuestAddress;
@@ -25,6 +26,25 @@ pub enum BootProtocol {
     /// its address at random, which an unpacked one cannot).
     Linux64,
 }
+
+/// `auto`, `pvh` or `linux`, as a command line says it.
+impl FromStr for BootProtocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(name: &str) -> Result<Self, UnknownProtocol> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "pvh" => Ok(Self::Pvh),
+            "linux" => Ok(Self::Linux64),
+            _ => Err(UnknownProtocol),
+        }
+    }
+}
+
+/// A name that is no [`BootProtocol`]'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("give auto, pvh or linux")]
+pub struct UnknownProtocol;
 
 /// The entry point of a [`Kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,7 +60,7 @@ pub mod x86_64;
 
 pub use cmdline::CmdlineError;
 pub use elf::Segment;
-pub use kernel::{BootProtocol, Entry, Kernel, KernelError};
+pub use kernel::{BootProtocol, Entry, Kernel, KernelError, UnknownProtocol};
 pub use platform::{Node, NodeKind, NodeRange, Platform, RamRange};
 pub use source::Source;
 pub use unpack::{MAX_UNPACKED, UnpackError};

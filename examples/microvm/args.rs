@@ -1,10 +1,12 @@
 //! The command line of `microvm`: flags, keys and sizes, each refused by name where it is wrong.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use ossature::boot::BootProtocol;
+use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
 
 /// Boots a Linux kernel in a virtual machine on KVM.
@@ -21,8 +23,8 @@ pub struct Args {
     #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1")]
     pub cmdline: String,
     /// Boot protocol; auto takes PVH where the kernel has it
-    #[arg(long, value_enum, default_value_t = Boot::Auto)]
-    pub boot: Boot,
+    #[arg(long, default_value = "auto", value_name = "auto|pvh|linux")]
+    pub boot: BootProtocol,
     /// Number of vCPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
@@ -30,20 +32,20 @@ pub struct Args {
     #[arg(long, default_value = "256M", value_parser = size)]
     pub memory: u64,
     /// Back guest memory with huge pages of this size
-    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "2M", value_name = "SIZE")]
-    pub hugepages: Option<HugePages>,
+    #[arg(long, num_args = 0..=1, default_missing_value = "2M", value_name = "SIZE", value_parser = PossibleValuesParser::new(["2M", "1G"]).map(|size| if size == "1G" { Backing::Huge1G } else { Backing::Huge2M }))]
+    pub hugepages: Option<Backing>,
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
     /// A raw disk image; repeatable, the first is vda
-    #[arg(long, value_name = "path=FILE[,readonly][,id=NAME]")]
+    #[arg(long, value_name = "path=FILE[,readonly][,id=NAME]", value_parser = disk)]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap; repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]")]
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = nic)]
     pub net: Vec<Nic>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
-    #[arg(long, value_name = "WHERE")]
-    serial: Option<SerialTo>,
+    #[arg(long, value_name = "WHERE", value_parser = serial)]
+    serial: Option<String>,
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
@@ -55,45 +57,6 @@ pub struct Args {
     pub log: log::LevelFilter,
 }
 
-impl Args {
-    /// The command line, or the exit code 2 and a word on what is wrong with it.
-    pub fn from_command_line() -> Self {
-        let args = Self::parse();
-        if args.console && matches!(args.serial, Some(SerialTo::Stdio)) {
-            let text = "--console and --serial stdio both want standard input and output; give the serial port \
-                        none, file=FILE or socket=PATH";
-            Self::command().error(ErrorKind::ArgumentConflict, text).exit();
-        }
-        args
-    }
-
-    pub fn serial(&self) -> SerialTo {
-        let default = if self.console { SerialTo::None } else { SerialTo::Stdio };
-        self.serial.clone().unwrap_or(default)
-    }
-
-    /// Whether the terminal's keys go to the guest.
-    pub fn uses_stdin(&self) -> bool {
-        self.console || matches!(self.serial(), SerialTo::Stdio)
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Boot {
-    Auto,
-    Pvh,
-    Linux,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum HugePages {
-    #[value(name = "2M")]
-    Two,
-    #[value(name = "1G")]
-    One,
-}
-
-/// `path=FILE[,readonly][,id=NAME]`
 #[derive(Clone, Debug)]
 pub struct Disk {
     pub path: PathBuf,
@@ -101,28 +64,32 @@ pub struct Disk {
     pub id: Option<String>,
 }
 
-/// `tap=NAME[,mac=MAC]`
 #[derive(Clone, Debug)]
 pub struct Nic {
     pub tap: String,
-    pub mac: Option<Mac>,
+    pub mac: Mac,
 }
 
-#[derive(Clone, Debug)]
-pub enum SerialTo {
-    Stdio,
-    None,
-    File(PathBuf),
-    Socket(PathBuf),
+impl Args {
+    /// The command line, or the exit code 2 and a word on what is wrong with it.
+    pub fn from_command_line() -> Self {
+        let args = Self::parse();
+        if args.console && args.serial() == "stdio" {
+            let text = "--console and --serial stdio both want standard input and output";
+            Self::command().error(ErrorKind::ArgumentConflict, text).exit();
+        }
+        args
+    }
+
+    pub fn serial(&self) -> &str {
+        self.serial.as_deref().unwrap_or(if self.console { "none" } else { "stdio" })
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        _ => (text, 1_u64),
-    };
+    let units = [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
+    let unit = units.into_iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)));
+    let (digits, unit) = unit.unwrap_or((text, 1_u64));
     match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
         Some(bytes) if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
         Some(_) => Err("guest memory is at least 1M, in whole pages of 4K".to_owned()),
@@ -130,66 +97,37 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Splits `key=value,flag` and hands each part to `set`, which answers whether it knows the key.
-fn keys(
-    text: &str,
-    known: &str,
-    mut set: impl FnMut(&str, &str) -> Result<bool, String>,
-) -> Result<(), String> {
-    for part in text.split(',') {
-        let (key, value) = part.split_once('=').unwrap_or((part, ""));
-        if !set(key, value)? {
-            return Err(format!("unknown key {key:?}; known: {known}"));
-        }
+/// Splits `key=value,flag`: all keys have to be among `known`, of which the first one has to be there.
+fn keys<'a>(text: &'a str, known: &[&str]) -> Result<HashMap<&'a str, &'a str>, String> {
+    let name = |key: &&str| key.split('=').next().unwrap_or_default().to_owned();
+    let pairs = text.split(',').map(|part| part.split_once('=').unwrap_or((part, "")));
+    let pairs: HashMap<_, _> = pairs.collect();
+    if let Some(key) = pairs.keys().find(|key| !known.iter().any(|known| name(known) == **key)) {
+        return Err(format!("unknown key {key:?}; known: {}", known.join(", ")));
     }
-    Ok(())
-}
-
-impl FromStr for Disk {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut disk = Self { path: PathBuf::new(), readonly: false, id: None };
-        keys(text, "path=FILE, readonly, id=NAME", |key, value| {
-            match key {
-                "path" => disk.path = value.into(),
-                "readonly" if value.is_empty() => disk.readonly = true,
-                "id" if !value.is_empty() => disk.id = Some(value.to_owned()),
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })?;
-        if disk.path.as_os_str().is_empty() { Err("path=FILE is missing".to_owned()) } else { Ok(disk) }
+    match known.iter().find(|key| key.contains('=') && pairs.get(&*name(key)) == Some(&"")) {
+        Some(key) => Err(format!("{key} is missing its value")),
+        None if !pairs.contains_key(&*name(&known[0])) => Err(format!("{} is missing", known[0])),
+        None => Ok(pairs),
     }
 }
 
-impl FromStr for Nic {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut nic = Self { tap: String::new(), mac: None };
-        keys(text, "tap=NAME, mac=MAC", |key, value| {
-            match key {
-                "tap" => nic.tap = value.to_owned(),
-                "mac" => nic.mac = Some(value.parse().map_err(|e| format!("mac: {e}"))?),
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })?;
-        if nic.tap.is_empty() { Err("tap=NAME is missing".to_owned()) } else { Ok(nic) }
-    }
+fn disk(text: &str) -> Result<Disk, String> {
+    let keys = keys(text, &["path=FILE", "readonly", "id=NAME"])?;
+    let id = keys.get("id").map(|&id| id.to_owned());
+    Ok(Disk { path: keys["path"].into(), readonly: keys.contains_key("readonly"), id })
 }
 
-impl FromStr for SerialTo {
-    type Err = String;
+fn nic(text: &str) -> Result<Nic, String> {
+    let keys = keys(text, &["tap=NAME", "mac=MAC"])?;
+    let mac = keys.get("mac").map(|mac| mac.parse().map_err(|e| format!("mac: {e}"))).transpose()?;
+    Ok(Nic { tap: keys["tap"].to_owned(), mac: mac.unwrap_or_else(|| Mac::derived(keys["tap"])) })
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            None if text == "stdio" => Ok(Self::Stdio),
-            None if text == "none" => Ok(Self::None),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
-            _ => Err("give stdio, none, file=FILE or socket=PATH".to_owned()),
-        }
+fn serial(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        None if text == "stdio" || text == "none" => Ok(text.to_owned()),
+        Some(("file" | "socket", path)) if !path.is_empty() => Ok(text.to_owned()),
+        _ => Err("give stdio, none, file=FILE or socket=PATH".to_owned()),
     }
 }

@@ -1,64 +1,52 @@
 //! A virtual machine monitor in the manner of a microvm: one kernel, virtio-mmio devices, a serial port.
-//!
-//! ```text
-//! cargo run --release --example microvm -- --kernel vmlinux --initrd initrd.gz --cpus 2 --memory 512M \
-//!     --disk path=root.img --net tap=tap0
-//! ```
-//!
 //! Ctrl-A X quits, Ctrl-A H helps; SIGTERM presses the power button. Exit code: 0 when the guest powered off or
 //! reset, or was told to quit; 1 when it crashed or something failed; 2 for wrong usage.
-
 mod args;
-mod host;
 
 use std::error::Error;
+use std::io::{stdin, stdout};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use args::{Args, Boot, HugePages, SerialTo};
-use ossature::boot::BootProtocol;
+use args::Args;
 use ossature::bus::Device;
-use ossature::core::Kvm;
-use ossature::core::machine::{Linux, Machine, Outcome};
-use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, SerialPort, backend};
+use ossature::core::{Kvm, machine::*};
+use ossature::legacy::*;
 use ossature::memory::{Backing, RamConfig};
-use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
-use ossature::virtio::console::ConsoleInput;
-use ossature::virtio::net::{Mac, Tap};
-use ossature::virtio::{Blk, Console, Net, Rng, SharedLoop, VirtioDevice, VirtioMmio};
+use ossature::virtio::{blk::*, console::*, net::*, *};
+use signal_hook::{consts::*, iterator::Signals};
+
+/// How long a guest may take to power off once SIGTERM has pressed its power button.
+const GRACE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+/// The machine, for the terminal's escape keys, once there is one.
+type Keys = Arc<OnceLock<MachineHandle>>;
 
 fn main() -> ExitCode {
     let started = Instant::now();
     let args = Args::from_command_line();
-    host::log_to_stderr(args.log);
-    match run(&args, started) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("microvm: {}", host::with_sources(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    env_logger::Builder::new().filter_level(args.log).init();
+    run(&args, started).unwrap_or_else(|error| fails(&with_sources(&*error)))
+}
+
+fn fails(text: &str) -> ExitCode {
+    eprintln!("microvm: {text}");
+    ExitCode::FAILURE
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
-    let signals = host::signals()?;
-    let kvm = Kvm::open()?;
     let power = AcpiPower::new("power");
     let button = power.button();
-    let io = Arc::new(SharedLoop::new("io")?);
-    let keys = host::Keys::default();
-
-    let mut linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(match args.boot {
-        Boot::Auto => BootProtocol::Auto,
-        Boot::Pvh => BootProtocol::Pvh,
-        Boot::Linux => BootProtocol::Linux64,
-    });
+    let keys = Keys::default();
+    let mut linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(args.boot);
     if let Some(initrd) = &args.initrd {
         linux = linux.initrd(initrd);
     }
+    let memory = if args.shared_memory { Backing::Memfd } else { Backing::Anonymous };
+    let memory = RamConfig { backing: args.hugepages.unwrap_or(memory), ..RamConfig::new(args.memory) };
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(Rtc::new("rtc")),
         Box::new(I8042::new("i8042")),
@@ -66,78 +54,57 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
         Box::new(power),
     ];
     devices.extend(serial(args, &keys)?);
+    let timer = DebugPort::new("boot-timer", started);
+    let stamps = timer.stamps();
     if args.boot_timer {
-        devices.push(Box::new(boot_timer(started)));
+        devices.push(Box::new(timer));
     }
+    let io = Arc::new(SharedLoop::new("io")?);
     for (id, device) in virtio(args, &keys)? {
         devices.push(Box::new(VirtioMmio::new(id, device, io.clone())));
     }
     let mut machine = Machine::builder("microvm")
         .cpus(args.cpus)
-        .memory(RamConfig { backing: backing(args), ..RamConfig::new(args.memory) })
+        .memory(memory)
         .payload(linux)
         .devices(devices)
-        .build(&kvm)?;
+        .build(&Kvm::open()?)?;
 
-    host::obey(signals, machine.handle(), button);
-    keys.connect(machine.handle());
-    let terminal = host::raw_terminal(args.uses_stdin())?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
     machine.start()?;
+    obey(signals, machine.handle(), button);
+    let _ = keys.set(machine.handle());
+    let keyboard = args.console || args.serial() == "stdio";
+    let terminal = if keyboard { RawTerminal::new(stdin())? } else { None };
     let outcome = machine.wait()?;
-    drop(terminal);
+    drop(terminal); // it is itself again
+    for stamp in stamps.take() {
+        eprintln!("microvm: stamp {} after {} us", stamp.value, stamp.at.as_micros());
+    }
 
     Ok(match outcome {
-        Outcome::Crashed(error) => {
-            eprintln!("microvm: the guest crashed: {}", host::with_sources(&*error));
-            ExitCode::FAILURE
-        }
-        Outcome::Shutdown | Outcome::Reset | Outcome::Stopped if machine.guest_panicked() => {
-            eprintln!("microvm: the guest's kernel panicked");
-            ExitCode::FAILURE
-        }
+        Outcome::Crashed(error) => fails(&format!("the guest crashed: {}", with_sources(&*error))),
+        _ if machine.guest_panicked() => fails("the guest's kernel panicked"),
         Outcome::Shutdown | Outcome::Reset | Outcome::Stopped => ExitCode::SUCCESS,
-        other => {
-            eprintln!("microvm: the machine ended: {other:?}");
-            ExitCode::FAILURE
-        }
-    })
-}
-
-fn backing(args: &Args) -> Backing {
-    match args.hugepages {
-        Some(HugePages::Two) => Backing::Huge2M,
-        Some(HugePages::One) => Backing::Huge1G,
-        None if args.shared_memory => Backing::Memfd,
-        None => Backing::Anonymous,
-    }
-}
-
-fn boot_timer(started: Instant) -> DebugPort {
-    DebugPort::with_callback("boot-timer", started, DebugPort::DEFAULT_PORT, |stamp| {
-        eprintln!("microvm: stamp {} after {} us", stamp.value, stamp.at.as_micros());
+        other => fails(&format!("the machine ended: {other:?}")),
     })
 }
 
 /// COM1, unless it goes nowhere.
-fn serial(args: &Args, keys: &host::Keys) -> Result<Option<Box<dyn Device>>> {
-    let line = match args.serial() {
-        SerialTo::None => return Ok(None),
-        SerialTo::Stdio => {
-            let keys = keys.clone();
-            backend::stdio()?.with_escape_keys(move |key| keys.pressed(key))
-        }
-        SerialTo::File(path) => {
-            backend::file(&path).map_err(|e| format!("--serial file={}: {e}", path.display()))?
-        }
-        SerialTo::Socket(path) => {
-            backend::socket(&path).map_err(|e| format!("--serial socket={}: {e}", path.display()))?
-        }
+fn serial(args: &Args, keys: &Keys) -> Result<Option<Box<dyn Device>>> {
+    let to = args.serial();
+    let line = match to.split_once('=') {
+        None if to == "none" => return Ok(None),
+        None => backend::stdio().map(|line| line.with_escape_keys(on_key(keys))),
+        Some(("file", path)) => backend::file(path.as_ref()),
+        Some((_, path)) => backend::socket(path.as_ref()),
     };
+    let line = line.map_err(|e| format!("--serial {to}: {e}"))?;
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line)?)))
 }
 
 /// The virtio devices with their ids, in the order in which the guest finds them.
-fn virtio(args: &Args, keys: &host::Keys) -> Result<Vec<(String, Box<dyn VirtioDevice>)>> {
+fn virtio(args: &Args, keys: &Keys) -> Result<Vec<(String, Box<dyn VirtioDevice>)>> {
     let mut devices: Vec<(String, Box<dyn VirtioDevice>)> = vec![("rng".into(), Box::new(Rng::new()))];
     for (index, disk) in args.disk.iter().enumerate() {
         let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
@@ -147,13 +114,52 @@ fn virtio(args: &Args, keys: &host::Keys) -> Result<Vec<(String, Box<dyn VirtioD
         devices.push((id, Box::new(Blk::new(file, name))));
     }
     for (index, nic) in args.net.iter().enumerate() {
-        let tap = Tap::open(&nic.tap)?;
-        let mac = nic.mac.unwrap_or_else(|| Mac::derived(&nic.tap));
-        devices.push((format!("net{index}"), Box::new(Net::new(tap, mac))));
+        devices.push((format!("net{index}"), Box::new(Net::new(Tap::open(&nic.tap)?, nic.mac))));
     }
     if args.console {
-        let input = ConsoleInput::new(host::keyboard(keys.clone())?)?;
-        devices.push(("console".into(), Box::new(Console::new(Some(input), Box::new(std::io::stdout())))));
+        let input = ConsoleInput::new(backend::without_escape_keys(stdin(), on_key(keys))?)?;
+        devices.push(("console".into(), Box::new(Console::new(Some(input), Box::new(stdout())))));
     }
     Ok(devices)
+}
+
+fn on_key(keys: &Keys) -> impl Fn(Escape) + Send + 'static {
+    let keys = keys.clone();
+    move |key| match (key, keys.get()) {
+        (Escape::Quit, Some(machine)) => machine.stop(),
+        // A raw terminal wants its own carriage returns.
+        _ => eprint!("\r\nCtrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help\r\n"),
+    }
+}
+
+/// SIGTERM presses the power button, and stops the machine after a grace period or when it comes again; the other
+/// signals stop the machine at once.
+fn obey(mut signals: Signals, machine: MachineHandle, button: PowerButton) {
+    thread::spawn(move || {
+        let mut pressed = false;
+        for signal in signals.forever() {
+            if signal != SIGTERM || pressed || button.press().is_err() {
+                machine.stop();
+                continue;
+            }
+            pressed = true;
+            let machine = machine.clone();
+            thread::spawn(move || {
+                thread::sleep(GRACE);
+                machine.stop();
+            });
+        }
+    });
+}
+
+/// An error with everything behind it that it does not say itself.
+fn with_sources(error: &dyn Error) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(error) = next {
+        if !text.contains(&error.to_string()) {
+            text = format!("{text}: {error}");
+        }
+        next = error.source();
+    }
+    text
 }

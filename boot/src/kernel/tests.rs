@@ -180,3 +180,11 @@ proptest! {
         never_panics(&image);
     }
 }
+
+#[test]
+fn protocols_have_names() {
+    assert_eq!("auto".parse(), Ok(BootProtocol::Auto));
+    assert_eq!("pvh".parse(), Ok(BootProtocol::Pvh));
+    assert_eq!("linux".parse(), Ok(BootProtocol::Linux64));
+    assert_eq!("efi".parse::<BootProtocol>().unwrap_err().to_string(), "give auto, pvh or linux");
+}

@@ -1,12 +1,14 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use crate::serial::Escape;
 use crate::serial::line::{Fd, FdLine, Line, WriterLine};
+use crate::serial::{Escape, EscapeFilter};
 use crate::serial::{PtyLine, SocketLine};
 
 /// The host's end of a serial line.
@@ -84,4 +86,54 @@ pub fn pty() -> io::Result<(Backend, PathBuf)> {
 /// `AddrInUse` if `path` exists.
 pub fn socket(path: &Path) -> io::Result<Backend> {
     Ok(Backend::of(SocketLine::bind(path)?))
+}
+
+/// A terminal's input without the escape keys, for a device that reads from a descriptor, such as a virtio
+/// console. `on_key` is called for the keys even when nobody reads: what the descriptor has no room for is
+/// dropped, as a terminal does. The thread that reads ends with the input.
+pub fn without_escape_keys(
+    input: impl Read + Send + 'static,
+    mut on_key: impl FnMut(Escape) + Send + 'static,
+) -> io::Result<OwnedFd> {
+    let (mut guest, end) = UnixStream::pair()?;
+    guest.set_nonblocking(true)?;
+    thread::Builder::new().name("keyboard".to_owned()).spawn(move || {
+        let mut filter = EscapeFilter::new();
+        for byte in BufReader::new(input).bytes().map_while(Result::ok) {
+            let (byte, key) = filter.push(byte);
+            if let Some(byte) = byte {
+                let _ = guest.write(&[byte]);
+            }
+            if let Some(key) = key {
+                on_key(key);
+            }
+        }
+    })?;
+    Ok(end.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn escape_keys_are_taken_out_of_the_input_and_the_rest_goes_on_to_its_end() {
+        let (keys, pressed) = channel();
+        let fd = without_escape_keys(&b"a\x01hb\x01\x01c"[..], move |key| keys.send(key).unwrap()).unwrap();
+        let mut rest = Vec::new();
+        File::from(fd).read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"ab\x01c");
+        assert_eq!(pressed.iter().collect::<Vec<_>>(), [Escape::Help]);
+    }
+
+    #[test]
+    fn b3_input_that_nobody_reads_is_dropped_and_the_keys_still_work() {
+        let (keys, pressed) = channel();
+        let endless = io::repeat(b'x').take(1 << 20).chain(&b"\x01x"[..]);
+        let fd = without_escape_keys(endless, move |key| keys.send(key).unwrap()).unwrap();
+        assert_eq!(pressed.recv(), Ok(Escape::Quit));
+        drop(fd);
+    }
 }
