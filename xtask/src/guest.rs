@@ -22,6 +22,7 @@ const MODULES: &[&str] = &[
     "ext4",
     "evdev",
     "button",
+    "pvpanic-mmio",
 ];
 
 /// What the power button's handler is called by `acpid` of busybox.

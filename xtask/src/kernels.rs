@@ -64,14 +64,16 @@ impl Kernel {
     /// # Errors
     /// The kernel has no module of one of the names, or `modprobe` is missing.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
+        let mut modprobe = process::command("modprobe");
+        modprobe
+            .arg("-d")
+            .arg(&self.folder)
+            .args(["-S", &self.release, "--all", "--show-depends"])
+            .args(names);
         let mut modules = Vec::new();
-        for name in names {
-            let mut modprobe = process::command("modprobe");
-            modprobe.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
-            for module in process::text(&mut modprobe)?.lines().filter_map(parse_insmod) {
-                if !modules.contains(&module) {
-                    modules.push(module);
-                }
+        for module in process::text(&mut modprobe)?.lines().filter_map(parse_insmod) {
+            if !modules.contains(&module) {
+                modules.push(module);
             }
         }
         Ok(modules)

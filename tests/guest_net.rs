@@ -1,0 +1,115 @@
+//! A network card on a tap: its address, its offloads, and data both ways.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use support::Guest;
+use xtask::process;
+
+const HOST: &str = "10.213.77.1";
+const GUEST: &str = "10.213.77.2";
+const MAC: &str = "02:00:5e:10:20:30";
+const SIZE: usize = 64 << 20;
+
+/// Feature bits of a network device (virtio 1.2, section 5.1.3) that both sides have to agree on: checksums and
+/// TCP segmentation by the other side, in both directions; an address; merged receive buffers.
+const FEATURES: [usize; 8] = [0, 1, 5, 7, 8, 11, 12, 15];
+
+/// A tap that goes with the test.
+struct Tap(String);
+
+impl Tap {
+    fn new() -> Self {
+        let tap = Self(format!("ot{}", std::process::id()));
+        tap.ip(&["tuntap", "add", "mode", "tap", "name", &tap.0]);
+        tap.ip(&["address", "add", &format!("{HOST}/24"), "dev", &tap.0]);
+        tap.ip(&["link", "set", &tap.0, "up"]);
+        tap
+    }
+
+    fn ip(&self, arguments: &[&str]) -> String {
+        process::text(process::command("ip").args(arguments)).unwrap()
+    }
+
+    fn statistic(&self, name: &str) -> u64 {
+        let file = format!("/sys/class/net/{}/statistics/{name}", self.0);
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // Nothing is left to do if it has gone.
+        let _ = process::output(process::command("ip").args(["link", "delete", &self.0]));
+    }
+}
+
+#[test]
+fn data_comes_and_goes_over_a_tap() {
+    let tap = Tap::new();
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut guest = Guest::new()
+        .args(["--memory", "512M", "--net", &format!("tap={},mac={MAC}", tap.0)])
+        .cmdline(&format!("ossature.ip={GUEST}/24"))
+        .run("mac", "cat /sys/class/net/eth0/address")
+        .run("features", "cat /sys/class/net/eth0/device/features")
+        .run("ping", &format!("ping -c 3 -s 1400 {HOST}"))
+        .run("receive", &format!("nc {HOST} {port} </dev/null >/dev/shm/data; sha256sum </dev/shm/data"))
+        .run("send", &format!("nc {HOST} {port} </dev/shm/data"))
+        .hold()
+        .start();
+
+    let mut data = vec![0; SIZE];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut data).unwrap();
+    let (mut stream, peer) = accept(&listener);
+    assert_eq!(peer, GUEST);
+    let sent = |name| tap.statistic(&format!("tx_{name}"));
+    let received = |name| tap.statistic(&format!("rx_{name}"));
+    let before = [sent("bytes"), sent("packets")];
+    stream.write_all(&data).unwrap();
+    drop(stream);
+    let (mut stream, _) = accept(&listener);
+    let to_guest = [sent("bytes") - before[0], sent("packets") - before[1]];
+    let before = [received("bytes"), received("packets")];
+    let mut back = Vec::with_capacity(SIZE);
+    stream.read_to_end(&mut back).unwrap();
+    drop(stream);
+    let from_guest = [received("bytes") - before[0], received("packets") - before[1]];
+    assert!(back == data, "{} bytes came back, not those that were sent", back.len());
+
+    let neighbours = guest.while_held(|_| tap.ip(&["neighbour", "show", "dev", &tap.0]));
+    assert!(neighbours.contains(MAC), "{neighbours}");
+    let ended = guest.wait();
+    ended.expect(0);
+    let answers = ended.answers();
+    assert_eq!(&answers["mac"], MAC);
+    let features = &answers["features"];
+    let missing: Vec<_> = FEATURES.iter().filter(|bit| features.as_bytes()[**bit] != b'1').collect();
+    assert!(missing.is_empty(), "features {missing:?} are missing in {features}");
+    assert!(answers["ping"].contains("3 packets transmitted, 3 packets received"), "{}", &answers["ping"]);
+    assert_eq!(answers["receive"].split_whitespace().next(), Some(&*sha256(&data)));
+    // A packet without segmentation by the other side is 1514 bytes at most.
+    for (direction, [bytes, packets]) in [("to", to_guest), ("from", from_guest)] {
+        assert!(bytes > SIZE as u64, "{bytes} bytes {direction} the guest");
+        assert!(bytes / packets > 1514, "{packets} packets for {bytes} bytes {direction} the guest");
+    }
+}
+
+/// The next connection, and the address it comes from.
+fn accept(listener: &TcpListener) -> (TcpStream, String) {
+    let (stream, peer) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(support::LIMIT)).unwrap();
+    stream.set_write_timeout(Some(support::LIMIT)).unwrap();
+    (stream, peer.ip().to_string())
+}
+
+fn sha256(data: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&file, data).unwrap();
+    let sum = process::text(process::command("sha256sum").arg(file.path())).unwrap();
+    sum.split_whitespace().next().unwrap().to_owned()
+}

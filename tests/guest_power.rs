@@ -1,0 +1,134 @@
+//! Every way in which a machine ends: by its guest, by a signal, by a key, by a crash; with the right exit code, and
+//! with the terminal as it was.
+
+mod support;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use support::{Ended, Guest, LIMIT, Running};
+use xtask::process;
+
+/// The kernel's last words before it turns the machine off.
+const POWER_DOWN: &str = "reboot: Power down";
+/// Makes the kernel print from the start, so that a test need not wait for the boot.
+const EARLY: &str = "earlyprintk=ttyS0 console=ttyS0 loglevel=7";
+/// What it prints first.
+const FIRST_WORDS: &str = "Hypervisor detected: KVM";
+
+#[test]
+fn a_guest_that_powers_off() {
+    let ended = Guest::new().run("kernel", "uname -r").start().wait();
+    ended.expect(0);
+    assert!(ended.out.contains(POWER_DOWN), "{ended}");
+}
+
+#[test]
+fn a_guest_that_reboots() {
+    let ended = Guest::new().args(["--cpus", "2"]).run("reboot", "reboot -f").start().wait();
+    ended.expect(0);
+    assert!(ended.out.contains("reboot: Restarting system"), "{ended}");
+    assert_eq!(ended.err, "", "{ended}");
+}
+
+#[test]
+fn a_kernel_that_panics() {
+    let ended = Guest::new().args(["--cpus", "2"]).run("crash", "echo c >/proc/sysrq-trigger").start().wait();
+    ended.expect(1);
+    assert!(ended.out.contains("Kernel panic - not syncing: sysrq triggered crash"), "{ended}");
+    assert_eq!(ended.err, "microvm: the guest's kernel panicked\n", "{ended}");
+}
+
+#[test]
+fn a_triple_fault() {
+    // With this option Linux reboots by an exception that it cannot take.
+    let guest = Guest::new().args(["--cpus", "2"]).cmdline("reboot=t").hold().run("crash", "reboot -f");
+    let ended = on_terminal(guest, "ready\n", |guest| guest.type_in("\n"));
+    ended.expect(1);
+    for word in ["the guest crashed", "triple fault", "rip", "rsp", "cr3"] {
+        assert!(ended.err.to_lowercase().contains(word), "no {word}: {ended}");
+    }
+}
+
+#[test]
+fn sigterm_presses_the_power_button() {
+    // The daemon for the button has to listen before.
+    let acpid = "until ls -l /proc/$(pidof acpid)/fd | grep /dev/input/event; do usleep 20000; done";
+    let ended =
+        on_terminal(Guest::new().run("acpid", acpid).hold(), "ready\n", |guest| guest.signal(Signal::TERM));
+    ended.expect(0);
+    assert!(ended.out.contains(POWER_DOWN), "the guest turns itself off: {ended}");
+}
+
+#[test]
+fn sigterm_stops_a_guest_that_ignores_the_button() {
+    // The guest sees the button and does nothing about it.
+    let ignore = r"killall acpid
+        button=$(dirname $(dirname $(grep -l 'Power Button' /sys/class/input/event*/device/name)))
+        exec 3</dev/input/${button##*/}
+        printf 'listening\n'
+        head -c 24 <&3 | wc -c
+        printf 'pressed\n'
+        sleep 1000";
+    let guest = Guest::new().run("ignore", ignore).start();
+    guest.wait_for("listening\n");
+    guest.signal(Signal::TERM);
+    guest.wait_for("pressed\n");
+    let ended = guest.wait();
+    ended.expect(0);
+    assert!(!ended.out.contains(POWER_DOWN), "{ended}");
+}
+
+#[test]
+fn sigterm_stops_a_guest_that_boots() {
+    // Whether it will have heard of the button or not: it does not end by itself.
+    let guest = Guest::new().args(["--cpus", "2"]).cmdline(EARLY).run("wait", "sleep 1000").start();
+    guest.wait_for(FIRST_WORDS);
+    guest.signal(Signal::TERM);
+    guest.wait().expect(0);
+}
+
+/// Runs the VMM on a terminal until the guest has printed `words`, does something to it, waits for its end, and
+/// checks that the terminal has the modes that it had before.
+fn on_terminal(guest: Guest, words: &str, act: impl FnOnce(&mut Running)) -> Ended {
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&user).and_then(|()| unlockpt(&user)).unwrap();
+    let path = PathBuf::from(ptsname(&user, Vec::new()).unwrap().into_string().unwrap());
+    let terminal: File = open(&path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap().into();
+    let modes = || process::text(process::command("stty").arg("-F").arg(&path).arg("-g")).unwrap();
+    let before = modes();
+    let mut guest = guest.start_on(&terminal, user.into());
+    guest.wait_for(words);
+    assert_ne!(modes(), before, "the terminal is raw while the guest has it");
+    act(&mut guest);
+    guest.wait_for_exit();
+    assert_eq!(modes(), before, "the terminal is as it was before");
+    drop(terminal);
+    guest.wait()
+}
+
+/// A guest that has only begun to boot on a terminal, and what then ends it.
+fn early_on_terminal(act: impl FnOnce(&mut Running)) {
+    let ended = on_terminal(Guest::new().args(["--cpus", "2"]).cmdline(EARLY), FIRST_WORDS, act);
+    ended.expect(0);
+    assert!(!ended.out.contains(POWER_DOWN), "{ended}");
+}
+
+#[test]
+fn ctrl_a_h_helps_and_ctrl_a_x_quits() {
+    early_on_terminal(|guest| {
+        guest.type_in("\u{1}h");
+        assert!(guest.err.wait_for("Ctrl-A X quits", LIMIT), "{}", guest.err.text());
+        guest.type_in("\u{1}x");
+    });
+}
+
+#[test]
+fn sigint_sighup_and_sigquit_stop_at_once() {
+    for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
+        early_on_terminal(|guest| guest.signal(signal));
+    }
+}

@@ -1,0 +1,67 @@
+//! What a stream has brought so far, to be waited for by content.
+
+use std::io::Read;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Collects a stream on a thread of its own.
+#[derive(Clone)]
+pub struct Log(Arc<(Mutex<Content>, Condvar)>);
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Log {
+    pub fn follow(mut stream: impl Read + Send + 'static) -> Self {
+        let log = Self(Arc::default());
+        let shared = Arc::clone(&log.0);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // A pseudo-terminal whose other side has gone ends with an error.
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                shared.0.lock().unwrap().bytes.extend_from_slice(&buffer[..length]);
+                shared.1.notify_all();
+            }
+            shared.0.lock().unwrap().ended = true;
+            shared.1.notify_all();
+        });
+        log
+    }
+
+    /// Everything so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.0.lock().unwrap().bytes).into_owned()
+    }
+
+    /// Waits until `text` has come; false if the stream ends or the time is over before.
+    pub fn wait_for(&self, text: &str, limit: Duration) -> bool {
+        self.wait(limit, |content| contains(&content.bytes, text.as_bytes()));
+        contains(&self.0.0.lock().unwrap().bytes, text.as_bytes())
+    }
+
+    /// Waits until the stream has ended; false if the time is over before.
+    pub fn wait_for_end(&self, limit: Duration) -> bool {
+        self.wait(limit, |_| false);
+        self.0.0.lock().unwrap().ended
+    }
+
+    fn wait(&self, limit: Duration, until: impl Fn(&Content) -> bool) {
+        let deadline = Instant::now() + limit;
+        let mut content = self.0.0.lock().unwrap();
+        while !until(&content) && !content.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            content = self.0.1.wait_timeout(content, left).unwrap().0;
+        }
+    }
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
+}

@@ -1,0 +1,144 @@
+//! Boots guests with the example VMM `microvm`, lets them run shell commands, and hands back what each of them
+//! printed and how the VMM ended.
+// Each test binary uses a part of this.
+#![allow(dead_code, unused_imports)]
+
+mod log;
+mod running;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use xtask::kernels::{self, Flavour, Kernel};
+use xtask::{guest, vmm};
+
+pub use log::Log;
+pub use running::{Answers, Ended, Running};
+
+/// What any wait may take, the boot included: far more than an emulated processor needs.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// Around the name of a command that is about to run.
+const BEGIN: char = '\u{2}';
+/// Around the exit code of a command that has run.
+const END: char = '\u{3}';
+
+/// Debian's cloud kernel, which the test runner has fetched.
+pub fn kernel() -> Kernel {
+    kernels::cached(Flavour::Cloud).expect("the kernel is fetched before guests run: cargo xtask test")
+}
+
+/// A guest to be: the VMM's command line, and what the guest runs before it powers off.
+pub struct Guest {
+    kernel: PathBuf,
+    cmdline: String,
+    args: Vec<OsString>,
+    script: String,
+    names: Vec<String>,
+    folder: TempDir,
+}
+
+impl Guest {
+    /// Debian's kernel as ELF file, and otherwise what the VMM has by default.
+    pub fn new() -> Self {
+        Self {
+            kernel: kernel().vmlinux(),
+            cmdline: "console=ttyS0 8250.nr_uarts=1 quiet panic=-1".to_owned(),
+            args: Vec::new(),
+            script: String::new(),
+            names: Vec::new(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Another kernel.
+    pub fn kernel(self, kernel: PathBuf) -> Self {
+        Self { kernel, ..self }
+    }
+
+    /// Adds to the VMM's command line.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds to the kernel's command line.
+    pub fn cmdline(mut self, words: &str) -> Self {
+        self.cmdline = format!("{} {words}", self.cmdline);
+        self
+    }
+
+    /// Adds a disk, with options such as `,readonly`.
+    pub fn disk(self, image: &Path, options: &str) -> Self {
+        let disk = format!("path={}{options}", image.display());
+        self.args(["--disk", &disk])
+    }
+
+    /// Runs shell commands in the guest, and keeps what they print under `name`. They have to succeed: a
+    /// failure that the test expects is written `! command`.
+    pub fn run(mut self, name: &str, commands: &str) -> Self {
+        let (begin, end) = (BEGIN as u32, END as u32);
+        self.script += &format!("printf '\\{begin:03o}{name}\\{begin:03o}'\n(\nset -e\n{commands}\n) 2>&1\n");
+        self.script += &format!("printf '\\{end:03o}%d\\{end:03o}' $?\n");
+        self.names.push(name.to_owned());
+        self
+    }
+
+    /// The guest prints `ready` and goes on when a line is typed on its console.
+    pub fn hold(mut self) -> Self {
+        self.script += "printf 'ready\\n'\nread -r line </dev/console\n";
+        self
+    }
+
+    /// The kernel's command line.
+    pub fn command_line(&self) -> &str {
+        &self.cmdline
+    }
+
+    /// An initramfs that runs the guest's commands.
+    pub fn initrd(&self) -> PathBuf {
+        let mut tree = guest::tree(&kernel()).unwrap();
+        tree.file("/job", 0o755, self.script.as_str());
+        let initrd = self.folder.path().join("initrd");
+        fs::write(&initrd, tree.to_cpio()).unwrap();
+        initrd
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(vmm::program());
+        command.arg("--kernel").arg(&self.kernel).arg("--initrd").arg(self.initrd());
+        command.arg("--cmdline").arg(&self.cmdline).args(&self.args);
+        command
+    }
+
+    /// Starts the VMM with a pipe for each of its streams.
+    pub fn start(self) -> Running {
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Running::new(child, Box::new(input), Log::follow(output), self.names, self.folder)
+    }
+
+    /// Starts the VMM on `terminal`, a pseudo-terminal whose other side is `user`.
+    pub fn start_on(self, terminal: &File, user: File) -> Running {
+        let mut command = self.command();
+        command.stdin(terminal.try_clone().unwrap()).stdout(terminal.try_clone().unwrap());
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let output = Log::follow(user.try_clone().unwrap());
+        Running::new(child, Box::new(user), output, self.names, self.folder)
+    }
+
+    /// Starts the VMM and waits until it ends, which has to be as it is when a guest has powered off: with exit
+    /// code 0 and nothing to complain about.
+    pub fn boot(self) -> Answers {
+        let ended = self.start().wait();
+        ended.expect(0);
+        assert_eq!(ended.err, "", "{ended}");
+        ended.answers()
+    }
+}
