@@ -1,5 +1,5 @@
 //! Machines on this host's `/dev/kvm` beside the floors: making one and taking it down, and the round trip of an
-//! exit. Each sample runs both in turn, so that what else the host does falls on both.
+//! exit. The ratios are printed at the end of each group. Then 500 machines at once.
 #![allow(missing_docs)] // criterion_group! makes a public function
 
 #[path = "floors/exits.rs"]
@@ -7,7 +7,7 @@ mod floor_exits;
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use floor_exits::machine as floor_machine;
@@ -48,6 +48,19 @@ fn create(c: &mut Criterion) {
     group.bench_function("ours", |b| b.iter(|| machine(&kvm)));
     group.bench_function("floor", |b| b.iter(|| floor_machine::once(&host, &POWER_OFF)));
     group.finish();
+    ratio("kvm_create", 5, || machine(&kvm), || floor_machine::once(&host, &POWER_OFF));
+}
+
+/// The median of what ours takes over what the floor takes, in turns, so that what else the host does falls on both.
+fn ratio(name: &str, rounds: u32, mut ours: impl FnMut(), mut floor: impl FnMut()) {
+    let time = |path: &mut dyn FnMut()| {
+        let start = Instant::now();
+        (0..rounds).for_each(|_| path());
+        start.elapsed().as_secs_f64()
+    };
+    let mut ratios: Vec<_> = (0..41).map(|_| time(&mut ours) / time(&mut floor)).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!("{name}: {:.3} x floor (quartiles {:.3}, {:.3})", ratios[20], ratios[10], ratios[30]);
 }
 
 /// A vCPU of ours in a loop of exits, and what it needs.
@@ -85,12 +98,45 @@ fn exits(c: &mut Criterion) {
         let mut floor = Exits::new(&floor_machine::Host::open(), code);
         group.bench_function("floor", |b| b.iter(|| floor.step()));
         group.finish();
+        ratio(&format!("kvm_exit/{name}"), 200, || guest.step(), || floor.step());
     }
+}
+
+/// 500 machines in one process, all alive: whether the last are made as fast as the first, and what each takes.
+fn many(_: &mut Criterion) {
+    let kvm = Kvm::open().unwrap();
+    // hlt; jmp back
+    let halt = |memory: &GuestMmap, _: &Platform| -> Result<Registers, PayloadError> {
+        memory.write_slice(&[0xf4, 0xeb, 0xfd], GuestAddress(0x1000))?;
+        Ok(Registers::real_mode(0x1000))
+    };
+    let private = || {
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let field = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+        rollup.lines().filter(|line| line.starts_with("Private_")).filter_map(field).sum::<u64>()
+    };
+    let (mut machines, mut times) = (Vec::new(), Vec::new());
+    let before = private();
+    for _ in 0..500 {
+        let start = Instant::now();
+        let builder = Machine::builder("many").memory(RamConfig::new(1 << 20)).payload(halt);
+        let mut machine = builder.device(AcpiPower::new("power")).build(&kvm).unwrap();
+        machine.start().unwrap();
+        times.push(start.elapsed().as_secs_f64());
+        machines.push(machine);
+    }
+    let memory = (private() - before) / 500;
+    let rate = |times: &[f64]| times.len() as f64 / times.iter().sum::<f64>();
+    let (first, last) = (rate(&times[..50]), rate(&times[450..]));
+    println!(
+        "500 machines: {first:.0}/s at first, {last:.0}/s at last ({:.2}), {memory} KiB each",
+        last / first
+    );
 }
 
 fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
 }
 
-criterion_group! { name = benches; config = settings(); targets = create, exits }
+criterion_group! { name = benches; config = settings(); targets = create, exits, many }
 criterion_main!(benches);

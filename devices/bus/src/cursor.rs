@@ -24,7 +24,9 @@ pub struct FaultCounts {
 }
 
 impl FaultCounts {
+    // Out of line, so that the ways that do not fault keep their registers.
     #[cold]
+    #[inline(never)]
     fn count(&mut self, fault: BusFault) {
         *match fault {
             BusFault::Unmapped => &mut self.unmapped,
