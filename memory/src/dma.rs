@@ -248,6 +248,20 @@ impl Dma {
         Ok((self.gather(segments, bytes)? == whole).then_some(value))
     }
 
+    /// Writes `value` to the first bytes of `segments`, as many as they have; returns how many.
+    #[inline]
+    pub fn scatter_obj<'a, T: ByteValued>(
+        &self,
+        segments: impl Into<Segments<'a>>,
+        value: T,
+    ) -> Result<usize, DmaError> {
+        let segments = segments.into();
+        match segments.front(size_of::<T>()) {
+            Some(addr) => self.write_obj(addr, value).map(|()| size_of::<T>()),
+            None => self.scatter(segments, value.as_slice()),
+        }
+    }
+
     /// What `access` makes of the region and the offset in it that `addr` means, if it lies in one region from
     /// its first to its last byte.
     #[inline]

@@ -40,7 +40,12 @@ impl<const N: usize> IoVecs<N> {
         let mut vecs = Self { array: [const { MaybeUninit::uninit() }; N], len: 0 };
         vecs.extend(ends.head);
         for segment in segments.iter() {
-            for slice in dma.memory().get_slices(segment.addr, segment.len as usize) {
+            let len = segment.len as usize;
+            if let Some(piece) = dma.in_region(segment.addr, |region, at| region.iovec(at, len)) {
+                vecs.extend(Some(piece));
+                continue;
+            }
+            for slice in dma.memory().get_slices(segment.addr, len) {
                 let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
                 let slice = slice.map_err(|_| not_ram)?;
                 let iov_base = slice.ptr_guard_mut().as_ptr().cast();
@@ -201,7 +206,11 @@ impl Dma {
 
     fn mark_dirty(&self, segments: Segments<'_>) {
         for segment in segments.iter() {
-            for slice in self.memory().get_slices(segment.addr, segment.len as usize).flatten() {
+            let len = segment.len as usize;
+            if self.in_region(segment.addr, |region, at| region.mark_dirty(at, len)).is_some() {
+                continue;
+            }
+            for slice in self.memory().get_slices(segment.addr, len).flatten() {
                 slice.bitmap().mark_dirty(0, slice.len());
             }
         }

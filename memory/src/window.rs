@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use libc::iovec;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{AtomicAccess, AtomicInteger, ByteValued};
@@ -171,6 +172,18 @@ impl Window {
         unsafe { at.as_ptr().copy_from_nonoverlapping(buf.as_ptr(), buf.len()) };
         self.wrote(offset, buf.len());
         Ok(())
+    }
+
+    /// `len` bytes at `offset` as the kernel takes them, if all of them are in here.
+    #[inline]
+    pub(crate) fn iovec(&self, offset: usize, len: usize) -> Result<iovec, DmaError> {
+        self.at(offset, len).map(|at| iovec { iov_base: at.as_ptr().cast(), iov_len: len })
+    }
+
+    /// Marks `len` bytes at `offset`, which somebody else has written, as dirty.
+    #[inline]
+    pub(crate) fn mark_dirty(&self, offset: usize, len: usize) -> Result<(), DmaError> {
+        self.at(offset, len).map(|_| self.wrote(offset, len))
     }
 
     /// Where `len` bytes at `offset` are, if all of them are in here.

@@ -95,6 +95,22 @@ fn a_value_is_gathered_from_one_piece_or_several() {
     assert_eq!(dma.gather_obj::<[u8; 4]>(Segments::first_bytes(&list, 4)), Ok(Some(*b"abcd")));
 }
 
+#[test]
+fn a_value_is_scattered_to_one_piece_or_several() {
+    let dma = dma();
+    let written = || dma.read_obj::<[u8; 8]>(GuestAddress(0x10)).unwrap();
+    assert_eq!(dma.scatter_obj(&[seg(0x10, 8)], *b"abcd"), Ok(4));
+    assert_eq!(&written(), b"abcd\0\0\0\0");
+    assert_eq!(dma.scatter_obj(&[seg(0x10, 1), seg(0x12, 3)], *b"efgh"), Ok(4));
+    assert_eq!(&written(), b"ebfgh\0\0\0");
+    assert_eq!(dma.scatter_obj(&[seg(0x16, 2)], *b"ijkl"), Ok(2));
+    assert_eq!(&written(), b"ebfgh\0ij");
+    let list = [seg(0x10, 8)];
+    assert_eq!(dma.scatter_obj(Segments::from(&list).skip(7), b'm'), Ok(1));
+    assert_eq!(&written(), b"ebfgh\0im");
+    assert!(dma.scatter_obj(&[seg(MIB, 4)], 0u32).is_err());
+}
+
 /// Regions at 1 to 2 MiB and 2 to 3 MiB, and one from 4 MiB on.
 fn regions() -> Dma {
     let at = |mib: u64| (GuestAddress(mib * MIB), MIB as usize);

@@ -22,8 +22,9 @@ const SEGMENTS_ENOUGH: usize = 512;
 pub(super) struct Rx {
     queue: VirtQueue,
     posted: VecDeque<Posted>,
-    /// The writable segments of all that is posted, in order.
+    /// The writable segments of all that is posted, in order, behind `gone` that packets have used.
     segments: Vec<Segment>,
+    gone: usize,
     /// The bytes they hold.
     room: u64,
     /// A packet may take several chains.
@@ -44,6 +45,7 @@ impl Rx {
             queue,
             posted: VecDeque::new(),
             segments: Vec::new(),
+            gone: 0,
             room: 0,
             merge: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
             clear_flags: features & 1 << VIRTIO_NET_F_GUEST_CSUM == 0,
@@ -73,7 +75,7 @@ impl Rx {
                 continue;
             }
             budget -= 1;
-            match io.receive(mem, (&self.segments).into()) {
+            match io.receive(mem, self.waiting()) {
                 Ok(len) => self.deliver(len as u64, mem, counters)?,
                 Err(e) => {
                     // After a failure too the next packet wakes us: trying again at once would spin.
@@ -101,6 +103,11 @@ impl Rx {
                 continue;
             }
             self.room += room;
+            if self.gone >= SEGMENTS_ENOUGH {
+                // Once for hundreds of packets, which would each move all segments otherwise.
+                self.segments.drain(..self.gone);
+                self.gone = 0;
+            }
             self.segments.extend_from_slice(chain.writable());
             self.posted.push_back(Posted { chain, room });
         }
@@ -109,7 +116,12 @@ impl Rx {
 
     fn wants_more(&self) -> bool {
         self.posted.is_empty()
-            || self.merge && self.room < MAX_PACKET && self.segments.len() < SEGMENTS_ENOUGH
+            || self.merge && self.room < MAX_PACKET && self.segments.len() - self.gone < SEGMENTS_ENOUGH
+    }
+
+    /// What is posted.
+    fn waiting(&self) -> Segments<'_> {
+        Segments::first_bytes(self.segments.get(self.gone..).unwrap_or_default(), self.room)
     }
 
     /// Gives the driver the packet of `len` bytes that lies in the posted chains.
@@ -129,20 +141,18 @@ impl Rx {
         }
         // The first chain has room for a header, and the queue has found it in RAM.
         if self.clear_flags {
-            let _ = mem.scatter(&self.segments, &[0]);
+            let _ = mem.scatter_obj(self.waiting(), 0u8);
         }
-        let _ = mem.scatter(Segments::from(&self.segments).skip(NUM_BUFFERS), &taken.to_le_bytes());
+        let _ = mem.scatter_obj(self.waiting().skip(NUM_BUFFERS), taken.to_le());
 
         rest = len;
-        let mut gone = 0;
         for Posted { chain, room } in self.posted.drain(..usize::from(taken)) {
             let here = rest.min(room);
             rest -= here;
             self.room -= room;
-            gone += chain.writable().len();
+            self.gone += chain.writable().len();
             self.queue.complete(chain, u32::try_from(here).unwrap_or(u32::MAX))?;
         }
-        self.segments.drain(..gone);
         counters.rx_packets.add(1);
         counters.rx_bytes.add(len - HEADER_LEN as u64);
         Ok(())

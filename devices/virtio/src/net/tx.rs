@@ -43,7 +43,8 @@ impl Tx {
         let mut budget = TURN_PACKETS;
         loop {
             while let Some(chain) = self.queue.pop()? {
-                match self.send(&**io, mem, chain.readable().into()) {
+                let packet = Segments::first_bytes(chain.readable(), chain.readable_len().into());
+                match self.send(&**io, mem, packet) {
                     Ok(bytes) => {
                         counters.tx_packets.add(1);
                         counters.tx_bytes.add(bytes);
@@ -79,8 +80,7 @@ impl Tx {
         if !(HEADER_LEN as u64 + ETHERNET_HEADER..=MAX_PACKET).contains(&packet.len()) {
             return Err(Lost::Guest);
         }
-        let mut raw = [0; HEADER_LEN];
-        mem.gather(packet, &mut raw).map_err(|_| Lost::Guest)?;
+        let raw = mem.gather_obj::<[u8; HEADER_LEN]>(packet).ok().flatten().ok_or(Lost::Guest)?;
         // The host gets this copy: what the driver makes of its own meanwhile does not matter.
         let header = header::checked(raw, self.features).ok_or(Lost::Guest)?;
         let frame = packet.skip(HEADER_LEN as u64);
