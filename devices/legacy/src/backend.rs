@@ -1,7 +1,7 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -92,24 +92,42 @@ pub fn socket(path: &Path) -> io::Result<Backend> {
 /// console. `on_key` is called for the keys even when nobody reads: what the descriptor has no room for is
 /// dropped, as a terminal does. The thread that reads ends with the input.
 pub fn without_escape_keys(
-    input: impl Read + Send + 'static,
+    mut input: impl Read + Send + 'static,
     mut on_key: impl FnMut(Escape) + Send + 'static,
 ) -> io::Result<OwnedFd> {
     let (mut guest, end) = UnixStream::pair()?;
     guest.set_nonblocking(true)?;
     thread::Builder::new().name("keyboard".to_owned()).spawn(move || {
         let mut filter = EscapeFilter::new();
-        for byte in BufReader::new(input).bytes().map_while(Result::ok) {
-            let (byte, key) = filter.push(byte);
-            if let Some(byte) = byte {
-                let _ = guest.write(&[byte]);
+        let mut piece = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let length = match input.read(&mut buffer) {
+                Ok(length @ 1..) => length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                _ => break,
+            };
+            for &byte in buffer.iter().take(length) {
+                let (byte, key) = filter.push(byte);
+                piece.extend(byte);
+                if let Some(key) = key {
+                    send(&mut guest, &mut piece);
+                    on_key(key);
+                }
             }
-            if let Some(key) = key {
-                on_key(key);
-            }
+            send(&mut guest, &mut piece);
         }
     })?;
     Ok(end.into())
+}
+
+/// Sends a piece of the input at once: a socket has room for a few hundred writes, however short they are.
+fn send(guest: &mut UnixStream, piece: &mut Vec<u8>) {
+    if !piece.is_empty() {
+        // What there is no room for is dropped.
+        let _ = guest.write(piece);
+        piece.clear();
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +144,18 @@ mod tests {
         File::from(fd).read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"ab\x01c");
         assert_eq!(pressed.iter().collect::<Vec<_>>(), [Escape::Help]);
+    }
+
+    #[test]
+    fn what_is_pasted_waits_for_the_guest() {
+        let (keys, pressed) = channel();
+        let pasted: Vec<u8> = (0..64 << 10).map(|n| b'a' + (n % 23) as u8).collect();
+        let input = io::Cursor::new([&pasted[..], b"\x01h"].concat());
+        let fd = without_escape_keys(input, move |key| keys.send(key).unwrap()).unwrap();
+        assert_eq!(pressed.recv(), Ok(Escape::Help));
+        let mut rest = Vec::new();
+        File::from(fd).read_to_end(&mut rest).unwrap();
+        assert!(rest == pasted, "{} of {} bytes", rest.len(), pasted.len());
     }
 
     #[test]
