@@ -158,6 +158,23 @@ fn a_packet_fills_as_many_buffers_as_it_needs() {
 }
 
 #[test]
+fn buffers_are_used_in_their_order_for_as_long_as_the_card_runs() {
+    let (mut net, other) = card();
+    let mut rig = Rig::new(&mut net, MRG_RXBUF);
+    let mut heads = VecDeque::new();
+    for i in 0..1500 {
+        // Always some buffers ahead of the packets, of three segments each.
+        while heads.len() < 5 {
+            post(&mut rig, &mut heads, &[20, 30, 50]);
+        }
+        let sent = packet(60 + i % 100);
+        other.send(&sent).unwrap();
+        rig.run(HOST);
+        assert_packet(taken(&mut rig, &mut heads), &sent, 1 + u16::from(sent.len() > 100));
+    }
+}
+
+#[test]
 fn without_merging_a_packet_gets_one_buffer() {
     let (mut net, other) = card();
     let mut rig = Rig::new(&mut net, GUEST_CSUM);
