@@ -22,7 +22,7 @@ impl Backend {
         Self { line: Box::new(line), on_key: None }
     }
 
-    /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`](crate::EscapeFilter)),
+    /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`]),
     /// which the guest then does not get. The call comes from the port's thread.
     ///
     /// The line is then read even if the guest does not read: the keys work when it hangs. Up to 4 KiB wait
