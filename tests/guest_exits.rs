@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use ossature::bus::Device;
 use ossature::core::Kvm;
@@ -15,17 +17,21 @@ use ossature::core::machine::{Linux, Machine, Outcome};
 use ossature::legacy::{AcpiPower, Rtc, Serial, SerialPort, backend};
 use ossature::memory::RamConfig;
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
-use ossature::virtio::{Blk, SharedLoop, VirtioMmio};
-use support::{Guest, LIMIT, Log, kernel};
+use ossature::virtio::net::{self, Mac};
+use ossature::virtio::{Blk, Net, SharedLoop, VirtioMmio};
+use support::{Guest, LIMIT, Log, Tap, kernel};
 
-/// Requests of a disk in the measured part.
+/// Requests of the disk, and bytes over the network, in the measured part.
 const REQUESTS: u64 = 4000;
+const BYTES: u64 = 32 << 20;
 
 #[test]
 fn requests_and_interrupts_do_not_reach_user_space() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk");
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let tap = Tap::new();
+    let listener = tap.listen();
     // The first part warms up; what is counted is between the marks.
     let load = format!(
         "dd if=/dev/vda of=/dev/null bs=4k iflag=direct count=100
@@ -33,15 +39,22 @@ fn requests_and_interrupts_do_not_reach_user_space() {
         read -r line </dev/console
         dd if=/dev/vda of=/dev/null bs=4k iflag=direct count={}
         dd if=/dev/zero of=/dev/vda bs=4k oflag=direct count={}
+        head -c {BYTES} /dev/zero | nc {} {}
         printf 'done\\n'
         read -r line </dev/console",
         REQUESTS / 2,
-        REQUESTS / 2
+        REQUESTS / 2,
+        tap.host,
+        listener.local_addr().unwrap().port(),
     );
-    let guest = Guest::new().run("load", &load);
+    let guest = Guest::new().cmdline(&format!("ossature.ip={}/24", tap.guest)).run("load", &load);
+    let received = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+    });
     let (mut keyboard, ours) = UnixStream::pair().unwrap();
     let log = Log::follow(keyboard.try_clone().unwrap());
-    let mut machine = machine(&guest, &image, ours);
+    let mut machine = machine(&guest, &image, &tap, ours);
     machine.start().unwrap();
     let mut at = |mark: &str| {
         assert!(log.wait_for(mark, LIMIT), "no {mark:?}: {}", log.text());
@@ -53,15 +66,19 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     let after = at("done\n");
     assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown), "{}", log.text());
 
-    let of_disk = |name: &str| after[&("disk", name)] - before[&("disk", name)];
-    let requests = of_disk("read_requests") + of_disk("write_requests");
+    assert_eq!(received.join().unwrap(), BYTES);
+    let of = |scope, name| after[&(scope, name)] - before[&(scope, name)];
+    let requests = of("disk", "read_requests") + of("disk", "write_requests");
     assert!(requests >= REQUESTS, "{requests} requests: {}", log.text());
-    let grown = |name: &str| -> u64 {
-        let sum =
-            |counters: &Counters| ["vcpu0", "vcpu1"].iter().map(|vcpu| counters[&(*vcpu, name)]).sum::<u64>();
-        sum(&after) - sum(&before)
-    };
+    let packets = of("net", "rx_packets") + of("net", "tx_packets");
+    assert!(packets > 100, "{packets} packets: {}", log.text());
+    let requests = requests + packets;
+    let sum = |counters: &Counters, name| counters[&("vcpu0", name)] + counters[&("vcpu1", name)];
+    let grown = |name| sum(&after, name) - sum(&before, name);
     assert!(grown("exits") > requests, "each request makes the guest exit to the kernel at least");
+    for exits in ["mmio_exits", "io_exits"] {
+        assert!(sum(&before, exits) > 0, "drivers set up their devices by {exits}");
+    }
     // The guest's clock and its console may go to user space, at their own pace.
     for exits in ["mmio_exits", "io_exits"] {
         let count = grown(exits);
@@ -69,33 +86,46 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     }
 }
 
+const COUNTERS: [(&str, &str); 10] = [
+    ("disk", "read_requests"),
+    ("disk", "write_requests"),
+    ("net", "rx_packets"),
+    ("net", "tx_packets"),
+    ("vcpu0", "exits"),
+    ("vcpu0", "io_exits"),
+    ("vcpu0", "mmio_exits"),
+    ("vcpu1", "exits"),
+    ("vcpu1", "io_exits"),
+    ("vcpu1", "mmio_exits"),
+];
+
 type Counters = HashMap<(&'static str, &'static str), u64>;
 
 /// The counters that are compared, by scope and name.
 fn counters(machine: &Machine) -> Counters {
     let mut counters = HashMap::new();
     machine.metrics(&mut |scope, name, value| {
-        for known in ["disk", "vcpu0", "vcpu1"] {
-            for counter in ["read_requests", "write_requests", "exits", "mmio_exits", "io_exits"] {
-                if (scope, name) == (known, counter) {
-                    counters.insert((known, counter), value);
-                }
+        for known in COUNTERS {
+            if known == (scope, name) {
+                counters.insert(known, value);
             }
         }
     });
     counters
 }
 
-fn machine(guest: &Guest, image: &std::path::Path, console: UnixStream) -> Machine {
+fn machine(guest: &Guest, image: &Path, tap: &Tap, console: UnixStream) -> Machine {
     let io = Arc::new(SharedLoop::new("io").unwrap());
     let disk =
         Blk::new(RawFile::open(image, OpenMode::ReadWrite).unwrap(), "disk".parse::<DiskId>().unwrap());
+    let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
     let line = backend::fds(Some(console.try_clone().unwrap().into()), Some(console.into())).unwrap();
     let devices: Vec<Box<dyn Device>> = vec![
         Box::new(Rtc::new("rtc")),
         Box::new(AcpiPower::new("power")),
         Box::new(Serial::new("com1", SerialPort::COM1, line).unwrap()),
-        Box::new(VirtioMmio::new("disk", Box::new(disk), io)),
+        Box::new(VirtioMmio::new("disk", Box::new(disk), io.clone())),
+        Box::new(VirtioMmio::new("net", Box::new(net), io)),
     ];
     Machine::builder("exits")
         .cpus(2)

@@ -5,6 +5,7 @@
 
 mod log;
 mod running;
+mod tap;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -18,6 +19,7 @@ use xtask::{guest, vmm};
 
 pub use log::Log;
 pub use running::{Answers, Ended, Running};
+pub use tap::Tap;
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);

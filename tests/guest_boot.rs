@@ -1,0 +1,214 @@
+//! Debian's kernel boots in every form that it comes in, with the processors and the memory that it was given.
+
+mod support;
+
+use std::fs;
+
+use support::{Answers, Guest, Running, kernel};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What /proc/sys/kernel/bootloader_type says of a kernel that was entered by PVH, and of one that a loader without
+/// a number of its own has started.
+const PVH: &str = "176";
+const LINUX: &str = "255";
+
+#[derive(Clone, Copy)]
+enum Image {
+    Elf,
+    BzImage,
+}
+
+/// Boots with so many processors by this protocol, which the kernel has to confirm.
+fn boots(image: Image, protocol: &str, entered: &str, cpus: usize) {
+    let image = match image {
+        Image::Elf => kernel().vmlinux(),
+        Image::BzImage => kernel().vmlinuz(),
+    };
+    let mut guest = Guest::new()
+        .kernel(image)
+        .args(["--boot", protocol, "--cpus", &cpus.to_string()])
+        .cmdline("found.by.the.guest")
+        .run("entered", "cat /proc/sys/kernel/bootloader_type")
+        .run("release", "uname -r")
+        .run("cmdline", "cat /proc/cmdline")
+        .run("processors", "nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/possible")
+        .run("cores", "cat /sys/devices/system/cpu/cpu*/topology/core_id")
+        .run("clock", "cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+        .hold()
+        .start();
+    let threads = guest.while_held(vcpu_threads);
+    let ended = guest.wait();
+    ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
+    let answers = ended.answers();
+    assert_eq!(&answers["entered"], entered);
+    assert_eq!(&answers["release"], kernel().release);
+    assert!(answers["cmdline"].ends_with(" panic=-1 found.by.the.guest"), "{}", &answers["cmdline"]);
+    let possible = if cpus == 1 { "0".to_owned() } else { format!("0-{}", cpus - 1) };
+    assert_eq!(answers["processors"], format!("{cpus}\n{cpus}\n{possible}"));
+    let cores: Vec<String> = (0..cpus).map(|core| core.to_string()).collect();
+    assert_eq!(answers["cores"], cores.join("\n"), "each processor is a core of its own");
+    assert_eq!(&answers["clock"], "kvm-clock");
+    let names: Vec<String> = (0..cpus).map(|index| format!("vcpu{index}:microvm")).collect();
+    assert_eq!(threads, names);
+}
+
+/// The names of the threads that run the guest.
+fn vcpu_threads(guest: &Running) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid())).unwrap();
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap().trim().to_owned();
+    let mut names: Vec<String> = tasks.map(|task| name(task.unwrap())).collect();
+    names.retain(|name| name.starts_with("vcpu"));
+    names.sort();
+    names
+}
+
+#[test]
+fn an_elf_kernel_by_pvh_with_1_processor() {
+    boots(Image::Elf, "pvh", PVH, 1);
+}
+
+#[test]
+fn an_elf_kernel_by_pvh_with_2_processors() {
+    boots(Image::Elf, "auto", PVH, 2);
+}
+
+#[test]
+fn an_elf_kernel_by_pvh_with_4_processors() {
+    boots(Image::Elf, "pvh", PVH, 4);
+}
+
+#[test]
+fn an_elf_kernel_by_the_linux_protocol_with_1_processor() {
+    boots(Image::Elf, "linux", LINUX, 1);
+}
+
+#[test]
+fn an_elf_kernel_by_the_linux_protocol_with_2_processors() {
+    boots(Image::Elf, "linux", LINUX, 2);
+}
+
+#[test]
+fn an_elf_kernel_by_the_linux_protocol_with_4_processors() {
+    boots(Image::Elf, "linux", LINUX, 4);
+}
+
+#[test]
+fn a_bzimage_with_1_processor() {
+    boots(Image::BzImage, "auto", PVH, 1);
+}
+
+#[test]
+fn a_bzimage_with_2_processors() {
+    boots(Image::BzImage, "pvh", PVH, 2);
+}
+
+#[test]
+fn a_bzimage_with_4_processors() {
+    boots(Image::BzImage, "auto", PVH, 4);
+}
+
+#[test]
+fn a_bzimage_that_unpacks_itself() {
+    boots(Image::BzImage, "linux", LINUX, 1);
+}
+
+/// Adds what [`check_memory`] reads.
+fn asks_for_memory(guest: Guest) -> Guest {
+    guest
+        .run(
+            "total",
+            "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; free | awk '/^Mem/ { print $2 }'",
+        )
+        .run("e820", "dmesg | sed -n 's/.*BIOS-e820: .mem \\(.*\\)-\\(.*\\). usable/\\1 \\2/p'")
+        .run("ram", "sed -n 's/^\\([0-9a-f]*\\)-\\([0-9a-f]*\\) : System RAM/\\1 \\2/p' /proc/iomem")
+}
+
+/// Checks that the guest has the memory that it was given, and returns what of it lies above 4 GiB.
+fn check_memory(answers: &Answers, given: u64) -> u64 {
+    let e820 = ranges(&answers["e820"]);
+    let size: u64 = e820.iter().map(|(first, last)| last - first + 1).sum();
+    // The legacy hole and the boot tables lie in the first MiB.
+    assert!((given - MIB..=given).contains(&size), "{size:#x} of {given:#x} bytes in {e820:x?}");
+    let above = |ranges: &[(u64, u64)]| -> u64 {
+        ranges.iter().filter(|(first, _)| *first >= 4 * GIB).map(|(first, last)| last - first + 1).sum()
+    };
+    let ram = ranges(&answers["ram"]);
+    assert_eq!(above(&ram), above(&e820), "System RAM {ram:x?}, e820 {e820:x?}");
+    let totals: Vec<u64> = answers["total"].lines().map(|line| line.parse().unwrap()).collect();
+    let [total, free] = totals[..] else { panic!("{totals:?}") };
+    assert_eq!(total, free, "`free` and /proc/meminfo");
+    // The kernel keeps its image, 64 bytes for each page of 4 KiB, and bounce buffers of 64 MiB if a device of 32
+    // bits could not reach all memory.
+    let bounce = if given > 3 * GIB { 64 * MIB } else { 0 };
+    let reserved = 48 * MIB + given / 64 + bounce;
+    assert!((given - reserved..given).contains(&(total << 10)), "{total} KiB of {given:#x} bytes");
+    above(&ram)
+}
+
+/// Pairs of hexadecimal numbers: the first and the last byte of each range.
+fn ranges(text: &str) -> Vec<(u64, u64)> {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    text.lines().map(|line| line.split_once(' ').unwrap()).map(|(a, b)| (number(a), number(b))).collect()
+}
+
+#[test]
+fn memory_of_256m() {
+    let answers = asks_for_memory(Guest::new().args(["--memory", "256M"])).boot();
+    assert_eq!(check_memory(&answers, 256 * MIB), 0);
+}
+
+#[test]
+fn memory_of_5g_on_both_sides_of_the_gap() {
+    let guest = Guest::new().args(["--memory", "5G", "--cpus", "2"]);
+    let answers = asks_for_memory(guest).boot();
+    let above = check_memory(&answers, 5 * GIB);
+    assert!((2 * GIB..5 * GIB).contains(&above), "{above:#x} bytes above 4 GiB");
+}
+
+#[test]
+fn huge_pages_come_from_the_pool_and_a_short_one_is_an_error_with_numbers() {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    let count =
+        |name: &str| -> u64 { fs::read_to_string(format!("{POOL}/{name}")).unwrap().trim().parse().unwrap() };
+    let resize = |pages: u64| {
+        fs::write(format!("{POOL}/nr_hugepages"), pages.to_string()).unwrap();
+        assert_eq!(count("nr_hugepages"), pages, "the host has no room for the pool");
+    };
+    let before = count("nr_hugepages");
+    resize(100);
+    let ended = Guest::new().args(["--hugepages", "--memory", "256M"]).start().wait();
+    ended.expect(1);
+    assert!(ended.err.contains("128") && ended.err.contains("100"), "both numbers: {ended}");
+    assert_eq!(ended.out, "", "no guest has run");
+
+    resize(130);
+    let guest = asks_for_memory(Guest::new().args(["--hugepages", "2M", "--memory", "256M"]));
+    let mut guest = guest.hold().start();
+    let free = guest.while_held(|_| count("free_hugepages"));
+    let ended = guest.wait();
+    ended.expect(0);
+    check_memory(&ended.answers(), 256 * MIB);
+    assert!(free < 130 - 16, "the guest lives in huge pages: {free} are free");
+    assert_eq!(count("free_hugepages"), 130, "all pages are back");
+    resize(before);
+}
+
+#[test]
+fn shared_memory_is_one_that_others_can_map() {
+    let guest = asks_for_memory(Guest::new().args(["--shared-memory", "--memory", "256M"]));
+    let mut guest = guest.hold().start();
+    let maps = guest.while_held(|guest| guest.proc("maps"));
+    let ended = guest.wait();
+    ended.expect(0);
+    check_memory(&ended.answers(), 256 * MIB);
+    let of_memfd = |line: &&str| line.contains("/memfd:");
+    let range = maps.lines().find(of_memfd).unwrap_or_else(|| panic!("no memfd: {maps}"));
+    let mut words = range.split_whitespace();
+    let (first, last) = words.next().unwrap().split_once('-').unwrap();
+    let size = u64::from_str_radix(last, 16).unwrap() - u64::from_str_radix(first, 16).unwrap();
+    assert_eq!(size, 256 * MIB, "{range}");
+    assert_eq!(words.next(), Some("rw-s"), "{range}");
+}
