@@ -6,11 +6,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use support::Guest;
+use support::{Guest, Tap};
 use xtask::process;
 
-const HOST: &str = "10.213.77.1";
-const GUEST: &str = "10.213.77.2";
 const MAC: &str = "02:00:5e:10:20:30";
 const SIZE: usize = 64 << 20;
 
@@ -18,55 +16,27 @@ const SIZE: usize = 64 << 20;
 /// TCP segmentation by the other side, in both directions; an address; merged receive buffers.
 const FEATURES: [usize; 8] = [0, 1, 5, 7, 8, 11, 12, 15];
 
-/// A tap that goes with the test.
-struct Tap(String);
-
-impl Tap {
-    fn new() -> Self {
-        let tap = Self(format!("ot{}", std::process::id()));
-        tap.ip(&["tuntap", "add", "mode", "tap", "name", &tap.0]);
-        tap.ip(&["address", "add", &format!("{HOST}/24"), "dev", &tap.0]);
-        tap.ip(&["link", "set", &tap.0, "up"]);
-        tap
-    }
-
-    fn ip(&self, arguments: &[&str]) -> String {
-        process::text(process::command("ip").args(arguments)).unwrap()
-    }
-
-    fn statistic(&self, name: &str) -> u64 {
-        let file = format!("/sys/class/net/{}/statistics/{name}", self.0);
-        fs::read_to_string(file).unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        // Nothing is left to do if it has gone.
-        let _ = process::output(process::command("ip").args(["link", "delete", &self.0]));
-    }
-}
-
 #[test]
 fn data_comes_and_goes_over_a_tap() {
     let tap = Tap::new();
-    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let listener = tap.listen();
     let port = listener.local_addr().unwrap().port();
+    let (host, address) = (&tap.host, &tap.guest);
     let mut guest = Guest::new()
-        .args(["--memory", "512M", "--net", &format!("tap={},mac={MAC}", tap.0)])
-        .cmdline(&format!("ossature.ip={GUEST}/24"))
+        .args(["--memory", "512M", "--net", &format!("tap={},mac={MAC}", tap.name)])
+        .cmdline(&format!("ossature.ip={address}/24"))
         .run("mac", "cat /sys/class/net/eth0/address")
         .run("features", "cat /sys/class/net/eth0/device/features")
-        .run("ping", &format!("ping -c 3 -s 1400 {HOST}"))
-        .run("receive", &format!("nc {HOST} {port} </dev/null >/dev/shm/data; sha256sum </dev/shm/data"))
-        .run("send", &format!("nc {HOST} {port} </dev/shm/data"))
+        .run("ping", &format!("ping -c 3 -s 1400 {host}"))
+        .run("receive", &format!("nc {host} {port} </dev/null >/dev/shm/data; sha256sum </dev/shm/data"))
+        .run("send", &format!("nc {host} {port} </dev/shm/data"))
         .hold()
         .start();
 
     let mut data = vec![0; SIZE];
     fs::File::open("/dev/urandom").unwrap().read_exact(&mut data).unwrap();
     let (mut stream, peer) = accept(&listener);
-    assert_eq!(peer, GUEST);
+    assert_eq!(peer, tap.guest);
     let sent = |name| tap.statistic(&format!("tx_{name}"));
     let received = |name| tap.statistic(&format!("rx_{name}"));
     let before = [sent("bytes"), sent("packets")];
@@ -81,7 +51,7 @@ fn data_comes_and_goes_over_a_tap() {
     let from_guest = [received("bytes") - before[0], received("packets") - before[1]];
     assert!(back == data, "{} bytes came back, not those that were sent", back.len());
 
-    let neighbours = guest.while_held(|_| tap.ip(&["neighbour", "show", "dev", &tap.0]));
+    let neighbours = guest.while_held(|_| tap.neighbours());
     assert!(neighbours.contains(MAC), "{neighbours}");
     let ended = guest.wait();
     ended.expect(0);
