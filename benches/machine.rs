@@ -103,6 +103,36 @@ fn exits(c: &mut Criterion) {
 }
 
 /// 500 machines in one process, all alive: whether the last are made as fast as the first, and what each takes.
+/// A vCPU that runs, stopped between two instructions with its devices, and started again.
+fn pause(c: &mut Criterion) {
+    const COUNTER: GuestAddress = GuestAddress(0x2000);
+    let mut machine = Machine::builder("pause")
+        .memory(RamConfig::new(1 << 20))
+        .payload(|memory: &GuestMmap, _: &Platform| -> Result<Registers, PayloadError> {
+            // inc word [0x2000]; jmp to itself
+            memory.write_slice(&[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa], GuestAddress(0x1000))?;
+            Ok(Registers::real_mode(0x1000))
+        })
+        .device(AcpiPower::new("power"))
+        .build(&Kvm::open().unwrap())
+        .unwrap();
+    machine.start().unwrap();
+    let dma = machine.ram().dma();
+    let counter = || -> u16 { dma.read_obj(COUNTER).unwrap() };
+    let mut round = || {
+        // A vCPU whose thread has not woken since the last round would stand still already.
+        let before = counter();
+        while counter() == before {
+            std::hint::spin_loop();
+        }
+        let start = Instant::now();
+        machine.pause().unwrap().resume().unwrap();
+        start.elapsed()
+    };
+    c.bench_function("kvm_pause_and_resume", |b| b.iter_custom(|rounds| (0..rounds).map(|_| round()).sum()));
+    machine.stop().unwrap();
+}
+
 fn many(_: &mut Criterion) {
     let kvm = Kvm::open().unwrap();
     // hlt; jmp back
@@ -138,5 +168,5 @@ fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
 }
 
-criterion_group! { name = benches; config = settings(); targets = create, exits, many }
+criterion_group! { name = benches; config = settings(); targets = create, exits, pause, many }
 criterion_main!(benches);

@@ -172,35 +172,52 @@ fn a_serial_port_that_cannot_be_opened_is_named() {
     assert!(!socket.exists(), "what was half made is gone");
 }
 
-/// Runs `microvm` in a mount namespace in which `setup` has been done.
-fn in_namespace(setup: &str, binary: &Path, user: Option<u32>) -> (i32, String) {
+/// Runs `microvm` as `user` in mount and network namespaces of its own, in which `setup` has been done.
+fn in_namespaces(setup: &str, binary: &Path, user: Option<u32>, args: &[&str]) -> (i32, String) {
     let script = format!("{setup} && exec \"$0\" \"$@\"");
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script]);
+    command.args(["--mount", "--net", "sh", "-c", &script]);
     if let Some(user) = user {
         command.args(["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
     }
-    run(command.arg(binary).args(["--kernel", "k"]))
+    run(command.arg(binary).args(["--kernel", "k"]).args(args))
 }
 
 #[test]
 fn a_host_without_kvm_is_told_so() {
-    let (code, text) = in_namespace("mount -t tmpfs none /dev", &microvm(), None);
+    let (code, text) = in_namespaces("mount -t tmpfs none /dev", &microvm(), None, &[]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("/dev/kvm: not found"), "{text}");
 }
 
+/// The example where any user can reach it, whatever the permissions of the folders above the build's.
+fn for_everybody(files: &Files) -> PathBuf {
+    fs::set_permissions(files.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = files.0.path().join("microvm");
+    fs::copy(microvm(), &binary).unwrap();
+    binary
+}
+
+const NOBODY: Option<u32> = Some(65534);
+
 #[test]
 fn kvm_without_permission_is_told_with_the_group() {
     let files = Files::new();
-    fs::set_permissions(files.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Where another user can reach it, whatever the permissions of the folders above the build's.
-    let binary = files.0.path().join("microvm");
-    fs::copy(microvm(), &binary).unwrap();
     let setup = "mount -t tmpfs none /dev && mknod -m 600 /dev/kvm c 10 232";
-    let (code, text) = in_namespace(setup, &binary, Some(65534));
+    let (code, text) = in_namespaces(setup, &for_everybody(&files), NOBODY, &[]);
     assert_eq!(code, 1, "{text}");
     for part in ["/dev/kvm: permission denied", "group"] {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+#[test]
+fn a_tap_without_permission_is_told_so() {
+    let files = Files::new();
+    let setup = "ip tuntap add mode tap name tap0";
+    let (code, text) = in_namespaces(setup, &for_everybody(&files), NOBODY, &["--net", "tap=tap0"]);
+    assert_eq!(code, 1, "{text}");
+    for part in ["tap \"tap0\"", "ermission"] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
 }
