@@ -42,7 +42,7 @@ impl Environment {
     pub fn limit(self) -> Duration {
         match self {
             Environment::Hidden | Environment::Own => Duration::from_secs(180),
-            Environment::Full => Duration::from_secs(600),
+            Environment::Full => Duration::from_secs(300),
         }
     }
 
@@ -58,7 +58,19 @@ impl Environment {
             }
             (Environment::Own | Environment::Full, kvm) => {
                 println!("  {}", kvm.describe());
-                in_nested_machines(entries)
+                let mut outcomes = in_nested_machines(entries)?;
+                // The emulator can stand still; a fault of ours shows again in a new machine.
+                let again: Vec<usize> =
+                    (0..entries.len()).filter(|&index| outcomes.get(index) != Some(&Some(true))).collect();
+                if !again.is_empty() {
+                    println!("  {} did not pass: once more, in new nested machines", again.len());
+                    let some: Vec<Entry> =
+                        again.iter().filter_map(|&index| entries.get(index).cloned()).collect();
+                    for (index, outcome) in again.into_iter().zip(in_nested_machines(&some)?) {
+                        outcomes[index] = outcome;
+                    }
+                }
+                Ok(outcomes)
             }
         }
     }
@@ -139,7 +151,7 @@ fn in_nested_machine(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     let words = [own_program()?, "run-plan".into(), plan, results.clone(), "1".into()];
     let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
     let job =
-        Job { limit: Some(Duration::from_secs(3 * 3600)), ..Job::new(format!("exec {}", words.join(" "))) };
+        Job { limit: Some(Duration::from_secs(20 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };
     let ended = machine.run(&job, &mut Lines::new(io::stdout()), &mut Lines::new(io::stderr()));
     let outcomes = plan::read_results(&results, entries.len());
     match ended {
