@@ -19,7 +19,7 @@ use ossature::memory::RamConfig;
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, Net, SharedLoop, VirtioMmio};
-use support::{Guest, LIMIT, Log, Tap, kernel};
+use support::{Guest, LIMIT, Log, Tap, accept, kernel};
 
 /// Requests of the disk, and bytes over the network, in the measured part.
 const REQUESTS: u64 = 4000;
@@ -49,7 +49,7 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     );
     let guest = Guest::new().cmdline(&format!("ossature.ip={}/24", tap.guest)).run("load", &load);
     let received = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+        let (mut stream, _) = accept(&listener);
         std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
     });
     let (mut keyboard, ours) = UnixStream::pair().unwrap();

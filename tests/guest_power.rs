@@ -4,12 +4,19 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use ossature::bus::Device;
+use ossature::core::Kvm;
+use ossature::core::machine::{Linux, Machine, Outcome};
+use ossature::legacy::{I8042, Rtc, Serial, SerialPort, backend};
+use ossature::memory::RamConfig;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Ended, Guest, LIMIT, Running};
+use support::{Ended, Guest, LIMIT, Log, Running, kernel, stamp};
 use xtask::process;
 
 /// The kernel's last words before it turns the machine off.
@@ -51,6 +58,56 @@ fn a_triple_fault() {
     for word in ["the guest crashed", "triple fault", "rip", "rsp", "cr3"] {
         assert!(ended.err.to_lowercase().contains(word), "no {word}: {ended}");
     }
+}
+
+#[test]
+fn ctrl_alt_del_reboots() {
+    let guest = Guest::new().hold().run("wait", "sleep 1000");
+    let i8042 = I8042::new("i8042");
+    let keyboard = i8042.keyboard();
+    let (mut terminal, line) = UnixStream::pair().unwrap();
+    let log = Log::follow(terminal.try_clone().unwrap());
+    let line = backend::fds(Some(line.try_clone().unwrap().into()), Some(line.into())).unwrap();
+    let mut machine = Machine::builder("keyboard")
+        .memory(RamConfig::new(256 << 20))
+        .payload(Linux::new(kernel().vmlinux()).initrd(guest.initrd()).cmdline(guest.command_line()))
+        .devices([
+            Box::new(Rtc::new("rtc")) as Box<dyn Device>,
+            Box::new(i8042),
+            Box::new(Serial::new("com1", SerialPort::COM1, line).unwrap()),
+        ])
+        .build(&Kvm::open().unwrap())
+        .unwrap();
+    machine.start().unwrap();
+    assert!(log.wait_for("ready\n", LIMIT), "{}", log.text());
+    terminal.write_all(b"\n").unwrap();
+    assert!(keyboard.press_ctrl_alt_del());
+    let outcome = machine.wait().unwrap();
+    assert!(matches!(outcome, Outcome::Reset), "{outcome:?}: {}", log.text());
+    drop(machine);
+    assert!(log.wait_for_end(LIMIT) && log.text().contains("reboot: Restarting system"), "{}", log.text());
+}
+
+#[test]
+fn the_boot_timer_stamps_what_the_guest_writes() {
+    let ended = Guest::new()
+        .args(["--boot-timer"])
+        .program("/bin/stamp", stamp::program(123))
+        .program("/bin/again", stamp::program(7))
+        .run("stamps", "stamp; again")
+        .start()
+        .wait();
+    ended.expect(0);
+    ended.answers();
+    let stamps: Vec<(&str, u64)> = ended.err.lines().map(|line| parse_stamp(line).expect(line)).collect();
+    let [("123", first), ("7", second)] = stamps[..] else { panic!("{ended}") };
+    assert!(first > 0 && second > first, "{ended}");
+}
+
+/// The value and the microseconds of a line that tells a stamp.
+fn parse_stamp(line: &str) -> Option<(&str, u64)> {
+    let (value, time) = line.strip_prefix("microvm: stamp ")?.split_once(" after ")?;
+    Some((value, time.strip_suffix(" us")?.parse().ok()?))
 }
 
 #[test]

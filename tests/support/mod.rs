@@ -5,6 +5,7 @@
 
 mod log;
 mod running;
+pub mod stamp;
 mod tap;
 
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use xtask::{guest, vmm};
 
 pub use log::Log;
 pub use running::{Answers, Ended, Running};
-pub use tap::Tap;
+pub use tap::{Tap, accept};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -41,6 +42,7 @@ pub struct Guest {
     args: Vec<OsString>,
     script: String,
     names: Vec<String>,
+    files: Vec<(String, Vec<u8>)>,
     folder: TempDir,
 }
 
@@ -53,6 +55,7 @@ impl Guest {
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),
+            files: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -80,6 +83,12 @@ impl Guest {
         self.args(["--disk", &disk])
     }
 
+    /// Puts a program into the guest.
+    pub fn program(mut self, path: &str, data: Vec<u8>) -> Self {
+        self.files.push((path.to_owned(), data));
+        self
+    }
+
     /// Runs shell commands in the guest, and keeps what they print under `name`. They have to succeed: a
     /// failure that the test expects is written `! command`.
     pub fn run(mut self, name: &str, commands: &str) -> Self {
@@ -105,6 +114,9 @@ impl Guest {
     pub fn initrd(&self) -> PathBuf {
         let mut tree = guest::tree(&kernel()).unwrap();
         tree.file("/job", 0o755, self.script.as_str());
+        for (path, data) in &self.files {
+            tree.file(path, 0o755, data.as_slice());
+        }
         let initrd = self.folder.path().join("initrd");
         fs::write(&initrd, tree.to_cpio()).unwrap();
         initrd

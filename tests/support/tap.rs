@@ -1,9 +1,12 @@
 //! A tap of the host's kernel with a network of its own.
 
-use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xtask::process;
+
+use super::{LIMIT, Log};
 
 /// A tap that goes with the test.
 pub struct Tap {
@@ -38,10 +41,45 @@ impl Tap {
         ip(&["neighbour", "show", "dev", &self.name])
     }
 
-    /// One of the interface's counters.
-    pub fn statistic(&self, name: &str) -> u64 {
-        let file = format!("/sys/class/net/{}/statistics/{name}", self.name);
-        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    /// Waits in the background for a packet that the filter (see pcap-filter(7)) lets through.
+    pub fn capture(&self, filter: &str) -> Capture {
+        let mut tcpdump = process::command("tcpdump");
+        tcpdump.args(["-i", &self.name, "-n", "-c", "1", filter]);
+        let mut child = tcpdump.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = Log::follow(child.stderr.take().unwrap());
+        assert!(said.wait_for("listening on", LIMIT), "tcpdump: {}", said.text());
+        Capture { child, said }
+    }
+}
+
+/// The guest's next connection, and the address it comes from.
+pub fn accept(listener: &TcpListener) -> (TcpStream, String) {
+    let limit = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "the guest does not connect");
+    let (stream, peer) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_write_timeout(Some(LIMIT)).unwrap();
+    (stream, peer.ip().to_string())
+}
+
+/// A capture that ends with the first packet.
+pub struct Capture {
+    child: Child,
+    said: Log,
+}
+
+impl Capture {
+    /// Whether there is such a packet.
+    pub fn succeeds(mut self) -> bool {
+        self.said.wait_for_end(LIMIT) && self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 

@@ -11,6 +11,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("depmod", "kmod"),
     ("ip", "iproute2"),
     ("mke2fs", "e2fsprogs"),
+    ("tcpdump", "tcpdump"),
     ("xz", "xz-utils"),
     ("lz4", "lz4"),
     ("valgrind", "valgrind"),

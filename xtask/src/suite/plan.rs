@@ -16,6 +16,9 @@ use super::binaries::Test;
 use super::libtest::{self, Counts};
 use crate::{Context, Error, Result};
 
+/// The limit from which on a test is named when it starts too.
+const SLOW: Duration = Duration::from_secs(300);
+
 /// One line of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -121,13 +124,16 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize) -> Result<()> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = entries.get(index) else { return Ok(()) };
+            let (place, total) = (index + 1, entries.len());
+            if entry.limit >= SLOW {
+                println!("  [{place}/{total}] starts  {} {}", entry.binary, entry.name);
+            }
             let start = Instant::now();
             let outcome = entry.run(&log);
             let seconds = start.elapsed().as_secs_f32();
             let mut output = output.lock().map_err(|_| Error::new("another worker panicked"))?;
-            let (word, place) = (if outcome.is_ok() { "ok" } else { "FAILED" }, index + 1);
+            let word = if outcome.is_ok() { "ok" } else { "FAILED" };
             if outcome.is_err() || seconds > 1.0 {
-                let total = entries.len();
                 println!("  [{place}/{total}] {word} {seconds:.1} s  {} {}", entry.binary, entry.name);
             }
             if let Err(error) = outcome {
