@@ -4,6 +4,7 @@
 //!   out, and what the guest does wrong is a [`BusFault`], never an error of the host.
 //! - A [`Bus`] knows which registers answer which addresses; each vCPU has a [`BusCursor`] to get there.
 //! - A [`Device`] says what it needs of a machine, and takes part in its life.
+//! - An [`EventLoop`] wakes whoever waits for descriptors: queues, serial lines, signals.
 //! - [`adapters`] connect both with the devices and buses of rust-vmm's `vm-device`.
 //!
 //! # A device on a bus
@@ -62,6 +63,7 @@ mod bus;
 mod cursor;
 mod device;
 mod event;
+mod event_loop;
 mod publish;
 mod sync;
 
@@ -74,3 +76,6 @@ pub use device::{
     Trigger,
 };
 pub use event::Event;
+pub use event_loop::{
+    EventLoop, Handler, Hosted, Interest, LoopHandle, LoopThread, Source, Turn, WatchError,
+};

@@ -1,40 +1,8 @@
 //! Who runs the data plane: workers, and the runtimes that host them.
 
-use std::os::fd::RawFd;
+pub use ossature_bus::{Interest, Source, Turn};
 
 use crate::{QueueBroken, VirtQueue};
-
-/// What wakes a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// Passed to [`Worker::turn`].
-    pub token: u32,
-    /// The descriptor; the worker keeps it open until it has finished.
-    pub fd: RawFd,
-    /// For what.
-    pub interest: Interest,
-}
-
-/// For what a descriptor is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
-    /// Each time it has become readable (edge-triggered).
-    Readable,
-    /// Each time it has become writable (edge-triggered).
-    Writable,
-    /// Either.
-    Both,
-}
-
-/// What a worker wants after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Turn {
-    /// To sleep until a source wakes it.
-    Sleep,
-    /// Another turn with the same token, after the others had theirs: its budget is used up, not its work.
-    Again,
-}
 
 /// The data plane of a queue group: owns its queues, runs on exactly one thread at a time.
 pub trait Worker: Send {

@@ -8,7 +8,6 @@ use crate::{Context, Error, Result, paths, process};
 /// Crates of the rust-vmm project: two versions of one of them in a program do not fit together.
 const RUST_VMM: &[&str] = &[
     "acpi_tables",
-    "event-manager",
     "kvm-bindings",
     "kvm-ioctls",
     "linux-loader",
