@@ -15,6 +15,6 @@ pub fn program() -> PathBuf {
 /// It does not compile.
 pub fn build() -> Result<()> {
     let mut cargo = process::command("cargo");
-    cargo.args(["build", "--release", "--quiet", "--example", "microvm"]).current_dir(paths::root());
+    cargo.args(["build", "--release", "--example", "microvm"]).current_dir(paths::root());
     process::run(&mut cargo)
 }
