@@ -89,7 +89,7 @@ fn ctrl_alt_del_reboots() {
 }
 
 #[test]
-fn the_boot_timer_stamps_what_the_guest_writes() {
+fn the_boot_timer_prints_phases_and_stamps_what_the_guest_writes() {
     let ended = Guest::new()
         .args(["--boot-timer"])
         .program("/bin/stamp", stamp::program(123))
@@ -99,7 +99,10 @@ fn the_boot_timer_stamps_what_the_guest_writes() {
         .wait();
     ended.expect(0);
     ended.answers();
-    let stamps: Vec<(&str, u64)> = ended.err.lines().map(|line| parse_stamp(line).expect(line)).collect();
+    for what in ["layout", "payload", "start", "vcpu0"] {
+        assert!(ended.err.lines().any(|line| line.starts_with(&format!("microvm: {what} "))), "{ended}");
+    }
+    let stamps: Vec<(&str, u64)> = ended.err.lines().filter_map(parse_stamp).collect();
     let [("123", first), ("7", second)] = stamps[..] else { panic!("{ended}") };
     assert!(first > 0 && second > first, "{ended}");
 }

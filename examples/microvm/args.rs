@@ -49,7 +49,7 @@ pub struct Args {
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
-    /// Print the stamps that the guest writes to port 0x3f0
+    /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
     /// Log level: off, error, warn, info, debug or trace

@@ -78,8 +78,8 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let terminal = if keyboard { RawTerminal::new(stdin())? } else { None };
     let outcome = machine.wait()?;
     drop(terminal); // it is itself again
-    for stamp in stamps.take() {
-        eprintln!("microvm: stamp {} after {} us", stamp.value, stamp.at.as_micros());
+    if args.boot_timer {
+        print_timeline(&machine, started, &stamps.take());
     }
 
     Ok(match outcome {
@@ -88,6 +88,20 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
         Outcome::Shutdown | Outcome::Reset | Outcome::Stopped => ExitCode::SUCCESS,
         other => fails(&format!("the machine ended: {other:?}")),
     })
+}
+
+/// Times since the program's start: the machine's phases, its vCPUs' first entries, the guest's stamps.
+fn print_timeline(machine: &Machine, started: Instant, stamps: &[Stamp]) {
+    let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
+    for phase in machine.phases() {
+        eprintln!("microvm: {} from {} to {} us", phase.name, since(phase.start), since(phase.end));
+    }
+    for (index, run) in machine.first_runs().into_iter().enumerate() {
+        run.inspect(|&run| eprintln!("microvm: vcpu{index} after {} us", since(run)));
+    }
+    for stamp in stamps {
+        eprintln!("microvm: stamp {} after {} us", stamp.value, stamp.at.as_micros());
+    }
 }
 
 /// COM1, unless it goes nowhere.

@@ -16,6 +16,7 @@ use super::events::{EventLog, MachineEvent};
 use super::outcome::Shared;
 use super::payload::Payload;
 use super::plan::{self, Place};
+use super::timeline::Stopwatch;
 use super::{LifecycleState, Machine};
 use crate::{Buses, Doorbell, DoorbellAddress, Hypervisor, Vm, VmConfig};
 
@@ -84,6 +85,7 @@ impl MachineBuilder {
     /// behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
         let Self { name, cpus, ram, payload, mut devices, statistics } = self;
+        let mut watch = Stopwatch::start();
         let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
         let ids: Vec<&str> = devices.iter().map(|device| device.id()).collect();
         let mut errors = check(cpus, &ids);
@@ -91,13 +93,16 @@ impl MachineBuilder {
             errors.extend(conflicts);
             Vec::new()
         });
+        watch.lap("layout");
         let ram = Ram::new(&ram).map_err(|error| errors.push(BuildError::Ram(error))).ok();
         let Some(ram) = ram.filter(|_| errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };
+        watch.lap("memory");
 
         let vm = hypervisor.create_vm(&VmConfig { cpus, ..VmConfig::default() })?;
         vm.set_memory(&ram)?;
+        watch.lap("vm");
         let events = EventLog::default();
         let (mut ports, mut memory) = (Vec::new(), Vec::new());
         let mut nodes = Vec::new();
@@ -111,6 +116,7 @@ impl MachineBuilder {
         }
         let (pio, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
         pio.insert_all(ports).and_then(|()| mmio.insert_all(memory)).map_err(BuildError::Bus)?;
+        watch.lap("devices");
 
         let platform = Platform {
             cpus: (0..cpus).collect(),
@@ -121,6 +127,7 @@ impl MachineBuilder {
             .map(|payload| payload.load(ram.map(), &platform))
             .transpose()
             .map_err(|source| BuildError::Payload { source })?;
+        watch.lap("payload");
 
         let mut vcpus = Vec::new();
         for index in 0..cpus {
@@ -137,8 +144,10 @@ impl MachineBuilder {
                 statistics_of.push((format!("vcpu{index}"), vcpu.stats_reader()?));
             }
         }
+        watch.lap("vcpus");
         Ok(Machine {
             state: LifecycleState::Created,
+            phases: watch.phases(),
             shared: Arc::new(Shared::new(events)),
             vcpus,
             threads: Vec::new(),

@@ -6,11 +6,13 @@ mod events;
 mod outcome;
 mod payload;
 mod plan;
+mod timeline;
 mod vcpu_thread;
 
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use ossature_bus::{Device, MetricVisitor};
 use ossature_memory::Ram;
@@ -20,9 +22,11 @@ pub use error::{BuildError, BuildErrors, LifecycleError};
 pub use events::{EventStream, MachineEvent};
 pub use outcome::{MachineHandle, Outcome};
 pub use payload::{Linux, Payload, PayloadError};
+pub use timeline::Phase;
 
 use crate::{StatsReader, Vcpu, Vm};
 use outcome::{Peer, Shared};
+use timeline::Stopwatch;
 use vcpu_thread::{Mailbox, Order};
 
 /// Where a machine is in its life.
@@ -60,6 +64,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     threads: Vec<JoinHandle<Vcpu>>,
     name: String,
+    phases: Vec<Phase>,
     devices: Vec<Box<dyn Device>>,
     /// The hypervisor's counters, by scope.
     statistics: Vec<(String, StatsReader)>,
@@ -116,6 +121,7 @@ impl Machine {
     /// Starts the vCPUs, each on a thread of its own. Only a created machine can start.
     pub fn start(&mut self) -> Result<(), LifecycleError> {
         self.expect(LifecycleState::Created, "start")?;
+        let mut watch = Stopwatch::start();
         let vcpus = std::mem::take(&mut self.vcpus);
         let peers = vcpus
             .iter()
@@ -135,7 +141,20 @@ impl Machine {
                 }
             }
         }
+        watch.lap("start");
+        self.phases.extend(watch.phases());
         Ok(())
+    }
+
+    /// What building and starting the machine consisted of, in order.
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    /// When each vCPU first entered `KVM_RUN`; none for one that has not yet. Before
+    /// [`start`](Self::start) the list is empty.
+    pub fn first_runs(&self) -> Vec<Option<Instant>> {
+        self.shared.peers().iter().map(|peer| peer.mailbox.first_run()).collect()
     }
 
     /// Stops all vCPUs between two instructions, then all devices. The machine goes on when the guard is

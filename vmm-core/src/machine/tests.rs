@@ -159,6 +159,23 @@ fn a_guest_that_powers_off_stops_every_vcpu() {
 }
 
 #[test]
+fn phases_follow_each_other_up_to_the_first_run() {
+    let probe = Probe::named("probe");
+    let mut machine = machine(vec![ask(0), Script::new()], &probe);
+    assert!(machine.first_runs().is_empty());
+    machine.start().unwrap();
+    machine.wait().unwrap();
+    let names: Vec<_> = machine.phases().iter().map(|phase| phase.name).collect();
+    assert_eq!(names, ["layout", "memory", "vm", "devices", "payload", "vcpus", "start"]);
+    assert!(machine.phases().windows(2).all(|two| two[0].end <= two[1].start));
+    let start = machine.phases().last().unwrap().start;
+    let runs = machine.first_runs();
+    assert_eq!(runs.len(), 2);
+    assert!(runs[0].is_some_and(|run| run >= start));
+    assert!(runs[1].is_none_or(|run| run >= start), "it may have been stopped before");
+}
+
+#[test]
 fn each_end_is_told_apart() {
     let probe = Probe::named("probe");
     let mut reset = machine(vec![ask(1)], &probe);

@@ -1,8 +1,9 @@
 //! A vCPU on its own thread: runs until told otherwise, and is told only between two exits.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::outcome::{Outcome, Shared};
 use crate::{Step, Vcpu};
@@ -29,11 +30,21 @@ enum Phase {
 pub(crate) struct Mailbox {
     state: Mutex<(Order, Phase)>,
     changed: Condvar,
+    first_run: OnceLock<Instant>,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new((Order::Run, Phase::Running)), changed: Condvar::new() }
+        Self {
+            state: Mutex::new((Order::Run, Phase::Running)),
+            changed: Condvar::new(),
+            first_run: OnceLock::new(),
+        }
+    }
+
+    /// When the thread first entered the guest, if it has.
+    pub(crate) fn first_run(&self) -> Option<Instant> {
+        self.first_run.get().copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, (Order, Phase)> {
@@ -98,6 +109,7 @@ pub(crate) fn spawn(
 
 fn run(mut vcpu: Vcpu, mailbox: &Mailbox, shared: &Shared) -> Vcpu {
     while mailbox.obey() {
+        mailbox.first_run.get_or_init(Instant::now);
         loop {
             match vcpu.run_once() {
                 Ok(Step::Handled) => {}
