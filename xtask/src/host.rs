@@ -1,6 +1,10 @@
 //! What this host's `/dev/kvm` can do.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+
+/// Major 10 and minor 232: the numbers of `/dev/kvm` (Linux, `admin-guide/devices.txt`).
+const KVM_NUMBER: u64 = 10 << 8 | 232;
 
 /// Whether guests with stock kernels can run here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +20,11 @@ pub enum Kvm {
 impl Kvm {
     /// Asks the host.
     pub fn detect() -> Kvm {
-        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            return Kvm::Missing(format!("/dev/kvm: {error}"));
+        let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        match device.and_then(|device| device.metadata()) {
+            Err(error) => return Kvm::Missing(format!("/dev/kvm: {error}")),
+            Ok(file) if file.rdev() != KVM_NUMBER => return Kvm::Missing("/dev/kvm is not KVM".to_owned()),
+            Ok(_) => {}
         }
         if has_virtualization(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
             Kvm::Full
