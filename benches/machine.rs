@@ -19,6 +19,7 @@ use ossature::core::{Buses, Hypervisor, Kvm, Registers, Step, Vcpu, Vm, VmConfig
 use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, Ram, RamConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::bus::Number;
 
 /// mov dx, 0x600; mov al, 0x34; out dx, al: powers the machine off.
@@ -102,7 +103,6 @@ fn exits(c: &mut Criterion) {
     }
 }
 
-/// 500 machines in one process, all alive: whether the last are made as fast as the first, and what each takes.
 /// A vCPU that runs, stopped between two instructions with its devices, and started again.
 fn pause(c: &mut Criterion) {
     const COUNTER: GuestAddress = GuestAddress(0x2000);
@@ -133,7 +133,11 @@ fn pause(c: &mut Criterion) {
     machine.stop().unwrap();
 }
 
+/// 500 machines in one process, all alive: whether the last are made as fast as the first, and what each takes.
 fn many(_: &mut Criterion) {
+    // What a process may have open by default is not enough for so many.
+    let open_files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: open_files.maximum, ..open_files }).unwrap();
     let kvm = Kvm::open().unwrap();
     // hlt; jmp back
     let halt = |memory: &GuestMmap, _: &Platform| -> Result<Registers, PayloadError> {
