@@ -1,7 +1,6 @@
 //! Buses with many devices, and an endless series of accesses to them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use ossature::bus::{Access, AddressSpace, Bus, BusCursor, BusFault, Effect, Mmio, Size};
@@ -35,13 +34,11 @@ impl DeviceMmio for Number {
     fn mmio_write(&self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
 }
 
-/// A bus that one thread reads 32 bits from.
-pub trait Dispatch {
+/// One thread's access to a bus.
+pub trait Dispatch: Send {
+    /// Reads 32 bits.
     fn read(&mut self, addr: u64) -> u64;
 }
-
-/// What makes each thread's access to the same bus.
-pub type Handles = Box<dyn Fn() -> Box<dyn Dispatch + Send> + Sync>;
 
 /// Addresses of registers.
 pub struct Addresses {
@@ -79,25 +76,27 @@ impl Dispatch for BusCursor {
     }
 }
 
-pub fn cursors(devices: u64) -> Handles {
+/// What makes each thread's access to one bus.
+pub fn cursors(devices: u64) -> impl Fn() -> BusCursor + Sync {
     let bus = ours(devices);
-    Box::new(move || Box::new(bus.cursor()))
+    move || bus.cursor()
 }
 
 /// vm-device's manager in a mutex, as rust-vmm's reference VMM has it.
-pub fn managers(devices: u64) -> Handles {
+pub fn managers(devices: u64) -> impl Fn() -> Manager + Sync {
     let mut manager = IoManager::new();
     for n in 0..devices {
         let range = Resource::MmioAddressRange { base: BASE + n * STRIDE, size: STRIDE };
         manager.register_mmio_resources(Arc::new(Number(n)), &[range]).unwrap();
     }
     let shared = Arc::new(Mutex::new(manager));
-    Box::new(move || Box::new(Manager(shared.clone())))
+    move || Manager(shared.clone())
 }
 
-struct Manager(Arc<Mutex<IoManager>>);
+pub struct Manager(Arc<Mutex<IoManager>>);
 
 impl Dispatch for Manager {
+    #[inline]
     fn read(&mut self, addr: u64) -> u64 {
         let mut data = [0; 4];
         self.0.lock().unwrap().mmio_read(MmioAddress(addr), &mut data).unwrap();
@@ -108,10 +107,10 @@ impl Dispatch for Manager {
 type Map = BTreeMap<u64, (u64, Arc<Mutex<dyn MutDeviceMmio + Send>>)>;
 
 /// A map in a read-write lock with a mutex around each device, as several VMMs have it.
-pub fn maps(devices: u64) -> Handles {
+pub fn maps(devices: u64) -> impl Fn() -> Locked + Sync {
     let entry = |n| (BASE + n * STRIDE, (STRIDE, Arc::new(Mutex::new(Mutable(n))) as _));
     let shared = Arc::new(RwLock::new((0..devices).map(entry).collect::<Map>()));
-    Box::new(move || Box::new(Locked(shared.clone())))
+    move || Locked(shared.clone())
 }
 
 struct Mutable(u64);
@@ -124,9 +123,10 @@ impl MutDeviceMmio for Mutable {
     fn mmio_write(&mut self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
 }
 
-struct Locked(Arc<RwLock<Map>>);
+pub struct Locked(Arc<RwLock<Map>>);
 
 impl Dispatch for Locked {
+    #[inline]
     fn read(&mut self, addr: u64) -> u64 {
         let mut data = [0; 4];
         let found = {
@@ -137,13 +137,5 @@ impl Dispatch for Locked {
         };
         found.1.lock().unwrap().mmio_read(MmioAddress(found.0), addr - found.0, &mut data);
         u32::from_le_bytes(data).into()
-    }
-}
-
-/// Keeps what was read from being optimized away, shared between threads without contention.
-pub fn consume(value: u64) {
-    static SUM: AtomicU64 = AtomicU64::new(0);
-    if value == u64::MAX {
-        SUM.fetch_add(1, Ordering::Relaxed);
     }
 }

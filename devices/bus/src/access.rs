@@ -50,7 +50,9 @@ pub struct Access {
 
 /// What the guest did wrong. A value, never an error of the host: it is counted, a read answers all
 /// ones and a write is dropped.
+// As wide as a value: then the result of a read is returned in two registers, not through memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
 pub enum BusFault {
     /// No device there, or no register at this offset.
     Unmapped,
@@ -67,8 +69,10 @@ pub enum BusFault {
 }
 
 /// What a guest asks of the machine through a register.
+// As wide as a fault, for the result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[repr(u64)]
 pub enum VmRequest {
     /// Power off (ACPI S5).
     Shutdown,

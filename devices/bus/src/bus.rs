@@ -8,43 +8,27 @@ use crate::{AddressSpace, BusCursor, Mmio};
 
 type Device = std::sync::Arc<dyn Mmio>;
 
-/// A range of addresses and who answers it. A cache line: the hot path reads one, at a place that is one shift
-/// away from its index.
+/// A range of addresses and who answers it.
 #[derive(Clone)]
-#[repr(align(64))]
 pub(crate) struct Entry {
     /// First address.
     pub(crate) base: u64,
-    /// Last address minus first: a range may end at the last address that there is.
-    pub(crate) span: u64,
+    /// Addresses, not 0; the last of them exists.
+    pub(crate) size: u64,
     owner: std::sync::Arc<str>,
     pub(crate) device: Device,
 }
 
 impl Entry {
     fn last(&self) -> u64 {
-        self.base + self.span
+        self.base + (self.size - 1)
     }
 }
 
 /// Sorted by base, without overlaps; never changed.
 #[derive(Clone, Default)]
 pub(crate) struct Table {
-    entries: Box<[Entry]>,
-}
-
-impl Table {
-    /// The range at `index`, where a cursor has found one before.
-    #[inline]
-    pub(crate) fn entry(&self, index: usize) -> Option<&Entry> {
-        self.entries.get(index)
-    }
-
-    /// Index of the last range that begins at or below `addr`.
-    #[inline]
-    pub(crate) fn search(&self, addr: u64) -> Option<usize> {
-        self.entries.partition_point(|entry| entry.base <= addr).checked_sub(1)
-    }
+    pub(crate) entries: Box<[Entry]>,
 }
 
 /// A range and the device that is to answer it.
@@ -157,7 +141,7 @@ impl Bus {
             if base.checked_add(span).is_none_or(|last| last > self.shared.last) {
                 return Err(BusError::Beyond { owner, base, size, last: self.shared.last });
             }
-            added.push(Entry { base, span, owner: owner.into(), device });
+            added.push(Entry { base, size, owner: owner.into(), device });
         }
 
         let _edit = lock(&self.shared.edit);

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use crate::bus::{Entry, Table};
+use crate::bus::Table;
 use crate::publish::Reader;
-use crate::{Access, BusFault, Effect, Size};
+use crate::routes::Routes;
+use crate::{Access, BusFault, Effect, Mmio, Size};
 
 /// How often a guest made each mistake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,23 +48,23 @@ impl FaultCounts {
 ///
 /// A fault is an answer, not an error: the caller gives the guest all ones for a read
 /// ([`Size::mask`]) and goes on. The cursor counts it.
+// In cache lines of its own: it writes to itself.
+#[repr(align(64))]
 pub struct BusCursor {
-    reader: Reader<Table>,
-    /// Index of the range that was found last, in whatever table it was.
-    hot: usize,
+    reader: Reader<Table, Routes>,
     faults: FaultCounts,
 }
 
 impl BusCursor {
-    pub(crate) fn new(reader: Reader<Table>) -> Self {
-        Self { reader, hot: 0, faults: FaultCounts::default() }
+    pub(crate) fn new(reader: Reader<Table, Routes>) -> Self {
+        Self { reader, faults: FaultCounts::default() }
     }
 
     /// Reads the register at `addr`.
     #[inline]
     pub fn read(&mut self, addr: u64, size: Size) -> Result<u64, BusFault> {
-        let result = match Self::find(&mut self.reader, &mut self.hot, addr, size) {
-            Ok((entry, at)) => entry.device.read(at),
+        let result = match Self::find(&mut self.reader, addr, size) {
+            Ok((device, at)) => device.read(at),
             Err(fault) => Err(fault),
         };
         if let Err(fault) = result {
@@ -75,8 +76,8 @@ impl BusCursor {
     /// Writes the register at `addr`. The caller carries out the effect.
     #[inline]
     pub fn write(&mut self, addr: u64, size: Size, value: u64) -> Result<Effect, BusFault> {
-        let result = match Self::find(&mut self.reader, &mut self.hot, addr, size) {
-            Ok((entry, at)) => entry.device.write(at, value),
+        let result = match Self::find(&mut self.reader, addr, size) {
+            Ok((device, at)) => device.write(at, value),
             Err(fault) => Err(fault),
         };
         if let Err(fault) = result {
@@ -97,29 +98,16 @@ impl BusCursor {
     }
 
     #[inline]
-    fn find<'a>(
-        reader: &'a mut Reader<Table>,
-        hot: &mut usize,
+    fn find(
+        reader: &mut Reader<Table, Routes>,
         addr: u64,
         size: Size,
-    ) -> Result<(&'a Entry, Access), BusFault> {
-        let table = reader.get();
-        let entry = match table.entry(*hot) {
-            Some(entry) if addr.wrapping_sub(entry.base) <= entry.span => entry,
-            _ => Self::search(table, hot, addr).ok_or(BusFault::Unmapped)?,
-        };
-        let offset = addr - entry.base;
-        if entry.span - offset < size.bytes() - 1 {
+    ) -> Result<(&dyn Mmio, Access), BusFault> {
+        let (route, offset) = reader.get().find(addr).ok_or(BusFault::Unmapped)?;
+        if route.size - offset < size.bytes() {
             return Err(BusFault::Crosses);
         }
-        Ok((entry, Access { offset, size }))
-    }
-
-    fn search<'a>(table: &'a Table, hot: &mut usize, addr: u64) -> Option<&'a Entry> {
-        let index = table.search(addr)?;
-        let entry = table.entry(index).filter(|entry| addr - entry.base <= entry.span)?;
-        *hot = index;
-        Some(entry)
+        Ok((&*route.device, Access { offset, size }))
     }
 }
 

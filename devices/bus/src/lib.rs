@@ -65,6 +65,7 @@ mod device;
 mod event;
 mod event_loop;
 mod publish;
+mod routes;
 mod sync;
 
 pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};

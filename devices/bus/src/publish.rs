@@ -1,7 +1,7 @@
 //! A value that is replaced as a whole and read without locks, and the proof that nobody reads the old one.
 //!
-//! Values are numbered by generations. A [`Reader`] keeps the value it read last and looks at one counter to
-//! learn that there is a newer one. When it has taken the newer one it drops the old one, and then writes down
+//! Values are numbered by generations. A [`Reader`] keeps a copy of the value it read last and looks at one counter
+//! to learn that there is a newer one. When it has copied the newer one it drops the old copy, and then writes down
 //! in its own [`Seat`] how far it has come. A generation is *passed* when each live reader has come at least
 //! that far: then no reader has, or can ever again get, a value from before.
 
@@ -98,37 +98,45 @@ impl<T> Drop for Seat<T> {
     }
 }
 
-/// One thread's access to the current value.
-pub(crate) struct Reader<T> {
-    // Before the seat: the value must be gone when the seat is given up.
-    cached: Arc<Versioned<T>>,
+/// One thread's access to the current value: a copy of it, in whatever form the reader likes best. The copy is the
+/// reader's own, to be changed as well; it is made anew for each generation.
+pub(crate) struct Reader<T, C> {
+    // Before the seat: the copy must be gone when the seat is given up.
+    copy: C,
+    generation: u64,
     seat: Seat<T>,
 }
 
-impl<T> Reader<T> {
+impl<T, C: for<'a> From<&'a T>> Reader<T, C> {
     pub(crate) fn new(publisher: Arc<Publisher<T>>) -> Self {
         // In one step for `is_passed`: either it sees the seat, or the value is newer than what it asks about.
         let mut seats = lock(&publisher.seats);
-        let cached = publisher.current.load();
-        let passed = Arc::new(AtomicU64::new(cached.generation));
+        let current = publisher.current.load();
+        let generation = current.generation;
+        let passed = Arc::new(AtomicU64::new(generation));
         seats.push(passed.clone());
         drop(seats);
-        Self { cached, seat: Seat { publisher, passed } }
+        Self { copy: C::from(&current.value), generation, seat: Seat { publisher, passed } }
     }
 
-    /// The current value. Without a newer one, reads one counter that all readers share and writes nothing.
+    /// The copy of the current value. Without a newer one, reads one counter that all readers share and writes
+    /// nothing.
     #[inline]
-    pub(crate) fn get(&mut self) -> &T {
-        if self.seat.publisher.generation.load(Ordering::Acquire) != self.cached.generation {
+    pub(crate) fn get(&mut self) -> &mut C {
+        if self.seat.publisher.generation.load(Ordering::Acquire) != self.generation {
             self.refresh();
         }
-        &self.cached.value
+        &mut self.copy
     }
 
     #[cold]
+    #[inline(never)]
     fn refresh(&mut self) {
-        self.cached = self.seat.publisher.current.load();
-        self.seat.pass(self.cached.generation);
+        let current = self.seat.publisher.current.load();
+        self.copy = C::from(&current.value);
+        self.generation = current.generation;
+        drop(current);
+        self.seat.pass(self.generation);
     }
 }
 

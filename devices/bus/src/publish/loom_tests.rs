@@ -5,7 +5,7 @@ use loom::thread;
 
 use super::*;
 
-/// A value that knows whether somebody still uses it, and must not be used when it is retired.
+/// A value that knows whether somebody still uses it or a copy, and must not be used when it is retired.
 struct Value {
     number: u64,
     retired: Arc<AtomicBool>,
@@ -21,6 +21,17 @@ impl Value {
         assert!(!self.retired.load(Ordering::Relaxed), "a value was read after its retirement");
         self.number
     }
+}
+
+impl From<&Value> for Value {
+    fn from(value: &Value) -> Self {
+        value.read();
+        Self { number: value.number, retired: value.retired.clone() }
+    }
+}
+
+fn reader(publisher: &Arc<Publisher<Value>>) -> Reader<Value, Value> {
+    Reader::new(publisher.clone())
 }
 
 fn setup() -> (Arc<Publisher<Value>>, Arc<AtomicBool>) {
@@ -42,7 +53,7 @@ fn loom_nobody_reads_a_value_after_the_wait() {
             let (publisher, retired) = setup();
             let readers: Vec<_> = (0..count)
                 .map(|_| {
-                    let mut reader = Reader::new(publisher.clone());
+                    let mut reader = reader(&publisher);
                     thread::spawn(move || {
                         let first = reader.get().read();
                         assert!(reader.get().read() >= first);
@@ -63,7 +74,7 @@ fn loom_nobody_reads_a_value_after_the_wait() {
 fn loom_a_reader_that_passes_wakes_the_waiter() {
     model(1, || {
         let (publisher, retired) = setup();
-        let mut reader = Reader::new(publisher.clone());
+        let mut reader = reader(&publisher);
         let generation = publisher.publish(Value::new(1).0);
         let thread = thread::spawn(move || {
             assert_eq!(reader.get().read(), 1);
@@ -80,7 +91,7 @@ fn loom_a_reader_that_passes_wakes_the_waiter() {
 fn loom_polling_is_as_good_as_waiting() {
     loom::model(|| {
         let (publisher, retired) = setup();
-        let mut reader = Reader::new(publisher.clone());
+        let mut reader = reader(&publisher);
         let thread = thread::spawn(move || {
             reader.get().read();
             reader.get().read();
@@ -99,7 +110,7 @@ fn loom_a_reader_that_begins_during_the_retirement_gets_no_retired_value() {
     loom::model(|| {
         let (publisher, retired) = setup();
         let late = publisher.clone();
-        let thread = thread::spawn(move || Reader::new(late).get().read());
+        let thread = thread::spawn(move || reader(&late).get().read());
         let generation = publisher.publish(Value::new(1).0);
         publisher.wait(generation);
         retired.store(true, Ordering::Relaxed);
@@ -113,7 +124,7 @@ fn loom_two_publishers_under_a_lock_and_two_waiters() {
     model(2, || {
         let (publisher, retired) = setup();
         let edit = Arc::new(Mutex::new(()));
-        let mut reader = Reader::new(publisher.clone());
+        let mut reader = reader(&publisher);
         let other = {
             let (publisher, edit) = (publisher.clone(), edit.clone());
             thread::spawn(move || {
