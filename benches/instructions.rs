@@ -11,7 +11,8 @@ use std::hint::black_box;
 use ossature::boot::{Source, acpi, x86_64};
 use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
-use support::rings::{BATCH, DeviceRig, Layout, QueueRig};
+use support::bus::Dispatch;
+use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
 use support::{bus, rings, tables};
 
 /// How often each path runs while it is counted.
@@ -39,6 +40,15 @@ fn count<T>(name: &str, operations_per_round: u32, mut round: impl FnMut() -> T)
     measured(ROUNDS, &mut run);
 }
 
+/// What others' buses take for the read of the register that was read before.
+fn baselines(devices: u64) {
+    let addr = bus::Addresses::new(devices, 0).next();
+    let mut manager = bus::managers(devices)();
+    count("baseline: bus read, hot, 64 devices, IoManager in a mutex", 1, || manager.read(black_box(addr)));
+    let mut map = bus::maps(devices)();
+    count("baseline: bus read, hot, 64 devices, map in a read-write lock", 1, || map.read(black_box(addr)));
+}
+
 fn main() {
     // What counting adds to each of the following.
     let addr = bus::Addresses::new(64, 0).next();
@@ -55,6 +65,7 @@ fn main() {
             cursor.read(addresses.next(), Size::B4).unwrap_or(0)
         });
     }
+    baselines(64);
     for (layout, name) in [(Layout::Direct, "direct"), (Layout::Indirect, "indirect")] {
         for descriptors in [1, 3, 16] {
             let mut rig = QueueRig::new(descriptors, layout);
@@ -67,6 +78,8 @@ fn main() {
         let mut rig = DeviceRig::blk(layout);
         count(&format!("block read, {name}, batch of 32"), BATCH.into(), || rig.batch(0));
     }
+    let mut floor = FloorRig::new();
+    count("floor: block read, direct, batch of 32", BATCH.into(), || floor.batch());
     for (queue, name) in [(1, "sent"), (0, "received")] {
         let mut rig = DeviceRig::net();
         count(&format!("packet {name}, batch of 32"), BATCH.into(), || rig.batch(queue));

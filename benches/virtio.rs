@@ -2,16 +2,14 @@
 //! Beside the queue, the raw virtio-queue crate does the same; beside the block device, the floor.
 #![allow(missing_docs)] // criterion_group! makes a public function
 
-#[path = "floors/blk_ring.rs"]
-mod floor;
 mod support;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use support::rings::{BATCH, DeviceRig, Driver, Layout, QueueRig};
+use ossature::memory::vm_memory::GuestMemoryBackend;
+use support::rings::{BATCH, DeviceRig, Driver, FloorRig, Layout, QueueRig};
 use virtio_queue::{Queue, QueueT};
 
 const LAYOUTS: [(&str, Layout); 2] = [("direct", Layout::Direct), ("indirect", Layout::Indirect)];
@@ -77,43 +75,14 @@ fn requests(c: &mut Criterion) {
         group.bench_function(format!("blk_{name}"), |b| b.iter(|| rig.batch(0)));
     }
 
-    let rig = DeviceRig::blk(Layout::Direct);
-    let (mut driver, mut floor) = floor(rig);
-    group.bench_function("blk_floor", |b| {
-        b.iter(|| {
-            driver.offer();
-            assert_eq!(floor.serve(), BATCH);
-        });
-    });
+    let mut floor = FloorRig::new();
+    group.bench_function("blk_floor", |b| b.iter(|| floor.batch()));
 
     for (queue, name) in [(1, "net_send"), (0, "net_receive")] {
         let mut rig = DeviceRig::net();
         group.bench_function(name, |b| b.iter(|| rig.batch(queue)));
     }
     group.finish();
-}
-
-/// The floor on the rig's ring, in place of its device.
-fn floor(mut rig: DeviceRig) -> (Driver, floor::BlkRing) {
-    let driver = rig.drivers.remove(0);
-    let mem = rig.dma.memory();
-    let ring = &driver.ring;
-    let floor = floor::BlkRing {
-        ram: mem.get_host_address(GuestAddress(0)).unwrap(),
-        ram_len: mem.last_addr().0 + 1,
-        desc: ring.desc as usize,
-        avail: ring.avail as usize,
-        used: ring.used as usize,
-        size: ring.size,
-        capacity: 1 << 16,
-        interrupt: std::os::fd::AsRawFd::as_raw_fd(&rig.irq),
-        next: 0,
-        published: 0,
-    };
-    mem.write_obj(0u16, GuestAddress(ring.avail)).unwrap();
-    std::mem::forget(rig.dma);
-    std::mem::forget(rig.irq);
-    (driver, floor)
 }
 
 fn settings() -> Criterion {

@@ -1,12 +1,15 @@
 //! Queues in memory whose driver has offered everything already: offering the next batch is one index store.
 
-use std::os::fd::{AsFd, BorrowedFd};
+#[path = "../floors/blk_ring.rs"]
+mod floor;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ossature::bus::{Event, EventSink, Syscall};
-use ossature::memory::vm_memory::GuestAddress;
+use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Window};
 use ossature::virtio::blk::{Blk, NullDisk};
 use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads};
@@ -220,6 +223,44 @@ impl DeviceRig {
         self.drivers[queue].offer();
         assert_eq!(self.worker.turn(queue as u32).unwrap(), Turn::Sleep);
         self.drivers[queue].check();
+    }
+}
+
+/// The floor's block device on the same ring.
+pub struct FloorRig {
+    ring: floor::BlkRing,
+    /// With the RAM, the driver, and the interrupt.
+    rig: DeviceRig,
+}
+
+impl FloorRig {
+    /// Direct chains, as [`DeviceRig::blk`] has them.
+    pub fn new() -> Self {
+        let rig = DeviceRig::blk(Layout::Direct);
+        let mem = rig.dma.memory();
+        let GuestRing { desc, avail, used, size, .. } = rig.drivers[0].ring;
+        mem.write_obj(0u16, GuestAddress(avail)).unwrap();
+        let ring = floor::BlkRing {
+            ram: mem.get_host_address(GuestAddress(0)).unwrap(),
+            ram_len: mem.last_addr().0 + 1,
+            desc: desc as usize,
+            avail: avail as usize,
+            used: used as usize,
+            size,
+            capacity: 1 << 16,
+            interrupt: rig.irq.as_raw_fd(),
+            next: 0,
+            published: 0,
+        };
+        Self { ring, rig }
+    }
+
+    /// One batch.
+    #[inline]
+    pub fn batch(&mut self) {
+        self.rig.drivers[0].offer();
+        assert_eq!(self.ring.serve(), BATCH);
+        self.rig.drivers[0].check();
     }
 }
 

@@ -130,9 +130,7 @@ impl Dma {
     /// [`window`](Self::window).
     #[inline]
     pub fn view(&self, addr: GuestAddress, len: usize) -> Option<View<'_>> {
-        self.regions.iter().find_map(|region| {
-            region.view(usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?, len)
-        })
+        self.find(addr, |region, at| region.view(at, len))
     }
 
     /// Copies guest memory into `buf`.
@@ -270,11 +268,23 @@ impl Dma {
         addr: GuestAddress,
         mut access: impl FnMut(&Window, usize) -> Result<T, DmaError>,
     ) -> Option<T> {
-        self.regions.iter().find_map(|region| {
+        self.find(addr, |region, at| access(region, at).ok())
+    }
+
+    /// What the first region makes of `addr` that can, given the offset in it.
+    #[inline]
+    fn find<'a, T>(
+        &'a self,
+        addr: GuestAddress,
+        mut access: impl FnMut(&'a Window, usize) -> Option<T>,
+    ) -> Option<T> {
+        let mut try_in = |region: &'a Window| {
             // An address below the region wraps to an offset that no region has.
-            let offset = usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?;
-            access(region, offset).ok()
-        })
+            access(region, usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?)
+        };
+        // Not a loop from the start on: most guests have no RAM but in the first region.
+        let (first, others) = self.regions.split_first()?;
+        try_in(first).or_else(|| others.iter().find_map(try_in))
     }
 
     /// Why there is no integer at `addr`. Regions begin and end on page boundaries, so that no aligned integer

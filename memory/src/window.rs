@@ -207,6 +207,15 @@ impl Window {
 
     #[inline]
     fn wrote(&self, offset: usize, len: usize) {
+        if self.region.bitmap().is_on() {
+            self.mark(offset, len);
+        }
+    }
+
+    // Out of line, so that a write that is not tracked does not even look at where it was.
+    #[cold]
+    #[inline(never)]
+    fn mark(&self, offset: usize, len: usize) {
         self.region.bitmap().mark_dirty(self.offset + offset, len);
     }
 }

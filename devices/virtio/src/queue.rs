@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use ossature_bus::Event;
-use ossature_memory::Dma;
+use ossature_memory::{Dma, Run};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 pub use broken::QueueBroken;
@@ -32,29 +32,40 @@ pub struct VirtQueue {
     event_idx: bool,
     indirect: bool,
     rings: Rings,
+    /// RAM that is likely to hold the next chain's segments.
+    run: Run,
     doorbell: Arc<Event>,
     interrupt: Arc<Event>,
     /// Index of the next available entry to take.
     next_avail: u16,
-    /// The driver's available index when it was last read: at or ahead of `next_avail`.
-    avail_seen: u16,
+    /// Entries from there on that the driver had published when its index was last read, and that the next pops
+    /// take. None where a look at something else comes first: the queue is broken, or chains were given back.
+    ready: u16,
     /// Index of the next used element to write.
     next_used: u16,
     /// The used index that the driver sees. What was taken and not yet published is
     /// `next_avail - published`: at most `size`.
     published: u16,
-    /// For each head, whether the device holds it.
+    /// For each head, whether the device holds it. Of no head where the queue is broken.
     held: Box<[bool]>,
     /// Chains that were given back with `unpop`, the next to hand out last.
     returned: Vec<Chain>,
-    /// Storage of completed chains.
+    /// Storage of the chain that was completed last, which is all there is where requests go one by one.
+    spare: Option<Box<Parsed>>,
+    /// Storage of others.
     #[allow(clippy::vec_box)] // the boxes move between here and the chains
-    spare: Vec<Box<Parsed>>,
+    spares: Vec<Box<Parsed>>,
     broken: Option<QueueBroken>,
 }
 
 impl VirtQueue {
-    fn new(config: &QueueConfig, rings: Rings, doorbell: Arc<Event>, interrupt: Arc<Event>) -> Self {
+    fn new(
+        config: &QueueConfig,
+        rings: Rings,
+        run: Run,
+        doorbell: Arc<Event>,
+        interrupt: Arc<Event>,
+    ) -> Self {
         let QueueConfig { index, size, event_idx, indirect, start, .. } = *config;
         Self {
             index,
@@ -62,15 +73,17 @@ impl VirtQueue {
             event_idx,
             indirect,
             rings,
+            run,
             doorbell,
             interrupt,
             next_avail: start,
-            avail_seen: start,
+            ready: 0,
             next_used: start,
             published: start,
             held: vec![false; size.into()].into(),
             returned: Vec::new(),
-            spare: Vec::new(),
+            spare: None,
+            spares: Vec::new(),
             broken: None,
         }
     }
@@ -106,32 +119,64 @@ impl VirtQueue {
     }
 
     /// The next chain that the driver offers.
+    // What nearly every call does comes back in a register; the rest is out of line.
+    #[inline]
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueBroken> {
+        match self.take() {
+            Some(chain) => Ok(Some(chain)),
+            None => self.pop_unready(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pop_unready(&mut self) -> Result<Option<Chain>, QueueBroken> {
         self.intact()?;
         if let Some(chain) = self.returned.pop() {
             return Ok(Some(chain));
         }
-        if self.next_avail == self.avail_seen && !self.look()? {
+        if !self.look()? {
             return Ok(None);
         }
         let chain = self.take();
-        self.latch(chain).map(Some)
+        self.intact().map(|()| chain)
     }
 
     /// Gives back the most recently popped chain, untouched, so that the next [`pop`](Self::pop) returns
     /// it. Several go back in the reverse order of their popping.
     pub fn unpop(&mut self, chain: Chain) {
+        self.ready = 0;
         self.returned.push(chain);
     }
 
     /// Notes the chain as used, with `written` bytes from the start of its writable part (no more than it
     /// has). The driver does not see it before [`flush`](Self::flush).
-    #[inline]
+    #[inline(always)] // all that is in here is what every request needs
     pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), QueueBroken> {
-        self.intact()?;
-        let done = self.put(&chain, written.min(chain.writable_len()));
-        self.spare.push(chain.0);
-        self.latch(done)
+        let head = chain.head();
+        // Unless the device mixes its queues up, the chain is one that this queue holds.
+        if !self.held.get_mut(usize::from(head)).is_some_and(mem::take) {
+            return Err(self.not_held(head));
+        }
+        let done = self.rings.set_used_element(self.next_used, head, written.min(chain.writable_len()));
+        self.latch(done)?;
+        self.next_used = self.next_used.wrapping_add(1);
+        if self.spare.is_none() {
+            self.spare = Some(chain.0);
+        } else {
+            self.keep(chain.0);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn keep(&mut self, parsed: Box<Parsed>) {
+        self.spares.push(parsed);
+    }
+
+    #[cold]
+    fn not_held(&mut self, head: u16) -> QueueBroken {
+        self.broken.unwrap_or_else(|| self.fail(QueueBroken::NotInFlight { head }))
     }
 
     /// Publishes all that was completed since the last flush with one index store, and raises at most one
@@ -185,6 +230,8 @@ impl VirtQueue {
 
     #[cold]
     fn fail(&mut self, why: QueueBroken) -> QueueBroken {
+        self.ready = 0;
+        self.held = Box::default();
         *self.broken.insert(why)
     }
 
@@ -193,16 +240,34 @@ impl VirtQueue {
         let index = self.rings.avail_index();
         let index = self.latch(index)?;
         let in_flight = self.in_flight();
+        let ready = index.wrapping_sub(self.next_avail);
         // The driver owns what the device does not hold: the index can be ahead by that much.
-        if index.wrapping_sub(self.next_avail) > self.size.wrapping_sub(in_flight) {
+        if ready > self.size.wrapping_sub(in_flight) {
             let (next, size) = (self.next_avail, self.size);
             return self.latch(Err(QueueBroken::AvailIndex { index, next, in_flight, size }));
         }
-        self.avail_seen = index;
-        Ok(index != self.next_avail)
+        self.ready = if self.returned.is_empty() { ready } else { 0 };
+        Ok(ready != 0)
     }
 
-    fn take(&mut self) -> Result<Chain, QueueBroken> {
+    /// The next chain of those that are ready. None where the ring breaks, which latches.
+    fn take(&mut self) -> Option<Chain> {
+        self.ready = self.ready.checked_sub(1)?;
+        let mut parsed = match self.spare.take() {
+            Some(parsed) => parsed,
+            None => self.spares.pop().unwrap_or_default(),
+        };
+        match self.parse(&mut parsed) {
+            Ok(()) => Some(Chain(parsed)),
+            Err(why) => {
+                self.fail(why);
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn parse(&mut self, parsed: &mut Parsed) -> Result<(), QueueBroken> {
         let size = self.size;
         let head = self.rings.avail_entry(self.next_avail)?;
         let held = self.held.get_mut(usize::from(head)).ok_or(QueueBroken::Head { head, size })?;
@@ -210,20 +275,7 @@ impl VirtQueue {
             return Err(QueueBroken::HeadInFlight { head });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        let mut parsed = self.spare.pop().unwrap_or_default();
-        parsed.walk(&mut self.rings, self.indirect, head)?;
-        Ok(Chain(parsed))
-    }
-
-    fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueBroken> {
-        let head = chain.head();
-        // Unless the device mixes its queues up, the chain is one that this queue holds.
-        if !self.held.get_mut(usize::from(head)).is_some_and(mem::take) {
-            return Err(QueueBroken::NotInFlight { head });
-        }
-        self.rings.set_used_element(self.next_used, head, written)?;
-        self.next_used = self.next_used.wrapping_add(1);
-        Ok(())
+        parsed.walk(&self.rings, &mut self.run, self.indirect, head)
     }
 
     /// Publishes the used index; whether the driver wants an interrupt for what is new.

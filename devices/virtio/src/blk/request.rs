@@ -56,7 +56,7 @@ impl<D: DiskIo> Executor<'_, D> {
     /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
     pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {
-        let (readable, writable) = (chain.readable(), chain.writable());
+        let (readable, writable) = chain.parts();
         let readable = Segments::first_bytes(readable, chain.readable_len().into());
         // The status is the last byte that we may write; what comes before is for data.
         let Some(last) = writable.last() else {
@@ -73,7 +73,8 @@ impl<D: DiskIo> Executor<'_, D> {
         let answered = mem.write_obj(at, status as u8).is_ok();
         // `used.len` promises a prefix: after data that fell short the status byte is not part of it.
         let written = filled + u64::from(answered && filled == room);
-        Done { written: u32::try_from(written).unwrap_or(u32::MAX), moved }
+        // No more than the chain's writable bytes, of which there are less than 4 GiB.
+        Done { written: written as u32, moved }
     }
 
     fn outcome(&self, mem: &Dma, readable: Segments<'_>, room: Segments<'_>) -> Outcome {
@@ -85,6 +86,13 @@ impl<D: DiskIo> Executor<'_, D> {
         match kind as u32 {
             VIRTIO_BLK_T_IN => self.read(mem, room, sector),
             VIRTIO_BLK_T_OUT => self.write(mem, readable.skip(HEADER), sector),
+            kind => self.other(kind, mem, room),
+        }
+    }
+
+    #[inline(never)]
+    fn other(&self, kind: u32, mem: &Dma, room: Segments<'_>) -> Outcome {
+        match kind {
             VIRTIO_BLK_T_FLUSH => self.flush(),
             VIRTIO_BLK_T_GET_ID => self.get_id(mem, room),
             _ => Outcome::new(VIRTIO_BLK_S_UNSUPP),

@@ -130,29 +130,24 @@ impl Rx {
             counters.rx_dropped.add(1);
             return Ok(());
         }
-        let mut rest = len;
-        let mut taken: u16 = 0;
-        for posted in &self.posted {
-            taken += 1;
-            rest = rest.saturating_sub(posted.room);
-            if rest == 0 {
-                break;
-            }
-        }
-        // The first chain has room for a header, and the queue has found it in RAM.
-        if self.clear_flags {
-            let _ = mem.scatter_obj(self.waiting(), 0u8);
-        }
-        let _ = mem.scatter_obj(self.waiting().skip(NUM_BUFFERS), taken.to_le());
-
-        rest = len;
-        for Posted { chain, room } in self.posted.drain(..usize::from(taken)) {
+        let (start, room) = (self.gone, self.room);
+        let (mut rest, mut taken) = (len, 0u16);
+        while rest != 0 {
+            let Some(Posted { chain, room }) = self.posted.pop_front() else { break };
             let here = rest.min(room);
             rest -= here;
+            taken += 1;
             self.room -= room;
             self.gone += chain.writable().len();
             self.queue.complete(chain, u32::try_from(here).unwrap_or(u32::MAX))?;
         }
+        // The driver sees none of this before the flush. The first chain has room for a header, and the queue has
+        // found it in RAM.
+        let packet = Segments::first_bytes(self.segments.get(start..).unwrap_or_default(), room);
+        if self.clear_flags {
+            let _ = mem.scatter_obj(packet, 0u8);
+        }
+        let _ = mem.scatter_obj(packet.skip(NUM_BUFFERS), taken.to_le());
         counters.rx_packets.add(1);
         counters.rx_bytes.add(len - HEADER_LEN as u64);
         Ok(())

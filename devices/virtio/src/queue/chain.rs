@@ -1,7 +1,7 @@
 //! Descriptor chains: one walk that reads each descriptor once and bounds everything.
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Segment, View};
+use ossature_memory::{Run, Segment, View};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::QueueBroken;
@@ -26,9 +26,9 @@ pub struct Chain(pub(super) Box<Parsed>);
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
     head: u16,
-    /// How many of `segments` are readable, and how many after these are writable: the rest is room.
+    /// How many of `segments` there are, the first of which are readable: the rest is room.
+    count: u16,
     readable: u16,
-    writable: u16,
     readable_len: u32,
     writable_len: u32,
     segments: Vec<Segment>,
@@ -53,11 +53,12 @@ impl Chain {
         self.parts().1
     }
 
+    /// Both.
     #[inline]
-    fn parts(&self) -> (&[Segment], &[Segment]) {
-        let Parsed { segments, readable, writable, .. } = &*self.0;
-        let (first, rest) = segments.split_at_checked(usize::from(*readable)).unwrap_or_default();
-        (first, rest.get(..usize::from(*writable)).unwrap_or_default())
+    pub(crate) fn parts(&self) -> (&[Segment], &[Segment]) {
+        let Parsed { segments, count, readable, .. } = &*self.0;
+        let all = segments.get(..usize::from(*count));
+        all.and_then(|all| all.split_at_checked(usize::from(*readable))).unwrap_or_else(nothing)
     }
 
     /// Bytes in [`readable`](Self::readable).
@@ -73,56 +74,69 @@ impl Chain {
     }
 }
 
+/// What a chain whose counts were wrong would have: they never are.
+#[cold]
+fn nothing<'a>() -> (&'a [Segment], &'a [Segment]) {
+    Default::default()
+}
+
 impl Parsed {
-    /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one.
+    /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one. `run`
+    /// is RAM that is likely to hold its segments.
     ///
     /// The loop takes descriptors as nearly all are: buffers in the same RAM as the last one, for which there
     /// is a place. It calls nothing, so that it runs in registers, and leaves whatever is special to
     /// [`Walk::go_on`].
     #[inline]
-    pub(super) fn walk(&mut self, rings: &mut Rings, indirect: bool, head: u16) -> Result<(), QueueBroken> {
+    pub(super) fn walk(
+        &mut self,
+        rings: &Rings,
+        run: &mut Run,
+        indirect: bool,
+        head: u16,
+    ) -> Result<(), QueueBroken> {
         self.head = head;
-        let mut place = Table::Ring;
-        let mut table = rings.table().ok_or(QueueBroken::Rings)?;
-        let mut next = Descriptor::fetch(table, head).ok_or(head);
-        if let Ok(desc) = next {
+        let (mut place, mut table) = (Table::Ring, rings.table().unwrap_or_default());
+        let mut first = Descriptor::fetch(table, head).ok_or(head);
+        if let Ok(desc) = first {
             if desc.flags() & INDIRECT != 0 {
-                place = Table::enter(rings, indirect, desc)?;
-                // A table that is not in one region has no view, and is left to the rest of the walk.
-                table = place.view(rings).unwrap_or_default();
-                next = Descriptor::fetch(table, 0).ok_or(0);
+                (place, table) = Table::enter(rings, indirect, desc)?;
+                first = Descriptor::fetch(table, 0).ok_or(0);
             }
         }
-        let run = &rings.run;
-        let places = self.segments.len();
-        let mut free = self.segments.iter_mut();
-        let (mut direction, mut total) = (0, 0u32);
-        // Each round fills a place, and there are at most as many as the queue has entries.
-        while let Ok(desc) = next {
-            let (addr, len, flags) = (GuestAddress(desc.addr()), desc.len(), desc.flags());
-            if flags & (WRITE | INDIRECT) != direction {
-                if flags & (WRITE | INDIRECT) != WRITE {
-                    break;
+        let fetch = |index| Descriptor::fetch(table, index).ok_or(index);
+        let Self { segments, readable, readable_len, .. } = self;
+        let places = segments.as_mut_slice();
+        let (mut count, mut direction, mut total) = (0, 0, 0);
+        let next = match first {
+            Err(index) => Err(index),
+            // Each round fills a place, and there are at most as many as the queue has entries.
+            Ok(mut desc) => loop {
+                let (addr, len, flags) = (GuestAddress(desc.addr()), desc.len(), desc.flags());
+                let Some(segment) = places.get_mut(count) else { break Ok(desc) };
+                if flags & (WRITE | INDIRECT) != direction {
+                    if flags & (WRITE | INDIRECT) != WRITE {
+                        break Ok(desc);
+                    }
+                    (*readable, *readable_len, direction) = (count as u16, total as u32, WRITE);
                 }
-                self.readable = (places - free.len()) as u16;
-                self.readable_len = total;
-                direction = WRITE;
-            }
-            if !run.holds(addr, len.into()) {
-                break;
-            }
-            let Some(sum) = total.checked_add(len) else { break };
-            let Some(segment) = free.next() else { break };
-            *segment = Segment { addr, len };
-            total = sum;
-            if flags & NEXT == 0 {
-                Walk { count: (places - free.len()) as u16, direction, total }.end(self);
-                return Ok(());
-            }
-            next = Descriptor::fetch(table, desc.next()).ok_or(desc.next());
-        }
-        let walk = Walk { count: (places - free.len()) as u16, direction, total };
-        walk.go_on(self, rings, indirect, place, next)
+                if !run.holds(addr, len.into()) {
+                    break Ok(desc);
+                }
+                *segment = Segment { addr, len };
+                count += 1;
+                total += u64::from(len);
+                if flags & NEXT == 0 {
+                    return Walk { count, direction, total }.end(self);
+                }
+                match fetch(desc.next()) {
+                    Ok(next) => desc = next,
+                    Err(index) => break Err(index),
+                }
+            },
+        };
+        let walk = Walk { count, direction, total };
+        walk.go_on(self, rings, run, indirect && matches!(place, Table::Ring), place, next)
     }
 }
 
@@ -136,9 +150,10 @@ enum Table {
 }
 
 impl Table {
-    /// The table that `desc` refers to, if `allowed`. Its write flag means nothing (2.7.5.3.2).
+    /// The table that `desc` refers to, if `allowed`, and a view of it: of nothing where it is not in one region,
+    /// which leaves it to the rest of the walk. The write flag means nothing (2.7.5.3.2).
     #[inline]
-    fn enter(rings: &Rings, allowed: bool, desc: Descriptor) -> Result<Self, QueueBroken> {
+    fn enter<'a>(rings: &'a Rings, allowed: bool, desc: Descriptor) -> Result<(Self, View<'a>), QueueBroken> {
         if !allowed || desc.flags() & NEXT != 0 {
             return Err(QueueBroken::Indirect);
         }
@@ -147,17 +162,12 @@ impl Table {
             Ok(entries) if len % DESCRIPTOR == 0 && (1..=rings.size()).contains(&entries) => entries,
             _ => return Err(QueueBroken::IndirectTable { len }),
         };
-        let ram = rings.dma.check(GuestAddress(addr), len.into());
-        ram.map(|()| Self::Indirect(GuestAddress(addr), entries))
-            .map_err(|_| QueueBroken::NotRam { addr, len })
-    }
-
-    /// All of it, if it lies in one region.
-    #[inline]
-    fn view(self, rings: &Rings) -> Option<View<'_>> {
-        match self {
-            Self::Ring => rings.table(),
-            Self::Indirect(addr, entries) => rings.dma.view(addr, DESCRIPTOR as usize * usize::from(entries)),
+        let at = GuestAddress(addr);
+        let table = Self::Indirect(at, entries);
+        match rings.dma.view(at, len as usize) {
+            Some(view) => Ok((table, view)),
+            None if rings.dma.check(at, len.into()).is_ok() => Ok((table, View::default())),
+            None => Err(QueueBroken::NotRam { addr, len }),
         }
     }
 
@@ -179,21 +189,22 @@ impl Table {
 #[derive(Clone, Copy, Default)]
 struct Walk {
     /// Segments.
-    count: u16,
+    count: usize,
     /// The last one's write flag.
     direction: u16,
-    /// Bytes in all of them.
-    total: u32,
+    /// Bytes in all of them: a queue has too few entries for an overflow.
+    total: u64,
 }
 
 impl Walk {
-    /// Goes on to the end from any descriptor, or from the index of one that has yet to be read.
+    /// Goes on to the end from any descriptor of `table`, or from the index of one that has yet to be read.
     #[cold]
     fn go_on(
         mut self,
         chain: &mut Parsed,
-        rings: &mut Rings,
-        indirect: bool,
+        rings: &Rings,
+        run: &mut Run,
+        mut indirect: bool,
         mut table: Table,
         mut next: Result<Descriptor, u16>,
     ) -> Result<(), QueueBroken> {
@@ -204,60 +215,62 @@ impl Walk {
                 Err(index) => table.fetch(rings, index)?,
             };
             if desc.flags() & INDIRECT != 0 {
-                let outer = matches!(table, Table::Ring);
-                table = Table::enter(rings, indirect && outer, desc)?;
+                (table, _) = Table::enter(rings, indirect, desc)?;
+                indirect = false;
                 next = Err(0);
                 continue;
             }
-            self.add(chain, rings, desc)?;
+            *run = self.add(chain, rings, desc)?;
             if desc.flags() & NEXT == 0 {
-                self.end(chain);
-                return Ok(());
+                return self.end(chain);
             }
             next = Err(desc.next());
         }
     }
 
-    /// Adds any descriptor of a buffer.
-    fn add(&mut self, chain: &mut Parsed, rings: &mut Rings, desc: Descriptor) -> Result<(), QueueBroken> {
+    /// Adds any descriptor of a buffer; returns the RAM that it lies in.
+    fn add(&mut self, chain: &mut Parsed, rings: &Rings, desc: Descriptor) -> Result<Run, QueueBroken> {
         let (addr, len, direction) = (desc.addr(), desc.len(), desc.flags() & WRITE);
         if len == 0 {
             return Err(QueueBroken::EmptyDescriptor);
         }
         let at = GuestAddress(addr);
         let run = rings.dma.run(at).ok().filter(|run| run.holds(at, len.into()));
-        rings.run = run.ok_or(QueueBroken::NotRam { addr, len })?;
+        let run = run.ok_or(QueueBroken::NotRam { addr, len })?;
         if direction != self.direction {
             if direction != WRITE {
                 return Err(QueueBroken::Order);
             }
             self.turn(chain);
         }
-        self.total = self.total.checked_add(len).ok_or(QueueBroken::ChainBytes)?;
+        let size = rings.size();
         let segment = Segment { addr: at, len };
-        match chain.segments.get_mut(usize::from(self.count)) {
+        match chain.segments.get_mut(self.count) {
             Some(place) => *place = segment,
-            None if self.count < rings.size() => chain.segments.push(segment),
-            None => return Err(QueueBroken::ChainLength { size: rings.size() }),
+            None if self.count < usize::from(size) => chain.segments.push(segment),
+            None => return Err(QueueBroken::ChainLength { size }),
         }
         self.count += 1;
-        Ok(())
+        self.total += u64::from(len);
+        Ok(run)
     }
 
     /// From here on the segments are writable.
     #[inline]
     fn turn(&mut self, chain: &mut Parsed) {
-        chain.readable = self.count;
-        chain.readable_len = self.total;
+        chain.readable = self.count as u16;
+        chain.readable_len = self.total as u32;
         self.direction = WRITE;
     }
 
     #[inline]
-    fn end(&mut self, chain: &mut Parsed) {
+    fn end(mut self, chain: &mut Parsed) -> Result<(), QueueBroken> {
+        let Ok(total) = u32::try_from(self.total) else { return Err(QueueBroken::ChainBytes) };
         if self.direction != WRITE {
             self.turn(chain);
         }
-        chain.writable = self.count - chain.readable;
-        chain.writable_len = self.total - chain.readable_len;
+        chain.count = self.count as u16;
+        chain.writable_len = total - chain.readable_len;
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ossature_bus::Event;
 use ossature_memory::Dma;
+use ossature_memory::vm_memory::GuestAddress;
 use virtio_queue::{Queue, QueueState};
 
 use super::VirtQueue;
@@ -66,7 +67,9 @@ impl QueueConfig {
         doorbell: Arc<Event>,
         interrupt: Arc<Event>,
     ) -> Result<VirtQueue, QueueConfigError> {
-        Ok(VirtQueue::new(self, self.rings(&dma)?, doorbell, interrupt))
+        let not_ram = |_| QueueConfigError::NotRam { index: self.index };
+        let run = dma.run(GuestAddress(self.desc)).map_err(not_ram)?;
+        Ok(VirtQueue::new(self, self.rings(&dma)?, run, doorbell, interrupt))
     }
 
     fn rings(&self, dma: &Dma) -> Result<Rings, QueueConfigError> {

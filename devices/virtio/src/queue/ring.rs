@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, Run, View, Window};
+use ossature_memory::{Dma, View, Window};
 
 use super::QueueBroken;
 
@@ -13,12 +13,12 @@ pub(super) const DESCRIPTOR: u32 = 16;
 
 /// A descriptor, copied out of guest memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor(u128);
+pub(super) struct Descriptor([u64; 2]);
 
 impl Descriptor {
     /// The descriptor of these bytes.
-    pub(super) fn new(raw: u128) -> Self {
-        Self(u128::from_le(raw))
+    pub(super) fn new(raw: [u64; 2]) -> Self {
+        Self(raw.map(u64::from_le))
     }
 
     /// The descriptor at `index` of a table, if the table goes that far.
@@ -28,19 +28,19 @@ impl Descriptor {
     }
 
     pub(super) fn addr(self) -> u64 {
-        self.0 as u64
+        self.0[0]
     }
 
     pub(super) fn len(self) -> u32 {
-        (self.0 >> 64) as u32
+        self.0[1] as u32
     }
 
     pub(super) fn flags(self) -> u16 {
-        (self.0 >> 96) as u16
+        (self.0[1] >> 32) as u16
     }
 
     pub(super) fn next(self) -> u16 {
-        (self.0 >> 112) as u16
+        (self.0[1] >> 48) as u16
     }
 }
 
@@ -52,8 +52,6 @@ pub(super) struct Rings {
     avail: Window,
     used: Window,
     mask: u16,
-    /// RAM that is likely to hold the next chain's segments.
-    pub(super) run: Run,
 }
 
 impl Rings {
@@ -66,7 +64,6 @@ impl Rings {
             avail: window(avail, 6 + 2 * entries)?,
             used: window(used, 6 + 8 * entries)?,
             mask: size.wrapping_sub(1),
-            run: dma.run(GuestAddress(desc)).ok()?,
             dma,
         })
     }
