@@ -5,7 +5,6 @@
 
 mod log;
 mod running;
-pub mod stamp;
 mod tap;
 
 use std::ffi::{OsStr, OsString};
@@ -16,6 +15,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use xtask::kernels::{self, Flavour, Kernel};
+pub use xtask::stamp;
 use xtask::{guest, vmm};
 
 pub use log::Log;

@@ -8,8 +8,9 @@ use clap::{Parser, Subcommand};
 use xtask::demo::Demo;
 use xtask::kernels::Flavour;
 use xtask::nested::{Job, Machine};
+use xtask::report::Report;
 use xtask::suite::Selection;
-use xtask::{Context, Result, demo, guest, kernels, packages, suite};
+use xtask::{Context, Result, demo, guest, kernels, packages, report, suite};
 
 /// Developer commands of Ossature.
 #[derive(Parser)]
@@ -25,6 +26,11 @@ enum Commands {
     Nested(Nested),
     /// Boot Debian's kernel in the example VMM, to a shell.
     Demo(Demo),
+    /// Measure the example VMM beside the floor, QEMU and others: boot, exits, memory, disk, network.
+    Report(Report),
+    /// The part of `report` that runs where the guests run.
+    #[command(hide = true)]
+    Measure(report::Measure),
     /// Run every test; the last line counts them.
     Test(Test),
     /// Run a list of tests; called by `test` in the places where they run.
@@ -84,6 +90,11 @@ fn run(command: Commands) -> Result<u8> {
             }
         }
         Commands::Demo(demo) => demo::run(&demo),
+        Commands::Report(report) => report::run(&report),
+        Commands::Measure(measure) => {
+            report::run_measure(&measure)?;
+            Ok(0)
+        }
         Commands::Test(Test { only, filter }) => suite::run(Selection { only, filter }),
         Commands::RunPlan { plan, results, at_a_time } => {
             suite::plan::run(&plan, &results, at_a_time)?;

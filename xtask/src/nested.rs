@@ -49,6 +49,9 @@ impl Job {
 pub struct Machine {
     /// RAM in MiB; the host gives only what is touched.
     pub memory_mib: u32,
+    /// The machine's time is the number of instructions that it executes, one nanosecond each: figures repeat,
+    /// whatever else the host does. Waits for the host's files advance it, so read them first.
+    pub counts_instructions: bool,
     /// Says on standard error how the boot gets on.
     pub progress: bool,
     kernel: PathBuf,
@@ -67,7 +70,13 @@ impl Machine {
         remove_leftovers(&all);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = all.join(name);
-        let machine = Machine { memory_mib: 6144, progress: true, kernel: kernel.vmlinux(), folder };
+        let machine = Machine {
+            memory_mib: 6144,
+            counts_instructions: false,
+            progress: true,
+            kernel: kernel.vmlinux(),
+            folder,
+        };
         let shared = machine.shared();
         fs::create_dir_all(&shared).context(shared.display())?;
         let mut tree = guest::busybox_tree()?;
@@ -147,7 +156,7 @@ impl Machine {
         // setpriv: the machine does not outlive this process, however that ends.
         let mut qemu = command("setpriv");
         qemu.args(["--pdeathsig", "TERM", "qemu-system-x86_64", "-nodefaults", "-no-user-config"])
-            .args(["-M", "q35", "-cpu", "max,+svm", "-accel", "tcg"])
+            .args(["-M", "q35", "-cpu", "max,+svm", "-accel", "tcg,thread=single"])
             // One CPU: with two, the emulator now and then loses an interrupt between them, and guests with
             // more than one vCPU stand still for ever, in any VMM. Two machines side by side use two cores.
             .args(["-smp", "1", "-m", &format!("{}M", self.memory_mib)])
@@ -163,6 +172,9 @@ impl Machine {
             .args(["-device", "virtconsole,chardev=job"])
             .args(["-virtfs", &share(Path::new("/"), "host", "readonly=on,multidevs=remap")])
             .args(["-virtfs", &share(&self.shared(), "shared", "multidevs=remap")]);
+        if self.counts_instructions {
+            qemu.args(["-icount", "shift=0,sleep=off"]);
+        }
         qemu
     }
 

@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("lz4", "lz4"),
     ("valgrind", "valgrind"),
+    ("strace", "strace"),
 ];
 
 /// Makes sure that every program is there: installs what is missing as root on Debian, and prints

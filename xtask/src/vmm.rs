@@ -14,7 +14,20 @@ pub fn program() -> PathBuf {
 /// # Errors
 /// It does not compile.
 pub fn build() -> Result<()> {
+    build_example("microvm")
+}
+
+/// Builds the least that reaches a kernel's first instruction, and tells where it is.
+///
+/// # Errors
+/// It does not compile.
+pub fn build_floor() -> Result<PathBuf> {
+    build_example("floor_boot")?;
+    Ok(paths::target().join("release/examples/floor_boot"))
+}
+
+fn build_example(name: &str) -> Result<()> {
     let mut cargo = process::command("cargo");
-    cargo.args(["build", "--release", "--example", "microvm"]).current_dir(paths::root());
+    cargo.args(["build", "--release", "--example", name]).current_dir(paths::root());
     process::run(&mut cargo)
 }

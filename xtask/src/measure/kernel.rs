@@ -1,0 +1,158 @@
+//! The host kernel's own counters: KVM's statistics, and system calls and events through tracefs. For root only;
+//! without them, the rows that need them stay empty.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::process;
+
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// Mounts debugfs and tracefs where nobody has yet.
+pub fn mount() {
+    for (kind, place) in [("debugfs", "/sys/kernel/debug"), ("tracefs", TRACING)] {
+        let is_mounted = fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some());
+        if !is_mounted {
+            // Not root: see above.
+            let _ = process::output(process::command("mount").args(["-t", kind, kind, place]));
+        }
+    }
+}
+
+/// KVM's statistics of the machine that a process runs, by name.
+pub fn kvm_statistics(pid: u32) -> BTreeMap<String, u64> {
+    let of_process = format!("{pid}-");
+    let machines = fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten();
+    let folder = machines
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&of_process)));
+    let Some(folder) = folder else { return BTreeMap::new() };
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files
+        .filter_map(|entry| {
+            let value = fs::read_to_string(entry.path()).ok()?.trim().parse().ok()?;
+            Some((entry.file_name().into_string().ok()?, value))
+        })
+        .collect()
+}
+
+/// Counts system calls by process while it lives.
+#[derive(Debug)]
+pub struct CallCounter(PathBuf);
+
+impl CallCounter {
+    /// Begins to count, unless this is not allowed.
+    pub fn start() -> Option<CallCounter> {
+        let folder = Path::new(TRACING).join("events/raw_syscalls/sys_enter");
+        fs::write(folder.join("trigger"), "hist:keys=common_pid,id").ok()?;
+        Some(CallCounter(folder))
+    }
+
+    /// How often each thread has called each system call: (thread, number) and count.
+    pub fn counts(&self) -> BTreeMap<(u32, u32), u64> {
+        histogram(&fs::read_to_string(self.0.join("hist")).unwrap_or_default())
+    }
+}
+
+impl Drop for CallCounter {
+    fn drop(&mut self) {
+        // It stays on until somebody else turns it off.
+        let _ = fs::write(self.0.join("trigger"), "!hist:keys=common_pid,id");
+    }
+}
+
+/// `{ common_pid:        101, id:         16 } hitcount:         12`
+fn histogram(text: &str) -> BTreeMap<(u32, u32), u64> {
+    let entry = |line: &str| {
+        let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+        let mut number = || numbers.next()?.parse::<u64>().ok();
+        let (thread, id, count) = (number()?, number()?, number()?);
+        Some(((u32::try_from(thread).ok()?, u32::try_from(id).ok()?), count))
+    };
+    text.lines().filter(|line| line.starts_with("{ common_pid:")).filter_map(entry).collect()
+}
+
+/// Records the next `execve` events and the first entry into a guest.
+#[derive(Debug)]
+pub struct Recorder(());
+
+impl Recorder {
+    const EVENTS: [&str; 2] = ["sched/sched_process_exec", "kvm/kvm_entry"];
+
+    /// Begins, unless this is not allowed.
+    pub fn start() -> Option<Recorder> {
+        let recorder = Recorder(());
+        write("trace_clock", "mono")?;
+        write("trace", "")?;
+        write("tracing_on", "1")?;
+        // Later entries would only push the first one out.
+        write("events/kvm/kvm_entry/trigger", "traceoff:1")?;
+        for event in Self::EVENTS {
+            write(&format!("events/{event}/enable"), "1")?;
+        }
+        Some(recorder)
+    }
+
+    /// Whether a guest has been entered.
+    pub fn has_entered(&self) -> bool {
+        fs::read_to_string(Path::new(TRACING).join("tracing_on")).is_ok_and(|text| text.trim() == "0")
+    }
+
+    /// Seconds from a process's `execve` to the first entry.
+    pub fn exec_to_entry(&self, pid: u32) -> Option<f64> {
+        let text = fs::read_to_string(Path::new(TRACING).join("trace")).ok()?;
+        exec_to_entry(&text, pid)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        for event in Self::EVENTS {
+            write(&format!("events/{event}/enable"), "0");
+        }
+        write("events/kvm/kvm_entry/trigger", "!traceoff:1");
+        write("tracing_on", "1");
+    }
+}
+
+fn write(file: &str, text: &str) -> Option<()> {
+    fs::write(Path::new(TRACING).join(file), text).ok()
+}
+
+/// Lines such as `vmm-101  [000] .....  12.345678: sched_process_exec: filename=/bin/vmm pid=101 old_pid=101`.
+fn exec_to_entry(trace: &str, pid: u32) -> Option<f64> {
+    let pid = format!("pid={pid}");
+    let time = |line: &str, event: &str| {
+        let before = line.split_once(event)?.0.trim_end().strip_suffix(':')?;
+        before.split_whitespace().next_back()?.parse::<f64>().ok()
+    };
+    let exec = trace
+        .lines()
+        .filter(|line| line.split_whitespace().any(|word| word == pid))
+        .find_map(|line| time(line, "sched_process_exec:"))?;
+    let entry = trace.lines().find_map(|line| time(line, "kvm_entry:"))?;
+    Some(entry - exec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_has_threads_and_calls() {
+        let text = "# event histogram\n#\n\n{ common_pid:        101, id:         16 } hitcount:         12\n\
+                    { common_pid:        102, id:          1 } hitcount:          3\n\nTotals:\n    Hits: 15\n";
+        assert_eq!(histogram(text), BTreeMap::from([((101, 16), 12), ((102, 1), 3)]));
+    }
+
+    #[test]
+    fn times_of_events_are_found() {
+        let trace = "# tracer: nop\n\
+            strace-100 [000] .....    11.000000: sched_process_exec: filename=/bin/a pid=100 old_pid=100\n\
+            vmm-101 [000] .....    12.250000: sched_process_exec: filename=/bin/vmm pid=101 old_pid=101\n\
+            vcpu0-103 [000] d..2.    12.500000: kvm_entry: vcpu 0, rip 0x1000000\n";
+        assert_eq!(exec_to_entry(trace, 101), Some(0.25));
+        assert_eq!(exec_to_entry(trace, 10), None);
+    }
+}

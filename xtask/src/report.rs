@@ -1,0 +1,314 @@
+//! `cargo xtask report`: boots, exits, memory and I/O of our example VMM beside the floor, QEMU and whatever else is
+//! given, in one run in which all of them take turns.
+//!
+//! By default everything runs in the nested machine, whose time is the number of instructions executed: the figures
+//! are the same whatever else the host does. What is measured: [`figures::GROUPS`].
+
+pub mod contender;
+pub mod figures;
+mod html;
+mod table;
+mod timeline;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::kernels::{self, Flavour};
+use crate::nested::{Job, Machine};
+use crate::process::{self, quote, quote_path};
+use crate::{Context, Error, Result, guest, measure, packages, paths, stamp, vmm};
+use contender::{Contender, PLACEHOLDERS};
+use figures::Figures;
+use timeline::Timeline;
+
+/// What the guests load, in this order: their devices' drivers.
+const MODULES: &[&str] = &["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"];
+
+/// `cargo xtask report`
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = placeholders_help())]
+pub struct Report {
+    /// What is measured, and how.
+    #[command(flatten)]
+    pub options: Options,
+    /// Measure on this host's own KVM, in seconds, instead of in an emulated machine that counts instructions
+    #[arg(long)]
+    host: bool,
+    /// Where report.html, timeline.json and figures.json go [default: target/report]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+/// What is measured, and how.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Another VMM, which prints its guest's serial port on standard output; repeatable. The command is split into
+    /// words as by a shell and gets what stands in braces; see below
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = check)]
+    vs: Vec<String>,
+    /// Leave QEMU's microvm out
+    #[arg(long)]
+    no_qemu: bool,
+    /// How often each figure is taken; the least counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// A quick look: one run, little I/O, and times that depend on what else the host does
+    #[arg(long)]
+    quick: bool,
+    /// Guest memory in MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub memory: u32,
+    /// Number of vCPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// Kernel command line
+    #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1 quiet")]
+    pub cmdline: String,
+}
+
+/// `xtask measure`: the part of the report that runs where the guests run.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Measure {
+    #[command(flatten)]
+    options: Options,
+    /// The folder with kernel, guest and VMMs.
+    #[arg(long)]
+    input: PathBuf,
+    /// Where the figures go.
+    #[arg(long)]
+    output: PathBuf,
+    /// Programs and libraries are another host's, and are to be fetched before times are taken.
+    #[arg(long)]
+    copied: bool,
+}
+
+fn check(text: &str) -> std::result::Result<String, String> {
+    Contender::parse(text).map(|_| text.to_owned())
+}
+
+fn placeholders_help() -> String {
+    let width = PLACEHOLDERS.iter().map(|(name, _)| name.len() + 2).max().unwrap_or_default();
+    let lines =
+        PLACEHOLDERS.iter().map(|(name, what)| format!("  {:<width$}  {what}\n", format!("{{{name}}}")));
+    format!(
+        "In the command of --vs:\n{}\nSuch as: --vs fc='firecracker --no-api --config-file {{config}}'",
+        lines.collect::<String>()
+    )
+}
+
+impl Options {
+    /// The VMMs, ours first.
+    pub(crate) fn contenders(&self, microvm: &Path, floor: &Path) -> Vec<Contender> {
+        let mut all = vec![Contender::microvm(microvm), Contender::floor(floor)];
+        if !self.no_qemu {
+            all.extend(Contender::qemu());
+        }
+        // They were parsed before.
+        all.extend(self.vs.iter().filter_map(|text| Contender::parse(text).ok()));
+        all
+    }
+
+    pub(crate) fn runs(&self) -> u32 {
+        if self.quick { 1 } else { self.runs }
+    }
+
+    pub(crate) fn disk_mib(&self) -> usize {
+        if self.quick { 8 } else { 32 }
+    }
+
+    pub(crate) fn net_mib(&self) -> usize {
+        if self.quick { 2 } else { 16 }
+    }
+
+    pub(crate) fn reads(&self) -> usize {
+        if self.quick { 256 } else { 2048 }
+    }
+
+    /// The same options as words of a command line.
+    fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        for vs in &self.vs {
+            words.extend(["--vs".to_owned(), vs.clone()]);
+        }
+        for (flag, is_on) in [("--no-qemu", self.no_qemu), ("--quick", self.quick)] {
+            words.extend(is_on.then(|| flag.to_owned()));
+        }
+        let values = [
+            ("--runs", self.runs.to_string()),
+            ("--memory", self.memory.to_string()),
+            ("--cpus", self.cpus.to_string()),
+        ];
+        for (flag, value) in values {
+            words.extend([flag.to_owned(), value]);
+        }
+        words.push(format!("--cmdline={}", self.cmdline));
+        words
+    }
+}
+
+/// Takes the figures, prints the table and writes the files. Returns the exit code: 1 if a VMM failed.
+///
+/// # Errors
+/// Something is missing that the developer has to install, or nothing could be measured.
+pub fn run(report: &Report) -> Result<u8> {
+    packages::ensure()?;
+    let names: Vec<String> =
+        report.options.contenders(Path::new("/"), Path::new("/")).into_iter().map(|one| one.name).collect();
+    if let Some(twice) =
+        names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name))
+    {
+        return Err(Error::needs_developer(format!("two VMMs have the name {twice}: give --vs another")));
+    }
+    let folder = match &report.out {
+        Some(folder) => std::path::absolute(folder).context(folder.display())?,
+        None => paths::target().join("report"),
+    };
+    let input = folder.join("input");
+    prepare(&input)?;
+    let (figures, place) = if report.host {
+        (measure::run(&report.options, &input, false)?, "on this host's KVM, in seconds")
+    } else if report.options.quick {
+        (nested(report, &input, false)?, "in the nested machine, by the host's clock")
+    } else {
+        let place = "in the nested machine, where a nanosecond is an instruction executed, of the VMM, the host's \
+                     kernel and the guest";
+        (nested(report, &input, true)?, place)
+    };
+
+    let about = format!(
+        "Taken {place}; {} CPU(s), {} MiB, kernel command line {:?}; the least of {} run(s).",
+        report.options.cpus,
+        report.options.memory,
+        report.options.cmdline,
+        report.options.runs()
+    );
+    let timeline = Timeline::parse(&figures.boot_timer, figures.exec_to_entry);
+    println!("{about}\n\n{}", table::text(&figures));
+    println!("From exec to the guest, microvm:\n{}", timeline.text());
+    let write = |name: &str, text: String| {
+        let file = folder.join(name);
+        fs::write(&file, text).context(file.display())?;
+        println!("{}", file.display());
+        Ok(())
+    };
+    write("report.html", html::page(&figures, &timeline, &about))?;
+    write("timeline.json", timeline.to_trace().to_string())?;
+    write("figures.json", figures.to_json().to_string())?;
+    for failure in &figures.failures {
+        eprintln!("failed: {failure}");
+    }
+    Ok(u8::from(!figures.failures.is_empty()))
+}
+
+/// Runs `xtask measure`.
+///
+/// # Errors
+/// As [`measure::run`], or the figures cannot be written.
+pub fn run_measure(measure: &Measure) -> Result<()> {
+    let figures = measure::run(&measure.options, &measure.input, measure.copied)?;
+    fs::write(&measure.output, figures.to_json().to_string()).context(measure.output.display())
+}
+
+/// Builds what is measured and what its guests run.
+fn prepare(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).context(folder.display())?;
+    vmm::build()?;
+    let floor = vmm::build_floor()?;
+    let kernel = kernels::fetch(Flavour::Cloud)?;
+    let program = folder.join("guest");
+    let mut rustc = process::command(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc
+        .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort"])
+        .args(["-C", "strip=symbols", "-o"])
+        .arg(&program)
+        .arg(paths::root().join("xtask/src/bin/report-guest.rs"));
+    process::run(&mut rustc)?;
+
+    let mut tree = guest::busybox_tree()?;
+    tree.copy("/init", &program)?;
+    for value in [1, 2] {
+        tree.file(&format!("/bin/stamp-{value}"), 0o755, stamp::program(value));
+    }
+    guest::add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
+    let initrd = folder.join("initrd");
+    fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;
+    let copies = [
+        (kernel.vmlinux(), "kernel"),
+        (kernel.vmlinuz(), "bzimage"),
+        (vmm::program(), "microvm"),
+        (floor, "floor"),
+    ];
+    for (from, name) in copies {
+        fs::copy(&from, folder.join(name)).context(from.display())?;
+    }
+    Ok(())
+}
+
+fn nested(report: &Report, input: &Path, counts_instructions: bool) -> Result<Figures> {
+    let mut machine = Machine::new()?;
+    machine.counts_instructions = counts_instructions;
+    let needed = report.options.memory + 4096;
+    machine.memory_mib = machine.memory_mib.max(needed);
+    let own = std::env::current_exe().context("the path of this program")?;
+    let output = machine.shared().join("figures.json");
+    let words: Vec<String> = report.options.words().iter().map(|word| quote(word)).collect();
+    // From memory: the host's files take time to read.
+    let script = format!(
+        "cp {} /dev/shm/xtask && exec /dev/shm/xtask measure --copied --input {} --output {} {}",
+        quote_path(&own),
+        quote_path(input),
+        quote_path(&output),
+        words.join(" "),
+    );
+    let job = Job { limit: Some(Duration::from_secs(4 * 3600)), ..Job::new(script) };
+    let code = machine.run(&job, &mut io::stdout(), &mut io::stderr())?;
+    if code != 0 {
+        return Err(Error::new(format!("measuring in the nested machine ended with {code}")));
+    }
+    Figures::from_json(&fs::read_to_string(&output).context(output.display())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(words: &[&str]) -> std::result::Result<Options, String> {
+        let words = ["report"].iter().chain(words);
+        Line::try_parse_from(words).map(|line| line.options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_survive_the_way_into_the_nested_machine() {
+        let words =
+            ["--vs", "fc=firecracker --config-file {config}", "--no-qemu", "--memory", "512", "--runs=7"];
+        let options = parse(&words).unwrap();
+        let again = parse(&options.words().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        assert_eq!(format!("{options:?}"), format!("{again:?}"));
+        let names: Vec<_> =
+            again.contenders(Path::new("m"), Path::new("f")).into_iter().map(|one| one.name).collect();
+        assert_eq!(names, ["microvm", "floor", "fc"]);
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        for (words, named) in [
+            (&["--vs", "firecracker"][..], "NAME=COMMAND"),
+            (&["--vs", "a=b {kernal}"], "{kernal}"),
+            (&["--runs", "0"], "--runs"),
+            (&["--memory", "1"], "--memory"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}
