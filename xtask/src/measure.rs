@@ -157,10 +157,10 @@ impl<'a> Measure<'a> {
         let words = self.command(index, "boot")?;
         let Some(recorder) = kernel::Recorder::start() else { return Ok(()) };
         let mut child = Child::start(&words, LIMIT)?;
-        while !recorder.has_entered() && !child.has_ended()? {
+        while !recorder.has_run() && !child.has_ended()? {
             std::thread::sleep(Duration::from_millis(50));
         }
-        let time = recorder.exec_to_entry(child.id());
+        let time = recorder.exec_to_run(child.id());
         child.kill()?;
         match time {
             Some(time) => self.add(index, "first-run", time),
@@ -206,7 +206,7 @@ impl<'a> Measure<'a> {
         for (name, value) in exits {
             self.add(index, &format!("exits.{name}"), value as f64);
         }
-        self.add(index, "private-dirty", memory.private_dirty as f64);
+        self.add(index, "written", memory.written as f64);
         self.add(index, "private", memory.private as f64);
         self.add(index, "resident", memory.resident as f64);
         if let Some(threads) = threads {
@@ -225,7 +225,7 @@ impl<'a> Measure<'a> {
         let recorder = kernel::Recorder::start();
         let mut child = Child::start(&words, LIMIT)?;
         child.wait()?;
-        self.figures.exec_to_entry = recorder.and_then(|recorder| recorder.exec_to_entry(child.id()));
+        self.figures.exec_to_run = recorder.and_then(|recorder| recorder.exec_to_run(child.id()));
         self.figures.boot_timer = child.said();
         Ok(())
     }

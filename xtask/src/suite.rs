@@ -18,8 +18,10 @@ use crate::kernels::{self, Flavour};
 use crate::{Error, Result, packages, paths, process, vmm};
 
 /// The names of all steps, in the order they are taken.
-pub const STEPS: &[&str] =
-    &["rustfmt", "clippy", "doc", "deny", "unit", "doctest", "loom", "kvm", "bench", "package", "guest"];
+pub const STEPS: &[&str] = &[
+    "rustfmt", "clippy", "doc", "deny", "unit", "doctest", "loom", "kvm", "bench", "package", "report",
+    "guest",
+];
 
 /// What a developer wants to see only; the default leaves out nothing.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,7 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.tests("kvm", Environment::Own, &tests);
     suite.tests("bench", Environment::Own, &tests);
     suite.check(checks::PACKAGE);
+    suite.check(checks::REPORT);
     suite.tests("guest", Environment::Full, &tests);
     Ok(suite.finish())
 }

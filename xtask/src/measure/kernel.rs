@@ -73,12 +73,14 @@ fn histogram(text: &str) -> BTreeMap<(u32, u32), u64> {
     text.lines().filter(|line| line.starts_with("{ common_pid:")).filter_map(entry).collect()
 }
 
-/// Records the next `execve` events and the first entry into a guest.
+/// Records the next `execve` events and the first `KVM_RUN`.
 #[derive(Debug)]
 pub struct Recorder(());
 
 impl Recorder {
-    const EVENTS: [&str; 2] = ["sched/sched_process_exec", "kvm/kvm_entry"];
+    const EVENTS: [&str; 2] = ["sched/sched_process_exec", "syscalls/sys_enter_ioctl"];
+    /// Only this ioctl, and only the first: later ones would push it out.
+    const RUN: &str = "cmd == 0xae80";
 
     /// Begins, unless this is not allowed.
     pub fn start() -> Option<Recorder> {
@@ -86,23 +88,23 @@ impl Recorder {
         write("trace_clock", "mono")?;
         write("trace", "")?;
         write("tracing_on", "1")?;
-        // Later entries would only push the first one out.
-        write("events/kvm/kvm_entry/trigger", "traceoff:1")?;
+        write("events/syscalls/sys_enter_ioctl/filter", Self::RUN)?;
+        write("events/syscalls/sys_enter_ioctl/trigger", &format!("traceoff:1 if {}", Self::RUN))?;
         for event in Self::EVENTS {
             write(&format!("events/{event}/enable"), "1")?;
         }
         Some(recorder)
     }
 
-    /// Whether a guest has been entered.
-    pub fn has_entered(&self) -> bool {
+    /// Whether it has come to the first `KVM_RUN`.
+    pub fn has_run(&self) -> bool {
         fs::read_to_string(Path::new(TRACING).join("tracing_on")).is_ok_and(|text| text.trim() == "0")
     }
 
-    /// Seconds from a process's `execve` to the first entry.
-    pub fn exec_to_entry(&self, pid: u32) -> Option<f64> {
+    /// Seconds from a process's `execve` to the first `KVM_RUN`.
+    pub fn exec_to_run(&self, pid: u32) -> Option<f64> {
         let text = fs::read_to_string(Path::new(TRACING).join("trace")).ok()?;
-        exec_to_entry(&text, pid)
+        exec_to_run(&text, pid)
     }
 }
 
@@ -111,7 +113,8 @@ impl Drop for Recorder {
         for event in Self::EVENTS {
             write(&format!("events/{event}/enable"), "0");
         }
-        write("events/kvm/kvm_entry/trigger", "!traceoff:1");
+        write("events/syscalls/sys_enter_ioctl/trigger", "!traceoff");
+        write("events/syscalls/sys_enter_ioctl/filter", "0");
         write("tracing_on", "1");
     }
 }
@@ -120,8 +123,8 @@ fn write(file: &str, text: &str) -> Option<()> {
     fs::write(Path::new(TRACING).join(file), text).ok()
 }
 
-/// Lines such as `vmm-101  [000] .....  12.345678: sched_process_exec: filename=/bin/vmm pid=101 old_pid=101`.
-fn exec_to_entry(trace: &str, pid: u32) -> Option<f64> {
+/// Lines such as `vmm-101 [000] ..... 12.345678: sched_process_exec: filename=/bin/vmm pid=101 old_pid=101`.
+fn exec_to_run(trace: &str, pid: u32) -> Option<f64> {
     let pid = format!("pid={pid}");
     let time = |line: &str, event: &str| {
         let before = line.split_once(event)?.0.trim_end().strip_suffix(':')?;
@@ -131,8 +134,8 @@ fn exec_to_entry(trace: &str, pid: u32) -> Option<f64> {
         .lines()
         .filter(|line| line.split_whitespace().any(|word| word == pid))
         .find_map(|line| time(line, "sched_process_exec:"))?;
-    let entry = trace.lines().find_map(|line| time(line, "kvm_entry:"))?;
-    Some(entry - exec)
+    let run = trace.lines().find_map(|line| time(line, "sys_ioctl("))?;
+    Some(run - exec)
 }
 
 #[cfg(test)]
@@ -151,8 +154,8 @@ mod tests {
         let trace = "# tracer: nop\n\
             strace-100 [000] .....    11.000000: sched_process_exec: filename=/bin/a pid=100 old_pid=100\n\
             vmm-101 [000] .....    12.250000: sched_process_exec: filename=/bin/vmm pid=101 old_pid=101\n\
-            vcpu0-103 [000] d..2.    12.500000: kvm_entry: vcpu 0, rip 0x1000000\n";
-        assert_eq!(exec_to_entry(trace, 101), Some(0.25));
-        assert_eq!(exec_to_entry(trace, 10), None);
+            vcpu0-103 [000] .....    12.500000: sys_ioctl(fd: 5, cmd: ae80, arg: 0)\n";
+        assert_eq!(exec_to_run(trace, 101), Some(0.25));
+        assert_eq!(exec_to_run(trace, 10), None);
     }
 }

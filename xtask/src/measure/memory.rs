@@ -1,13 +1,15 @@
 //! What a VMM keeps in memory beyond its guest's RAM, from `/proc/PID/smaps`.
 
+use std::ops::Range;
+
 /// Bytes of a process's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Resident, guest RAM included.
     pub resident: u64,
-    /// Written by this process only, without guest RAM.
-    pub private_dirty: u64,
-    /// Held by this process only, written or not, without guest RAM.
+    /// Written by this process, without guest RAM: what is not a page of a file.
+    pub written: u64,
+    /// Mapped by this process only, pages of files included, without guest RAM.
     pub private: u64,
 }
 
@@ -17,12 +19,12 @@ struct Mapping {
     end: u64,
     could_be_ram: bool,
     resident: u64,
-    private_clean: u64,
-    private_dirty: u64,
+    private: u64,
+    anonymous: u64,
 }
 
-/// Sums up `smaps`. Guest RAM are the writable mappings without a gap between them that together have at least
-/// the guest's size: a VMM may map files over parts of it.
+/// Sums up `smaps`. Guest RAM are writable mappings without a gap between them that together have the guest's size,
+/// or more if none fits: a VMM may map files over parts of it.
 pub fn of(smaps: &str, guest_ram: u64) -> Memory {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
@@ -34,8 +36,8 @@ pub fn of(smaps: &str, guest_ram: u64) -> Memory {
             let bytes = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default() << 10;
             match field {
                 "Rss:" => mapping.resident = bytes,
-                "Private_Clean:" => mapping.private_clean = bytes,
-                "Private_Dirty:" => mapping.private_dirty = bytes,
+                "Private_Clean:" | "Private_Dirty:" => mapping.private += bytes,
+                "Anonymous:" => mapping.anonymous = bytes,
                 _ => {}
             }
         }
@@ -44,17 +46,29 @@ pub fn of(smaps: &str, guest_ram: u64) -> Memory {
     let together =
         |one: &Mapping, next: &Mapping| one.end == next.start && one.could_be_ram && next.could_be_ram;
     for run in mappings.chunk_by(together) {
-        let size: u64 = run.iter().map(|mapping| mapping.end - mapping.start).sum();
-        let is_ram = size >= guest_ram && run.iter().all(|mapping| mapping.could_be_ram);
+        let ram = ram_in(run, guest_ram);
         for mapping in run {
             memory.resident += mapping.resident;
-            if !is_ram {
-                memory.private_dirty += mapping.private_dirty;
-                memory.private += mapping.private_dirty + mapping.private_clean;
+            if !ram.contains(&mapping.start) {
+                memory.written += mapping.anonymous;
+                memory.private += mapping.private;
             }
         }
     }
     memory
+}
+
+/// The addresses in `run` that are the guest's memory.
+fn ram_in(run: &[Mapping], guest_ram: u64) -> Range<u64> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return 0..0 };
+    if !first.could_be_ram || last.end - first.start < guest_ram {
+        return 0..0;
+    }
+    let fits = |one: &&Mapping| run.iter().any(|other| other.end == one.start + guest_ram);
+    match run.iter().find(fits) {
+        Some(one) => one.start..one.start + guest_ram,
+        None => first.start..last.end,
+    }
 }
 
 /// `7f00-7f10 rw-p 00000000 00:00 0   [heap]`
@@ -70,11 +84,11 @@ fn header(line: &str) -> Option<Mapping> {
 mod tests {
     use super::*;
 
-    fn mapping(range: &str, rights: &str, name: &str, private_dirty: u32) -> String {
+    fn mapping(range: &str, rights: &str, name: &str, anonymous: u32) -> String {
+        let private = anonymous + 4;
         format!(
-            "{range} {rights} 00000000 00:00 0    {name}\nSize: 999 kB\nRss: {} kB\nPrivate_Clean: 4 kB\n\
-             Private_Dirty: {private_dirty} kB\nVmFlags: rd wr\n",
-            private_dirty + 4
+            "{range} {rights} 00000000 00:00 0    {name}\nSize: 999 kB\nRss: {private} kB\nPrivate_Clean: 4 kB\n\
+             Private_Dirty: {anonymous} kB\nAnonymous: {anonymous} kB\nVmFlags: rd wr\n",
         )
     }
 
@@ -86,17 +100,23 @@ mod tests {
             mapping("100000-180000", "rw-p", "", 100),
             mapping("180000-1c0000", "rw-p", "/vmlinux", 200),
             mapping("1c0000-200000", "rw-p", "", 300),
-            mapping("300000-301000", "rw-p", "", 16),
+            mapping("200000-201000", "rw-p", "", 16),
         ];
         let memory = of(&smaps.concat(), 1 << 20);
-        assert_eq!(memory.private_dirty, 24 << 10);
+        assert_eq!(memory.written, 24 << 10);
         assert_eq!(memory.private, (24 + 3 * 4) << 10);
         assert_eq!(memory.resident, (624 + 6 * 4) << 10);
     }
 
     #[test]
+    fn guest_memory_may_have_grown_together_with_its_neighbour() {
+        let smaps = [mapping("100000-280000", "rw-p", "", 100), mapping("280000-281000", "r--p", "", 1)];
+        assert_eq!(of(&smaps.concat(), 1 << 20).written, 1 << 10);
+    }
+
+    #[test]
     fn nothing_is_taken_for_guest_memory_that_is_smaller() {
         let memory = of(&mapping("100000-180000", "rw-p", "", 100), 1 << 20);
-        assert_eq!(memory.private_dirty, 100 << 10);
+        assert_eq!(memory.written, 100 << 10);
     }
 }

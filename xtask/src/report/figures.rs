@@ -13,8 +13,8 @@ pub struct Figures {
     pub contenders: Vec<Measured>,
     /// What went wrong, one line or more each.
     pub failures: Vec<String>,
-    /// Seconds from the exec of our VMM to its first entry, in the run that `boot_timer` is from.
-    pub exec_to_entry: Option<f64>,
+    /// Seconds from the exec of our VMM to its first `KVM_RUN`, in the run that `boot_timer` is from.
+    pub exec_to_run: Option<f64>,
     /// What our VMM printed about its start.
     pub boot_timer: String,
 }
@@ -64,7 +64,7 @@ impl Figures {
         json!({
             "contenders": contenders,
             "failures": self.failures,
-            "exec_to_entry": self.exec_to_entry,
+            "exec_to_run": self.exec_to_run,
             "boot_timer": self.boot_timer,
         })
     }
@@ -95,7 +95,7 @@ impl Figures {
                 .collect::<Option<_>>()
                 .ok_or_else(|| wrong("a VMM's values are missing"))?,
             failures: failures.filter_map(|line| line.as_str().map(str::to_owned)).collect(),
-            exec_to_entry: all["exec_to_entry"].as_f64(),
+            exec_to_run: all["exec_to_run"].as_f64(),
             boot_timer: all["boot_timer"].as_str().unwrap_or_default().to_owned(),
         })
     }
@@ -159,7 +159,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Boot",
         how: "from before the fork of the VMM to the line that the guest's first process prints on its serial port, \
-              and to the end of the VMM; the first KVM_RUN by the kernel's trace events of exec and kvm_entry",
+              and to the end of the VMM; the first KVM_RUN by the kernel's trace events of exec and ioctl",
         rows: &[
             row("init", "exec to guest init", Unit::Seconds),
             row("end", "exec to the end of the VMM", Unit::Seconds),
@@ -178,8 +178,8 @@ pub const GROUPS: &[Group] = &[
         title: "Footprint",
         how: "/proc/PID/smaps of a VMM whose guest has loaded its drivers and sleeps; guest RAM left out unless said",
         rows: &[
-            row("private-dirty", "private memory, written", Unit::Bytes),
-            row("private", "private memory, with clean pages", Unit::Bytes),
+            row("written", "private memory, written", Unit::Bytes),
+            row("private", "private memory, with pages of files", Unit::Bytes),
             row("resident", "resident, guest RAM included", Unit::Bytes),
             row("threads", "threads", Unit::Count),
             row("binary", "program file, without libraries", Unit::Bytes),
@@ -245,7 +245,7 @@ mod tests {
         let figures = Figures {
             contenders: vec![ours, Measured::new("other")],
             failures: vec!["other: \"broken\"".to_owned()],
-            exec_to_entry: Some(0.25),
+            exec_to_run: Some(0.25),
             boot_timer: "microvm: layout from 1 to 2 us\n".to_owned(),
         };
         assert_eq!(Figures::from_json(&figures.to_json().to_string()).unwrap(), figures);

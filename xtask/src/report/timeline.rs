@@ -33,9 +33,9 @@ fn stamp(value: &str) -> String {
 }
 
 impl Timeline {
-    /// Reads the VMM's lines, which count from the start of its `main`. `exec_to_entry`, in seconds, says how much
+    /// Reads the VMM's lines, which count from the start of its `main`. `exec_to_run`, in seconds, says how much
     /// earlier the exec was; without it, the timeline begins with `main`.
-    pub fn parse(boot_timer: &str, exec_to_entry: Option<f64>) -> Timeline {
+    pub fn parse(boot_timer: &str, exec_to_run: Option<f64>) -> Timeline {
         let mut timeline = Timeline::default();
         for line in boot_timer.lines().filter_map(|line| line.trim_end().strip_prefix("microvm: ")) {
             let Some(line) = line.strip_suffix(" us") else { continue };
@@ -53,7 +53,7 @@ impl Timeline {
             }
         }
         let first_run = timeline.instants.first().map(|(_, at)| *at);
-        let before_main = match (exec_to_entry, first_run) {
+        let before_main = match (exec_to_run, first_run) {
             (Some(since_exec), Some(since_main)) => (since_exec * 1e6 - since_main).max(0.0),
             _ => 0.0,
         };

@@ -1,9 +1,9 @@
-//! Checks of the whole source: formatting, lints, documentation, dependencies, packages.
+//! Checks of the whole source: formatting, lints, documentation, dependencies, packages, the report.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::{Context, Error, Result, paths, process};
+use crate::{Context, Error, Result, paths, process, report};
 
 /// Crates of the rust-vmm project: two versions of one of them in a program do not fit together.
 const RUST_VMM: &[&str] = &[
@@ -34,6 +34,9 @@ pub const BEFORE: &[Check] = &[("rustfmt", rustfmt), ("clippy", clippy), ("doc",
 
 /// The check that every crate can be packaged.
 pub const PACKAGE: Check = ("package", package);
+
+/// The check that a quick report has a figure in each row.
+pub const REPORT: Check = ("report", report::check);
 
 fn cargo(arguments: &[&str]) -> std::process::Command {
     let mut cargo = process::command("cargo");
