@@ -126,7 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             memory.write_slice(GUEST, GuestAddress(0x1000))?;
             Ok(Registers::real_mode(0x1000))
         })
-        .device(Serial::new("com1", SerialPort::COM1, backend::stdio()?)?)
+        .device(Serial::new("com1", SerialPort::COM1, backend::stdio()?))
         .device(AcpiPower::new("power"))
         .device(Greeter { registers: greeting })
         .device(foreign)

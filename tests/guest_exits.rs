@@ -123,7 +123,7 @@ fn machine(guest: &Guest, image: &Path, tap: &Tap, console: UnixStream) -> Machi
     let devices: Vec<Box<dyn Device>> = vec![
         Box::new(Rtc::new("rtc")),
         Box::new(AcpiPower::new("power")),
-        Box::new(Serial::new("com1", SerialPort::COM1, line).unwrap()),
+        Box::new(Serial::new("com1", SerialPort::COM1, line)),
         Box::new(VirtioMmio::new("disk", Box::new(disk), io.clone())),
         Box::new(VirtioMmio::new("net", Box::new(net), io)),
     ];

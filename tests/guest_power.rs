@@ -74,7 +74,7 @@ fn ctrl_alt_del_reboots() {
         .devices([
             Box::new(Rtc::new("rtc")) as Box<dyn Device>,
             Box::new(i8042),
-            Box::new(Serial::new("com1", SerialPort::COM1, line).unwrap()),
+            Box::new(Serial::new("com1", SerialPort::COM1, line)),
         ])
         .build(&Kvm::open().unwrap())
         .unwrap();

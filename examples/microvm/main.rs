@@ -114,7 +114,7 @@ fn serial(args: &Args, keys: &Keys) -> Result<Option<Box<dyn Device>>> {
         Some((_, path)) => backend::socket(path.as_ref()),
     };
     let line = line.map_err(|e| format!("--serial {to}: {e}"))?;
-    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line)?)))
+    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line))))
 }
 
 /// The virtio devices with their ids, in the order in which the guest finds them.

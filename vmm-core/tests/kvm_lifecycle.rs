@@ -105,7 +105,7 @@ fn a_guest_prints_and_powers_off() {
         }
     }
     let output = Output::default();
-    let serial = Serial::new("com1", SerialPort::COM1, backend::writer(output.clone())).unwrap();
+    let serial = Serial::new("com1", SerialPort::COM1, backend::writer(output.clone()));
     let mut machine = guest("prints", PRINT_AND_POWER_OFF)
         .device(serial)
         .device(AcpiPower::new("power"))
@@ -138,7 +138,7 @@ fn d7_a_build_that_fails_leaves_nothing_behind() {
 fn descriptors_and_threads_are_back_where_they_were_after_a_drop() {
     let kvm = Kvm::open().unwrap();
     let round = || {
-        let serial = Serial::new("com1", SerialPort::COM1, backend::none()).unwrap();
+        let serial = Serial::new("com1", SerialPort::COM1, backend::none());
         let mut machine = guest("dropped", COUNT)
             .cpus(2)
             .device(serial)

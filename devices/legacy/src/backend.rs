@@ -23,7 +23,7 @@ impl Backend {
     }
 
     /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`]),
-    /// which the guest then does not get. The call comes from the port's thread.
+    /// which the guest then does not get. The call comes from the port's event loop.
     ///
     /// The line is then read even if the guest does not read: the keys work when it hangs. Up to 4 KiB wait
     /// for the guest, what comes on top is dropped, as a terminal does.

@@ -39,7 +39,7 @@
 //! # let writer = Shown(shown.clone());
 //! # let dma = Dma::new(Arc::new(GuestMmap::new()));
 //!
-//! let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(writer))?;
+//! let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(writer));
 //! let irq = Arc::new(Event::new()?);
 //! let attached = serial.attach(Assigned {
 //!     dma,

@@ -9,12 +9,11 @@ mod uart;
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ossature_bus::{
-    Assigned, AttachError, Attached, Device, DeviceError, MetricVisitor, NodeHint, Placement, Requires,
-    State, Syscall,
+    Assigned, AttachError, Attached, Device, DeviceError, EventLoop, Hosted, LoopThread, MetricVisitor,
+    NodeHint, Placement, Requires, State, Syscall,
 };
 
 pub use escape::{Escape, EscapeFilter};
@@ -23,7 +22,7 @@ pub(crate) use socket::SocketLine;
 
 use crate::backend::Backend;
 use crate::register;
-use port::Shared;
+use port::{OnLoop, Shared};
 
 /// How long the end of a port waits for its line to take the last output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
@@ -51,42 +50,46 @@ impl SerialPort {
 /// A 16550A serial port (TI PC16550D data sheet).
 ///
 /// **Output** is handed to the line at once by the vCPU that sends, without waiting. What the line does not
-/// take now (a full pipe, a stopped terminal) waits in a queue of 64 KiB and goes out by the port's thread;
+/// take now (a full pipe, a stopped terminal) waits in a queue of 64 KiB and goes out by the port's event loop;
 /// once the queue is full the guest sees a transmitter that is not ready, as on a slow line, and does as its
 /// driver does then: sleeps until the interrupt, or polls and gives up. So a blocked output blocks no vCPU,
 /// and no pause.
 ///
 /// **Input** is taken from the line when the guest listens (RTS or the receive interrupt on) and only as
 /// much as fits in the FIFO of 64 bytes; the rest stays where it is until the guest has read.
+///
+/// Whatever has to be waited for is waited for on an event loop: the VMM's, given by [`on`](Self::on), or one on a
+/// thread of the port's own, which is named after it. A line that never makes anyone wait (a file, a writer) needs
+/// neither.
 #[derive(Debug)]
 pub struct Serial {
     id: String,
     port: SerialPort,
     shared: Arc<Shared>,
-    /// Handed to the thread when it starts.
-    start: Option<Start>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Start {
-    needs_thread: bool,
-    on_key: Box<dyn FnMut(Escape) + Send>,
-}
-
-impl std::fmt::Debug for Start {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Start")
-    }
+    /// The loop that was given, if one was.
+    event_loop: Option<EventLoop>,
+    /// Waits to be attached, if the line needs a loop.
+    on_loop: Option<OnLoop>,
+    hosted: Option<Hosted<OnLoop>>,
+    thread: Option<LoopThread>,
 }
 
 impl Serial {
     /// A port named `id` at `port` on the line `backend`.
-    pub fn new(id: impl Into<String>, port: SerialPort, backend: Backend) -> io::Result<Self> {
+    pub fn new(id: impl Into<String>, port: SerialPort, backend: Backend) -> Self {
         let Backend { line, on_key } = backend;
-        let needs_thread = line.needs_thread();
-        let shared = Arc::new(Shared::new(line, on_key.is_some())?);
+        let needs_loop = line.needs_loop();
+        let shared = Arc::new(Shared::new(line, on_key.is_some()));
         let on_key = on_key.unwrap_or_else(|| Box::new(|_| ()));
-        Ok(Self { id: id.into(), port, shared, start: Some(Start { needs_thread, on_key }), thread: None })
+        let on_loop = needs_loop.then(|| OnLoop { shared: shared.clone(), on_key });
+        Self { id: id.into(), port, shared, event_loop: None, on_loop, hosted: None, thread: None }
+    }
+
+    /// The same port with its turns on `event_loop`, which somebody else runs.
+    #[must_use]
+    pub fn on(mut self, event_loop: &EventLoop) -> Self {
+        self.event_loop = Some(event_loop.clone());
+        self
     }
 
     /// A handle that puts bytes into the receiver, beside the line.
@@ -128,13 +131,16 @@ impl Device for Serial {
 
     fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
         self.shared.attach(assigned.interrupts.into_iter().next(), assigned.events);
-        if let Some(Start { needs_thread: true, on_key }) = self.start.take() {
-            let shared = self.shared.clone();
-            let thread =
-                std::thread::Builder::new().name(self.id.clone()).spawn(move || shared.run(on_key)).map_err(
-                    |e| AttachError { reason: "cannot start the port's thread".into(), source: Some(e) },
-                )?;
-            self.thread = Some(thread);
+        if let Some(on_loop) = self.on_loop.take() {
+            let failed =
+                |source| AttachError { reason: "no event loop for the line".into(), source: Some(source) };
+            let event_loop = match &self.event_loop {
+                Some(event_loop) => event_loop,
+                None => self.thread.insert(LoopThread::start(&self.id).map_err(failed)?).event_loop(),
+            };
+            let hosted = event_loop.host(on_loop).map_err(|e| failed(e.source))?;
+            self.shared.hosted(hosted.handle().clone());
+            self.hosted = Some(hosted);
         }
         Ok(Attached { ports: vec![self.shared.clone()], node: NodeHint::Serial16550 })
     }
@@ -159,10 +165,12 @@ impl Device for Serial {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        // The lock, wake-ups and interrupts; files and terminals; sockets. Starting and ending the thread
+        // The lock, wake-ups and interrupts; files and terminals; sockets. Starting and ending a thread of its own
         // takes what the language's runtime asks for.
         &[
             Syscall("futex"),
+            Syscall("epoll_ctl"),
+            Syscall("epoll_wait"),
             Syscall("ppoll"),
             Syscall("read"),
             Syscall("write"),
@@ -171,6 +179,7 @@ impl Device for Serial {
             Syscall("ioctl"),
             Syscall("recvfrom"),
             Syscall("sendto"),
+            Syscall("timerfd_settime"),
             Syscall("unlink"),
         ]
     }
@@ -183,10 +192,8 @@ impl Device for Serial {
 impl Drop for Serial {
     fn drop(&mut self) {
         self.shared.stop(LAST_OUTPUT);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the caller's `on_key` has been printed; there is nobody to pass it to.
-            let _ = thread.join();
-        }
+        self.hosted = None;
+        self.thread = None;
         self.shared.close();
     }
 }

@@ -56,7 +56,7 @@ proptest! {
     #[test]
     fn a_driver_sees_the_same_registers_and_sends_the_same_bytes(writes in prop::collection::vec(write(), 0..64)) {
         let (ours, theirs) = (Output::default(), Output::default());
-        let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(ours.clone())).unwrap();
+        let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(ours.clone()));
         let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
         let interrupts = vec![Arc::new(Event::new().unwrap())];
         let events = EventSink::discard();

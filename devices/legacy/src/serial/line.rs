@@ -13,14 +13,8 @@ use rustix::fs::OFlags;
 /// An open file that can be waited for while the line is in use.
 pub(crate) type Pollable = Arc<dyn AsFd + Send + Sync>;
 
-/// What a line waits for before it can go on.
-#[derive(Default)]
-pub(crate) struct Watch {
-    /// Files, each with the conditions that end the wait.
-    pub(crate) fds: Vec<(Pollable, PollFlags)>,
-    /// Look again after this time, where no descriptor tells.
-    pub(crate) retry: Option<Duration>,
-}
+/// What a line waits for before it can go on: files, each with the conditions that end the wait.
+pub(crate) type Watch = Vec<(Pollable, PollFlags)>;
 
 /// The host's end of a serial line. No method waits.
 pub(crate) trait Line: Send {
@@ -31,12 +25,12 @@ pub(crate) trait Line: Send {
     /// Takes input; 0 at its end, after which it is not asked again. `WouldBlock` if there is none now.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// What to wait for: before `write` if there is `output`, before `read` if `input` is wanted; nothing if
+    /// What to wait for: before `write` if there is `output`, before `read` if there may be `input`; nothing if
     /// neither.
     fn watch(&self, input: bool, output: bool) -> Watch;
 
     /// Whether the line ever makes anyone wait.
-    fn needs_thread(&self) -> bool;
+    fn needs_loop(&self) -> bool;
 }
 
 /// Waits for one of `fds` at most for `timeout` (for ever if `None`), through signals.
@@ -151,10 +145,10 @@ impl Line for FdLine {
     fn watch(&self, input: bool, output: bool) -> Watch {
         let input = self.input.as_ref().filter(|_| input).map(|fd| fd.watch(PollFlags::IN));
         let output = self.output.as_ref().filter(|_| output).map(|fd| fd.watch(PollFlags::OUT));
-        Watch { fds: input.into_iter().chain(output).collect(), retry: None }
+        input.into_iter().chain(output).collect()
     }
 
-    fn needs_thread(&self) -> bool {
+    fn needs_loop(&self) -> bool {
         self.input.is_some() || self.output.as_ref().is_some_and(|out| !out.is_instant())
     }
 }
@@ -176,10 +170,10 @@ impl Line for WriterLine {
     }
 
     fn watch(&self, _input: bool, _output: bool) -> Watch {
-        Watch::default()
+        Watch::new()
     }
 
-    fn needs_thread(&self) -> bool {
+    fn needs_loop(&self) -> bool {
         false
     }
 }

@@ -1,22 +1,26 @@
-//! What a serial port's vCPUs, its thread and its handles share: the UART, the line, and how bytes move
-//! between them.
+//! What a serial port's vCPUs, its turns on an event loop and its handles share: the UART, the line, and how bytes
+//! move between them.
 //!
-//! Everything happens under one lock, and nothing waits under it. The thread waits without the lock, for
-//! what [`Inner::watch`] has asked for; whoever changes the answer wakes it.
+//! Everything happens under one lock, and nothing waits under it. The loop watches the line's input until it ends,
+//! and its output while some waits for room. A turn leaves input unread for which the guest has no room; the
+//! guest's access that makes room wakes the loop.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ossature_bus::{Access, BusFault, DeviceEvent, Effect, Event, EventSink, MetricVisitor, Mmio};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use ossature_bus::{
+    Access, BusFault, DeviceEvent, Effect, Event, EventSink, Handler, Interest, LoopHandle, MetricVisitor,
+    Mmio, Source, Turn,
+};
+use rustix::event::{PollFd, PollFlags};
 
 use crate::register;
 
 use super::escape::{Escape, EscapeFilter};
-use super::line::{FdLine, Line, Watch, poll};
+use super::line::{FdLine, Line, Pollable, Watch, poll};
 use super::uart::{RX_CAPACITY, Uart, Written};
 
 /// Input that waits for the guest while the escape keys are listened for: as much as a terminal keeps.
@@ -40,8 +44,15 @@ pub(super) struct Inner {
     typeahead: VecDeque<u8>,
     /// The line's input has not ended.
     input_open: bool,
-    /// The thread waits for the line's input, or for room in the line.
-    watched: (bool, bool),
+    /// The line may have input that is still to be read.
+    unread: bool,
+    /// The loop has been woken to read it.
+    woken: bool,
+    /// The port's place on its event loop, if the line needs one, and what is watched there.
+    on_loop: Option<LoopHandle>,
+    watched: Watch,
+    /// Room in the line is waited for.
+    stalled: bool,
     /// Handles that wait for room in the receiver.
     waiting: usize,
     irq: Option<Arc<Event>>,
@@ -56,7 +67,6 @@ pub(super) struct Inner {
 pub(super) struct Shared {
     inner: Mutex<Inner>,
     room: Condvar,
-    wake: OwnedFd,
 }
 
 impl std::fmt::Debug for Shared {
@@ -109,6 +119,13 @@ impl Inner {
         }
     }
 
+    /// Gives the port a turn.
+    fn wake(&self) {
+        if let Some(on_loop) = &self.on_loop {
+            on_loop.wake(0);
+        }
+    }
+
     fn wants_input(&self) -> bool {
         self.input_open && (self.escape.is_some() || self.uart.rx_room() > 0)
     }
@@ -144,7 +161,8 @@ impl Inner {
                     }
                 }
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.unread = false,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
                 self.input_open = false;
                 self.report("serial input", &e);
@@ -160,36 +178,102 @@ impl Inner {
         self.counters.input += n as u64;
     }
 
-    /// One turn of the thread.
-    fn turn(&mut self) -> Vec<Escape> {
+    /// One turn on the loop.
+    fn turn(&mut self) -> (Vec<Escape>, Turn) {
+        if self.paused || self.stop {
+            return (Vec::new(), Turn::Sleep);
+        }
         self.counters.wakeups += 1;
+        (self.unread, self.woken) = (true, false);
         self.send();
         let keys = self.take_input();
         self.raise();
-        keys
+        self.rewatch();
+        (keys, if self.unread && self.wants_input() { Turn::Again } else { Turn::Sleep })
     }
 
-    fn wants(&self) -> (bool, bool) {
-        if self.paused { (false, false) } else { (self.wants_input(), !self.uart.output().is_empty()) }
+    /// Has the loop watch what there is to wait for now.
+    fn rewatch(&mut self) {
+        let Some(on_loop) = self.on_loop.clone() else { return };
+        self.stalled = !self.uart.output().is_empty();
+        let wanted = self.line.watch(self.input_open, self.stalled);
+        // What is watched is open, so that equal numbers mean the same file.
+        let before = std::mem::take(&mut self.watched);
+        for (file, _) in
+            before.iter().filter(|(file, _)| !wanted.iter().any(|(other, _)| fd(other) == fd(file)))
+        {
+            on_loop.forget(fd(file));
+        }
+        let new = |(file, flags): &&(_, PollFlags)| {
+            !before.iter().any(|(f, was)| fd(f) == fd(file) && was == flags)
+        };
+        for (file, flags) in wanted.iter().filter(new) {
+            let source = Source { token: 0, fd: fd(file), interest: interest(*flags) };
+            match on_loop.watch(source) {
+                // A file that is always ready, such as /dev/zero: it is read until it ends.
+                Err(e) if e.source.kind() != io::ErrorKind::PermissionDenied => {
+                    self.report("serial line", &e.source);
+                }
+                _ => {}
+            }
+        }
+        self.watched = wanted;
+    }
+}
+
+fn fd(file: &Pollable) -> RawFd {
+    file.as_fd().as_raw_fd()
+}
+
+fn interest(flags: PollFlags) -> Interest {
+    match (flags.contains(PollFlags::IN), flags.contains(PollFlags::OUT)) {
+        (true, true) => Interest::Both,
+        (false, true) => Interest::Writable,
+        _ => Interest::Readable,
+    }
+}
+
+/// The port on its event loop.
+pub(super) struct OnLoop {
+    pub(super) shared: Arc<Shared>,
+    pub(super) on_key: Box<dyn FnMut(Escape) + Send>,
+}
+
+impl std::fmt::Debug for OnLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnLoop")
+    }
+}
+
+impl Handler for OnLoop {
+    fn sources(&self) -> Vec<Source> {
+        // They change: see `rewatch`.
+        Vec::new()
     }
 
-    fn watch(&mut self) -> Watch {
-        self.watched = self.wants();
-        self.line.watch(self.watched.0, self.watched.1)
+    fn turn(&mut self, _: u32) -> Turn {
+        let (keys, turn) = self.shared.lock().turn();
+        // Without the lock: the keys may do anything.
+        keys.into_iter().for_each(&mut self.on_key);
+        turn
     }
 }
 
 impl Shared {
-    pub(super) fn new(line: Box<dyn Line>, escape: bool) -> io::Result<Self> {
-        let input_open = line.needs_thread();
-        Ok(Self {
+    pub(super) fn new(line: Box<dyn Line>, escape: bool) -> Self {
+        let input_open = line.needs_loop();
+        Self {
             inner: Mutex::new(Inner {
                 uart: Uart::new(),
                 line,
                 escape: escape.then(EscapeFilter::new),
                 typeahead: VecDeque::new(),
                 input_open,
-                watched: (false, false),
+                unread: true,
+                woken: false,
+                on_loop: None,
+                watched: Watch::new(),
+                stalled: false,
                 waiting: 0,
                 irq: None,
                 events: EventSink::discard(),
@@ -199,17 +283,11 @@ impl Shared {
                 counters: Counters::default(),
             }),
             room: Condvar::new(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes the thread. The count cannot be full: the thread takes it at each turn.
-    fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     /// Wakes those who wait for what the guest has just made possible.
@@ -218,18 +296,17 @@ impl Shared {
             inner.feed();
         }
         inner.raise();
-        let (input, output) = inner.wants();
         let drained = inner.uart.rx_is_empty() && inner.uart.rx_room() > 0;
         if drained && inner.waiting > 0 {
             self.room.notify_all();
         }
-        // The thread that waits for neither is woken once: `watched` says that it will look.
-        let wake = (output && !inner.watched.1, input && drained && !inner.watched.0);
-        if wake.0 || wake.1 {
-            inner.watched.0 |= wake.1;
-            inner.watched.1 |= wake.0;
-            inner.counters.stalls += u64::from(wake.0);
-            self.wake();
+        if !inner.stalled && !inner.uart.output().is_empty() {
+            inner.counters.stalls += 1;
+            inner.rewatch();
+        }
+        if drained && inner.unread && !inner.woken && inner.wants_input() {
+            inner.woken = true;
+            inner.wake();
         }
     }
 
@@ -239,38 +316,15 @@ impl Shared {
         inner.events = events;
     }
 
-    /// The thread's life: waits, moves bytes, calls `on_key` without the lock.
-    pub(super) fn run(&self, mut on_key: impl FnMut(Escape)) {
-        let mut count = [0; 8];
-        loop {
-            let watch = {
-                let mut inner = self.lock();
-                if inner.stop {
-                    return;
-                }
-                inner.watch()
-            };
-            let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
-            fds.extend(watch.fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)));
-            if let Err(e) = poll(&mut fds, watch.retry) {
-                self.lock().report("serial poll", &e);
-                return;
-            }
-            if fds.first().is_some_and(|wake| !wake.revents().is_empty()) {
-                let _ = rustix::io::read(&self.wake, &mut count);
-            }
-            let keys = {
-                let mut inner = self.lock();
-                if inner.paused || inner.stop {
-                    continue;
-                }
-                inner.turn()
-            };
-            keys.into_iter().for_each(&mut on_key);
-        }
+    /// The port has its turns through `on_loop` from now on.
+    pub(super) fn hosted(&self, on_loop: LoopHandle) {
+        let mut inner = self.lock();
+        inner.on_loop = Some(on_loop);
+        inner.rewatch();
+        inner.wake();
     }
 
-    /// After this the thread touches neither the UART nor the line.
+    /// After this no turn touches the UART or the line.
     pub(super) fn pause(&self) {
         let mut inner = self.lock();
         inner.send();
@@ -278,9 +332,10 @@ impl Shared {
     }
 
     pub(super) fn resume(&self) {
-        self.lock().paused = false;
+        let mut inner = self.lock();
+        inner.paused = false;
+        inner.wake();
         self.room.notify_all();
-        self.wake();
     }
 
     pub(super) fn reset(&self) {
@@ -289,7 +344,7 @@ impl Shared {
         inner.reported = false;
     }
 
-    /// Gives the line up to `grace` to take what the guest has sent, then ends the thread's run.
+    /// Gives the line up to `grace` to take what the guest has sent, then ends the port's work.
     pub(super) fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         loop {
@@ -297,21 +352,22 @@ impl Shared {
             inner.send();
             let left = deadline.saturating_duration_since(Instant::now());
             let watch = inner.line.watch(false, true);
-            if inner.uart.output().is_empty() || left.is_zero() || watch.fds.is_empty() {
+            if inner.uart.output().is_empty() || left.is_zero() || watch.is_empty() {
                 inner.stop = true;
                 break;
             }
             drop(inner);
-            let fds = watch.fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags));
+            let fds = watch.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags));
             let _ = poll(&mut fds.collect::<Vec<_>>(), Some(left));
         }
         self.room.notify_all();
-        self.wake();
     }
 
     /// Closes the line: handles and the bus may keep the port's registers for longer.
     pub(super) fn close(&self) {
-        self.lock().line = Box::new(FdLine { input: None, output: None });
+        let mut inner = self.lock();
+        inner.watched.clear();
+        inner.line = Box::new(FdLine { input: None, output: None });
     }
 
     /// Puts the first bytes of `input` into the receiver and returns how many it took.
@@ -356,7 +412,7 @@ impl Shared {
         visitor.counter("input_bytes", c.input);
         visitor.counter("input_lost_bytes", c.input_lost);
         visitor.counter("output_stalls", c.stalls);
-        visitor.counter("thread_wakeups", c.wakeups);
+        visitor.counter("wakeups", c.wakeups);
         visitor.gauge("output_waiting_bytes", inner.uart.output_len() as u64);
     }
 }
@@ -375,7 +431,7 @@ impl Mmio for Shared {
         let mut inner = self.lock();
         match inner.uart.write(offset, value as u8) {
             Written::Register => {}
-            // Behind other output, it is the thread's turn to send it.
+            // Behind other output, it is the loop's turn to send it.
             Written::Sent if inner.uart.output_len() == 1 => inner.send(),
             Written::Sent => {}
             Written::Overflow => inner.counters.output_lost += 1,

@@ -2,24 +2,31 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::line::{Fd, Line, Watch};
 
 /// How soon somebody who opens the terminal is noticed. The kernel has no event for it.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 pub(crate) struct PtyLine {
     master: Fd,
-    /// Somebody had the terminal open when we last looked. While nobody has, poll(2) answers at once.
+    /// Somebody had the terminal open at the last read: what is watched depends on it, so writes leave it alone.
     open: bool,
+    /// Ticks while nobody has it open.
+    timer: Arc<OwnedFd>,
 }
 
 impl PtyLine {
@@ -35,20 +42,33 @@ impl PtyLine {
         termios.make_raw();
         tcsetattr(&slave, OptionalActions::Now, &termios)?;
         drop(slave);
-        Ok((Self { master: Fd::own(master)?, open: false }, path))
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let mut line = Self { master: Fd::own(master)?, open: true, timer: Arc::new(timer) };
+        line.is_open(false)?;
+        Ok((line, path))
+    }
+
+    /// Takes note of whether somebody has the terminal open.
+    fn is_open(&mut self, open: bool) -> io::Result<()> {
+        if open != std::mem::replace(&mut self.open, open) {
+            let every = if open { NEVER } else { LOOK_AGAIN };
+            let ticks = Itimerspec { it_interval: every, it_value: every };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &ticks)?;
+        }
+        Ok(())
     }
 }
 
 impl Line for PtyLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // The kernel would keep the bytes for whoever opens the terminal next.
-        self.open = !self.master.hung_up()?;
-        if self.open { self.master.write(bytes) } else { Err(io::ErrorKind::NotConnected.into()) }
+        if self.master.hung_up()? { Err(io::ErrorKind::NotConnected.into()) } else { self.master.write(bytes) }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let result = self.master.read(buf);
-        self.open = !matches!(&result, Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()));
+        self.is_open(!matches!(&result, Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error())))?;
         if self.open { result } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
@@ -57,15 +77,15 @@ impl Line for PtyLine {
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
         if flags.is_empty() {
-            Watch::default()
+            Watch::new()
         } else if self.open {
-            Watch { fds: vec![self.master.watch(flags)], retry: None }
+            vec![self.master.watch(flags)]
         } else {
-            Watch { fds: Vec::new(), retry: Some(LOOK_AGAIN) }
+            vec![(self.timer.clone(), PollFlags::IN)]
         }
     }
 
-    fn needs_thread(&self) -> bool {
+    fn needs_loop(&self) -> bool {
         true
     }
 }

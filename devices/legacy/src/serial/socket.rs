@@ -63,14 +63,14 @@ impl Line for SocketLine {
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
         let fd: (Pollable, _) = match &self.client {
-            _ if flags.is_empty() => return Watch::default(),
+            _ if flags.is_empty() => return Watch::new(),
             None => (self.listener.clone(), PollFlags::IN),
             Some(client) => (client.clone(), flags),
         };
-        Watch { fds: vec![fd], retry: None }
+        vec![fd]
     }
 
-    fn needs_thread(&self) -> bool {
+    fn needs_loop(&self) -> bool {
         true
     }
 }

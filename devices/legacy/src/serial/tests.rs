@@ -32,7 +32,7 @@ struct Guest {
 
 impl Guest {
     fn new(backend: Backend) -> Self {
-        let mut serial = Serial::new("com1", SerialPort::COM1, backend).unwrap();
+        let mut serial = Serial::new("com1", SerialPort::COM1, backend);
         let machine = attach(&mut serial);
         Self { serial, machine }
     }
@@ -152,10 +152,10 @@ impl Line for Endless {
 
     fn watch(&self, input: bool, _output: bool) -> Watch {
         let ready: Pollable = self.ready.clone();
-        Watch { fds: if input { vec![(ready, PollFlags::IN)] } else { Vec::new() }, retry: None }
+        if input { vec![(ready, PollFlags::IN)] } else { Watch::new() }
     }
 
-    fn needs_thread(&self) -> bool {
+    fn needs_loop(&self) -> bool {
         true
     }
 }
@@ -177,7 +177,7 @@ fn it_asks_for_what_guests_expect() {
         (SerialPort::COM3, 0x3e8, 4),
         (SerialPort::COM4, 0x2e8, 3),
     ] {
-        let requires = Serial::new("com", port, backend::none()).unwrap().requires();
+        let requires = Serial::new("com", port, backend::none()).requires();
         assert_eq!((requires.ranges[0].placement, requires.ranges[0].size), (Placement::Fixed(base), 8));
         assert_eq!(requires.interrupts[0].placement, Placement::Fixed(irq));
     }
@@ -236,7 +236,7 @@ fn b3_a_source_that_never_ends_is_read_as_the_guest_reads() {
         std::thread::yield_now();
     }
     assert_eq!(taken.load(Ordering::SeqCst), RX_CAPACITY as u64);
-    assert!(guest.metric("thread_wakeups") <= 1010, "{}", guest.metric("thread_wakeups"));
+    assert!(guest.metric("wakeups") <= 1010, "{}", guest.metric("wakeups"));
     let got = guest.input(1 << 16);
     assert!(got.iter().zip(0u64..).all(|(byte, n)| *byte == n as u8));
     assert!(taken.load(Ordering::SeqCst) <= (1 << 16) + RX_CAPACITY as u64);
@@ -267,7 +267,7 @@ fn the_end_of_the_input_ends_nothing_else() {
         guest.serial.resume().unwrap();
         std::thread::yield_now();
     }
-    assert!(guest.metric("thread_wakeups") <= 1010, "{}", guest.metric("thread_wakeups"));
+    assert!(guest.metric("wakeups") <= 1010, "{}", guest.metric("wakeups"));
     guest.print(b"still here");
     assert_eq!(read_exact(&mut out, 10), b"still here");
     assert_eq!(guest.serial.input().try_write(b"x"), 1);
@@ -496,7 +496,7 @@ fn any_access_is_answered() {
         }
     }
     hostile(
-        || Serial::new("com1", SerialPort::COM1, backend::writer(Broken)).unwrap(),
+        || Serial::new("com1", SerialPort::COM1, backend::writer(Broken)),
         |serial, machine| {
             assert!(serial.input().try_write(&[0; 1000]) <= RX_CAPACITY);
             for offset in 0..8 {
