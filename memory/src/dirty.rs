@@ -28,13 +28,18 @@ pub struct DirtyBitmap {
     words: OnceLock<Box<[AtomicU64]>>,
     // The mapping that the region lies in: several regions share one, and the bitmap is the part of
     // vm-memory's region that is ours.
-    _mapping: Option<Arc<Mapping>>,
+    mapping: Option<Arc<Mapping>>,
 }
 
 impl DirtyBitmap {
     /// The bitmap of a region of `len` bytes that lies in `mapping`.
     pub(crate) fn of(mapping: Arc<Mapping>, len: usize) -> Self {
-        Self { _mapping: Some(mapping), ..Self::with_len(len) }
+        Self { mapping: Some(mapping), ..Self::with_len(len) }
+    }
+
+    /// What the region lies in, if [`Ram`](crate::Ram) made it.
+    pub(crate) fn mapping(&self) -> Option<&Arc<Mapping>> {
+        self.mapping.as_ref()
     }
 
     /// How many pages it covers; the last one may be covered in part.

@@ -6,6 +6,7 @@
 //! - [`Segments`] are the descriptors of a request, and the parts that a device cuts out of them.
 //! - [`DirtyBitmap`] knows which pages this process wrote, where somebody asked it to.
 //! - [`RegisterPage`] is the opposite of RAM: a page that a device writes and a guest reads.
+//! - [`map_file`] shows the guest a file without copying it.
 //! - [`layout`] decides who gets which addresses.
 //!
 //! No method hands out a reference to guest memory, which the guest may change at any time.
@@ -41,6 +42,7 @@ mod dma;
 #[allow(unsafe_code)]
 mod host;
 pub mod layout;
+mod map_file;
 #[allow(unsafe_code)]
 mod mapping;
 mod ram;
@@ -54,6 +56,7 @@ mod window;
 
 pub use dirty::DirtyBitmap;
 pub use dma::{Dma, DmaError, Run};
+pub use map_file::{FilePiece, MapFileError, map_file};
 pub use ram::{Backing, MMIO_GAP, Ram, RamConfig, RamError, RamSlot};
 pub use register_page::{PAGE_SIZE, RegisterPage};
 pub use segments::{Segment, Segments};

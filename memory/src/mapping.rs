@@ -29,6 +29,8 @@ pub(crate) struct Mapping {
     len: usize,
     file: Option<Arc<File>>,
     huge: bool,
+    dumped: bool,
+    prefaulted: bool,
 }
 
 // SAFETY: the pointers name memory of the process, not of a thread, and the value has no other state.
@@ -68,7 +70,7 @@ impl Mapping {
         let skip = if slack == 0 { 0 } else { start.as_ptr().align_offset(THP_SIZE) };
         // SAFETY: skip is at most the slack, so that base and the len bytes after it are in the mapping.
         let base = unsafe { start.add(skip.min(slack)) };
-        Ok(Self { start, total, base, len, file: None, huge: false })
+        Ok(Self { start, total, base, len, file: None, huge: false, dumped: true, prefaulted: false })
     }
 
     /// The first `len` bytes of `file`, shared. The kernel aligns them as the file's pages need it. Where the
@@ -76,7 +78,16 @@ impl Mapping {
     pub(crate) fn shared(file: File, len: usize, huge: bool) -> Result<Self, CallError> {
         let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
         let start = Self::mmap(len, libc::MAP_SHARED | reserve, file.as_raw_fd())?;
-        Ok(Self { start, total: len, base: start, len, file: Some(Arc::new(file)), huge })
+        Ok(Self {
+            start,
+            total: len,
+            base: start,
+            len,
+            file: Some(Arc::new(file)),
+            huge,
+            dumped: true,
+            prefaulted: false,
+        })
     }
 
     fn mmap(len: usize, flags: i32, fd: i32) -> Result<NonNull<u8>, CallError> {
@@ -88,12 +99,89 @@ impl Mapping {
         }
     }
 
+    /// What it is that forbids to [`replace`](Self::replace) a part of it.
+    pub(crate) fn irreplaceable(&self) -> Option<&'static str> {
+        match self {
+            Self { huge: true, .. } => Some("made of huge pages"),
+            Self { file: Some(_), .. } => Some("shared"),
+            Self { prefaulted: true, .. } => Some("prefaulted"),
+            _ => None,
+        }
+    }
+
+    /// How far `place`, which is in here, is from the beginning.
+    pub(crate) fn offset_of(&self, place: *const u8) -> usize {
+        place.addr().wrapping_sub(self.base.addr().get())
+    }
+
+    /// Replaces the `len` bytes at `offset` by a private copy of the file's from `file_offset` on, all of them
+    /// whole pages: a page becomes the process's own when it is first written. What a core dump contains of the
+    /// mapping is to be [settled](Self::settle_dump) afterwards.
+    pub(crate) fn replace(
+        &self,
+        offset: usize,
+        len: usize,
+        file: &File,
+        file_offset: u64,
+    ) -> Result<(), CallError> {
+        let outside = offset.checked_add(len).is_none_or(|end| end > self.len);
+        let Some(file_offset) = libc::off_t::try_from(file_offset).ok().filter(|_| !outside) else {
+            return Err(("mmap", io::ErrorKind::InvalidInput.into()));
+        };
+        if self.irreplaceable().is_some() || (offset | len) % crate::PAGE_SIZE != 0 {
+            return Err(("mmap", io::ErrorKind::InvalidInput.into()));
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let place = self.base.as_ptr().wrapping_add(offset).cast();
+        // SAFETY: the place was checked to be whole pages of this mapping, which is ours, and private, so that
+        // nobody else expects to see what is written to it. It is reached through raw pointers only, which stay
+        // valid; for them it is as if the guest had written.
+        if unsafe { libc::mmap(place, len, PROT, flags, file.as_raw_fd(), file_offset) } != libc::MAP_FAILED {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // The kernel may have given up the old pages before the file system refused.
+        let flags = flags | libc::MAP_ANONYMOUS;
+        // SAFETY: as above.
+        if unsafe { libc::mmap(place, len, PROT, flags, -1, 0) } == libc::MAP_FAILED {
+            // Whatever is mapped there next would be taken for guest memory. No error can make that sound.
+            std::process::abort();
+        }
+        Err(("mmap", error))
+    }
+
+    /// Keeps all of it out of core dumps, from now on.
+    pub(crate) fn leave_out_of_dumps(&mut self) -> Result<(), CallError> {
+        self.dumped = false;
+        self.advise(libc::MADV_DONTDUMP)
+    }
+
+    /// Does with `len` bytes at `offset`, which [`replace`](Self::replace) has put there, what the rest does in
+    /// core dumps.
+    pub(crate) fn settle_dump(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        if self.dumped { Ok(()) } else { self.advise_range(offset, len, libc::MADV_DONTDUMP) }
+    }
+
+    /// Takes all of it from the host now.
+    pub(crate) fn prefault(&mut self) -> Result<(), CallError> {
+        self.prefaulted = true;
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
     /// madvise(2) for all of it.
     pub(crate) fn advise(&self, advice: i32) -> Result<(), CallError> {
+        self.advise_range(0, self.len, advice)
+    }
+
+    fn advise_range(&self, offset: usize, len: usize, advice: i32) -> Result<(), CallError> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(("madvise", io::ErrorKind::InvalidInput.into()));
+        }
+        let start = self.base.as_ptr().wrapping_add(offset).cast();
         loop {
-            // SAFETY: the range is ours. The callers' advice changes what the kernel does behind the pages, or
-            // fills them; it never drops or replaces their contents.
-            match check("madvise", unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) }) {
+            // SAFETY: the range was checked to be ours. The callers' advice changes what the kernel does behind
+            // the pages, or fills them; it never drops or replaces their contents.
+            match check("madvise", unsafe { libc::madvise(start, len, advice) }) {
                 Err((_, e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }

@@ -178,7 +178,7 @@ impl Ram {
         let failed = |(call, source)| RamError::Host { size, call, source };
         let len = usize::try_from(size).map_err(|_| RamError::AddressSpace { size })?;
 
-        let mapping = Arc::new(match config.backing.huge_log() {
+        let mut mapping = match config.backing.huge_log() {
             Some(log) => huge(config, log, len)?,
             None => {
                 let host = host::total_memory();
@@ -193,16 +193,17 @@ impl Ram {
                 }
                 .map_err(failed)?
             }
-        });
+        };
         if !config.dump {
-            mapping.advise(libc::MADV_DONTDUMP).map_err(failed)?;
+            mapping.leave_out_of_dumps().map_err(failed)?;
         }
         if config.thp && config.backing.huge_log().is_none() {
             mapping.advise(libc::MADV_HUGEPAGE).map_err(failed)?;
         }
         if config.prefault {
-            mapping.advise(libc::MADV_POPULATE_WRITE).map_err(failed)?;
+            mapping.prefault().map_err(failed)?;
         }
+        let mapping = Arc::new(mapping);
 
         let mut regions = Vec::with_capacity(pieces.len());
         let mut offset = 0;
