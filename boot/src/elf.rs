@@ -72,12 +72,6 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Whether a page of the file lands on a page of the guest, so that the file can be mapped there
-    /// instead of copied (the bytes after `file_len` on the last page then come from the file, too).
-    pub fn is_page_aligned(&self, page_size: u64) -> bool {
-        page_size.is_power_of_two() && (self.file_offset | self.guest_addr) & (page_size - 1) == 0
-    }
-
     fn contains(&self, addr: u64) -> bool {
         addr.checked_sub(self.guest_addr).is_some_and(|at| at < self.mem_len)
     }

@@ -1,13 +1,13 @@
-//! Kernel images: recognised, validated, unpacked where that is faster, and copied into guest memory.
+//! Kernel images: recognised, validated, unpacked where that is faster, and put into guest memory.
 
 use std::io;
 use std::str::FromStr;
 
 use ossature_memory::GuestMmap;
-use vm_memory::GuestAddress;
 
 use crate::bzimage::{self, BzImage};
 use crate::elf::{self, Elf, Segment};
+use crate::load::{self, Loaded};
 use crate::source::Source;
 use crate::unpack::{self, UnpackError};
 use crate::x86_64::layout;
@@ -219,17 +219,12 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    /// Copies the segments into guest memory, which must read as zero before. A VMM that maps the file's
-    /// pages instead does so with [`segments`](Self::segments) and does not call this.
-    pub fn load(&self, mem: &GuestMmap) -> Result<(), KernelError> {
+    /// Puts the segments into guest memory, which must read as zero before: mapped as far as possible if the
+    /// image is a [`Source::Mapped`] and was not unpacked, else copied.
+    pub fn load(&self, mem: &GuestMmap) -> Result<Loaded, KernelError> {
         let source = self.image.source();
-        for segment in self.segments.iter().filter(|segment| segment.file_len != 0) {
-            let addr = GuestAddress(segment.guest_addr);
-            source
-                .copy_to_guest(segment.file_offset, segment.file_len, mem, addr)
-                .map_err(|source| KernelError::Read { source })?;
-        }
-        Ok(())
+        // A third of a kernel is zeros: memory that it has not given a value yet.
+        load::load(&source, &self.segments, false, mem).map_err(|source| KernelError::Read { source })
     }
 
     fn from_elf(

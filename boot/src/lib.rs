@@ -51,6 +51,7 @@ mod bzimage;
 mod cmdline;
 mod elf;
 mod kernel;
+mod load;
 mod platform;
 mod source;
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub mod x86_64;
 pub use cmdline::CmdlineError;
 pub use elf::Segment;
 pub use kernel::{BootProtocol, Entry, Kernel, KernelError, UnknownProtocol};
+pub use load::Loaded;
 pub use platform::{Node, NodeKind, NodeRange, Platform, RamRange};
 pub use source::Source;
 pub use unpack::{MAX_UNPACKED, UnpackError};

@@ -8,14 +8,20 @@ use ossature_memory::GuestMmap;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 const PAGE_SIZE: usize = 4096;
+/// How much of a file is looked through at a time: a kernel takes a handful of system calls.
+const READ: u64 = 8 << 20;
 
 /// An image (a kernel or an initial RAM disk) to be read at random offsets.
 ///
-/// A file is read straight into guest memory, without a buffer between. Its cursor moves.
+/// A file's cursor moves.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// An open regular file or block device.
     File(&'a File),
+    /// The same, whose pages are mapped copy-on-write into guest memory where they meet pages of the guest, and
+    /// copied where not. That takes guest memory which [`map_file`](ossature_memory::map_file) can map over, and
+    /// a file that stays as it is for as long as the guest runs: that page says what happens otherwise.
+    Mapped(&'a File),
     /// Bytes in memory.
     Bytes(&'a [u8]),
 }
@@ -37,7 +43,7 @@ impl Source<'_> {
     pub fn size(&self) -> io::Result<u64> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
-            Self::File(file) => {
+            Self::File(file) | Self::Mapped(file) => {
                 let meta = file.metadata()?;
                 let kind = meta.file_type();
                 if kind.is_file() {
@@ -56,7 +62,7 @@ impl Source<'_> {
     /// Fills `buf` with the bytes from `offset` on.
     pub(crate) fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match self {
-            Self::File(file) => file.read_exact_at(buf, offset),
+            Self::File(file) | Self::Mapped(file) => file.read_exact_at(buf, offset),
             Self::Bytes(bytes) => {
                 let found = slice(bytes, offset, buf.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
                 buf.copy_from_slice(found);
@@ -65,21 +71,36 @@ impl Source<'_> {
         }
     }
 
-    /// Copies `len` bytes from `offset` on to guest memory at `addr`, which reads as zero before: from memory,
-    /// pages of zeros are left alone. A third of an unpacked kernel is such.
+    /// Copies `len` bytes from `offset` on to guest memory at `addr`, which reads as zero before; returns how many
+    /// bytes were written. Pages of zeros are left alone, but for those of a file whose content is `dense`, which
+    /// is read straight into guest memory.
     pub(crate) fn copy_to_guest(
         &self,
         offset: u64,
         len: u64,
+        dense: bool,
         mem: &GuestMmap,
         addr: GuestAddress,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         match self {
-            Self::File(file) => {
+            Self::File(file) | Self::Mapped(file) if dense => {
                 let mut file = *file;
                 file.seek(SeekFrom::Start(offset))?;
-                let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-                mem.read_exact_volatile_from(addr, &mut file, len).map_err(io::Error::other)
+                let count = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+                mem.read_exact_volatile_from(addr, &mut file, count).map_err(io::Error::other)?;
+                Ok(len)
+            }
+            Self::File(file) | Self::Mapped(file) => {
+                let mut buffer = vec![0; len.min(READ) as usize];
+                let (mut done, mut written) = (0, 0);
+                while done < len {
+                    let part = buffer.get_mut(..(len - done).min(READ) as usize).unwrap_or_default();
+                    file.read_exact_at(part, offset + done)?;
+                    written += write_pages(part, mem, GuestAddress(addr.0.saturating_add(done)))
+                        .map_err(io::Error::other)?;
+                    done += part.len() as u64;
+                }
+                Ok(written)
             }
             Self::Bytes(bytes) => {
                 let found = slice(bytes, offset, len).ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -94,8 +115,9 @@ impl Source<'_> {
     }
 }
 
-/// Writes the pages that hold anything but zeros.
-fn write_pages(bytes: &[u8], mem: &GuestMmap, mut addr: GuestAddress) -> Result<(), GuestMemoryError> {
+/// Writes the pages that hold anything but zeros; returns how many bytes those are.
+fn write_pages(bytes: &[u8], mem: &GuestMmap, mut addr: GuestAddress) -> Result<u64, GuestMemoryError> {
+    let mut written = 0;
     let mut rest = bytes;
     while !rest.is_empty() {
         let to_page_end = PAGE_SIZE - addr.0 as usize % PAGE_SIZE;
@@ -103,11 +125,12 @@ fn write_pages(bytes: &[u8], mem: &GuestMmap, mut addr: GuestAddress) -> Result<
         // Blocks, because the compiler compares each of them at once.
         if page.chunks(64).any(|block| block.iter().fold(0, |all, byte| all | byte) != 0) {
             mem.write_slice(page, addr)?;
+            written += page.len() as u64;
         }
         addr = addr.checked_add(page.len() as u64).ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
         rest = after;
     }
-    Ok(())
+    Ok(written)
 }
 
 fn slice(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {

@@ -15,7 +15,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiError};
 use crate::cmdline::{self, CmdlineError};
+use crate::elf::Segment;
 use crate::kernel::{BootProtocol, Entry, Kernel, KernelError};
+use crate::load::{self, Loaded};
 use crate::platform::{Platform, RamRange};
 use crate::source::Source;
 use cpu::CpuState;
@@ -50,6 +52,8 @@ pub struct Booted {
     pub initrd: Option<Range<u64>>,
     /// Address of the ACPI root pointer.
     pub rsdp: u64,
+    /// How kernel and initial RAM disk got into guest memory.
+    pub loaded: Loaded,
 }
 
 /// Why a guest cannot be prepared.
@@ -145,12 +149,15 @@ struct Placed {
 pub fn prepare(mem: &GuestMmap, platform: &Platform, spec: &BootSpec) -> Result<Booted, BootError> {
     let kernel = Kernel::open(spec.kernel, spec.protocol)?;
     fits(&kernel, &platform.ram)?;
-    kernel.load(mem)?;
-    describe(mem, platform, &kernel, spec.initrd, spec.cmdline)
+    let loaded = kernel.load(mem)?;
+    let mut booted = describe(mem, platform, &kernel, spec.initrd, spec.cmdline)?;
+    booted.loaded += loaded;
+    Ok(booted)
 }
 
 /// Like [`prepare`] for a kernel that is already in guest memory, or that will be before the guest runs:
-/// places the initial RAM disk and writes the command line, the tables and the memory map.
+/// places the initial RAM disk and writes the command line, the tables and the memory map. What it says of
+/// what was [loaded](Booted::loaded) is of the initial RAM disk only.
 pub fn describe(
     mem: &GuestMmap,
     platform: &Platform,
@@ -169,6 +176,7 @@ pub fn describe(
     mem.write_slice(cmdline.as_bytes(), GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
 
     let initrd = initrd.map(|initrd| load_initrd(mem, platform, kernel, initrd)).transpose()?;
+    let (initrd, loaded) = initrd.map_or((None, Loaded::default()), |(at, loaded)| (Some(at), loaded));
     let rsdp = layout::ACPI.start;
     let tables = acpi::tables(platform, rsdp, layout::ACPI.end - rsdp)?;
     mem.write_slice(&tables, GuestAddress(rsdp)).map_err(|_| BootError::not_ram(rsdp))?;
@@ -187,7 +195,7 @@ pub fn describe(
     }
     let cpu = cpu::prepare(mem, entry, kernel.end)?;
     let start = kernel.segments().iter().map(|segment| segment.guest_addr).min().unwrap_or_default();
-    Ok(Booted { cpu, entry, kernel: start..kernel.end, initrd: placed.initrd, rsdp })
+    Ok(Booted { cpu, entry, kernel: start..kernel.end, initrd: placed.initrd, rsdp, loaded })
 }
 
 /// Refuses a kernel that needs memory which is not RAM, or which the entry protocols do not reach.
@@ -209,7 +217,7 @@ fn load_initrd(
     platform: &Platform,
     kernel: &Kernel,
     initrd: Source,
-) -> Result<Range<u64>, BootError> {
+) -> Result<(Range<u64>, Loaded), BootError> {
     let len = initrd.size().map_err(|source| BootError::ReadInitrd { source })?;
     if len == 0 {
         return Err(BootError::EmptyInitrd);
@@ -223,10 +231,10 @@ fn load_initrd(
     let Some(start) = start else {
         return Err(BootError::InitrdTooLarge { len, kernel_end: kernel.end, limit });
     };
-    initrd
-        .copy_to_guest(0, len, mem, GuestAddress(start))
-        .map_err(|source| BootError::ReadInitrd { source })?;
-    Ok(start..start + len)
+    let place = Segment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len };
+    let loaded =
+        load::load(&initrd, &[place], true, mem).map_err(|source| BootError::ReadInitrd { source })?;
+    Ok((start..start + len, loaded))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ossature_boot::x86_64::{self, BootError, BootSpec};
-use ossature_boot::{BootProtocol, Platform};
+use ossature_boot::{BootProtocol, Platform, Source};
 use ossature_memory::GuestMmap;
 
 use crate::Registers;
@@ -36,6 +36,7 @@ pub struct Linux {
     initrd: Option<PathBuf>,
     cmdline: String,
     protocol: BootProtocol,
+    mapped: bool,
 }
 
 impl Linux {
@@ -46,6 +47,7 @@ impl Linux {
             initrd: None,
             cmdline: String::new(),
             protocol: BootProtocol::default(),
+            mapped: false,
         }
     }
 
@@ -67,6 +69,20 @@ impl Linux {
     #[must_use]
     pub fn protocol(mut self, protocol: BootProtocol) -> Self {
         self.protocol = protocol;
+        self
+    }
+
+    /// With kernel and initial RAM disk mapped copy-on-write instead of copied, as far as their pages meet
+    /// pages of the guest: of an ELF kernel that is all, of a bzImage nothing. Saves the time and the memory of
+    /// the copy, and guests share what none of them writes.
+    ///
+    /// The files then have to stay as they are for as long as the machine lives. The guest sees what is written
+    /// to them, and to cut one short ends the process (`SIGBUS`) when the guest gets there; to replace one by
+    /// renaming another is safe. It takes private guest memory: with [`Backing`](ossature_memory::Backing)s that
+    /// are shared or huge, or with prefaulted memory, the machine is not built.
+    #[must_use]
+    pub fn mapped(mut self, mapped: bool) -> Self {
+        self.mapped = mapped;
         self
     }
 }
@@ -91,9 +107,10 @@ impl Payload for Linux {
         let open = |role, path: &Path| File::open(path).map_err(|e| InFile::new(role, path, e));
         let kernel = open("kernel", &self.kernel)?;
         let initrd = self.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+        let source = if self.mapped { Source::Mapped } else { Source::File };
         let spec = BootSpec {
-            kernel: (&kernel).into(),
-            initrd: initrd.as_ref().map(Into::into),
+            kernel: source(&kernel),
+            initrd: initrd.as_ref().map(source),
             cmdline: &self.cmdline,
             protocol: self.protocol,
         };

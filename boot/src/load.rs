@@ -1,0 +1,127 @@
+//! Getting images into guest memory: mapped where that was asked for and pages meet pages, copied where not.
+
+use std::fs::File;
+use std::io;
+use std::ops::AddAssign;
+use std::os::unix::fs::FileExt;
+
+use ossature_memory::{FilePiece, GuestMmap, map_file};
+use vm_memory::GuestAddress;
+
+use crate::elf::Segment;
+use crate::source::Source;
+
+const PAGE: u64 = 4096;
+
+/// How the bytes of images got into guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Bytes that the guest sees in the page cache, until somebody writes their page.
+    pub mapped: u64,
+    /// Bytes that were written to guest memory. Pages of zeros are not among them: it reads as zero anyway.
+    pub copied: u64,
+}
+
+impl AddAssign for Loaded {
+    fn add_assign(&mut self, other: Self) {
+        self.mapped += other.mapped;
+        self.copied += other.copied;
+    }
+}
+
+/// Puts what the image holds of `segments` into guest memory, which reads as zero before. Nobody looks for pages of
+/// zeros in one that is `dense`, such as a compressed one.
+pub(crate) fn load(
+    source: &Source,
+    segments: &[Segment],
+    dense: bool,
+    mem: &GuestMmap,
+) -> io::Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let mut copies = segments.to_vec();
+    if let Source::Mapped(file) = source {
+        // Of segments that overlap, the last one wins. A list that is worked off in order says that by itself.
+        if !overlap(segments) {
+            copies.clear();
+            let mut pieces = Vec::new();
+            for segment in segments {
+                pieces.extend(split(segment, segments, file, &mut copies)?);
+            }
+            map_file(mem, file, &pieces).map_err(io::Error::other)?;
+            loaded.mapped = pieces.iter().map(|piece| piece.len).sum();
+        }
+    }
+    for copy in copies.iter().filter(|copy| copy.file_len != 0) {
+        let addr = GuestAddress(copy.guest_addr);
+        loaded.copied += source.copy_to_guest(copy.file_offset, copy.file_len, dense, mem, addr)?;
+    }
+    Ok(loaded)
+}
+
+/// What of a segment can be mapped. Adds what cannot to `copies`: all of it where its place in a page of the file is
+/// not that in a page of the guest, else what does not fill its page.
+fn split(
+    segment: &Segment,
+    all: &[Segment],
+    file: &File,
+    copies: &mut Vec<Segment>,
+) -> io::Result<Option<FilePiece>> {
+    let part = |from: u64, to: u64| Segment {
+        file_offset: segment.file_offset + from,
+        guest_addr: segment.guest_addr + from,
+        file_len: to - from,
+        mem_len: to - from,
+    };
+    let len = segment.file_len;
+    let head = segment.guest_addr.wrapping_neg() % PAGE;
+    if (segment.file_offset ^ segment.guest_addr) % PAGE != 0 || head >= len {
+        copies.push(part(0, len));
+        return Ok(None);
+    }
+    let tail = (len - head) % PAGE;
+    let end = if tail == 0 || has_last_page(segment, all, file)? { len } else { len - tail };
+    copies.extend([part(0, head), part(end, len)]);
+    let body = part(head, end);
+    let piece =
+        FilePiece { addr: GuestAddress(body.guest_addr), offset: body.file_offset, len: body.file_len };
+    Ok((piece.len != 0).then_some(piece))
+}
+
+/// Whether the page that holds the last byte of a segment may show all of the file's page: nobody else has a part of
+/// it, and the rest is zeros in the file, too.
+fn has_last_page(segment: &Segment, all: &[Segment], file: &File) -> io::Result<bool> {
+    let end = segment.guest_addr + segment.file_len;
+    let first = end - end % PAGE;
+    let next = first.saturating_add(PAGE);
+    let mut others = all.iter().filter(|other| *other != segment && other.mem_len != 0);
+    if others.any(|other| other.guest_addr < next && other.end() > first) {
+        return Ok(false);
+    }
+    let mut rest = [0; PAGE as usize];
+    let mut rest = rest.get_mut(..(PAGE - end % PAGE) as usize).unwrap_or_default();
+    let mut at = segment.file_offset + segment.file_len;
+    while !rest.is_empty() {
+        match file.read_at(rest, at)? {
+            // Behind the file's end, a mapping has zeros.
+            0 => break,
+            read => {
+                let (read, after) = rest.split_at_mut(read.min(rest.len()));
+                if read.iter().any(|&byte| byte != 0) {
+                    return Ok(false);
+                }
+                at += read.len() as u64;
+                rest = after;
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn overlap(segments: &[Segment]) -> bool {
+    let mut sorted: Vec<_> = segments.iter().filter(|segment| segment.mem_len != 0).collect();
+    sorted.sort_unstable_by_key(|segment| segment.guest_addr);
+    sorted.iter().zip(sorted.iter().skip(1)).any(|(low, high)| low.end() > high.guest_addr)
+}
+
+#[cfg(test)]
+mod tests;
