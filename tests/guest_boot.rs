@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 
 use support::{Answers, Guest, Running, kernel};
 
@@ -53,6 +54,68 @@ fn boots(image: Image, protocol: &str, entered: &str, cpus: usize) {
     assert_eq!(&answers["clock"], "kvm-clock");
     let names: Vec<String> = (0..cpus).map(|index| format!("vcpu{index}:microvm")).collect();
     assert_eq!(threads, names);
+}
+
+#[test]
+fn a_mapped_kernel_is_in_the_page_cache_and_not_copied() {
+    let image = kernel().vmlinux();
+    let mut guest = Guest::new()
+        .args(["--map-kernel"])
+        .run("release", "uname -r")
+        .run("code", "grep 'Kernel code' /proc/iomem")
+        .hold()
+        .start();
+    let smaps = guest.while_held(|guest| guest.proc("smaps"));
+    let ended = guest.wait();
+    ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
+    let answers = ended.answers();
+    assert_eq!(&answers["release"], kernel().release);
+    assert!(answers["code"].trim_start().starts_with("01000000-"), "{}", &answers["code"]);
+
+    let mapped = Mapped::of(&smaps, &image);
+    let loaded: u64 = segments(&image).iter().map(|len| len.next_multiple_of(4096)).sum();
+    assert_eq!(mapped.size, loaded, "all of the file that is loaded, and nothing else");
+    assert!(mapped.shared > 0, "what the guest has only read is nobody's own");
+    let of_initrd = Mapped::of(&smaps, "/initrd".as_ref());
+    assert!(of_initrd.size > 0, "the initial RAM disk, too: {smaps}");
+}
+
+/// What a process has of a file, in bytes.
+#[derive(Default)]
+struct Mapped {
+    size: u64,
+    /// Pages of the page cache among it.
+    shared: u64,
+}
+
+impl Mapped {
+    /// Sums up all mappings of files whose path ends so.
+    fn of(smaps: &str, file: &Path) -> Self {
+        let file = file.to_str().unwrap();
+        let (mut sum, mut inside) = (Self::default(), false);
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let name = words.next().unwrap();
+            let mut bytes = || words.next().unwrap().parse::<u64>().unwrap() << 10;
+            match name {
+                "Size:" if inside => sum.size += bytes(),
+                "Rss:" if inside => sum.shared += bytes(),
+                "Anonymous:" if inside => sum.shared -= bytes(),
+                _ if name.ends_with(':') => {}
+                _ => inside = line.ends_with(file),
+            }
+        }
+        sum
+    }
+}
+
+/// The length in the file of each of an ELF file's loadable segments.
+fn segments(image: &Path) -> Vec<u64> {
+    let bytes = fs::read(image).unwrap();
+    let headers = bytes[64..].chunks(56).take(bytes[56].into());
+    let loadable = headers.filter(|header| header[0] == 1);
+    loadable.map(|header| u64::from_le_bytes(header[32..40].try_into().unwrap())).collect()
 }
 
 /// The names of the threads that run the guest.

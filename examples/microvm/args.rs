@@ -25,6 +25,9 @@ pub struct Args {
     /// Boot protocol; auto takes PVH where the kernel has it
     #[arg(long, default_value = "auto", value_name = "auto|pvh|linux")]
     pub boot: BootProtocol,
+    /// Map kernel and initial RAM disk copy-on-write; the files must not change while the guest runs
+    #[arg(long, conflicts_with_all = ["hugepages", "shared_memory"])]
+    pub map_kernel: bool,
     /// Number of vCPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,

@@ -41,10 +41,8 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let power = AcpiPower::new("power");
     let button = power.button();
     let keys = Keys::default();
-    let mut linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(args.boot);
-    if let Some(initrd) = &args.initrd {
-        linux = linux.initrd(initrd);
-    }
+    let linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(args.boot).mapped(args.map_kernel);
+    let linux = args.initrd.iter().fold(linux, Linux::initrd);
     let memory = if args.shared_memory { Backing::Memfd } else { Backing::Anonymous };
     let memory = RamConfig { backing: args.hugepages.unwrap_or(memory), ..RamConfig::new(args.memory) };
     let mut devices: Vec<Box<dyn Device>> = vec![
