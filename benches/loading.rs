@@ -82,7 +82,7 @@ fn one(kernel: &str, initrd: &str, name: &str) -> Result<(), Box<dyn Error>> {
         .memory(ram)
         .payload(payload)
         .device(AcpiPower::new("power"))
-        .device(Serial::new("com1", SerialPort::COM1, backend::file("/dev/null".as_ref())?)?)
+        .device(Serial::new("com1", SerialPort::COM1, backend::file("/dev/null".as_ref())?))
         .build(&Kvm::open()?)?;
     let slot = machine.ram().slots().next().map(|slot| slot.host_addr..slot.host_addr + slot.size);
     let slot = slot.unwrap_or_default();

@@ -222,9 +222,7 @@ impl<'a> Kernel<'a> {
     /// Puts the segments into guest memory, which must read as zero before: mapped as far as possible if the
     /// image is a [`Source::Mapped`] and was not unpacked, else copied.
     pub fn load(&self, mem: &GuestMmap) -> Result<Loaded, KernelError> {
-        let source = self.image.source();
-        // A third of a kernel is zeros: memory that it has not given a value yet.
-        load::load(&source, &self.segments, false, mem).map_err(|source| KernelError::Read { source })
+        load::load(&self.image.source(), &self.segments, mem).map_err(|source| KernelError::Read { source })
     }
 
     fn from_elf(

@@ -18,7 +18,7 @@ const PAGE: u64 = 4096;
 pub struct Loaded {
     /// Bytes that the guest sees in the page cache, until somebody writes their page.
     pub mapped: u64,
-    /// Bytes that were written to guest memory. Pages of zeros are not among them: it reads as zero anyway.
+    /// Bytes that were written to guest memory. Where an image was unpacked first, pages of zeros are not.
     pub copied: u64,
 }
 
@@ -29,14 +29,8 @@ impl AddAssign for Loaded {
     }
 }
 
-/// Puts what the image holds of `segments` into guest memory, which reads as zero before. Nobody looks for pages of
-/// zeros in one that is `dense`, such as a compressed one.
-pub(crate) fn load(
-    source: &Source,
-    segments: &[Segment],
-    dense: bool,
-    mem: &GuestMmap,
-) -> io::Result<Loaded> {
+/// Puts what the image holds of `segments` into guest memory, which reads as zero before.
+pub(crate) fn load(source: &Source, segments: &[Segment], mem: &GuestMmap) -> io::Result<Loaded> {
     let mut loaded = Loaded::default();
     let mut copies = segments.to_vec();
     if let Source::Mapped(file) = source {
@@ -53,7 +47,7 @@ pub(crate) fn load(
     }
     for copy in copies.iter().filter(|copy| copy.file_len != 0) {
         let addr = GuestAddress(copy.guest_addr);
-        loaded.copied += source.copy_to_guest(copy.file_offset, copy.file_len, dense, mem, addr)?;
+        loaded.copied += source.copy_to_guest(copy.file_offset, copy.file_len, mem, addr)?;
     }
     Ok(loaded)
 }

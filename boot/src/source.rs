@@ -8,12 +8,10 @@ use ossature_memory::GuestMmap;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 const PAGE_SIZE: usize = 4096;
-/// How much of a file is looked through at a time: a kernel takes a handful of system calls.
-const READ: u64 = 8 << 20;
 
 /// An image (a kernel or an initial RAM disk) to be read at random offsets.
 ///
-/// A file's cursor moves.
+/// A file is read straight into guest memory, without a buffer between. Its cursor moves.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// An open regular file or block device.
@@ -72,35 +70,22 @@ impl Source<'_> {
     }
 
     /// Copies `len` bytes from `offset` on to guest memory at `addr`, which reads as zero before; returns how many
-    /// bytes were written. Pages of zeros are left alone, but for those of a file whose content is `dense`, which
-    /// is read straight into guest memory.
+    /// bytes were written. From memory, pages of zeros are left alone: a third of an unpacked kernel is such. To
+    /// look for them in a file takes a second copy of the rest, and guests touch most of them later.
     pub(crate) fn copy_to_guest(
         &self,
         offset: u64,
         len: u64,
-        dense: bool,
         mem: &GuestMmap,
         addr: GuestAddress,
     ) -> io::Result<u64> {
         match self {
-            Self::File(file) | Self::Mapped(file) if dense => {
+            Self::File(file) | Self::Mapped(file) => {
                 let mut file = *file;
                 file.seek(SeekFrom::Start(offset))?;
                 let count = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
                 mem.read_exact_volatile_from(addr, &mut file, count).map_err(io::Error::other)?;
                 Ok(len)
-            }
-            Self::File(file) | Self::Mapped(file) => {
-                let mut buffer = vec![0; len.min(READ) as usize];
-                let (mut done, mut written) = (0, 0);
-                while done < len {
-                    let part = buffer.get_mut(..(len - done).min(READ) as usize).unwrap_or_default();
-                    file.read_exact_at(part, offset + done)?;
-                    written += write_pages(part, mem, GuestAddress(addr.0.saturating_add(done)))
-                        .map_err(io::Error::other)?;
-                    done += part.len() as u64;
-                }
-                Ok(written)
             }
             Self::Bytes(bytes) => {
                 let found = slice(bytes, offset, len).ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -232,8 +232,7 @@ fn load_initrd(
         return Err(BootError::InitrdTooLarge { len, kernel_end: kernel.end, limit });
     };
     let place = Segment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len };
-    let loaded =
-        load::load(&initrd, &[place], true, mem).map_err(|source| BootError::ReadInitrd { source })?;
+    let loaded = load::load(&initrd, &[place], mem).map_err(|source| BootError::ReadInitrd { source })?;
     Ok((start..start + len, loaded))
 }
 

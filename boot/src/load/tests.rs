@@ -38,10 +38,10 @@ fn contents(mem: &GuestMmap) -> Vec<u8> {
 /// Loads both ways, which must not make a difference in memory; returns what was mapped and what was copied.
 fn load_both(file: &File, segments: &[Segment]) -> (u64, u64) {
     let (copied, mapped) = (ram(), ram());
-    let count = load(&Source::File(file), segments, false, copied.map()).unwrap();
+    let count = load(&Source::File(file), segments, copied.map()).unwrap();
     let bytes = segments.iter().map(|segment| segment.file_len).sum::<u64>();
     assert_eq!(count, Loaded { mapped: 0, copied: bytes });
-    let count = load(&Source::Mapped(file), segments, false, mapped.map()).unwrap();
+    let count = load(&Source::Mapped(file), segments, mapped.map()).unwrap();
     assert!(contents(copied.map()) == contents(mapped.map()), "the two ways differ: {segments:x?}");
     assert_eq!(count.mapped + count.copied, bytes);
     (count.mapped, count.copied)
@@ -143,7 +143,6 @@ fn a_kernel_of_pages_is_not_copied_and_an_unpacked_one_is() {
 fn guest_memory_that_cannot_be_mapped_over_is_an_error_that_says_so() {
     let shared = Ram::new(&RamConfig { backing: Backing::Memfd, ..RamConfig::new(1 << 20) }).unwrap();
     let file = image(0x1000, 0x1000);
-    let error =
-        load(&Source::Mapped(&file), &[segment(0, 0x1000, 0, 0x1000)], false, shared.map()).unwrap_err();
+    let error = load(&Source::Mapped(&file), &[segment(0, 0x1000, 0, 0x1000)], shared.map()).unwrap_err();
     assert!(error.to_string().contains("shared"), "{error}");
 }
