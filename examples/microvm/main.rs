@@ -11,12 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use args::Args;
-use ossature::bus::Device;
-use ossature::core::{Kvm, machine::*};
+use nix::sys::{signal::*, signalfd::*};
+use ossature::bus::{Device, EventLoop, Handler, Hosted};
+use ossature::core::{KickSignal, Kvm, install_kick_handler, machine::*};
 use ossature::legacy::*;
 use ossature::memory::{Backing, RamConfig};
 use ossature::virtio::{blk::*, console::*, net::*, *};
-use signal_hook::{consts::*, iterator::Signals};
 
 /// How long a guest may take to power off once SIGTERM has pressed its power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -24,6 +24,7 @@ const GRACE: Duration = Duration::from_secs(10);
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// The machine, for the terminal's escape keys, once there is one.
 type Keys = Arc<OnceLock<MachineHandle>>;
+type Virtio = (String, Box<dyn VirtioDevice>);
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -51,30 +52,33 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
         Box::new(Pvpanic::new("pvpanic")),
         Box::new(power),
     ];
-    devices.extend(serial(args, &keys)?);
+    // Whatever waits for a descriptor has its turns on this thread.
+    let here = EventLoop::new()?;
+    devices.extend(serial(args, &keys, &here)?);
     let timer = DebugPort::new("boot-timer", started);
     let stamps = timer.stamps();
     if args.boot_timer {
         devices.push(Box::new(timer));
     }
-    let io = Arc::new(SharedLoop::new("io")?);
-    for (id, device) in virtio(args, &keys)? {
-        devices.push(Box::new(VirtioMmio::new(id, device, io.clone())));
+    let (virtio, _keyboard) = virtio(args, &keys, &here)?;
+    for (id, device) in virtio {
+        devices.push(Box::new(VirtioMmio::new(id, device, Arc::new(here.clone()))));
     }
+    install_kick_handler(libc::SIGRTMIN())?; // the process is ours: cheaper than masks
     let mut machine = Machine::builder("microvm")
         .cpus(args.cpus)
         .memory(memory)
         .payload(linux)
         .devices(devices)
+        .kick_signal(KickSignal::Handled(libc::SIGRTMIN()))
         .build(&Kvm::open()?)?;
 
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
+    let _signals = obey(&here, machine.handle(), button)?;
     machine.start()?;
-    obey(signals, machine.handle(), button);
     let _ = keys.set(machine.handle());
     let keyboard = args.console || args.serial() == "stdio";
     let terminal = if keyboard { RawTerminal::new(stdin())? } else { None };
-    let outcome = machine.wait()?;
+    let outcome = machine.wait_on(&here)?;
     drop(terminal); // it is itself again
     if args.boot_timer {
         print_timeline(&machine, started, &stamps.take());
@@ -103,7 +107,7 @@ fn print_timeline(machine: &Machine, started: Instant, stamps: &[Stamp]) {
 }
 
 /// COM1, unless it goes nowhere.
-fn serial(args: &Args, keys: &Keys) -> Result<Option<Box<dyn Device>>> {
+fn serial(args: &Args, keys: &Keys, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
     let to = args.serial();
     let line = match to.split_once('=') {
         None if to == "none" => return Ok(None),
@@ -112,12 +116,12 @@ fn serial(args: &Args, keys: &Keys) -> Result<Option<Box<dyn Device>>> {
         Some((_, path)) => backend::socket(path.as_ref()),
     };
     let line = line.map_err(|e| format!("--serial {to}: {e}"))?;
-    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line))))
+    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
 }
 
-/// The virtio devices with their ids, in the order in which the guest finds them.
-fn virtio(args: &Args, keys: &Keys) -> Result<Vec<(String, Box<dyn VirtioDevice>)>> {
-    let mut devices: Vec<(String, Box<dyn VirtioDevice>)> = vec![("rng".into(), Box::new(Rng::new()))];
+/// The virtio devices with their ids, in the order in which the guest finds them, and what feeds the console.
+fn virtio(args: &Args, keys: &Keys, here: &EventLoop) -> Result<(Vec<Virtio>, Option<Hosted<KeyFilter>>)> {
+    let mut devices: Vec<Virtio> = vec![("rng".into(), Box::new(Rng::new()))];
     for (index, disk) in args.disk.iter().enumerate() {
         let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
         let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
@@ -128,11 +132,13 @@ fn virtio(args: &Args, keys: &Keys) -> Result<Vec<(String, Box<dyn VirtioDevice>
     for (index, nic) in args.net.iter().enumerate() {
         devices.push((format!("net{index}"), Box::new(Net::new(Tap::open(&nic.tap)?, nic.mac))));
     }
-    if args.console {
-        let input = ConsoleInput::new(backend::without_escape_keys(stdin(), on_key(keys))?)?;
-        devices.push(("console".into(), Box::new(Console::new(Some(input), Box::new(stdout())))));
+    if !args.console {
+        return Ok((devices, None));
     }
-    Ok(devices)
+    let (filter, input) = KeyFilter::new(stdin(), on_key(keys))?;
+    let console = Console::new(Some(ConsoleInput::new(input)?), Box::new(stdout()));
+    devices.push(("console".into(), Box::new(console)));
+    Ok((devices, Some(filter.on(here)?)))
 }
 
 fn on_key(keys: &Keys) -> impl Fn(Escape) + Send + 'static {
@@ -145,23 +151,25 @@ fn on_key(keys: &Keys) -> impl Fn(Escape) + Send + 'static {
 }
 
 /// SIGTERM presses the power button, and stops the machine after a grace period or when it comes again; the other
-/// signals stop the machine at once.
-fn obey(mut signals: Signals, machine: MachineHandle, button: PowerButton) {
-    thread::spawn(move || {
-        let mut pressed = false;
-        for signal in signals.forever() {
-            if signal != SIGTERM || pressed || button.press().is_err() {
+/// signals stop the machine at once. They are blocked for this thread and for all that it starts from now on.
+fn obey(here: &EventLoop, machine: MachineHandle, button: PowerButton) -> Result<Hosted<impl Handler>> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
+    signals.thread_block()?;
+    let mut pressed = false;
+    Ok(here.on_readable(SignalFd::with_flags(&signals, SfdFlags::all())?, move |signals| {
+        while let Ok(Some(signal)) = signals.read_signal() {
+            let again = std::mem::replace(&mut pressed, true);
+            if signal.ssi_signo != Signal::SIGTERM as u32 || again || button.press().is_err() {
                 machine.stop();
                 continue;
             }
-            pressed = true;
             let machine = machine.clone();
             thread::spawn(move || {
                 thread::sleep(GRACE);
                 machine.stop();
             });
         }
-    });
+    })?)
 }
 
 /// An error with everything behind it that it does not say itself.

@@ -20,6 +20,8 @@ pub enum Capability {
     Ioeventfd,
     /// Leaving the guest at once (`KVM_CAP_IMMEDIATE_EXIT`, Linux 4.11).
     ImmediateExit,
+    /// Registers set through the shared page (`KVM_CAP_SYNC_REGS`, Linux 4.17).
+    SyncRegs,
 }
 
 impl fmt::Display for Capability {
@@ -31,6 +33,7 @@ impl fmt::Display for Capability {
             Self::Irqfd => "KVM_CAP_IRQFD (interrupts through an eventfd)",
             Self::Ioeventfd => "KVM_CAP_IOEVENTFD (guest writes that signal an eventfd)",
             Self::ImmediateExit => "KVM_CAP_IMMEDIATE_EXIT (Linux 4.11 or newer)",
+            Self::SyncRegs => "KVM_CAP_SYNC_REGS (Linux 4.17 or newer)",
         })
     }
 }

@@ -32,13 +32,14 @@ const API_VERSION: i32 = 12;
 const DEVICE: &str = "/dev/kvm";
 
 /// What a machine cannot be made without.
-const REQUIRED: [(Capability, Cap); 6] = [
+const REQUIRED: [(Capability, Cap); 7] = [
     (Capability::UserMemory, Cap::UserMemory),
     (Capability::Irqchip, Cap::Irqchip),
     (Capability::IrqRouting, Cap::IrqRouting),
     (Capability::Irqfd, Cap::Irqfd),
     (Capability::Ioeventfd, Cap::Ioeventfd),
     (Capability::ImmediateExit, Cap::ImmediateExit),
+    (Capability::SyncRegs, Cap::SyncRegs),
 ];
 
 /// The host's KVM. Cheap to clone; one serves any number of machines.
@@ -81,12 +82,12 @@ impl Kvm {
     /// As [`open`](Self::open), with the device node at another path.
     pub fn open_at(path: &Path) -> Result<Self, VmError> {
         let kvm = sys::open_kvm(path).map_err(|e| open_error(path, e))?;
-        let found = kvm.get_api_version();
-        if found != API_VERSION {
-            return Err(VmError::ApiVersion { found });
-        }
         // The newest of what is required: a kernel that has it has the others, and one question does.
-        if !kvm.check_extension(Cap::ImmediateExit) {
+        if !kvm.check_extension(Cap::SyncRegs) {
+            let found = kvm.get_api_version();
+            if found != API_VERSION {
+                return Err(VmError::ApiVersion { found });
+            }
             check(|cap| kvm.check_extension(cap))?;
         }
         let host = Host {

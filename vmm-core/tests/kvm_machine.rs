@@ -269,3 +269,24 @@ fn a_machine_can_have_a_timer_chip() {
     assert_eq!(vcpu.run_once().expect("one access"), Step::Handled);
     assert!(matches!(guest.ports.take()[..], [Write(0x80, B1, _)]), "port 0x61 did not reach the bus");
 }
+
+#[test]
+fn registers_read_as_they_were_set_whether_or_not_the_guest_has_run() {
+    let code = [0x00, 0xc3, 0xe6, 0x80, 0xeb, 0xfa]; // add bl, al; out 0x80, al; jmp back
+    let guest = Guest::new(VmConfig { cpus: 2, ..VmConfig::default() }, &code);
+    let set = Registers { rax: 7, rbx: 1, ..Registers::real_mode(0x1000) };
+    for index in [1, 0] {
+        let mut vcpu = guest.vcpu(index);
+        vcpu.set_registers(&set).expect("registers");
+        assert_eq!(vcpu.registers().expect("registers"), set, "vCPU {index}");
+        if index == 0 {
+            assert_eq!(vcpu.run_once().expect("an exit"), Step::Handled);
+            assert_eq!(vcpu.registers().expect("registers").rbx, 8);
+            vcpu.set_registers(&Registers { rbx: 0x20, rcx: 5, ..set }).expect("registers");
+            assert_eq!(vcpu.registers().expect("registers").rbx, 0x20);
+            assert_eq!(vcpu.run_once().expect("an exit"), Step::Handled);
+            let after = vcpu.registers().expect("registers");
+            assert_eq!((after.rbx, after.rcx), (0x27, 5));
+        }
+    }
+}

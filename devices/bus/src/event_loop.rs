@@ -75,29 +75,17 @@ pub struct WatchError {
 /// another one right away gets it after all others had theirs, so that none starves another for longer than a turn.
 ///
 /// ```
-/// use std::os::fd::AsRawFd;
 /// use std::sync::Arc;
-/// use ossature_bus::{Event, EventLoop, Handler, Interest, Source, Turn};
+/// use ossature_bus::{Event, EventLoop};
 ///
-/// /// Ends the loop when its event is signalled.
-/// struct End(Arc<Event>, EventLoop);
-///
-/// impl Handler for End {
-///     fn sources(&self) -> Vec<Source> {
-///         vec![Source { token: 0, fd: self.0.as_raw_fd(), interest: Interest::Readable }]
-///     }
-///
-///     fn turn(&mut self, _: u32) -> Turn {
-///         if self.0.take().is_ok_and(|count| count > 0) {
-///             self.1.stop();
-///         }
-///         Turn::Sleep
-///     }
-/// }
-///
-/// let event = Arc::new(Event::new()?);
 /// let here = EventLoop::new()?;
-/// let _end = here.host(End(event.clone(), here.clone()))?;
+/// let (end, event) = (here.clone(), Arc::new(Event::new()?));
+/// let _end = here.on_readable(event.clone(), move |event| {
+///     // The first call comes without a signal.
+///     if event.take().is_ok_and(|count| count > 0) {
+///         end.stop();
+///     }
+/// })?;
 /// std::thread::spawn(move || event.signal());
 /// here.run()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -288,6 +276,15 @@ impl EventLoop {
         Ok(hosted)
     }
 
+    /// Hosts a handler that calls `f` each time `file` has become readable, and once at first.
+    pub fn on_readable<T: AsRawFd + Send + 'static>(
+        &self,
+        file: T,
+        f: impl FnMut(&mut T) + Send + 'static,
+    ) -> Result<Hosted<impl Handler>, WatchError> {
+        self.host(OnReadable { file, f })
+    }
+
     /// Runs the loop on this thread until somebody calls [`stop`](Self::stop). While another thread runs it, this
     /// one waits for its turn to do so.
     pub fn run(&self) -> io::Result<()> {
@@ -316,6 +313,23 @@ impl EventLoop {
 impl std::fmt::Debug for EventLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("EventLoop")
+    }
+}
+
+/// See [`EventLoop::on_readable`].
+struct OnReadable<T, F> {
+    file: T,
+    f: F,
+}
+
+impl<T: AsRawFd + Send, F: FnMut(&mut T) + Send> Handler for OnReadable<T, F> {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { token: 0, fd: self.file.as_raw_fd(), interest: Interest::Readable }]
+    }
+
+    fn turn(&mut self, _: u32) -> Turn {
+        (self.f)(&mut self.file);
+        Turn::Sleep
     }
 }
 

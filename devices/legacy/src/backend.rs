@@ -1,14 +1,12 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
 
+use crate::serial::Escape;
 use crate::serial::line::{Fd, FdLine, Line, WriterLine};
-use crate::serial::{Escape, EscapeFilter};
 use crate::serial::{PtyLine, SocketLine};
 
 /// The host's end of a serial line.
@@ -22,7 +20,7 @@ impl Backend {
         Self { line: Box::new(line), on_key: None }
     }
 
-    /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`]),
+    /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`](crate::EscapeFilter)),
     /// which the guest then does not get. The call comes from the port's event loop.
     ///
     /// The line is then read even if the guest does not read: the keys work when it hangs. Up to 4 KiB wait
@@ -57,11 +55,15 @@ pub fn writer(writer: impl Write + Send + 'static) -> Backend {
 /// A terminal must be in raw mode for the guest to get every key: see
 /// [`RawTerminal`](crate::RawTerminal).
 pub fn stdio() -> io::Result<Backend> {
-    fds(Some(io::stdin().as_fd().try_clone_to_owned()?), Some(io::stdout().as_fd().try_clone_to_owned()?))
+    line(Some(io::stdin().as_fd()), Some(io::stdout().as_fd()))
 }
 
 /// Input from one descriptor, output to another one, which other processes may share.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
+    line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
+}
+
+fn line(input: Option<BorrowedFd<'_>>, output: Option<BorrowedFd<'_>>) -> io::Result<Backend> {
     let input = input.map(|fd| Fd::shared(fd, false)).transpose()?;
     let output = output.map(|fd| Fd::shared(fd, true)).transpose()?;
     Ok(Backend::of(FdLine { input, output }))
@@ -86,84 +88,4 @@ pub fn pty() -> io::Result<(Backend, PathBuf)> {
 /// `AddrInUse` if `path` exists.
 pub fn socket(path: &Path) -> io::Result<Backend> {
     Ok(Backend::of(SocketLine::bind(path)?))
-}
-
-/// A terminal's input without the escape keys, for a device that reads from a descriptor, such as a virtio
-/// console. `on_key` is called for the keys even when nobody reads: what the descriptor has no room for is
-/// dropped, as a terminal does. The thread that reads ends with the input.
-pub fn without_escape_keys(
-    mut input: impl Read + Send + 'static,
-    mut on_key: impl FnMut(Escape) + Send + 'static,
-) -> io::Result<OwnedFd> {
-    let (mut guest, end) = UnixStream::pair()?;
-    guest.set_nonblocking(true)?;
-    thread::Builder::new().name("keyboard".to_owned()).spawn(move || {
-        let mut filter = EscapeFilter::new();
-        let mut piece = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let length = match input.read(&mut buffer) {
-                Ok(length @ 1..) => length,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                _ => break,
-            };
-            for &byte in buffer.iter().take(length) {
-                let (byte, key) = filter.push(byte);
-                piece.extend(byte);
-                if let Some(key) = key {
-                    send(&mut guest, &mut piece);
-                    on_key(key);
-                }
-            }
-            send(&mut guest, &mut piece);
-        }
-    })?;
-    Ok(end.into())
-}
-
-/// Sends a piece of the input at once: a socket has room for a few hundred writes, however short they are.
-fn send(guest: &mut UnixStream, piece: &mut Vec<u8>) {
-    if !piece.is_empty() {
-        // What there is no room for is dropped.
-        let _ = guest.write(piece);
-        piece.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc::channel;
-
-    use super::*;
-
-    #[test]
-    fn escape_keys_are_taken_out_of_the_input_and_the_rest_goes_on_to_its_end() {
-        let (keys, pressed) = channel();
-        let fd = without_escape_keys(&b"a\x01hb\x01\x01c"[..], move |key| keys.send(key).unwrap()).unwrap();
-        let mut rest = Vec::new();
-        File::from(fd).read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, b"ab\x01c");
-        assert_eq!(pressed.iter().collect::<Vec<_>>(), [Escape::Help]);
-    }
-
-    #[test]
-    fn what_is_pasted_waits_for_the_guest() {
-        let (keys, pressed) = channel();
-        let pasted: Vec<u8> = (0..64 << 10).map(|n| b'a' + (n % 23) as u8).collect();
-        let input = io::Cursor::new([&pasted[..], b"\x01h"].concat());
-        let fd = without_escape_keys(input, move |key| keys.send(key).unwrap()).unwrap();
-        assert_eq!(pressed.recv(), Ok(Escape::Help));
-        let mut rest = Vec::new();
-        File::from(fd).read_to_end(&mut rest).unwrap();
-        assert!(rest == pasted, "{} of {} bytes", rest.len(), pasted.len());
-    }
-
-    #[test]
-    fn b3_input_that_nobody_reads_is_dropped_and_the_keys_still_work() {
-        let (keys, pressed) = channel();
-        let endless = io::repeat(b'x').take(1 << 20).chain(&b"\x01x"[..]);
-        let fd = without_escape_keys(endless, move |key| keys.send(key).unwrap()).unwrap();
-        assert_eq!(pressed.recv(), Ok(Escape::Quit));
-        drop(fd);
-    }
 }

@@ -15,7 +15,7 @@
 //! device. What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`],
 //! [`Stamps`]), which may be cloned, used from any thread, and kept longer than the device.
 //!
-//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] for the keys that mean the VMM.
+//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for the keys that mean the VMM.
 //!
 //! # Example
 //!
@@ -70,6 +70,7 @@ mod acpi_power;
 pub mod backend;
 mod debug_port;
 mod i8042;
+mod key_filter;
 mod pvpanic;
 mod register;
 mod rtc;
@@ -82,6 +83,7 @@ pub use acpi_power::{AcpiPower, PowerButton};
 pub use backend::Backend;
 pub use debug_port::{DebugPort, Stamp, Stamps};
 pub use i8042::{I8042, Keyboard};
+pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
 pub use serial::{Escape, EscapeFilter, Serial, SerialInput, SerialPort};

@@ -8,23 +8,16 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The index of the network interface `name` in this network namespace; `None` where there is none.
-pub(crate) fn interface_index(name: &CStr) -> Option<u32> {
+/// Whether there is a network interface `name` in this network namespace.
+pub(crate) fn interface_exists(name: &CStr) -> bool {
     // SAFETY: the kernel reads a NUL-terminated string that outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => None,
-        index => Some(index),
-    }
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
 /// Connects a descriptor of `/dev/net/tun` to the tap `name` (`TUNSETIFF`), frames with a virtio-net header.
 /// `name` is shorter than `IFNAMSIZ`.
 pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
-    };
+    let mut request = interface_request(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
     if name.count_bytes() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -33,6 +26,23 @@ pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     }
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map(drop)
+}
+
+/// Whether a tap outlives its descriptors (`TUNGETIFF`).
+pub(crate) fn tap_is_persistent(tap: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut request = interface_request(0);
+    // SAFETY: TUNGETIFF writes one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
+    // SAFETY: the kernel has set this member of the union, and any number is one.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
+}
+
+fn interface_request(flags: libc::c_int) -> libc::ifreq {
+    libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
+    }
 }
 
 /// Sets the length in bytes of the header before each frame (`TUNSETVNETHDRSZ`).

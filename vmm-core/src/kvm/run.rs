@@ -10,8 +10,9 @@ use std::sync::{Arc, Weak};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
     KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO, kvm_run,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO,
+    kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use ossature_bus::{Size, VmRequest};
@@ -22,12 +23,16 @@ use super::sys;
 use crate::kick::Kick;
 use crate::{CrashReason, KickSignal, Kicker};
 
+/// Registers in the page that the kernel is to take from there (`kvm_dirty_regs`).
+const SET: u64 = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS) as u64;
+
 ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
 
 /// A vCPU's descriptor and its `kvm_run` page, for the one who runs it.
 #[derive(Debug)]
 pub(super) struct VcpuRun {
     shared: Arc<Shared>,
+    entered: bool,
 }
 
 /// What kickers have too: they only ever touch `immediate_exit` and the target.
@@ -77,12 +82,41 @@ impl VcpuRun {
     /// Takes a vCPU whose page has `page_size` bytes.
     pub(super) fn new(mut fd: VcpuFd, page_size: usize, signal: KickSignal) -> Self {
         let page = NonNull::from(fd.get_kvm_run());
-        Self { shared: Arc::new(Shared { fd, page, page_size, signal, target: Target::default() }) }
+        Self {
+            shared: Arc::new(Shared { fd, page, page_size, signal, target: Target::default() }),
+            entered: false,
+        }
     }
 
     /// The vCPU, for ioctls other than `KVM_RUN`.
     pub(super) fn fd(&self) -> &VcpuFd {
         &self.shared.fd
+    }
+
+    /// Whether it may have run: until then it is as KVM resets it.
+    pub(super) fn has_run(&self) -> bool {
+        self.entered
+    }
+
+    /// Sets the registers: the kernel takes them from the page when the guest is next entered.
+    pub(super) fn set_registers(&mut self, regs: kvm_regs, sregs: kvm_sregs) {
+        let page = self.shared.page.as_ptr();
+        // SAFETY: the page is mapped, the kernel is not in it, and nobody else accesses these members.
+        unsafe {
+            addr_of_mut!((*page).s.regs.regs).write(regs);
+            addr_of_mut!((*page).s.regs.sregs).write(sregs);
+            addr_of_mut!((*page).kvm_dirty_regs).write(SET);
+        }
+    }
+
+    /// The registers that were set and that the kernel has not taken yet.
+    pub(super) fn registers_to_set(&self) -> Option<(kvm_regs, kvm_sregs)> {
+        let page = self.shared.page.as_ptr();
+        // SAFETY: the page is mapped, the kernel is not in it, and what is dirty has been written before.
+        unsafe {
+            (addr_of!((*page).kvm_dirty_regs).read() & SET == SET)
+                .then(|| (addr_of!((*page).s.regs.regs).read(), addr_of!((*page).s.regs.sregs).read()))
+        }
     }
 
     pub(super) fn kicker(&self) -> Kicker {
@@ -120,6 +154,7 @@ impl VcpuRun {
     /// Prepares the calling thread for being interrupted.
     #[cold]
     fn bind(&mut self) -> Result<(), (&'static str, io::Error)> {
+        self.entered = true;
         if let KickSignal::Masked(number) = self.shared.signal {
             let mask = signal::block(number).map_err(|e| ("pthread_sigmask", e))?;
             sys::set_signal_mask(&self.shared.fd, mask).map_err(|e| ("KVM_SET_SIGNAL_MASK", e.into()))?;

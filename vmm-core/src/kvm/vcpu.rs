@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, Msrs};
+use kvm_bindings::{CpuId, Msrs, kvm_sregs};
 use ossature_bus::Effect;
 use ossature_memory::vm_memory::GuestAddress;
 
@@ -12,7 +12,9 @@ use super::vm::VmShared;
 use super::{call, retry, sys};
 use crate::arch;
 use crate::backend::VcpuBackend;
-use crate::{Buses, CrashReason, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VmError};
+use crate::{
+    Buses, CrashReason, Irqchip, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VmError,
+};
 
 /// The longest instruction (SDM vol. 2, 2.3.11).
 const MAX_INSTRUCTION: u64 = 15;
@@ -43,6 +45,10 @@ impl KvmVcpu {
         }
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
         Ok(Self { run, vm: Arc::clone(vm), index })
+    }
+
+    fn sregs(&self) -> Result<kvm_sregs, VmError> {
+        self.run.fd().get_sregs().map_err(call("KVM_GET_SREGS"))
     }
 
     #[cold]
@@ -102,16 +108,30 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn registers(&self) -> Result<Registers, VmError> {
-        let regs = self.run.fd().get_regs().map_err(call("KVM_GET_REGS"))?;
-        let sregs = self.run.fd().get_sregs().map_err(call("KVM_GET_SREGS"))?;
+        let (regs, sregs) = match self.run.registers_to_set() {
+            Some(set) => set,
+            None => (self.run.fd().get_regs().map_err(call("KVM_GET_REGS"))?, self.sregs()?),
+        };
         Ok(Registers::from_kvm(&regs, &sregs))
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
-        let mut sregs = self.run.fd().get_sregs().map_err(call("KVM_GET_SREGS"))?;
+        let mut sregs = match self.run.registers_to_set() {
+            Some((_, sregs)) => sregs,
+            None if !self.run.has_run() && self.vm.config.irqchip == Irqchip::Kernel => {
+                arch::reset_sregs(self.index)
+            }
+            None => self.sregs()?,
+        };
         registers.apply_to_kvm_sregs(&mut sregs);
+        let regs = registers.to_kvm_regs();
+        if self.index == 0 {
+            self.run.set_registers(regs, sregs);
+            return Ok(());
+        }
+        // Another vCPU may wait to be started, and what is set now must not come after what starts it.
         self.run.fd().set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
-        self.run.fd().set_regs(&registers.to_kvm_regs()).map_err(call("KVM_SET_REGS"))
+        self.run.fd().set_regs(&regs).map_err(call("KVM_SET_REGS"))
     }
 
     fn stats_reader(&self) -> Result<StatsReader, VmError> {

@@ -135,9 +135,6 @@ impl Vm for KvmVm {
     }
 
     fn map_register_page(&self, address: GuestAddress, page: Arc<RegisterPage>) -> Result<bool, VmError> {
-        if !self.shared.host.register_pages() {
-            return Ok(false);
-        }
         let mut slots = self.shared.slots();
         let region = kvm_userspace_memory_region {
             slot: slots.count,
@@ -149,8 +146,11 @@ impl Vm for KvmVm {
         slots.pages.push(page);
         // SAFETY: `slots.pages` keeps the page for as long as this machine or a vCPU of it lives; it is only
         // reached through atomics.
-        unsafe { sys::set_memory_region(&self.shared.fd, region) }
-            .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
+        match unsafe { sys::set_memory_region(&self.shared.fd, region) } {
+            // What a kernel without such slots says too.
+            Err(e) if e.errno() == libc::EINVAL && !self.shared.host.register_pages() => return Ok(false),
+            result => result.map_err(call("KVM_SET_USER_MEMORY_REGION"))?,
+        }
         slots.count += 1;
         Ok(true)
     }

@@ -18,7 +18,7 @@ use super::payload::Payload;
 use super::plan::{self, Place};
 use super::timeline::Stopwatch;
 use super::{LifecycleState, Machine};
-use crate::{Buses, Doorbell, DoorbellAddress, Hypervisor, Vm, VmConfig};
+use crate::{Buses, Doorbell, DoorbellAddress, Hypervisor, KickSignal, Vm, VmConfig};
 
 /// The parts of a machine. Nothing happens on the host before [`build`](Self::build).
 #[must_use]
@@ -29,6 +29,7 @@ pub struct MachineBuilder {
     payload: Option<Box<dyn Payload>>,
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
+    kick: KickSignal,
 }
 
 impl MachineBuilder {
@@ -40,6 +41,7 @@ impl MachineBuilder {
             payload: None,
             devices: Vec::new(),
             statistics: false,
+            kick: KickSignal::default(),
         }
     }
 
@@ -74,6 +76,12 @@ impl MachineBuilder {
         self
     }
 
+    /// The signal that interrupts vCPUs; by default one that needs no handler.
+    pub fn kick_signal(mut self, kick: KickSignal) -> Self {
+        self.kick = kick;
+        self
+    }
+
     /// Also shows the hypervisor's own counters in [`Machine::metrics`]: a descriptor for the machine and one for
     /// each vCPU.
     pub fn statistics(mut self) -> Self {
@@ -84,7 +92,7 @@ impl MachineBuilder {
     /// Builds the machine, or says everything that is wrong with its configuration. On an error nothing is left
     /// behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, cpus, ram, payload, mut devices, statistics } = self;
+        let Self { name, cpus, ram, payload, mut devices, statistics, kick } = self;
         let mut watch = Stopwatch::start();
         let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
         let ids: Vec<&str> = devices.iter().map(|device| device.id()).collect();
@@ -100,7 +108,7 @@ impl MachineBuilder {
         };
         watch.lap("memory");
 
-        let vm = hypervisor.create_vm(&VmConfig { cpus, ..VmConfig::default() })?;
+        let vm = hypervisor.create_vm(&VmConfig { cpus, kick, ..VmConfig::default() })?;
         vm.set_memory(&ram)?;
         watch.lap("vm");
         let events = EventLog::default();

@@ -152,4 +152,10 @@ pub enum LifecycleError {
         /// Its error.
         source: DeviceError,
     },
+    /// The event loop could not go on.
+    #[error("the event loop failed: {source}")]
+    EventLoop {
+        /// The host's error.
+        source: io::Error,
+    },
 }

@@ -48,6 +48,8 @@ pub enum MachineEvent {
 struct Queue {
     events: VecDeque<MachineEvent>,
     dropped: u64,
+    /// Readers that wait: nobody else needs to be woken.
+    waiting: usize,
     /// Made when somebody asks for a descriptor: most machines are watched by `wait` alone.
     fd: Option<Arc<Event>>,
 }
@@ -86,8 +88,11 @@ impl EventLog {
             // An eventfd that cannot be written is one whose reader will find the count already set.
             let _ = fd.signal();
         }
+        let wake = queue.waiting > 0;
         drop(queue);
-        self.shared.1.notify_all();
+        if wake {
+            self.shared.1.notify_all();
+        }
     }
 
     pub(crate) fn stream(&self) -> EventStream {
@@ -113,7 +118,9 @@ impl EventStream {
         let mut queue = self.log.lock();
         while queue.events.is_empty() {
             let left = until.checked_duration_since(Instant::now())?;
+            queue.waiting += 1;
             queue = self.log.shared.1.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            queue.waiting -= 1;
         }
         queue.pop()
     }

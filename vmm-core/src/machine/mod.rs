@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use ossature_bus::{Device, MetricVisitor};
+use ossature_bus::{Device, EventLoop, MetricVisitor};
 use ossature_memory::Ram;
 
 pub use builder::MachineBuilder;
@@ -210,11 +210,27 @@ impl Machine {
     /// Waits until the machine ends, then until its threads are gone and its devices have finished what they
     /// had begun. A machine that was never started, or that is paused, cannot be waited for.
     pub fn wait(&mut self) -> Result<Outcome, LifecycleError> {
-        match self.state() {
-            LifecycleState::Running | LifecycleState::Stopped => {}
-            state => return Err(LifecycleError::Illegal { call: "wait for", state }),
-        }
+        self.expect_started()?;
         let outcome = self.shared.wait();
+        self.finish(outcome)
+    }
+
+    /// As [`wait`](Self::wait), and runs `event_loop` on this thread meanwhile: for the devices that have their turns
+    /// on it, and the VMM's own descriptors. A [stop](EventLoop::stop) of the loop by somebody else does not end it.
+    pub fn wait_on(&mut self, event_loop: &EventLoop) -> Result<Outcome, LifecycleError> {
+        self.expect_started()?;
+        let outcome = self.shared.run(event_loop).map_err(|source| LifecycleError::EventLoop { source })?;
+        self.finish(outcome)
+    }
+
+    fn expect_started(&self) -> Result<(), LifecycleError> {
+        match self.state() {
+            LifecycleState::Running | LifecycleState::Stopped => Ok(()),
+            state => Err(LifecycleError::Illegal { call: "wait for", state }),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Result<Outcome, LifecycleError> {
         self.join();
         self.quiesce()?;
         Ok(outcome)

@@ -1,9 +1,10 @@
 //! How a machine ends: the first end wins, is recorded once, and stops all vCPUs.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ossature_bus::{Effect, VmRequest};
+use ossature_bus::{Effect, EventLoop, VmRequest};
 
 use super::events::{EventLog, MachineEvent};
 use super::vcpu_thread::{Mailbox, Order};
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) events: EventLog,
     outcome: Mutex<Option<Outcome>>,
     ended: Condvar,
+    /// The loop that the machine's owner runs until the end.
+    running: Mutex<Option<EventLoop>>,
     guest_panicked: AtomicBool,
     peers: OnceLock<Vec<Peer>>,
 }
@@ -74,6 +77,7 @@ impl Shared {
             events,
             outcome: Mutex::new(None),
             ended: Condvar::new(),
+            running: Mutex::new(None),
             guest_panicked: AtomicBool::new(false),
             peers: OnceLock::new(),
         }
@@ -104,6 +108,9 @@ impl Shared {
             *slot = Some(outcome);
         }
         self.ended.notify_all();
+        if let Some(event_loop) = self.running().take() {
+            event_loop.stop();
+        }
         for peer in self.peers() {
             peer.order(Order::Stop);
         }
@@ -140,6 +147,26 @@ impl Shared {
 
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         self.lock().clone()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<EventLoop>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `event_loop` on this thread until the machine ends.
+    pub(crate) fn run(&self, event_loop: &EventLoop) -> io::Result<Outcome> {
+        loop {
+            *self.running() = Some(event_loop.clone());
+            // Who ends the machine records that first, and then takes the loop to stop it.
+            if let Some(outcome) = self.outcome() {
+                if self.running().take().is_none() {
+                    // Takes the stop that is under way.
+                    event_loop.run()?;
+                }
+                return Ok(outcome);
+            }
+            event_loop.run()?;
+        }
     }
 
     pub(crate) fn wait(&self) -> Outcome {

@@ -2,13 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 
 /// An open file that can be waited for while the line is in use.
 pub(crate) type Pollable = Arc<dyn AsFd + Send + Sync>;
@@ -56,11 +56,10 @@ pub(crate) struct Fd {
 
 impl Fd {
     /// Takes a descriptor that other processes may share, such as standard output.
-    pub(crate) fn shared(fd: OwnedFd, write: bool) -> io::Result<Self> {
-        let file = File::from(fd);
-        let kind = file.metadata()?.file_type();
+    pub(crate) fn shared(fd: BorrowedFd<'_>, write: bool) -> io::Result<Self> {
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
         if kind.is_file() || kind.is_block_device() {
-            return Ok(Self::of(file, false, true));
+            return Ok(Self::of(fd.try_clone_to_owned()?.into(), false, true));
         }
         // O_NONBLOCK belongs to the open file description, which a shell shares: a description of our own
         // leaves the shell's alone.
@@ -68,10 +67,10 @@ impl Fd {
             .read(!write)
             .write(write)
             .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            .open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         Ok(match own {
             Ok(own) => Self::of(own, false, false),
-            Err(_) => Self::of(file, true, false),
+            Err(_) => Self::of(fd.try_clone_to_owned()?.into(), true, false),
         })
     }
 
@@ -109,6 +108,10 @@ impl Fd {
             self.ready(PollFlags::IN)?;
         }
         (&*self.file).read(buf)
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Whether the other end is closed.

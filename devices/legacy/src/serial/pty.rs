@@ -63,7 +63,11 @@ impl PtyLine {
 impl Line for PtyLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // The kernel would keep the bytes for whoever opens the terminal next.
-        if self.master.hung_up()? { Err(io::ErrorKind::NotConnected.into()) } else { self.master.write(bytes) }
+        if self.master.hung_up()? {
+            Err(io::ErrorKind::NotConnected.into())
+        } else {
+            self.master.write(bytes)
+        }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {

@@ -85,9 +85,6 @@ impl Tap {
             .ok()
             .filter(|c| (1..libc::IFNAMSIZ).contains(&c.count_bytes()))
             .ok_or_else(|| TapError::Name { name: owned() })?;
-        // TUNSETIFF makes a tap that does not exist, so ask first, and again afterwards.
-        let index = sys::interface_index(&c_name).ok_or_else(|| TapError::Missing { name: owned() })?;
-
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN).map_err(
                 |source| match source.kind() {
@@ -96,8 +93,16 @@ impl Tap {
                     _ => TapError::Io { name: owned(), action: "open /dev/net/tun", source },
                 },
             )?;
-        sys::tap_attach(file.as_fd(), &c_name).map_err(|e| attach_error(name, e))?;
-        if sys::interface_index(&c_name) != Some(index) {
+        sys::tap_attach(file.as_fd(), &c_name).map_err(|e| match sys::interface_exists(&c_name) {
+            true => attach_error(name, e),
+            false => TapError::Missing { name: owned() },
+        })?;
+        // Who may do so makes a tap that does not exist. Such a one is not persistent, and goes with the descriptor.
+        if !sys::tap_is_persistent(file.as_fd()).map_err(|source| TapError::Io {
+            name: owned(),
+            action: "ask for its flags",
+            source,
+        })? {
             return Err(TapError::Missing { name: owned() });
         }
         sys::tap_header_len(file.as_fd(), HEADER_LEN as libc::c_int).map_err(|source| TapError::Io {

@@ -9,6 +9,7 @@ mod registers;
 pub(crate) use cpuid::{CpuFeatures, cpuid};
 pub(crate) use irq::IrqRoutes;
 pub(crate) use msrs::boot_msrs;
+pub(crate) use registers::reset_sregs;
 pub use registers::{Registers, Segment, Table};
 
 /// Three pages below the BIOS area that Intel hosts without unrestricted guests use for real mode. KVM puts

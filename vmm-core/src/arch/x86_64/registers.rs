@@ -180,6 +180,17 @@ impl Registers {
     }
 }
 
+/// What [`Registers::apply_to_kvm_sregs`] leaves alone, as it is in vCPU `index` of a machine with interrupt
+/// controllers before it has run (SDM vol. 3, 11.4.4): the local APIC at its address and on, and whether this is the
+/// processor that starts.
+pub(crate) fn reset_sregs(index: u32) -> kvm_sregs {
+    const BASE: u64 = 0xfee0_0000;
+    const ENABLED: u64 = 1 << 11;
+    const BOOTSTRAP: u64 = 1 << 8;
+    let bootstrap = if index == 0 { BOOTSTRAP } else { 0 };
+    kvm_sregs { apic_base: BASE | ENABLED | bootstrap, ..kvm_sregs::default() }
+}
+
 fn segment_from_kvm(s: &kvm_segment) -> Segment {
     let bit = |value: u8, shift: u32| u16::from(value & 1) << shift;
     let access = u16::from(s.type_ & 0xf)
