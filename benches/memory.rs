@@ -4,13 +4,16 @@
 mod support;
 
 use std::hint::black_box;
+use std::io::Cursor;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::Elf;
 use ossature::boot::{Kernel, Source, acpi, x86_64};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use ossature::memory::{Ram, RamConfig};
-use support::{rings, tables};
+use support::{raw, rings, tables};
 
 const AT: GuestAddress = GuestAddress(0x2010);
 
@@ -45,14 +48,15 @@ fn copies(c: &mut Criterion) {
 fn boot(c: &mut Criterion) {
     let platform = tables::platform();
     let mut group = c.benchmark_group("boot");
-    group.bench_function("acpi", |b| {
+    group.bench_function("acpi/ours", |b| {
         b.iter(|| acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
     });
-    group.bench_function("e820", |b| {
+    group.bench_function("acpi/acpi_tables", |b| b.iter(raw::acpi));
+    group.bench_function("e820/ours", |b| {
         b.iter(|| x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
     });
+    group.bench_function("e820/linux_loader", |b| b.iter(raw::e820));
 
-    // The raw baseline of loading is the copy that it cannot avoid.
     let image = tables::kernel(16 << 20);
     group.throughput(Throughput::Bytes(16 << 20));
     let ram = Ram::new(&RamConfig::new(64 << 20)).unwrap();
@@ -62,6 +66,10 @@ fn boot(c: &mut Criterion) {
             kernel.load(ram.map()).unwrap();
         });
     });
+    group.bench_function("kernel/linux_loader", |b| {
+        b.iter(|| Elf::load(&**ram.map(), None, &mut Cursor::new(&image), None).unwrap());
+    });
+    // The least of what both do.
     group.bench_function("kernel/copy", |b| {
         b.iter(|| ram.map().write_slice(&image[0x1000..], GuestAddress(0x100_0000)).unwrap());
     });

@@ -2,5 +2,6 @@
 #![allow(dead_code)] // each program uses some of it
 
 pub mod bus;
+pub mod raw;
 pub mod rings;
 pub mod tables;

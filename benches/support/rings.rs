@@ -14,7 +14,10 @@ use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Windo
 use ossature::virtio::blk::{Blk, NullDisk};
 use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads};
 use ossature::virtio::testing::{Desc, GuestRing};
-use ossature::virtio::{ConfigInterrupt, QueueConfig, Start, Turn, VirtQueue, VirtioDevice, Worker};
+use ossature::virtio::{
+    ConfigInterrupt, QueueConfig, Runtime, SharedLoop, Start, Turn, VirtQueue, VirtioDevice, Worker,
+    WorkerHandle,
+};
 
 const SIZE: u16 = 256;
 const RINGS: u64 = 0x1_0000;
@@ -105,7 +108,8 @@ impl Driver {
         assert_eq!(self.used.load::<u16>(2, Ordering::Acquire).unwrap(), self.next);
     }
 
-    pub fn queue(&self, index: u16, dma: &Dma, irq: &Arc<Event>) -> VirtQueue {
+    /// The device's side.
+    pub fn queue(&self, index: u16, dma: &Dma, doorbell: &Arc<Event>, irq: &Arc<Event>) -> VirtQueue {
         let GuestRing { size, desc, avail, used, .. } = self.ring;
         let config = QueueConfig {
             index,
@@ -118,8 +122,12 @@ impl Driver {
             indirect: true,
             start: 0,
         };
-        config.build(dma.clone(), Arc::new(Event::new().unwrap()), irq.clone()).unwrap()
+        config.build(dma.clone(), doorbell.clone(), irq.clone()).unwrap()
     }
+}
+
+fn event() -> Arc<Event> {
+    Arc::new(Event::new().unwrap())
 }
 
 pub fn ram() -> Ram {
@@ -143,7 +151,7 @@ impl QueueRig {
             *descs.last_mut().unwrap() = Desc::writable(place(descriptors - 1, 64));
             descs
         });
-        let queue = driver.queue(0, &dma, &Arc::new(Event::new().unwrap()));
+        let queue = driver.queue(0, &dma, &event(), &event());
         Self { dma, driver, queue }
     }
 
@@ -170,15 +178,17 @@ impl QueueRig {
 pub struct DeviceRig {
     pub dma: Dma,
     pub drivers: Vec<Driver>,
-    /// The interrupt of all queues.
-    pub irq: Arc<Event>,
+    /// The doorbell of all queues, and their interrupt.
+    doorbell: Arc<Event>,
+    irq: Arc<Event>,
     worker: Box<dyn Worker>,
 }
 
 impl DeviceRig {
     fn new(device: &mut dyn VirtioDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
-        let irq = Arc::new(Event::new().unwrap());
-        let queues = (0..).zip(&drivers).map(|(index, driver)| driver.queue(index, &dma, &irq)).collect();
+        let (doorbell, irq) = (event(), event());
+        let queue = |(index, driver): (u16, &Driver)| driver.queue(index, &dma, &doorbell, &irq);
+        let queues = (0..).zip(&drivers).map(queue).collect();
         let start = Start {
             features: device.features(),
             mem: dma.clone(),
@@ -187,7 +197,7 @@ impl DeviceRig {
             events: EventSink::discard(),
         };
         let worker = device.start(0, start).unwrap();
-        Self { dma, drivers, irq, worker }
+        Self { dma, drivers, doorbell, irq, worker }
     }
 
     /// Reads of 4 KiB from a disk without contents.
@@ -223,6 +233,36 @@ impl DeviceRig {
         self.drivers[queue].offer();
         assert_eq!(self.worker.turn(queue as u32).unwrap(), Turn::Sleep);
         self.drivers[queue].check();
+    }
+}
+
+/// A block device on a thread of its own, which a doorbell wakes and whose interrupt a driver waits for: as with a
+/// guest, but for KVM.
+pub struct ThreadRig {
+    _dma: Dma,
+    driver: Driver,
+    doorbell: Arc<Event>,
+    irq: Arc<Event>,
+    _worker: Box<dyn WorkerHandle>,
+}
+
+impl ThreadRig {
+    /// Reads, as [`DeviceRig::blk`] has them, on a thread of this name.
+    pub fn blk(thread: &str) -> Self {
+        let DeviceRig { dma, mut drivers, doorbell, irq, worker } = DeviceRig::blk(Layout::Indirect);
+        let runtime = SharedLoop::new(thread).unwrap();
+        let worker = runtime.spawn("blk", worker, Box::new(|why| panic!("{why}"))).unwrap();
+        Self { _dma: dma, driver: drivers.remove(0), doorbell, irq, _worker: worker }
+    }
+
+    /// Offers a batch, kicks, and polls for the interrupt.
+    pub fn batch(&mut self) {
+        self.driver.offer();
+        self.doorbell.signal().unwrap();
+        while self.irq.take().unwrap() == 0 {
+            std::thread::yield_now();
+        }
+        self.driver.check();
     }
 }
 

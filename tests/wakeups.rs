@@ -1,0 +1,49 @@
+//! What a wake-up of the I/O thread costs in system calls, counted by strace (Debian's `strace`): a wait that returns,
+//! and an interrupt. Nobody reads the doorbell.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+const BATCHES: u32 = 200;
+
+/// The program `benches/wakeups.rs`, which cargo builds with the tests.
+fn program() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    here.ancestors().nth(2).unwrap().join("examples/wakeups")
+}
+
+/// The calls of the thread `io`, in their order.
+fn calls(batches: u32) -> Vec<String> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-e", "signal=none", "--decode-pids=comm", "-o"])
+        .arg(log.path())
+        .arg(program())
+        .arg(batches.to_string())
+        .output()
+        .expect("strace does not start: on Debian it is the package `strace`");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}\n", batches * 32));
+    let text = fs::read_to_string(log.path()).unwrap();
+    let call = |line: &str| {
+        // A call that another thread interrupts in the log is on two lines.
+        let (_, rest) = line.split_once("<io>")?;
+        let (name, _) = rest.trim_start().split_once('(')?;
+        (!name.starts_with('<')).then(|| name.to_owned())
+    };
+    text.lines().filter_map(call).collect()
+}
+
+#[test]
+fn a_batch_of_requests_costs_one_wait_and_one_interrupt() {
+    let none = calls(0).len();
+    let all = calls(BATCHES);
+    let count = |name: &str| all.iter().filter(|call| *call == name).count();
+    println!("{} calls of the I/O thread for {BATCHES} batches of 32 requests", all.len() - none);
+    assert_eq!(count("write"), BATCHES as usize, "interrupts: {all:?}");
+    assert_eq!(count("read"), 0, "somebody reads the doorbell: {all:?}");
+    // Where a wait ends before its batch is there, as at the start, it is made once more.
+    let spare = 8;
+    assert!(all.len() <= none + 2 * BATCHES as usize + spare, "{} and {none} calls: {all:?}", all.len());
+}
