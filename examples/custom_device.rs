@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ossature::bus::adapters::FromVmDevice;
+use ossature::bus::state::{SavedState, StateError};
 use ossature::bus::{
     Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect,
     MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall,
@@ -90,6 +91,10 @@ impl Device for Greeter {
 
     fn state(&self) -> State {
         State::Unsupported { reason: "an example" }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "an example" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

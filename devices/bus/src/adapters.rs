@@ -17,10 +17,14 @@ use vm_device::bus::{
 };
 use vm_device::{DeviceMmio, DevicePio};
 
+use crate::state::{SavedState, StateError};
 use crate::{
     Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect,
     MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall,
 };
+
+/// Why [`FromVmDevice`] cannot be saved.
+const NO_STATE: &str = "vm-device devices have no state that can be saved";
 
 /// The registers of a memory-mapped `vm-device` device.
 #[derive(Debug)]
@@ -178,7 +182,11 @@ impl Device for FromVmDevice {
     }
 
     fn state(&self) -> State {
-        State::Unsupported { reason: "vm-device devices have no state that can be saved" }
+        State::Unsupported { reason: NO_STATE }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: NO_STATE })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

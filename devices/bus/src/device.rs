@@ -6,6 +6,7 @@ use std::sync::Arc;
 pub use ossature_memory::layout::Placement;
 use ossature_memory::{Dma, RegisterPage};
 
+use crate::state::{SavedState, StateError};
 use crate::{Event, Mmio, Size};
 
 /// Which of the machine's address spaces a range lies in.
@@ -199,6 +200,8 @@ pub enum State {
     },
     /// There is none: the device is the same after [`Device::reset`].
     Stateless,
+    /// This is it.
+    Saved(SavedState<'static>),
 }
 
 /// A system call that a device makes after its machine has started, for sandboxes: the name as the
@@ -230,8 +233,18 @@ pub trait Device: Send {
     fn resume(&mut self) -> Result<(), DeviceError>;
     /// Back to the state after [`attach`](Self::attach), as a machine reset does. The vCPUs do not run.
     fn reset(&mut self) -> Result<(), DeviceError>;
-    /// Whether and how it can be saved.
+    /// Its state, if it can be saved. The device is quiet and the vCPUs do not run.
+    ///
+    /// What a saved state holds of work to be done (such as output that waits for the host) is done by the one who
+    /// goes on: this device after [`resume`](Self::resume), or the one that the state is restored into.
     fn state(&self) -> State;
+    /// Becomes what the device was that gave `state`, of the same configuration, perhaps in another process. Called
+    /// after [`attach`](Self::attach), while the device is quiet and the vCPUs do not run; it goes on with
+    /// [`resume`](Self::resume).
+    ///
+    /// The state is hostile input: all of it is checked before any of it counts. If it is refused, the device is as
+    /// it was. A device that gives no [`State::Saved`] refuses every state.
+    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError>;
     /// The system calls that it makes once the machine runs.
     fn syscalls(&self) -> &'static [Syscall];
     /// Shows its counters to `visitor`.

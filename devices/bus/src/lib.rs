@@ -5,6 +5,7 @@
 //! - A [`Bus`] knows which registers answer which addresses; each vCPU has a [`BusCursor`] to get there.
 //! - A [`Device`] says what it needs of a machine, and takes part in its life.
 //! - An [`EventLoop`] wakes whoever waits for descriptors: queues, serial lines, signals.
+//! - [`state`] is the form in which devices save their registers, and the file that keeps them.
 //! - [`adapters`] connect both with the devices and buses of rust-vmm's `vm-device`.
 //!
 //! # A device on a bus
@@ -66,6 +67,7 @@ mod event;
 mod event_loop;
 mod publish;
 mod routes;
+pub mod state;
 mod sync;
 
 pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, Event, MetricVisitor,
     Mmio, NodeHint, Placement, Requires, State, Syscall, VmRequest,
@@ -131,6 +132,10 @@ impl Device for AcpiPower {
 
     fn state(&self) -> State {
         State::Stateless
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(register::STATELESS)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

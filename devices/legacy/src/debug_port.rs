@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, Mmio,
     NodeHint, Requires, State, Syscall,
@@ -152,6 +153,10 @@ impl Device for DebugPort {
 
     fn state(&self) -> State {
         State::Stateless
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(register::STATELESS)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

@@ -5,6 +5,7 @@ mod keyboard;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, DeviceEvent, Effect, Event,
     EventSink, MetricVisitor, Mmio, NodeHint, Placement, Requires, State, Syscall, VmRequest,
@@ -188,6 +189,12 @@ impl Device for I8042 {
 
     fn state(&self) -> State {
         State::Unsupported { reason: "the controller's and the keyboard's registers have no saved form" }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported {
+            reason: "the controller's and the keyboard's registers have no saved form",
+        })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, Mmio,
     NodeHint, Requires, State, Syscall, VmRequest,
@@ -84,6 +85,10 @@ impl Device for Pvpanic {
 
     fn state(&self) -> State {
         State::Stateless
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(register::STATELESS)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

@@ -1,5 +1,6 @@
 //! What all these devices have in common: byte-wide registers behind I/O ports and ISA interrupts.
 
+use ossature_bus::state::StateError;
 use ossature_bus::{
     Access, AddressSpace, BusFault, InterruptRequest, Placement, RangeRequest, Size, Trigger,
 };
@@ -21,3 +22,6 @@ pub(crate) fn ports(base: u16, size: u64) -> RangeRequest {
 pub(crate) fn interrupt(placement: Placement) -> InterruptRequest {
     InterruptRequest { placement, trigger: Trigger::Edge }
 }
+
+/// What a device without state answers to a saved one.
+pub(crate) const STATELESS: StateError = StateError::Unsupported { reason: "there is nothing to restore" };

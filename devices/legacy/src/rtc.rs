@@ -5,6 +5,7 @@ mod calendar;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, MmioMut,
     NodeHint, Requires, State, Syscall,
@@ -299,6 +300,10 @@ impl Device for Rtc {
 
     fn state(&self) -> State {
         State::Unsupported { reason: "the clock's offset and CMOS RAM have no saved form" }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "the clock's offset and CMOS RAM have no saved form" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

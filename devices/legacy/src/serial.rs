@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Assigned, AttachError, Attached, Device, DeviceError, EventLoop, Hosted, LoopThread, MetricVisitor,
     NodeHint, Placement, Requires, State, Syscall,
@@ -162,6 +163,10 @@ impl Device for Serial {
 
     fn state(&self) -> State {
         State::Unsupported { reason: "the UART's registers have no saved form" }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "the UART's registers have no saved form" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

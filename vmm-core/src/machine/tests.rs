@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, AddressSpace, Assigned, AttachError, Attached, BusFault, DeviceError, DeviceEvent, Effect,
     InterruptRequest, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall, Trigger,
@@ -114,6 +115,10 @@ impl Device for Probe {
 
     fn state(&self) -> State {
         State::Stateless
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "a probe" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

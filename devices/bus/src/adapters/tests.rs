@@ -151,6 +151,8 @@ fn a_foreign_device_in_a_machine_says_what_it_can_do() {
     assert_eq!(plain.requires().ranges, [range.into()]);
     assert!(plain.reset().is_err());
     assert!(matches!(plain.state(), State::Unsupported { .. }));
+    let state = SavedState { kind: "tally", version: 1, payload: (&b""[..]).into() };
+    assert!(matches!(plain.restore(&state), Err(StateError::Unsupported { .. })));
 
     let reset = device.clone();
     let mut whole =

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, DoorbellRequest,
     Effect, Event, InterruptRequest, MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size,
@@ -38,6 +39,9 @@ const MAX_QUEUE_SIZE: u16 = 32768;
 const USED_BUFFER: u32 = 1;
 /// Bit of the interrupt registers: the configuration has changed.
 const CONFIG_CHANGE: u32 = 2;
+
+/// Why a transport cannot be saved even if its device can.
+const NO_STATE: &str = "the transport's registers and queues have no saved form";
 
 /// A virtio device behind an MMIO transport.
 ///
@@ -143,8 +147,14 @@ impl Device for VirtioMmio {
     }
 
     fn state(&self) -> State {
-        self.device(|device| device.state())
-            .unwrap_or(State::Unsupported { reason: "the device did not attach" })
+        match self.device(|device| device.state()) {
+            Some(unsupported @ State::Unsupported { .. }) => unsupported,
+            _ => State::Unsupported { reason: NO_STATE },
+        }
+    }
+
+    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: NO_STATE })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
