@@ -33,8 +33,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("guest memory: range check", 24.2),
     ("guest memory: read of 8 bytes", 24.3),
     ("guest memory: read of 4096 bytes", 464.3),
-    // The most of several runs: it varies by a few per cent.
-    ("boot: ACPI tables", 74400.0),
+    ("boot: ACPI tables", 61104.3),
     ("boot: memory map", 210.3),
     ("boot: kernel parsed", 5323.3),
 ];

@@ -137,8 +137,10 @@ fn lz4(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
         if size > MAX_COMPRESSED {
             return Err(invalid("block too large"));
         }
-        block.resize(size, 0);
-        input.read_exact(&mut block)?;
+        block.clear();
+        if input.by_ref().take(size as u64).read_to_end(&mut block)? != size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let (chunk, after) = rest.split_at_mut(rest.len().min(BLOCK));
         let written = lz4_flex::block::decompress_into(&block, chunk).map_err(io::Error::other)?;
         if written != chunk.len() {

@@ -22,13 +22,17 @@ const LIMITS: [(NodeKind, usize); 6] = [
     (NodeKind::Pvpanic, 1),
 ];
 
+/// What most devices take, in bytes.
+const ENCODED: usize = 128;
+
 pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiError> {
     for (kind, limit) in LIMITS {
         if platform.nodes.iter().filter(|node| node.kind == kind).count() > limit {
             return Err(AcpiError::TooManyNodes { kind, limit });
         }
     }
-    let mut devices = Devices::default();
+    let mut devices =
+        Devices { aml: Encoded(Vec::with_capacity(ENCODED * platform.nodes.len())), ..Devices::default() };
     for node in &platform.nodes {
         devices.add(node)?;
     }
@@ -89,12 +93,13 @@ impl Devices {
     }
 
     fn device(&mut self, name: &str, hid: &dyn Aml, node: &Node, rest: &[&dyn Aml]) -> Result<(), AcpiError> {
-        let hid = Name::new("_HID".into(), hid);
-        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&resources(node)?]));
-        let mut children: Vec<&dyn Aml> = vec![&hid];
-        children.extend_from_slice(rest);
-        children.push(&crs);
-        Device::new(name.into(), children).to_aml_bytes(&mut self.aml.0);
+        let mut body = Vec::with_capacity(ENCODED);
+        Name::new("_HID".into(), hid).to_aml_bytes(&mut body);
+        for child in rest {
+            child.to_aml_bytes(&mut body);
+        }
+        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&resources(node)?])).to_aml_bytes(&mut body);
+        Device::new(name.into(), vec![&Encoded(body)]).to_aml_bytes(&mut self.aml.0);
         Ok(())
     }
 
@@ -128,7 +133,7 @@ fn resources(node: &Node) -> Result<Encoded, AcpiError> {
     if node.ranges.is_empty() {
         return Err(node.invalid("a range"));
     }
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(ENCODED);
     for range in &node.ranges {
         match *range {
             NodeRange::Memory { base, len } => {
