@@ -114,8 +114,11 @@ impl Window {
     /// `len` bytes from `offset`, if all of them are in here.
     #[inline]
     pub fn view(&self, offset: usize, len: usize) -> Option<View<'_>> {
-        let base = self.at(offset, len).ok()?;
-        Some(View { base, len, window: PhantomData })
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: the offset is inside the window, which is inside the mapping.
+        Some(View { base: unsafe { self.base.add(offset) }, len, window: PhantomData })
     }
 
     /// Reads an integer in one piece. Its guest-physical address must be a multiple of its size. Like the

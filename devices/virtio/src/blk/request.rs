@@ -4,7 +4,7 @@ use std::io;
 
 use ossature_bus::EventSink;
 use ossature_memory::vm_memory::Address;
-use ossature_memory::{Dma, DmaIoError, Segments};
+use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -64,8 +64,7 @@ impl<D: DiskIo> Executor<'_, D> {
             return Done { written: 0, moved: 0 };
         };
         let room = u64::from(chain.writable_len()) - 1;
-        let data = Segments::first_bytes(writable, room);
-        let Outcome { status, filled, moved } = self.outcome(mem, readable, data);
+        let Outcome { status, filled, moved } = self.outcome(mem, readable, writable, room);
         if status != VIRTIO_BLK_S_OK {
             self.counters.refused.add(1);
         }
@@ -77,24 +76,25 @@ impl<D: DiskIo> Executor<'_, D> {
         Done { written: written as u32, moved }
     }
 
-    fn outcome(&self, mem: &Dma, readable: Segments<'_>, room: Segments<'_>) -> Outcome {
+    /// `room` is what the status byte leaves of `writable`.
+    fn outcome(&self, mem: &Dma, readable: Segments<'_>, writable: &[Segment], room: u64) -> Outcome {
         // The header is copied once; what the driver makes of it afterwards no longer matters.
         let Ok(Some(header)) = mem.gather_obj::<[u64; 2]>(readable) else {
             return Outcome::new(VIRTIO_BLK_S_IOERR);
         };
         let [kind, sector] = header.map(u64::from_le);
         match kind as u32 {
-            VIRTIO_BLK_T_IN => self.read(mem, room, sector),
+            VIRTIO_BLK_T_IN => self.read(mem, Segments::first_bytes(writable, room), sector),
             VIRTIO_BLK_T_OUT => self.write(mem, readable.skip(HEADER), sector),
-            kind => self.other(kind, mem, room),
+            kind => self.other(kind, mem, writable, room),
         }
     }
 
     #[inline(never)]
-    fn other(&self, kind: u32, mem: &Dma, room: Segments<'_>) -> Outcome {
+    fn other(&self, kind: u32, mem: &Dma, writable: &[Segment], room: u64) -> Outcome {
         match kind {
             VIRTIO_BLK_T_FLUSH => self.flush(),
-            VIRTIO_BLK_T_GET_ID => self.get_id(mem, room),
+            VIRTIO_BLK_T_GET_ID => self.get_id(mem, Segments::first_bytes(writable, room)),
             _ => Outcome::new(VIRTIO_BLK_S_UNSUPP),
         }
     }

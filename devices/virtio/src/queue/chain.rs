@@ -158,12 +158,11 @@ impl Table {
             return Err(QueueBroken::Indirect);
         }
         let (addr, len) = (desc.addr(), desc.len());
-        let entries = match u16::try_from(len / DESCRIPTOR) {
-            Ok(entries) if len % DESCRIPTOR == 0 && (1..=rings.size()).contains(&entries) => entries,
-            _ => return Err(QueueBroken::IndirectTable { len }),
-        };
+        if len % DESCRIPTOR != 0 || len.wrapping_sub(1) >= DESCRIPTOR * u32::from(rings.size()) {
+            return Err(QueueBroken::IndirectTable { len });
+        }
         let at = GuestAddress(addr);
-        let table = Self::Indirect(at, entries);
+        let table = Self::Indirect(at, (len / DESCRIPTOR) as u16);
         match rings.dma.view(at, len as usize) {
             Some(view) => Ok((table, view)),
             None if rings.dma.check(at, len.into()).is_ok() => Ok((table, View::default())),
