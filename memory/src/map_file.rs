@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::mapping::Mapping;
 use crate::{GuestMmap, PAGE_SIZE};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -89,6 +92,8 @@ pub enum MapFileError {
 /// ```
 pub fn map_file(mem: &GuestMmap, mut file: &File, pieces: &[FilePiece]) -> Result<(), MapFileError> {
     let host = |(call, source)| MapFileError::Host { call, source };
+    // What was replaced of each mapping, from the first to the last byte.
+    let mut replaced: Vec<(Arc<Mapping>, Range<usize>)> = Vec::new();
     for piece in pieces {
         let FilePiece { addr: GuestAddress(addr), offset, len } = *piece;
         if (addr | offset) % PAGE != 0 {
@@ -109,10 +114,17 @@ pub fn map_file(mem: &GuestMmap, mut file: &File, pieces: &[FilePiece]) -> Resul
         if whole == 0 {
             continue;
         }
-        let in_mapping = mapping.offset_of(region.as_ptr()) + at as usize;
-        mapping.replace(in_mapping, whole, file, offset).map_err(host)?;
-        mapping.settle_dump(in_mapping, whole).map_err(host)?;
+        let start = mapping.offset_of(region.as_ptr()) + at as usize;
+        let place = start..start + whole;
+        mapping.replace(start, whole, file, offset).map_err(host)?;
         bitmap.mark_dirty(at as usize, whole);
+        match replaced.iter_mut().find(|(other, _)| Arc::ptr_eq(other, mapping)) {
+            Some((_, all)) => *all = all.start.min(place.start)..all.end.max(place.end),
+            None => replaced.push((mapping.clone(), place)),
+        }
+    }
+    for (mapping, all) in replaced {
+        mapping.settle_dump(all.start, all.len()).map_err(host)?;
     }
     // Only now, so that nobody can shorten it in between.
     let has = file.seek(SeekFrom::End(0)).map_err(|source| host(("lseek", source)))?;

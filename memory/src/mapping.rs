@@ -156,8 +156,8 @@ impl Mapping {
         self.advise(libc::MADV_DONTDUMP)
     }
 
-    /// Does with `len` bytes at `offset`, which [`replace`](Self::replace) has put there, what the rest does in
-    /// core dumps.
+    /// Gives to the `len` bytes at `offset`, some of which [`replace`](Self::replace) has put there, the place in
+    /// core dumps, or none, that the rest has.
     pub(crate) fn settle_dump(&self, offset: usize, len: usize) -> Result<(), CallError> {
         if self.dumped { Ok(()) } else { self.advise_range(offset, len, libc::MADV_DONTDUMP) }
     }

@@ -83,12 +83,14 @@ fn mapped_pages_are_dirty_pages() {
 fn core_dumps_contain_it_only_if_they_contain_ram() {
     for dump in [false, true] {
         let ram = Ram::new(&RamConfig { dump, ..RamConfig::new(MIB) }).unwrap();
-        map_file(ram.map(), &file(2, 0), &[piece(0x3000, 0, 0x2000)]).unwrap();
-        let start = ram.slots().next().unwrap().host_addr + 0x3000;
+        map_file(ram.map(), &file(2, 0), &[piece(0x9000, 0, 0x2000), piece(0x3000, 0, 0x1000)]).unwrap();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let of_file = smaps.split_once(&format!("{start:x}-")).unwrap().1;
-        let flags = of_file.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
-        assert_eq!(flags.split(' ').any(|flag| flag == "dd"), !dump, "{flags}");
+        for addr in [0x3000, 0x9000] {
+            let start = ram.slots().next().unwrap().host_addr + addr;
+            let of_file = smaps.split_once(&format!("{start:x}-")).unwrap().1;
+            let flags = of_file.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
+            assert_eq!(flags.split(' ').any(|flag| flag == "dd"), !dump, "{flags}");
+        }
     }
 }
 
