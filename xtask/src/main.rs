@@ -59,8 +59,17 @@ struct Initramfs {
 }
 
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
 struct Nested {
+    #[command(flatten)]
+    what: NestedJob,
+    /// Let the machine's time be the instructions that it executes.
+    #[arg(long)]
+    icount: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct NestedJob {
     /// A shell command to run in the repository's root; its exit code becomes this command's.
     #[arg(long, value_name = "CMD")]
     run: Option<String>,
@@ -83,8 +92,9 @@ fn run(command: Commands) -> Result<u8> {
     match command {
         Commands::Nested(nested) => {
             packages::ensure()?;
-            let machine = Machine::new()?;
-            match nested.run {
+            let mut machine = Machine::new()?;
+            machine.counts_instructions = nested.icount;
+            match nested.what.run {
                 Some(script) => machine.run(&Job::new(script), &mut io::stdout(), &mut io::stderr()),
                 None => machine.run_on_terminal(&Job { limit: None, ..Job::new("exec bash -i") }),
             }
