@@ -110,7 +110,8 @@ fn a_queue_takes_less_than_4_kib() {
     for descriptors in [1, 3, 16] {
         let mut rig = QueueRig::new(descriptors, Chains::Direct);
         let before = live();
-        let queue = rig.driver.queue(0, &rig.dma, &Arc::new(Event::new().unwrap()));
+        let event = || Arc::new(Event::new().unwrap());
+        let queue = rig.driver.queue(0, &rig.dma, &event(), &event());
         let with = live();
         rig.queue = queue; // the first one goes
         let one = with - before;
