@@ -151,9 +151,6 @@ impl<'a> Measure<'a> {
     }
 
     fn first_run(&mut self, index: usize) -> Result<()> {
-        if self.contenders.get(index).is_some_and(|contender| contender.part == Part::Boots) {
-            return Ok(());
-        }
         let words = self.command(index, "boot")?;
         let Some(recorder) = kernel::Recorder::start() else { return Ok(()) };
         let mut child = Child::start(&words, LIMIT)?;
@@ -249,7 +246,8 @@ fn copy_up(file: &Path) {
     drop(fs::OpenOptions::new().append(true).open(file));
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+/// The file that a command's first word means.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = process::text(process::command("sh").args(["-c", "command -v -- \"$1\"", "sh", name])).ok()?;
     Some(PathBuf::from(path.trim()))
 }

@@ -104,13 +104,19 @@ fn placeholders_help() -> String {
 impl Options {
     /// The VMMs, ours first.
     pub(crate) fn contenders(&self, microvm: &Path, floor: &Path) -> Vec<Contender> {
-        let mut all = vec![Contender::microvm(microvm), Contender::floor(floor)];
+        let mut all = Contender::microvm(microvm).to_vec();
+        all.push(Contender::floor(floor));
         if !self.no_qemu {
             all.extend(Contender::qemu());
         }
-        // They were parsed before.
-        all.extend(self.vs.iter().filter_map(|text| Contender::parse(text).ok()));
+        all.extend(self.others());
         all
+    }
+
+    /// Those given with `--vs`.
+    fn others(&self) -> impl Iterator<Item = Contender> {
+        // Each has been parsed before.
+        self.vs.iter().filter_map(|text| Contender::parse(text).ok())
     }
 
     pub(crate) fn runs(&self) -> u32 {
@@ -163,6 +169,15 @@ pub fn run(report: &Report) -> Result<u8> {
         names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name))
     {
         return Err(Error::needs_developer(format!("two VMMs have the name {twice}: give --vs another")));
+    }
+    for contender in report.options.others() {
+        let program = contender.words.first().map(String::as_str).unwrap_or_default();
+        if measure::find_program(program).is_none() {
+            return Err(Error::needs_developer(format!(
+                "--vs {}: there is no program {program}",
+                contender.name
+            )));
+        }
     }
     let folder = match &report.out {
         Some(folder) => std::path::absolute(folder).context(folder.display())?,
@@ -304,7 +319,7 @@ fn nested(report: &Report, input: &Path, counts_instructions: bool) -> Result<Fi
         quote_path(&output),
         words.join(" "),
     );
-    let job = Job { limit: Some(Duration::from_secs(4 * 3600)), ..Job::new(script) };
+    let job = Job { limit: Some(Duration::from_secs(2 * 3600)), ..Job::new(script) };
     let code = machine.run(&job, &mut io::stdout(), &mut io::stderr())?;
     if code != 0 {
         return Err(Error::new(format!("measuring in the nested machine ended with {code}")));
@@ -338,7 +353,7 @@ mod tests {
         assert_eq!(format!("{options:?}"), format!("{again:?}"));
         let names: Vec<_> =
             again.contenders(Path::new("m"), Path::new("f")).into_iter().map(|one| one.name).collect();
-        assert_eq!(names, ["microvm", "floor", "fc"]);
+        assert_eq!(names, ["microvm", "microvm-map", "floor", "fc"]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub const PLACEHOLDERS: &[(&str, &str)] = &[
 pub enum Part {
     /// In all of it.
     Whole,
-    /// In boots only: it differs from another contender in nothing else.
+    /// In starts and boots only: it differs from another contender in nothing else.
     Boots,
     /// Up to the first `KVM_RUN`.
     Start,
@@ -92,11 +92,15 @@ impl Guest {
 }
 
 impl Contender {
-    /// Our example VMM.
-    pub fn microvm(program: &Path) -> Contender {
+    /// Our example VMM, and the same with the kernel mapped from its file instead of copied.
+    pub fn microvm(program: &Path) -> [Contender; 2] {
         let arguments = "--kernel {kernel} --initrd {initrd} --cmdline {cmdline} --memory {memory}M --cpus {cpus} \
                          --disk path={disk} --net tap={tap}";
-        Contender::built_in("microvm", &program.to_string_lossy(), arguments, Part::Whole)
+        let mapped = format!("{arguments} --map-kernel");
+        let with = |name, arguments: &str, part| {
+            Contender::built_in(name, &program.to_string_lossy(), arguments, part)
+        };
+        [with("microvm", arguments, Part::Whole), with("microvm-map", &mapped, Part::Boots)]
     }
 
     /// The least that reaches the first `KVM_RUN`.
