@@ -2,6 +2,7 @@
 
 mod controller;
 mod keyboard;
+mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,7 @@ use ossature_bus::{
 
 use crate::register;
 use controller::{Asks, Controller};
+use state::ControllerState;
 
 /// A PC's keyboard controller (Intel 8042; IBM PS/2 Technical Reference, "Keyboard and Auxiliary Device
 /// Controller") at I/O ports 0x60 and 0x64, interrupt 1, with an AT keyboard and no mouse.
@@ -188,13 +190,13 @@ impl Device for I8042 {
     }
 
     fn state(&self) -> State {
-        State::Unsupported { reason: "the controller's and the keyboard's registers have no saved form" }
+        State::Saved(self.shared.lock().controller.state().save())
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported {
-            reason: "the controller's and the keyboard's registers have no saved form",
-        })
+    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
+        let controller = Controller::restored(ControllerState::load(state)?)?;
+        self.shared.lock().controller = controller;
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

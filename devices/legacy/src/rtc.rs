@@ -1,8 +1,9 @@
 //! An MC146818 real-time clock with its CMOS RAM.
 
 mod calendar;
+mod state;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ossature_bus::state::{SavedState, StateError};
@@ -13,6 +14,7 @@ use ossature_bus::{
 
 use crate::register;
 use calendar::DateTime;
+use state::RtcState;
 
 const INDEX: u8 = 0;
 
@@ -54,6 +56,9 @@ const D_VALID: u8 = 1 << 7;
 /// UIP stays clear, and reading register A takes a snapshot that the reads after it see. It raises no interrupt:
 /// the enables for the periodic, alarm and update interrupts read as zero, and boot tables describe it without
 /// an interrupt, so that guests do not wait for one.
+///
+/// Saved are RAM, registers and how far the guest has set the clock off the host's, not the time: once restored, it
+/// shows the host's time as it is then, off by as much. The battery lasts.
 #[derive(Debug)]
 pub struct Rtc {
     id: String,
@@ -69,6 +74,10 @@ impl Rtc {
     /// A clock named `id` that follows `now`.
     pub fn with_clock(id: impl Into<String>, now: impl Fn() -> SystemTime + Send + 'static) -> Self {
         Self { id: id.into(), port: Arc::new(Mutex::new(Clock::new(Box::new(now)))) }
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -111,14 +120,28 @@ impl Clock {
         clock
     }
 
-    /// Seconds since 1970 that the clock shows.
-    fn now(&self) -> i64 {
-        let host = (self.host)();
-        let seconds = match host.duration_since(UNIX_EPOCH) {
+    fn state(&self) -> RtcState {
+        let Self { host: _, offset, snapshot, seen, index, status_a, status_b, cmos, sets: _ } = *self;
+        RtcState { offset, snapshot, seen, index, status_a, status_b, cmos }
+    }
+
+    fn take_over(&mut self, state: RtcState) {
+        let RtcState { offset, snapshot, seen, index, status_a, status_b, cmos } = state;
+        (self.offset, self.snapshot, self.seen) = (offset, snapshot, seen);
+        (self.index, self.status_a, self.status_b, self.cmos) = (index, status_a, status_b, cmos);
+    }
+
+    /// Seconds since 1970, by the host's clock.
+    fn host(&self) -> i64 {
+        match (self.host)().duration_since(UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
             Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |s| -s),
-        };
-        seconds.saturating_add(self.offset)
+        }
+    }
+
+    /// Seconds since 1970 that the clock shows.
+    fn now(&self) -> i64 {
+        self.host().saturating_add(self.offset)
     }
 
     /// The time that a read of a time register shows: the snapshot, unless it is old.
@@ -197,8 +220,7 @@ impl Clock {
             minute: self.decode(self.ram(MINUTES)),
             second: self.decode(self.ram(SECONDS)),
         };
-        let off = time.to_unix().saturating_sub(self.now());
-        self.offset = self.offset.saturating_add(off);
+        self.offset = time.to_unix().saturating_sub(self.host());
         self.snapshot = i64::MIN;
         self.sets += 1;
     }
@@ -290,7 +312,7 @@ impl Device for Rtc {
 
     /// The battery keeps time and RAM; the guest's unfinished setting of the clock ends.
     fn reset(&mut self) -> Result<(), DeviceError> {
-        let mut clock = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.clock();
         clock.index = 0;
         clock.status_a = A_DEFAULT;
         clock.status_b = B_24H;
@@ -299,11 +321,13 @@ impl Device for Rtc {
     }
 
     fn state(&self) -> State {
-        State::Unsupported { reason: "the clock's offset and CMOS RAM have no saved form" }
+        State::Saved(self.clock().state().save())
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported { reason: "the clock's offset and CMOS RAM have no saved form" })
+    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
+        let state = RtcState::load(state)?;
+        self.clock().take_over(state);
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -312,7 +336,7 @@ impl Device for Rtc {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        let clock = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = self.clock();
         visitor.counter("clock_sets", clock.sets);
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod line;
 mod port;
 mod pty;
 mod socket;
+mod state;
 mod uart;
 
 use std::io;
@@ -58,6 +59,10 @@ impl SerialPort {
 ///
 /// **Input** is taken from the line when the guest listens (RTS or the receive interrupt on) and only as
 /// much as fits in the FIFO of 64 bytes; the rest stays where it is until the guest has read.
+///
+/// **Saved** are the registers, the bytes in both directions and the interrupt. Output that the line has not yet taken
+/// belongs to whoever goes on: the port when it is resumed, or the one that the state is restored into. A port that was
+/// saved and ends without being resumed leaves it to the other; so nothing is lost and nothing sent twice.
 ///
 /// Whatever has to be waited for is waited for on an event loop: the VMM's, given by [`on`](Self::on), or one on a
 /// thread of the port's own, which is named after it. A line that never makes anyone wait (a file, a writer) needs
@@ -162,11 +167,11 @@ impl Device for Serial {
     }
 
     fn state(&self) -> State {
-        State::Unsupported { reason: "the UART's registers have no saved form" }
+        State::Saved(self.shared.state())
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported { reason: "the UART's registers have no saved form" })
+    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
+        self.shared.restore(state)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

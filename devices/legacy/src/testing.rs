@@ -1,5 +1,7 @@
 //! The machine around a device under test.
 
+pub(crate) mod state;
+
 use std::sync::{Arc, Mutex};
 
 use ossature_bus::{

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
+use ossature_bus::state::StateError;
+
 use super::keyboard::Keyboard;
+use super::state::ControllerState;
 
 /// Answers that wait for the guest. More than one is only there if the guest does not read them.
 pub(super) const CAPACITY: usize = 16;
@@ -21,7 +24,7 @@ const CONFIG_KEYBOARD_OFF: u8 = 1 << 4;
 const CONFIG_AUX_OFF: u8 = 1 << 5;
 const CONFIG_TRANSLATE: u8 = 1 << 6;
 /// Bits 3 and 7 are reserved.
-const CONFIG_MASK: u8 = 0x77;
+pub(super) const CONFIG_MASK: u8 = 0x77;
 /// As firmware leaves it.
 const CONFIG_DEFAULT: u8 = CONFIG_KEYBOARD_IRQ | CONFIG_SYSTEM | CONFIG_AUX_OFF | CONFIG_TRANSLATE;
 
@@ -32,6 +35,10 @@ const OUTPUT_PORT_FULL: u8 = 1 << 4;
 
 /// What a device that is not there answers.
 const NO_ANSWER: u8 = 0xfe;
+
+/// The status bits that come with a byte for the guest: the keyboard's or the controller's, or what stands for a
+/// mouse that is not there.
+pub(super) const OUTPUT_STATUS: [u8; 2] = [0, STATUS_AUX | STATUS_TIMEOUT];
 
 /// What a write asks of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +51,20 @@ pub(super) enum Asks {
 /// The command whose parameter comes next.
 #[derive(Clone, Copy, Debug)]
 enum Parameter {
-    Config,
-    OutputPort,
-    KeyboardOutput,
-    AuxOutput,
-    Aux,
+    Config = 0x60,
+    OutputPort = 0xd1,
+    KeyboardOutput = 0xd2,
+    AuxOutput = 0xd3,
+    Aux = 0xd4,
+}
+
+impl Parameter {
+    /// Of the command of this number, if it has one.
+    fn of(command: u8) -> Option<Self> {
+        [Self::Config, Self::OutputPort, Self::KeyboardOutput, Self::AuxOutput, Self::Aux]
+            .into_iter()
+            .find(|parameter| *parameter as u8 == command)
+    }
 }
 
 /// A byte for the guest and the status bits that come with it.
@@ -84,6 +100,38 @@ impl Controller {
             last: 0,
             fresh: false,
         }
+    }
+
+    pub(super) fn state(&self) -> ControllerState {
+        // `fresh` is clear: an edge is taken after each step.
+        let Self { ref keyboard, config, commanded, parameter, ref answers, output, last, fresh: _ } = *self;
+        ControllerState {
+            config,
+            commanded,
+            command: parameter.map_or(0, |parameter| parameter as u8),
+            outputs: output.iter().chain(answers).map(|output| [output.byte, output.status]).collect(),
+            last,
+            keyboard: keyboard.state(),
+        }
+    }
+
+    /// The controller that has this state, if one can have it. The fields by themselves have been checked.
+    pub(super) fn restored(state: ControllerState) -> Result<Self, StateError> {
+        let ControllerState { config, commanded, command, outputs, last, keyboard } = state;
+        let parameter = Parameter::of(command);
+        if parameter.is_none() && command != 0 {
+            return Err(StateError::Value { field: "command", value: command.into() });
+        }
+        let keyboard = Keyboard::restored(keyboard)?;
+        let mut answers: VecDeque<_> =
+            outputs.into_iter().map(|[byte, status]| Output { byte, status }).collect();
+        let output = answers.pop_front();
+        // Nobody would ever move them on.
+        if output.is_none() && config & CONFIG_KEYBOARD_OFF == 0 && !keyboard.is_quiet() {
+            let reason = "the keyboard's bytes wait behind an empty output buffer";
+            return Err(StateError::Inconsistent { field: "keyboard.out", reason });
+        }
+        Ok(Self { keyboard, config, commanded, parameter, answers, output, last, fresh: false })
     }
 
     /// The status register.
@@ -133,7 +181,7 @@ impl Controller {
         self.parameter = None;
         match command {
             0x20 => self.answer(self.config, 0),
-            0x60 => self.parameter = Some(Parameter::Config),
+            0x60 | 0xd1..=0xd4 => self.parameter = Parameter::of(command),
             0xa7 => self.configure(self.config | CONFIG_AUX_OFF),
             0xa8 => self.configure(self.config & !CONFIG_AUX_OFF),
             // Test of the aux channel: its clock line is stuck low.
@@ -150,10 +198,6 @@ impl Controller {
                 let full = if self.output.is_some() { OUTPUT_PORT_FULL } else { 0 };
                 self.answer(OUTPUT_PORT_RUN | OUTPUT_PORT_A20 | full, 0);
             }
-            0xd1 => self.parameter = Some(Parameter::OutputPort),
-            0xd2 => self.parameter = Some(Parameter::KeyboardOutput),
-            0xd3 => self.parameter = Some(Parameter::AuxOutput),
-            0xd4 => self.parameter = Some(Parameter::Aux),
             // Pulse the output port's lines whose bits are clear.
             0xf0..=0xff if command & OUTPUT_PORT_RUN == 0 => return Asks::Reset,
             _ => {}

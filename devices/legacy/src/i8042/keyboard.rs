@@ -4,6 +4,10 @@
 
 use std::collections::VecDeque;
 
+use ossature_bus::state::StateError;
+
+use super::state::KeyboardState;
+
 /// Bytes that wait for the controller. A keyboard has 16; what comes on top is lost.
 pub(super) const CAPACITY: usize = 16;
 
@@ -37,6 +41,33 @@ pub(super) struct Keyboard {
 impl Keyboard {
     pub(super) fn new() -> Self {
         Self { out: VecDeque::with_capacity(CAPACITY), last: 0, scanning: true, set: 2, parameter: None }
+    }
+
+    pub(super) fn state(&self) -> KeyboardState {
+        let Self { ref out, last, scanning, set, parameter } = *self;
+        let command = match parameter {
+            None => 0,
+            Some(Parameter::Ignored) => 0xed,
+            Some(Parameter::ScanCodeSet) => 0xf0,
+        };
+        KeyboardState { scanning, set, command, last, out: out.iter().copied().collect() }
+    }
+
+    /// The keyboard that has this state, if one can have it. The fields by themselves have been checked.
+    pub(super) fn restored(state: KeyboardState) -> Result<Self, StateError> {
+        let KeyboardState { scanning, set, command, last, out } = state;
+        let parameter = match command {
+            0 => None,
+            0xed => Some(Parameter::Ignored),
+            0xf0 => Some(Parameter::ScanCodeSet),
+            _ => return Err(StateError::Value { field: "keyboard.command", value: command.into() }),
+        };
+        Ok(Self { out: out.into(), last, scanning, set, parameter })
+    }
+
+    /// Whether it has nothing to send.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.out.is_empty()
     }
 
     /// The next byte for the controller.

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
     Access, BusFault, DeviceEvent, Effect, Event, EventSink, Handler, Interest, LoopHandle, MetricVisitor,
     Mmio, Source, Turn,
@@ -21,6 +22,7 @@ use crate::register;
 
 use super::escape::{Escape, EscapeFilter};
 use super::line::{FdLine, Line, Pollable, Watch, poll};
+use super::state::SerialState;
 use super::uart::{RX_CAPACITY, Uart, Written};
 
 /// Input that waits for the guest while the escape keys are listened for: as much as a terminal keeps.
@@ -60,6 +62,8 @@ pub(super) struct Inner {
     /// The condition of the line or interrupt has been reported.
     reported: bool,
     paused: bool,
+    /// The output that waits is in a saved state: unless the port is resumed, somebody else sends it.
+    saved: bool,
     stop: bool,
     counters: Counters,
 }
@@ -279,6 +283,7 @@ impl Shared {
                 events: EventSink::discard(),
                 reported: false,
                 paused: false,
+                saved: false,
                 stop: false,
                 counters: Counters::default(),
             }),
@@ -327,15 +332,40 @@ impl Shared {
     /// After this no turn touches the UART or the line.
     pub(super) fn pause(&self) {
         let mut inner = self.lock();
-        inner.send();
-        inner.paused = true;
+        // A port that is paused already may have its output in a saved state.
+        if !inner.paused {
+            inner.send();
+            inner.paused = true;
+        }
     }
 
     pub(super) fn resume(&self) {
         let mut inner = self.lock();
-        inner.paused = false;
+        (inner.paused, inner.saved) = (false, false);
+        // A port without a loop has no turn in which to do this.
+        inner.send();
+        inner.feed();
+        inner.raise();
         inner.wake();
         self.room.notify_all();
+    }
+
+    /// The state of a port that is paused.
+    pub(super) fn state(&self) -> SavedState<'static> {
+        let mut inner = self.lock();
+        inner.saved = inner.paused;
+        SerialState { uart: inner.uart.state(), typeahead: inner.typeahead.iter().copied().collect() }.save()
+    }
+
+    /// Takes over a state, and is paused.
+    pub(super) fn restore(&self, state: &SavedState<'_>) -> Result<(), StateError> {
+        let SerialState { uart, typeahead } = SerialState::load(state)?;
+        let uart = Uart::restored(uart)?;
+        let mut inner = self.lock();
+        inner.uart = uart;
+        inner.typeahead = typeahead.into();
+        (inner.paused, inner.saved) = (true, true);
+        Ok(())
     }
 
     pub(super) fn reset(&self) {
@@ -349,10 +379,13 @@ impl Shared {
         let deadline = Instant::now() + grace;
         loop {
             let mut inner = self.lock();
-            inner.send();
+            if !inner.saved {
+                inner.send();
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             let watch = inner.line.watch(false, true);
-            if inner.uart.output().is_empty() || left.is_zero() || watch.is_empty() {
+            let done = inner.saved || inner.uart.output().is_empty();
+            if done || left.is_zero() || watch.is_empty() {
                 inner.stop = true;
                 break;
             }

@@ -88,7 +88,7 @@ impl Guest {
 }
 
 /// Waits until `done`; the other side is a thread of the port or of the kernel.
-fn until(mut done: impl FnMut() -> bool) {
+pub(super) fn until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(30), "nothing happens");

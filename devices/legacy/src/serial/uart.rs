@@ -6,6 +6,10 @@
 
 use std::collections::VecDeque;
 
+use ossature_bus::state::StateError;
+
+use super::state::UartState;
+
 /// Bytes that the receiver holds in FIFO mode. A 16550A has 16; drivers read until LSR.DR is clear, so
 /// that a deeper one saves interrupts.
 pub(crate) const RX_CAPACITY: usize = 64;
@@ -17,7 +21,7 @@ const TX_BURST: usize = 16;
 const IER_RX: u8 = 1 << 0;
 const IER_TX: u8 = 1 << 1;
 const IER_LINE: u8 = 1 << 2;
-const IER_MASK: u8 = 0x0f;
+pub(super) const IER_MASK: u8 = 0x0f;
 const IIR_NONE: u8 = 0x01;
 const IIR_TX: u8 = 0x02;
 const IIR_RX: u8 = 0x04;
@@ -31,7 +35,7 @@ const MCR_RTS: u8 = 1 << 1;
 const MCR_OUT1: u8 = 1 << 2;
 const MCR_OUT2: u8 = 1 << 3;
 const MCR_LOOP: u8 = 1 << 4;
-const MCR_MASK: u8 = 0x1f;
+pub(super) const MCR_MASK: u8 = 0x1f;
 const LSR_DATA_READY: u8 = 1 << 0;
 const LSR_OVERRUN: u8 = 1 << 1;
 const LSR_THR_EMPTY: u8 = 1 << 5;
@@ -96,6 +100,65 @@ impl Uart {
     pub(crate) fn reset(&mut self) {
         let tx = std::mem::take(&mut self.tx);
         *self = Self { tx, tx_stalled: self.tx_stalled, ..Self::new() };
+    }
+
+    pub(super) fn state(&self) -> UartState {
+        let Self {
+            ier,
+            lcr,
+            mcr,
+            scratch,
+            divisor,
+            fifo,
+            overrun,
+            tx_ready,
+            tx_stalled,
+            ref rx,
+            ref tx,
+            raised,
+        } = *self;
+        let bytes = |queue: &VecDeque<u8>| {
+            let (first, second) = queue.as_slices();
+            [first, second].concat()
+        };
+        let (rx, tx) = (bytes(rx), bytes(tx));
+        UartState { ier, lcr, mcr, scratch, divisor, fifo, overrun, tx_ready, tx_stalled, raised, rx, tx }
+    }
+
+    /// The UART that has this state, if one can have it. The fields by themselves have been checked.
+    pub(super) fn restored(state: UartState) -> Result<Self, StateError> {
+        let UartState {
+            ier,
+            lcr,
+            mcr,
+            scratch,
+            divisor,
+            fifo,
+            overrun,
+            tx_ready,
+            tx_stalled,
+            raised,
+            rx,
+            tx,
+        } = state;
+        let (rx, tx) = (rx.into(), tx.into());
+        let uart =
+            Self { ier, lcr, mcr, scratch, divisor, fifo, overrun, tx_ready, tx_stalled, rx, tx, raised };
+        let inconsistent = |field, reason| Err(StateError::Inconsistent { field, reason });
+        if uart.rx.len() > uart.rx_depth() {
+            return inconsistent("rx", "more than one byte without the FIFO");
+        }
+        if uart.tx_stalled && uart.tx.len() <= TX_CAPACITY / 2 {
+            return inconsistent("tx_stalled", "half of the queue is free");
+        }
+        if !uart.tx_stalled && TX_CAPACITY - uart.tx.len() < TX_BURST {
+            return inconsistent("tx_stalled", "the queue has no room for a burst");
+        }
+        // Otherwise the condition's next edge would be missing.
+        if uart.raised & !uart.pending() != 0 {
+            return inconsistent("raised", "a condition that does not hold has raised its edge");
+        }
+        Ok(uart)
     }
 
     /// Reads the register at `offset` (0 to 7).

@@ -1,0 +1,205 @@
+//! The saved form of these devices, byte by byte: what was saved once can be restored for as long as its version
+//! counts as known. `golden/` has the payload of each device and the file of all of them; they are never changed, a new
+//! version gets files of its own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests, too, may panic
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use ossature_bus::state::{self, Architecture, SavedState, StateFile};
+use ossature_bus::{Access, Assigned, Device, Effect, Event, EventSink, Mmio, Size, State};
+use ossature_legacy::{I8042, Rtc, Serial, SerialPort, backend};
+use ossature_memory::{Ram, RamConfig};
+
+/// The bytes of a golden file: two hexadecimal digits each, and `#` before what is for the reader.
+fn golden(text: &str) -> Vec<u8> {
+    let digits = text.lines().flat_map(|line| line.split('#').next().unwrap().split_whitespace());
+    digits.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let line = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+    bytes.chunks(16).map(|bytes| line(bytes).trim_end().to_owned() + "\n").collect()
+}
+
+fn assert_golden(bytes: &[u8], text: &str) {
+    assert!(bytes == golden(text), "the bytes have changed:\n{}", hex(bytes));
+}
+
+fn attach(device: &mut dyn Device) -> Vec<Arc<dyn Mmio>> {
+    let interrupts = device.requires().interrupts.iter().map(|_| Arc::new(Event::new().unwrap())).collect();
+    let assigned = Assigned {
+        dma: Ram::new(&RamConfig::new(4096)).unwrap().dma(),
+        interrupts,
+        doorbells: Vec::new(),
+        pages: Vec::new(),
+        events: EventSink::discard(),
+    };
+    device.attach(assigned).unwrap().ports
+}
+
+fn read(port: &Arc<dyn Mmio>, offset: u64) -> u8 {
+    port.read(Access { offset, size: Size::B1 }).unwrap() as u8
+}
+
+fn write(port: &Arc<dyn Mmio>, offset: u64, value: u8) {
+    assert_eq!(port.write(Access { offset, size: Size::B1 }, value.into()), Ok(Effect::None));
+}
+
+fn saved(device: &mut dyn Device) -> SavedState<'static> {
+    device.quiesce().unwrap();
+    match device.state() {
+        State::Saved(state) => state,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A port whose driver has enabled all interrupts, with 64 bytes in the receiver, `more` typed ahead, and `out` on its
+/// way to a reader that does not read.
+fn serial() -> SavedState<'static> {
+    let (mut ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    while ours.write(b"#").is_ok() {}
+    let (mut user, input) = UnixStream::pair().unwrap();
+    let line = backend::fds(Some(input.into()), Some(ours.into())).unwrap();
+    let mut device = Serial::new("com1", SerialPort::COM1, line.with_escape_keys(|_| ()));
+    let port = &attach(&mut device)[0];
+    for (offset, value) in
+        [(2, 0x07), (3, 0x80), (0, 0x01), (1, 0x02), (3, 0x1b), (4, 0x0b), (7, 0x5a), (1, 0x0f)]
+    {
+        write(port, offset, value);
+    }
+    user.write_all(&[b'x'; 64]).unwrap();
+    user.write_all(b"more").unwrap();
+    for byte in b"out" {
+        write(port, 0, *byte);
+    }
+    // The port's own thread reads the line.
+    loop {
+        let State::Saved(state) = device.state() else { panic!() };
+        if state.payload.ends_with(b"more") {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    saved(&mut device)
+}
+
+/// A controller that is about to be told its configuration, with an echo in the output buffer, an answer of its own
+/// behind that, and Ctrl-Alt-Del behind both.
+fn i8042() -> SavedState<'static> {
+    let mut device = I8042::new("i8042");
+    let ports = attach(&mut device);
+    write(&ports[0], 0, 0xee);
+    write(&ports[1], 0, 0xd4);
+    write(&ports[0], 0, 0xff);
+    assert!(device.keyboard().press_ctrl_alt_del());
+    write(&ports[0], 0, 0xed);
+    write(&ports[1], 0, 0x60);
+    saved(&mut device)
+}
+
+/// A clock that the guest has set to an hour less than the host's, in binary, with a byte in its RAM.
+fn rtc() -> SavedState<'static> {
+    let mut device = clock();
+    let port = &attach(&mut device)[0];
+    for (index, value) in [(0x0b, 0x06), (0x0b, 0x86), (0x04, 11), (0x0b, 0x06), (0x7f, 0xa5), (0x38, 0x5a)] {
+        write(port, 0, index);
+        write(port, 1, value);
+    }
+    for index in [0x0c, 0x0a] {
+        write(port, 0, index);
+        read(port, 1);
+    }
+    saved(&mut device)
+}
+
+/// At 29 February 2024, 12:34:56 UTC by the host's clock.
+fn clock() -> Rtc {
+    Rtc::with_clock("rtc", || UNIX_EPOCH + Duration::from_secs(1_709_210_096))
+}
+
+const SERIAL: &str = include_str!("golden/serial-1.hex");
+const I8042_: &str = include_str!("golden/i8042-1.hex");
+const RTC: &str = include_str!("golden/rtc-1.hex");
+const MACHINE: &str = include_str!("golden/machine-1.hex");
+
+#[test]
+fn each_devices_payload_is_the_golden_one() {
+    for (state, kind, text) in [
+        (serial(), "ossature.serial16550", SERIAL),
+        (i8042(), "ossature.i8042", I8042_),
+        (rtc(), "ossature.rtc", RTC),
+    ] {
+        assert_eq!((state.kind, state.version), (kind, 1));
+        assert_golden(&state.payload, text);
+    }
+}
+
+#[test]
+fn the_file_of_all_devices_is_the_golden_one() {
+    let (serial, i8042, rtc) = (serial(), i8042(), rtc());
+    let mut file = Vec::new();
+    let sections = [("com1", &serial), ("i8042", &i8042), ("rtc", &rtc)];
+    state::write(&mut file, Architecture::X86_64, &sections).unwrap();
+    assert_golden(&file, MACHINE);
+}
+
+#[test]
+fn the_golden_file_is_restored() {
+    let file = golden(MACHINE);
+    let file = StateFile::parse(&file, Architecture::X86_64).unwrap();
+    assert_eq!(file.iter().map(|(id, _)| id).collect::<Vec<_>>(), ["com1", "i8042", "rtc"]);
+
+    let mut com1 = Serial::new("com1", SerialPort::COM1, backend::none());
+    let mut i8042 = I8042::new("i8042");
+    let mut rtc = clock();
+    let devices: [&mut dyn Device; 3] = [&mut com1, &mut i8042, &mut rtc];
+    let ports = devices.map(|device| {
+        let ports = attach(device);
+        device.quiesce().unwrap();
+        let state = file.get(device.id()).unwrap();
+        device.restore(state).unwrap();
+        assert_eq!(saved(device), *state);
+        device.resume().unwrap();
+        ports
+    });
+
+    let [com1, i8042, rtc] = ports;
+    let com1 = &com1[0];
+    assert_eq!([1, 2, 3, 4, 7].map(|offset| read(com1, offset)), [0x0f, 0xc4, 0x1b, 0x0b, 0x5a]);
+    let received: Vec<_> = (0..).take_while(|_| read(com1, 5) & 1 != 0).map(|_| read(com1, 0)).collect();
+    assert_eq!(received, [&[b'x'; 64][..], b"more"].concat());
+    write(com1, 3, 0x80);
+    assert_eq!([read(com1, 0), read(com1, 1)], [1, 2]);
+
+    // The parameter that the command waits for: the configuration with the keyboard's interrupt off.
+    write(&i8042[0], 0, 0x44);
+    let typed: Vec<_> =
+        (0..).take_while(|_| read(&i8042[1], 0) & 1 != 0).map(|_| read(&i8042[0], 0)).collect();
+    assert_eq!(typed, [0xee, 0xfe, 0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d, 0xfa]);
+
+    let rtc = &rtc[0];
+    let register = |index| {
+        write(rtc, 0, index);
+        read(rtc, 1)
+    };
+    assert_eq!(register(0x0a), 0x26);
+    assert_eq!([0x04, 0x02, 0x00, 0x7f, 0x38].map(register), [11, 34, 56, 0xa5, 0x5a]);
+}
+
+#[test]
+fn d2_no_byte_of_the_golden_file_can_be_changed_or_cut_off() {
+    let file = golden(MACHINE);
+    let parse = |file: &[u8]| StateFile::parse(file, Architecture::X86_64).map(|_| ());
+    for at in 0..file.len() {
+        for value in [0, 1, 0xff, file[at].wrapping_sub(1), file[at].wrapping_add(1)] {
+            let mut changed = file.clone();
+            changed[at] = value;
+            assert_eq!(parse(&changed).is_ok(), changed == file, "{value:#x} at {at}");
+        }
+        assert!(parse(&file[..at]).is_err(), "cut at {at}");
+    }
+}
