@@ -125,7 +125,7 @@ fn machine(guest: &Guest, console: UnixStream) -> Machine {
     let devices: Vec<Box<dyn Device>> = vec![
         Box::new(Rtc::new("rtc")),
         Box::new(AcpiPower::new("power")),
-        Box::new(Serial::new("com1", SerialPort::COM1, line).unwrap()),
+        Box::new(Serial::new("com1", SerialPort::COM1, line)),
         Box::new(VirtioMmio::new("disk", Box::new(disk), Arc::new(SharedLoop::new(THREAD).unwrap()))),
     ];
     Machine::builder("depth")
