@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1")]
+    #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off")]
     pub cmdline: String,
     /// Boot protocol; auto takes PVH where the kernel has it
     #[arg(long, default_value = "auto", value_name = "auto|pvh|linux")]

@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
 use crate::nested::{Job, Machine};
 use crate::process::{self, quote, quote_path};
@@ -24,7 +25,7 @@ use figures::Figures;
 use timeline::Timeline;
 
 /// The kernel command line by default: as the example VMM's, but quiet, because a console's speed is not the point.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 quiet";
+const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
 
 /// What the guests load, in this order: their devices' drivers.
 const MODULES: &[&str] = &["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"];
@@ -178,6 +179,10 @@ pub fn run(report: &Report) -> Result<u8> {
                 contender.name
             )));
         }
+    }
+    if report.host && Kvm::detect() != Kvm::Full {
+        let message = "guests with stock kernels do not run on this host's KVM: leave --host out";
+        return Err(Error::needs_developer(message));
     }
     let folder = match &report.out {
         Some(folder) => std::path::absolute(folder).context(folder.display())?,
