@@ -51,7 +51,8 @@ impl SerialPort {
 
 /// A 16550A serial port (TI PC16550D data sheet).
 ///
-/// **Output** is handed to the line at once by the vCPU that sends, without waiting. What the line does not
+/// **Output** is handed to the line at once by the vCPU that sends, without waiting; where the guest waits for the
+/// transmitter's interrupt, in one piece for each burst of up to 16 bytes. What the line does not
 /// take now (a full pipe, a stopped terminal) waits in a queue of 64 KiB and goes out by the port's event loop;
 /// once the queue is full the guest sees a transmitter that is not ready, as on a slow line, and does as its
 /// driver does then: sleeps until the interrupt, or polls and gives up. So a blocked output blocks no vCPU,

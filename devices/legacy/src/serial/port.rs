@@ -295,17 +295,24 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes those who wait for what the guest has just made possible.
-    fn after_guest(&self, inner: &mut Inner) {
+    /// Sends what the guest's access allows to, and wakes those who wait for what it has just made possible.
+    fn after_guest(&self, inner: &mut Inner, written: Written) {
         if inner.uart.rx_is_empty() && !inner.typeahead.is_empty() {
             inner.feed();
         }
         inner.raise();
+        // A burst is sent with its last byte, or when the guest looks at the port again, as its interrupt makes it.
+        // Behind output that waits for room, it is the loop's turn.
+        let burst = written == Written::Sent && inner.uart.in_burst();
+        if !inner.stalled && !burst {
+            inner.send();
+            inner.raise();
+        }
         let drained = inner.uart.rx_is_empty() && inner.uart.rx_room() > 0;
         if drained && inner.waiting > 0 {
             self.room.notify_all();
         }
-        if !inner.stalled && !inner.uart.output().is_empty() {
+        if !inner.stalled && !burst && !inner.uart.output().is_empty() {
             inner.counters.stalls += 1;
             inner.rewatch();
         }
@@ -455,21 +462,18 @@ impl Mmio for Shared {
         let offset = register::byte(at, 8)?;
         let mut inner = self.lock();
         let value = inner.uart.read(offset);
-        self.after_guest(&mut inner);
+        self.after_guest(&mut inner, Written::Register);
         Ok(value.into())
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
         let offset = register::byte(at, 8)?;
         let mut inner = self.lock();
-        match inner.uart.write(offset, value as u8) {
-            Written::Register => {}
-            // Behind other output, it is the loop's turn to send it.
-            Written::Sent if inner.uart.output_len() == 1 => inner.send(),
-            Written::Sent => {}
-            Written::Overflow => inner.counters.output_lost += 1,
+        let written = inner.uart.write(offset, value as u8);
+        if written == Written::Overflow {
+            inner.counters.output_lost += 1;
         }
-        self.after_guest(&mut inner);
+        self.after_guest(&mut inner, written);
         Ok(Effect::None)
     }
 }

@@ -169,6 +169,46 @@ fn output_is_at_the_writer_when_the_access_is_over() {
     assert_eq!(guest.metric("output_bytes"), 6);
 }
 
+/// Counts the calls.
+#[derive(Clone, Default)]
+struct Calls(Sink, Arc<AtomicU64>);
+
+impl Write for Calls {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_burst_between_interrupts_is_one_write() {
+    let calls = Calls::default();
+    let guest = Guest::open(backend::writer(calls.clone()));
+    let seen = || (calls.0.0.lock().unwrap().len(), calls.1.load(Ordering::SeqCst));
+    // Without the interrupt nobody says that the guest will be back: byte by byte.
+    guest.print(b"abc");
+    assert_eq!(seen(), (3, 3));
+    guest.write(IER, 0x02);
+    guest.machine.interrupts();
+    assert_eq!(guest.read(FCR) & 0x0f, 0x02);
+    guest.print(&[b'x'; 15]);
+    assert_eq!(guest.machine.interrupts(), 1);
+    assert_eq!(seen(), (3, 3));
+    guest.print(b"y");
+    assert_eq!(seen(), (19, 4), "a full FIFO does not wait");
+    // The interrupt's handler looks at the port.
+    guest.print(b"ok\n");
+    assert_eq!(guest.read(FCR) & 0x0f, 0x02);
+    assert_eq!(seen(), (22, 5));
+    guest.print(b"end");
+    drop(guest);
+    assert_eq!(seen().0, 25, "nothing is lost at the end");
+}
+
 #[test]
 fn it_asks_for_what_guests_expect() {
     for (port, base, irq) in [

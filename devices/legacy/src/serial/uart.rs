@@ -326,6 +326,12 @@ impl Uart {
         self.tx.as_slices().0
     }
 
+    /// Whether the guest is about to come back for the interrupt that tells it of room in the transmitter, and may
+    /// write more until then, as it does in bursts.
+    pub(crate) fn in_burst(&self) -> bool {
+        self.raised & IER_TX != 0 && self.tx.len() < TX_BURST
+    }
+
     /// How much output waits for the host.
     pub(crate) fn output_len(&self) -> usize {
         self.tx.len()
