@@ -231,7 +231,7 @@ impl DeviceRig {
     #[inline]
     pub fn batch(&mut self, queue: usize) {
         self.drivers[queue].offer();
-        assert_eq!(self.worker.turn(queue as u32).unwrap(), Turn::Sleep);
+        assert_eq!(self.worker.turn(queue as u16).unwrap(), Turn::Sleep);
         self.drivers[queue].check();
     }
 }

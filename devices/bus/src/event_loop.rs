@@ -13,13 +13,17 @@ use crate::Event;
 const BATCH: usize = 32;
 
 /// The number that no handler has: the loop's own wake-up event.
-const NOBODY: u32 = 0;
+const NOBODY: u64 = 0;
+
+/// An event's data are its handler's number and, in so many low bits, the token. A guest that restarts a device for ever
+/// does not use up the other 48.
+const TOKEN_BITS: u32 = u16::BITS;
 
 /// A descriptor that wakes a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Passed to [`Handler::turn`].
-    pub token: u32,
+    pub token: u16,
     /// The descriptor; it stays open for as long as it is watched.
     pub fd: RawFd,
     /// For what.
@@ -54,7 +58,7 @@ pub trait Handler: Send {
     /// Does a bounded amount of work for one source, without waiting for anything but the host's kernel. Also
     /// called once for each of [`sources`](Self::sources) right after that, so that nothing that
     /// happened before is missed.
-    fn turn(&mut self, token: u32) -> Turn;
+    fn turn(&mut self, token: u16) -> Turn;
 }
 
 /// A descriptor that cannot be watched.
@@ -105,16 +109,16 @@ struct Inner {
 struct Table {
     /// In the order of their ids.
     slots: Vec<Slot>,
-    last: u32,
+    last: u64,
     /// Turns that are due without an event.
-    due: Vec<(u32, u32)>,
+    due: Vec<(u64, u16)>,
     /// The loop waits, or is about to.
     asleep: bool,
     stop: bool,
 }
 
 struct Slot {
-    id: u32,
+    id: u64,
     handler: Arc<dyn TakeTurn>,
     fds: Vec<RawFd>,
 }
@@ -122,17 +126,17 @@ struct Slot {
 /// What a pass needs to remember: storage only.
 struct Storage {
     events: Vec<EpollEvent>,
-    due: Vec<(u32, u32)>,
-    turns: Vec<(Arc<dyn TakeTurn>, u32, u32)>,
+    due: Vec<(u64, u16)>,
+    turns: Vec<(Arc<dyn TakeTurn>, u64, u16)>,
 }
 
 /// A handler of any type; gone once it has been taken back.
 trait TakeTurn: Send + Sync {
-    fn take_turn(&self, token: u32) -> Turn;
+    fn take_turn(&self, token: u16) -> Turn;
 }
 
 impl<H: Handler> TakeTurn for Mutex<Option<H>> {
-    fn take_turn(&self, token: u32) -> Turn {
+    fn take_turn(&self, token: u16) -> Turn {
         // A handler that has panicked has no more turns.
         let Ok(mut handler) = self.lock() else { return Turn::Sleep };
         handler.as_mut().map_or(Turn::Sleep, |handler| handler.turn(token))
@@ -140,15 +144,15 @@ impl<H: Handler> TakeTurn for Mutex<Option<H>> {
 }
 
 impl Table {
-    fn position(&self, id: u32) -> Option<usize> {
+    fn position(&self, id: u64) -> Option<usize> {
         self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
     }
 
-    fn slot(&mut self, id: u32) -> Option<&mut Slot> {
+    fn slot(&mut self, id: u64) -> Option<&mut Slot> {
         self.position(id).and_then(|at| self.slots.get_mut(at))
     }
 
-    fn is_due(&mut self, id: u32, token: u32) {
+    fn is_due(&mut self, id: u64, token: u16) {
         if !self.due.contains(&(id, token)) {
             self.due.push((id, token));
         }
@@ -174,7 +178,7 @@ impl Inner {
     fn watch(
         &self,
         table: &mut Table,
-        id: u32,
+        id: u64,
         source: Source,
         operation: ControlOperation,
     ) -> Result<(), WatchError> {
@@ -183,7 +187,7 @@ impl Inner {
             Interest::Writable => EventSet::OUT,
             Interest::Both => EventSet::IN | EventSet::OUT,
         };
-        let data = u64::from(id) << 32 | u64::from(source.token);
+        let data = id << TOKEN_BITS | u64::from(source.token);
         let event = EpollEvent::new(interest | EventSet::EDGE_TRIGGERED, data);
         self.epoll
             .ctl(operation, source.fd, event)
@@ -199,7 +203,7 @@ impl Inner {
         let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
-    fn remove(&self, id: u32) {
+    fn remove(&self, id: u64) {
         let mut table = self.table();
         let Some(at) = table.position(id) else { return };
         let slot = table.slots.remove(at);
@@ -222,7 +226,7 @@ impl Inner {
         };
         let events = storage.events.iter().take(ready).map(|event| {
             let data = event.data();
-            ((data >> 32) as u32, data as u32)
+            (data >> TOKEN_BITS, data as u16)
         });
         {
             let mut table = self.table();
@@ -247,7 +251,7 @@ impl EventLoop {
     /// A loop without handlers. Nobody runs it yet.
     pub fn new() -> io::Result<Self> {
         let (epoll, wake) = (Epoll::new()?, Event::new()?);
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, u64::from(NOBODY) << 32);
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, NOBODY << TOKEN_BITS);
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), event)?;
         let table = Table { slots: Vec::new(), last: NOBODY, due: Vec::new(), asleep: false, stop: false };
         let storage =
@@ -327,7 +331,7 @@ impl<T: AsRawFd + Send, F: FnMut(&mut T) + Send> Handler for OnReadable<T, F> {
         vec![Source { token: 0, fd: self.file.as_raw_fd(), interest: Interest::Readable }]
     }
 
-    fn turn(&mut self, _: u32) -> Turn {
+    fn turn(&mut self, _: u16) -> Turn {
         (self.f)(&mut self.file);
         Turn::Sleep
     }
@@ -374,12 +378,12 @@ impl<H: Handler> std::fmt::Debug for Hosted<H> {
 #[derive(Clone)]
 pub struct LoopHandle {
     inner: Arc<Inner>,
-    id: u32,
+    id: u64,
 }
 
 impl LoopHandle {
     /// Gives the handler a turn.
-    pub fn wake(&self, token: u32) {
+    pub fn wake(&self, token: u16) {
         let mut table = self.inner.table();
         if table.position(self.id).is_some() {
             table.is_due(self.id, token);

@@ -66,7 +66,7 @@ impl Handler for KeyFilter {
         Vec::new()
     }
 
-    fn turn(&mut self, _: u32) -> Turn {
+    fn turn(&mut self, _: u16) -> Turn {
         if self.guest.is_none() {
             return Turn::Sleep;
         }

@@ -68,7 +68,7 @@
 //!         vec![Source { token: 0, fd: queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
 //!     }
 //!
-//!     fn turn(&mut self, _token: u32) -> Result<Turn, QueueBroken> {
+//!     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
 //!         let queue = &mut self.0[0];
 //!         // A budget, so that no driver keeps the thread for itself.
 //!         for _ in 0..32 {

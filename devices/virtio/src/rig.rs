@@ -92,12 +92,12 @@ impl Rig {
     }
 
     /// One turn.
-    pub fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+    pub fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
         self.worker().turn(token)
     }
 
     /// Turns until the worker sleeps; returns how many.
-    pub fn run(&mut self, token: u32) -> u32 {
+    pub fn run(&mut self, token: u16) -> u32 {
         for turns in 1..1000 {
             if self.turn(token).unwrap() == Turn::Sleep {
                 return turns;

@@ -114,7 +114,7 @@ impl Worker for RngWorker {
         vec![Source { token: 0, fd: self.queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
     }
 
-    fn turn(&mut self, _: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, _: u16) -> Result<Turn, QueueBroken> {
         for _ in 0..BUDGET {
             let Some(chain) = self.queue.pop()? else {
                 self.queue.flush()?;

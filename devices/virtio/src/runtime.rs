@@ -26,7 +26,7 @@ impl Handler for OnLoop {
         self.worker.sources()
     }
 
-    fn turn(&mut self, token: u32) -> Turn {
+    fn turn(&mut self, token: u16) -> Turn {
         if self.broken.is_none() {
             return Turn::Sleep;
         }

@@ -11,7 +11,7 @@ pub trait Worker: Send {
     /// Does a bounded amount of work for one source. An error parks the worker for good: the runtime sets
     /// DEVICE_NEEDS_RESET. Also called once for each source right after the start, so that nothing that
     /// happened before is missed.
-    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken>;
+    fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken>;
     /// Waits for what is in flight, flushes, and gives the queues back.
     fn finish(self: Box<Self>) -> Vec<VirtQueue>;
 }

@@ -5,12 +5,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 
-type Answer = Box<dyn FnMut(u32) -> Turn + Send>;
+type Answer = Box<dyn FnMut(u16) -> Turn + Send>;
 
 /// Tells its turns, and that it was dropped (by the end of the channel).
 struct Teller {
     events: Vec<Arc<Event>>,
-    turns: Sender<u32>,
+    turns: Sender<u16>,
     answer: Answer,
 }
 
@@ -19,13 +19,13 @@ impl Handler for Teller {
         (10..).zip(&self.events).map(|(token, event)| source(token, event)).collect()
     }
 
-    fn turn(&mut self, token: u32) -> Turn {
+    fn turn(&mut self, token: u16) -> Turn {
         let _ = self.turns.send(token);
         (self.answer)(token)
     }
 }
 
-fn source(token: u32, event: &Event) -> Source {
+fn source(token: u16, event: &Event) -> Source {
     Source { token, fd: event.as_raw_fd(), interest: Interest::Readable }
 }
 
@@ -35,8 +35,8 @@ fn event() -> Arc<Event> {
 
 fn teller(
     events: &[Arc<Event>],
-    answer: impl FnMut(u32) -> Turn + Send + 'static,
-) -> (Teller, Receiver<u32>) {
+    answer: impl FnMut(u16) -> Turn + Send + 'static,
+) -> (Teller, Receiver<u16>) {
     let (turns, told) = channel();
     (Teller { events: events.to_vec(), turns, answer: Box::new(answer) }, told)
 }

@@ -255,7 +255,7 @@ impl Handler for OnLoop {
         Vec::new()
     }
 
-    fn turn(&mut self, _: u32) -> Turn {
+    fn turn(&mut self, _: u16) -> Turn {
         let (keys, turn) = self.shared.lock().turn();
         // Without the lock: the keys may do anything.
         keys.into_iter().for_each(&mut self.on_key);

@@ -50,7 +50,7 @@ impl<D: DiskIo> Worker for BlkWorker<D> {
         vec![Source { token: 0, fd: self.queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
     }
 
-    fn turn(&mut self, _token: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
         let mut requests = 0;
         let mut bytes = 0;
         let executor = Executor {

@@ -10,9 +10,9 @@ use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
 const TXQ: usize = 1;
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const INPUT: u32 = 2;
+const RX_KICK: u16 = 0;
+const TX_KICK: u16 = 1;
+const INPUT: u16 = 2;
 
 /// An output that shows what came, and does as it is told: bytes to take of each write, or an error.
 struct Screen {

@@ -9,9 +9,9 @@ use ossature_memory::Dma;
 use super::{Console, ConsoleInput, Counters, Output, RX, TX, rx, tx};
 use crate::{Interest, QueueBroken, Source, Start, Turn, VirtQueue, Worker};
 
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const INPUT: u32 = 2;
+const RX_KICK: u16 = 0;
+const TX_KICK: u16 = 1;
+const INPUT: u16 = 2;
 
 struct ConsoleWorker {
     mem: Dma,
@@ -59,7 +59,7 @@ impl Worker for ConsoleWorker {
         .collect()
     }
 
-    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
         if token == TX_KICK {
             let Some(queue) = &mut self.tx else { return Ok(Turn::Sleep) };
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);

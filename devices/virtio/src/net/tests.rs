@@ -15,9 +15,9 @@ use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
 const TXQ: usize = 1;
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const HOST: u32 = 2;
+const RX_KICK: u16 = 0;
+const TX_KICK: u16 = 1;
+const HOST: u16 = 2;
 
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;

@@ -11,9 +11,9 @@ use super::tx::Tx;
 use super::{Counters, Net, NetIo, RX, TX};
 use crate::{Interest, QueueBroken, Source, Start, Turn, VirtQueue, Worker};
 
-const RX_KICK: u32 = 0;
-const TX_KICK: u32 = 1;
-const HOST: u32 = 2;
+const RX_KICK: u16 = 0;
+const TX_KICK: u16 = 1;
+const HOST: u16 = 2;
 
 /// What both queues work with.
 pub(super) struct Shared<I> {
@@ -65,7 +65,7 @@ impl<I: NetIo> Worker for NetWorker<I> {
             .collect()
     }
 
-    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
         match token {
             RX_KICK => self.receive(),
             TX_KICK => self.send(),

@@ -12,26 +12,26 @@ use crate::{Interest, QueueBroken, Runtime, Source, Turn, VirtQueue, Worker, Wor
 
 const BROKEN: QueueBroken = QueueBroken::EmptyDescriptor;
 
-type Answer = Box<dyn FnMut(u32) -> Result<Turn, QueueBroken> + Send>;
+type Answer = Box<dyn FnMut(u16) -> Result<Turn, QueueBroken> + Send>;
 
 /// Tells its turns (token and thread), and that it was dropped (by the end of the channel).
 struct Teller {
     events: Vec<Arc<Event>>,
-    turns: Sender<(u32, Option<String>)>,
+    turns: Sender<(u16, Option<String>)>,
     answer: Answer,
 }
 
 impl Worker for Teller {
     fn sources(&self) -> Vec<Source> {
         let source = |(i, event): (usize, &Arc<Event>)| Source {
-            token: 10 + i as u32,
+            token: 10 + i as u16,
             fd: event.as_raw_fd(),
             interest: Interest::Readable,
         };
         self.events.iter().enumerate().map(source).collect()
     }
 
-    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
         let _ = self.turns.send((token, thread::current().name().map(str::to_owned)));
         (self.answer)(token)
     }
@@ -43,7 +43,7 @@ impl Worker for Teller {
 
 struct Hosted {
     events: Vec<Arc<Event>>,
-    turns: Receiver<(u32, Option<String>)>,
+    turns: Receiver<(u16, Option<String>)>,
     broken: Receiver<QueueBroken>,
     handle: Box<dyn WorkerHandle>,
 }
@@ -55,7 +55,7 @@ fn event() -> Arc<Event> {
 fn host(
     runtime: &dyn Runtime,
     sources: usize,
-    answer: impl FnMut(u32) -> Result<Turn, QueueBroken> + Send + 'static,
+    answer: impl FnMut(u16) -> Result<Turn, QueueBroken> + Send + 'static,
 ) -> Hosted {
     let (sender, turns) = channel();
     let (tell, broken) = channel();
@@ -212,7 +212,7 @@ impl Worker for FileWatcher {
         vec![Source { token: 0, fd: self.0.as_raw_fd(), interest: Interest::Both }]
     }
 
-    fn turn(&mut self, _: u32) -> Result<Turn, QueueBroken> {
+    fn turn(&mut self, _: u16) -> Result<Turn, QueueBroken> {
         Ok(Turn::Sleep)
     }
 

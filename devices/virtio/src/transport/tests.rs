@@ -136,15 +136,15 @@ enum Flaw {
 impl Worker for SampleWorker {
     fn sources(&self) -> Vec<Source> {
         let source = |queue: &VirtQueue| Source {
-            token: queue.index().into(),
+            token: queue.index(),
             fd: queue.doorbell().as_raw_fd(),
             interest: Interest::Readable,
         };
         self.queues.iter().map(source).collect()
     }
 
-    fn turn(&mut self, token: u32) -> Result<Turn, QueueBroken> {
-        let queue = self.queues.iter_mut().find(|queue| u32::from(queue.index()) == token).unwrap();
+    fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
+        let queue = self.queues.iter_mut().find(|queue| queue.index() == token).unwrap();
         match serve(queue, self.flaw) {
             Err(_) if self.flaw == Flaw::Deaf => Ok(Turn::Sleep),
             turn => turn,
