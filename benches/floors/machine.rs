@@ -79,9 +79,16 @@ impl Host {
     ) -> Machine {
         let vm = self.kvm.create_vm().unwrap();
         vm.set_tss_address(0xfffb_d000).unwrap();
-        vm.create_irq_chip().unwrap();
+        // Memory first: a change of the slots waits for what the kernel has changed before.
         let ram = Memory::new(ram);
         slot(&vm, 0, 0, 0, &ram);
+        let mut mapped = Vec::new();
+        for (index, &address) in (1..).zip(pages) {
+            let page = Memory::new(4096);
+            slot(&vm, index, KVM_MEM_READONLY, address, &page);
+            mapped.push(page);
+        }
+        vm.create_irq_chip().unwrap();
         let mut events = Vec::new();
         for &gsi in irqs {
             let event = event();
@@ -93,12 +100,6 @@ impl Host {
             let event = event();
             ioctl(&vm, 0x4040_ae79, &kvm_ioeventfd { fd: event.as_raw_fd(), ..*doorbell });
             events.push(event);
-        }
-        let mut mapped = Vec::new();
-        for (index, &address) in (1..).zip(pages) {
-            let page = Memory::new(4096);
-            slot(&vm, index, KVM_MEM_READONLY, address, &page);
-            mapped.push(page);
         }
         let vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_cpuid2(&self.cpuid).unwrap();

@@ -29,6 +29,7 @@ pub(super) struct VmShared {
     pub host: Arc<Host>,
     slots: Mutex<Slots>,
     routes: Mutex<IrqRoutes>,
+    has_irqchip: Mutex<bool>,
 }
 
 /// The memory slots of a machine, and what keeps the memory behind them mapped.
@@ -56,20 +57,13 @@ impl KvmVm {
         }
         let fd = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
         fd.set_tss_address(arch::TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
-        if config.irqchip == Irqchip::Kernel {
-            fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-            if config.pit {
-                // The dummy answers port 0x61, where guests gate the timer's second channel.
-                let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-                fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
-            }
-        }
         let shared = VmShared {
             fd,
             config: config.clone(),
             host: Arc::clone(host),
             slots: Mutex::default(),
             routes: Mutex::default(),
+            has_irqchip: Mutex::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -102,7 +96,29 @@ impl VmShared {
     }
 
     fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
-        if self.config.irqchip == Irqchip::None { Err(VmError::NoIrqchip { gsi }) } else { Ok(()) }
+        if self.config.irqchip == Irqchip::None {
+            Err(VmError::NoIrqchip { gsi })
+        } else {
+            self.create_irqchip()
+        }
+    }
+
+    /// Creates the interrupt controllers, if there are to be any, when they are first needed: after the memory, as
+    /// far as possible. A change of the memory slots waits until the kernel has no more use for the old version of
+    /// whatever was changed before it, and the controllers are on the kernel's own bus.
+    pub(super) fn create_irqchip(&self) -> Result<(), VmError> {
+        let mut done = self.has_irqchip.lock().unwrap_or_else(PoisonError::into_inner);
+        if *done || self.config.irqchip == Irqchip::None {
+            return Ok(());
+        }
+        self.fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+        *done = true;
+        if self.config.pit {
+            // The dummy answers port 0x61, where guests gate the timer's second channel.
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            self.fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+        }
+        Ok(())
     }
 }
 
@@ -188,6 +204,7 @@ impl Vm for KvmVm {
         if index >= self.shared.config.cpus {
             return Err(VmError::TooManyVcpus { index, max: self.shared.config.cpus });
         }
+        self.shared.create_irqchip()?;
         Ok(Vcpu::new(Box::new(KvmVcpu::new(&self.shared, index)?), buses))
     }
 

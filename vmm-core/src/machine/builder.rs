@@ -114,9 +114,16 @@ impl MachineBuilder {
         let events = EventLog::default();
         let (mut ports, mut memory) = (Vec::new(), Vec::new());
         let mut nodes = Vec::new();
-        for ((device, requires), places) in devices.iter_mut().zip(&requires).zip(&places) {
+        // All memory comes before all doorbells: after one, the kernel takes milliseconds to change its memory slots.
+        let parts = || requires.iter().zip(&places);
+        let pages = devices
+            .iter()
+            .zip(parts())
+            .map(|(device, (requires, places))| register_pages(&*vm, device.id(), requires, places));
+        let pages: Vec<_> = pages.collect::<Result<_, _>>()?;
+        for ((device, (requires, places)), pages) in devices.iter_mut().zip(parts()).zip(pages) {
             let id = device.id().to_owned();
-            let assigned = assign(&*vm, &ram, &events, &id, requires, places)?;
+            let assigned = Assigned { pages, ..assign(&*vm, &ram, &events, &id, requires, places)? };
             let attached =
                 device.attach(assigned).map_err(|source| BuildError::Attach { id: id.clone(), source })?;
             nodes.extend(node(&id, attached.node, requires, places));
@@ -184,7 +191,26 @@ fn check(cpus: u32, ids: &[&str]) -> Vec<BuildError> {
     errors
 }
 
-/// Makes what a device asked for and connects it to the hypervisor.
+/// Makes the pages of registers that a device asked for and lets the guest read them.
+fn register_pages(
+    vm: &dyn Vm,
+    id: &str,
+    requires: &Requires,
+    places: &Place,
+) -> Result<Vec<Arc<RegisterPage>>, BuildError> {
+    let mut pages = Vec::new();
+    for &range in &requires.pages {
+        let page = RegisterPage::new().map_err(|source| BuildError::Host { id: id.to_owned(), source })?;
+        let page = Arc::new(page);
+        if let Some(&base) = places.ranges.get(range) {
+            vm.map_register_page(GuestAddress(base), Arc::clone(&page))?;
+        }
+        pages.push(page);
+    }
+    Ok(pages)
+}
+
+/// Makes what a device asked for, but for its pages, and connects it to the hypervisor.
 fn assign(
     vm: &dyn Vm,
     ram: &Ram,
@@ -211,18 +237,9 @@ fn assign(
         }
         doorbells.push(bell);
     }
-    let mut pages = Vec::new();
-    for &range in &requires.pages {
-        let page = RegisterPage::new().map_err(|source| BuildError::Host { id: id.to_owned(), source })?;
-        let page = Arc::new(page);
-        if let Some(&base) = places.ranges.get(range) {
-            vm.map_register_page(GuestAddress(base), Arc::clone(&page))?;
-        }
-        pages.push(page);
-    }
     let (log, id) = (events.clone(), id.to_owned());
     let events = EventSink::new(move |event| log.push(MachineEvent::Device { id: id.clone(), event }));
-    Ok(Assigned { dma: ram.dma(), interrupts, doorbells, pages, events })
+    Ok(Assigned { dma: ram.dma(), interrupts, doorbells, pages: Vec::new(), events })
 }
 
 fn doorbell(request: &DoorbellRequest, requires: &Requires, places: &Place) -> Option<Doorbell> {
