@@ -6,6 +6,7 @@
 mod floor_exits;
 mod support;
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,50 @@ fn pause(c: &mut Criterion) {
     machine.stop().unwrap();
 }
 
+/// An ELF file with a page of code, a PVH note, and nothing else: powers off at once.
+fn kernel() -> Vec<u8> {
+    const ENTRY: u64 = 0x10_0000;
+    let note = [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), ENTRY as u32].map(u32::to_le_bytes).concat();
+    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
+    image.extend([0, 0, 64, 56, 2, 64, 0, 0].map(u16::to_le_bytes).concat());
+    let header = |kind: u64, offset: u64, at: u64, len: u64| [kind, offset, at, at, len, len, 4096];
+    let headers =
+        [header(5 << 32 | 1, 0x1000, ENTRY, 4096), header(4 << 32 | 4, 0x800, 0, note.len() as u64)];
+    image.extend(headers.as_flattened().iter().flat_map(|word| word.to_le_bytes()));
+    image.resize(0x800, 0);
+    image.extend(note);
+    image.resize(0x1000, 0);
+    // In protected mode: mov dx, 0x600; mov al, 0x34; out dx, al
+    image.extend([0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee]);
+    image.resize(0x2000, 0);
+    image
+}
+
+/// The example VMM beside the floor, each from exec to its end.
+fn exec(_: &mut Criterion) {
+    let Ok(tap) = std::env::var("OSSATURE_TAP") else {
+        println!("kvm_exec: needs OSSATURE_TAP, the name of a tap, and the examples built");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name, bytes: &[u8]| {
+        let path = folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let (kernel, disk) = (file("kernel", &kernel()), file("disk", &[0; 1 << 20]));
+    let (as_disk, as_tap) = (format!("path={disk}"), format!("tap={tap}"));
+    let run = |program: &str, arguments: &[&str]| {
+        let examples = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples");
+        let mut command = Command::new(examples.join(program));
+        let status = command.args(arguments).stdin(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+    };
+    let ours = ["--kernel", &kernel, "--memory", "128M", "--disk", &as_disk, "--net", &as_tap];
+    ratio("kvm_exec", 1, || run("microvm", &ours), || run("floor_boot", &[&kernel, &disk, &tap]));
+}
+
 /// 500 machines in one process, all alive: whether the last are made as fast as the first, and what each takes.
 fn many(_: &mut Criterion) {
     // What a process may have open by default is not enough for so many.
@@ -172,5 +217,5 @@ fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
 }
 
-criterion_group! { name = benches; config = settings(); targets = create, exits, pause, many }
+criterion_group! { name = benches; config = settings(); targets = create, exits, pause, exec, many }
 criterion_main!(benches);
