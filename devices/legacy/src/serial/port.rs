@@ -304,7 +304,8 @@ impl Shared {
         // A burst is sent with its last byte, or when the guest looks at the port again, as its interrupt makes it.
         // Behind output that waits for room, it is the loop's turn.
         let burst = written == Written::Sent && inner.uart.in_burst();
-        if !inner.stalled && !burst {
+        let sends = !inner.stalled && !burst && !inner.paused;
+        if sends {
             inner.send();
             inner.raise();
         }
@@ -312,7 +313,7 @@ impl Shared {
         if drained && inner.waiting > 0 {
             self.room.notify_all();
         }
-        if !inner.stalled && !burst && !inner.uart.output().is_empty() {
+        if sends && !inner.uart.output().is_empty() {
             inner.counters.stalls += 1;
             inner.rewatch();
         }
