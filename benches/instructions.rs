@@ -13,7 +13,7 @@ use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
-use support::{bus, rings, tables};
+use support::{bus, rings, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
@@ -94,6 +94,11 @@ fn main() {
     count("guest memory: read of 4096 bytes", 1, || {
         dma.read(black_box(GuestAddress(0x2000)), black_box(&mut page)).unwrap();
     });
+
+    let mut devices = state::Devices::new();
+    count("device state: encode", 1, || devices.encode());
+    count("device state: decode", 1, || devices.decode());
+    count("baseline: device state, copy of the file", 1, || devices.copy());
 
     let platform = tables::platform();
     count("boot: ACPI tables", 1, || acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());

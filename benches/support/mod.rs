@@ -4,4 +4,5 @@
 pub mod bus;
 pub mod raw;
 pub mod rings;
+pub mod state;
 pub mod tables;

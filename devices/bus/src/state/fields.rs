@@ -6,6 +6,9 @@ use std::borrow::Cow;
 
 use super::{SavedState, StateError};
 
+/// Most devices have no more bytes than this, so that their payload is allocated once.
+const TYPICAL: usize = 256;
+
 /// Writes a device's fields.
 #[derive(Debug)]
 pub struct Encoder {
@@ -17,7 +20,7 @@ pub struct Encoder {
 impl Encoder {
     /// Nothing yet of a state of this kind and version.
     pub fn new(kind: &'static str, version: u16) -> Self {
-        Self { kind, version, payload: Vec::new() }
+        Self { kind, version, payload: Vec::with_capacity(TYPICAL) }
     }
 
     /// Appends a byte.
