@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossature::boot::Platform;
 use ossature::bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio};
 use ossature::core::machine::{Machine, PayloadError};
-use ossature::core::{Buses, Hypervisor, KickSignal, Kvm, Registers, Step, VmConfig, install_kick_handler};
+use ossature::core::{Buses, Hypervisor, Kvm, Registers, Step, VmConfig, install_kick_handler};
 use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, Ram, RamConfig};
@@ -204,8 +204,7 @@ const STAGE: &str = "OSSATURE_TEST_EXITS";
 /// Runs `code`, whose accesses are all answered, for 1000 exits under the filter, and ends the process with 0 if all
 /// went well.
 fn a_thousand_exits(code: &[u8]) -> ! {
-    install_kick_handler(libc::SIGRTMIN()).unwrap();
-    let kick = KickSignal::Handled(libc::SIGRTMIN());
+    let kick = install_kick_handler(libc::SIGRTMIN()).unwrap();
     let vm = Kvm::open().unwrap().create_vm(&VmConfig { kick, ..VmConfig::default() }).unwrap();
     let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
     ram.dma().write(GuestAddress(0x1000), code).unwrap();

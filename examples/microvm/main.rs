@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use args::Args;
 use nix::sys::{signal::*, signalfd::*};
 use ossature::bus::{Device, EventLoop, Handler, Hosted};
-use ossature::core::{KickSignal, Kvm, install_kick_handler, machine::*};
+use ossature::core::{Kvm, describe, install_kick_handler, machine::*};
 use ossature::legacy::*;
 use ossature::memory::{Backing, RamConfig};
 use ossature::virtio::{blk::*, console::*, net::*, *};
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let args = Args::from_command_line();
     env_logger::Builder::new().filter_level(args.log).init();
-    run(&args, started).unwrap_or_else(|error| fails(&with_sources(&*error)))
+    run(&args, started).unwrap_or_else(|error| fails(&describe(&*error)))
 }
 
 fn fails(text: &str) -> ExitCode {
@@ -64,13 +64,12 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     for (id, device) in virtio {
         devices.push(Box::new(VirtioMmio::new(id, device, Arc::new(here.clone()))));
     }
-    install_kick_handler(libc::SIGRTMIN())?; // the process is ours: cheaper than masks
     let mut machine = Machine::builder("microvm")
         .cpus(args.cpus)
         .memory(memory)
         .payload(linux)
         .devices(devices)
-        .kick_signal(KickSignal::Handled(libc::SIGRTMIN()))
+        .kick_signal(install_kick_handler(libc::SIGRTMIN())?) // the process is ours: cheaper than masks
         .build(&Kvm::open()?)?;
 
     let _signals = obey(&here, machine.handle(), button)?;
@@ -85,7 +84,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     }
 
     Ok(match outcome {
-        Outcome::Crashed(error) => fails(&format!("the guest crashed: {}", with_sources(&*error))),
+        Outcome::Crashed(error) => fails(&format!("the guest crashed: {}", describe(&*error))),
         _ if machine.guest_panicked() => fails("the guest's kernel panicked"),
         Outcome::Shutdown | Outcome::Reset | Outcome::Stopped => ExitCode::SUCCESS,
         other => fails(&format!("the machine ended: {other:?}")),
@@ -170,16 +169,4 @@ fn obey(here: &EventLoop, machine: MachineHandle, button: PowerButton) -> Result
             });
         }
     })?)
-}
-
-/// An error with everything behind it that it does not say itself.
-fn with_sources(error: &dyn Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(error) = next {
-        if !text.contains(&error.to_string()) {
-            text = format!("{text}: {error}");
-        }
-        next = error.source();
-    }
-    text
 }

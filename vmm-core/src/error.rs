@@ -1,5 +1,6 @@
 //! What can go wrong on the host's side while a virtual machine is set up.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -141,4 +142,24 @@ pub enum VmError {
 
 fn list(missing: &[Capability]) -> String {
     missing.iter().map(Capability::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// An error's text with those of the errors behind it (its sources), as far as it does not say them itself: what a
+/// program tells its user before it ends.
+///
+/// ```
+/// # use std::io::Error;
+/// let error = ossature_core::VmError::Call { call: "KVM_CREATE_VM", source: Error::from_raw_os_error(24) };
+/// assert_eq!(ossature_core::describe(&error), "KVM_CREATE_VM failed: Too many open files (os error 24)");
+/// ```
+pub fn describe(error: &(dyn Error + 'static)) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(error) = next {
+        let what = error.to_string();
+        if !text.contains(&what) {
+            text = format!("{text}: {what}");
+        }
+        next = error.source();
+    }
+    text
 }

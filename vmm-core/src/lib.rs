@@ -73,7 +73,7 @@ mod vcpu;
 pub use arch::{Registers, Segment, Table};
 pub use backend::{Doorbell, DoorbellAddress, Hypervisor, Irqchip, MsiMessage, Vm, VmConfig};
 pub use crash::{CrashReason, VcpuCrash};
-pub use error::{Capability, VmError};
+pub use error::{Capability, VmError, describe};
 pub use kick::{KickSignal, Kicker};
 pub use kvm::{Capabilities, Kvm, install_kick_handler};
 pub use stats::{Stat, StatsReader};

@@ -16,11 +16,12 @@ use crate::KickSignal;
 /// Signals of the kernel: 1 to 64.
 const SIGNALS: c_int = 64;
 
-/// Installs a handler for `signal` that does nothing, for the whole process: what [`KickSignal::Handled`]
-/// needs. Replaces the handler that was there.
-pub fn install_kick_handler(signal: i32) -> io::Result<()> {
+/// Installs a handler for `signal` that does nothing, for the whole process, and returns the
+/// [`KickSignal::Handled`] that needs it. Replaces the handler that was there.
+pub fn install_kick_handler(signal: i32) -> io::Result<KickSignal> {
     extern "C" fn nothing(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
-    register_signal_handler(signal, nothing).map_err(io::Error::from)
+    register_signal_handler(signal, nothing)?;
+    Ok(KickSignal::Handled(signal))
 }
 
 /// The thread that a vCPU last ran on, while that thread lives.
