@@ -1,7 +1,7 @@
 //! What devices save, and the file in which a machine keeps it.
 //!
 //! A device turns its registers into the bytes of a [`SavedState`] with an [`Encoder`] and reads them back with a
-//! [`Decoder`]. [`write`] puts the states of a machine's devices into one file, each under its device's id, and
+//! [`Decoder`]. [`write()`] puts the states of a machine's devices into one file, each under its device's id, and
 //! [`StateFile::parse`] takes them out again. All of this works on bytes in memory: where they are kept, the caller
 //! decides.
 //!

@@ -73,6 +73,19 @@ fn d2_fields_are_refused_or_taken() {
 }
 
 #[test]
+fn d2_bits_that_a_register_does_not_have_are_refused() {
+    let refused = |change: fn(&mut RtcState)| {
+        let mut state = busy();
+        change(&mut state);
+        make().restore(&state.save()).unwrap_err()
+    };
+    let value = |field, value| StateError::Value { field, value };
+    assert_eq!(refused(|state| state.index = 0x80), value("index", 0x80));
+    assert_eq!(refused(|state| state.status_a |= 0x80), value("status_a", 0xa6));
+    assert_eq!(refused(|state| state.status_b |= 0x40), value("status_b", 0x46));
+}
+
+#[test]
 fn d2_a_clock_that_is_off_by_more_than_there_are_dates_can_be_set() {
     for offset in [i64::MIN, i64::MIN + 1, i64::MAX] {
         for snapshot in [i64::MIN, 0, i64::MAX] {
