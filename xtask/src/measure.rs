@@ -25,14 +25,15 @@ const GRACE: Duration = Duration::from_secs(30);
 const TAP: &str = "tap-report";
 
 /// Takes all figures. `input` is the folder that the host has prepared; `copied` says that the files that the VMMs
-/// open come from another host, so that reading them would count as theirs.
+/// open come from another host, so that reading them would count as theirs. The figures are written to `output` as
+/// they come; what an earlier call has left there is not measured again.
 ///
 /// # Errors
 /// What is needed to measure at all is missing. A VMM that fails is part of the result.
-pub fn run(options: &Options, input: &Path, copied: bool) -> Result<Figures> {
+pub fn run(options: &Options, input: &Path, output: &Path, copied: bool) -> Result<()> {
     let work = PathBuf::from(format!("/dev/shm/ossature-report-{}", std::process::id()));
     fs::create_dir_all(&work).context(work.display())?;
-    let measured = Measure::new(options, input, &work, copied).and_then(|mut measure| measure.all());
+    let measured = Measure::new(options, input, &work, output, copied).and_then(|mut measure| measure.all());
     fs::remove_dir_all(&work).context(work.display())?;
     measured
 }
@@ -45,11 +46,18 @@ struct Measure<'a> {
     guest: Guest,
     contenders: Vec<Contender>,
     copied: bool,
+    output: PathBuf,
     figures: Figures,
 }
 
 impl<'a> Measure<'a> {
-    fn new(options: &'a Options, input: &Path, work: &Path, copied: bool) -> Result<Measure<'a>> {
+    fn new(
+        options: &'a Options,
+        input: &Path,
+        work: &Path,
+        output: &Path,
+        copied: bool,
+    ) -> Result<Measure<'a>> {
         for name in ["kernel", "bzimage", "initrd", "microvm", "floor"] {
             let (from, to) = (input.join(name), work.join(name));
             fs::copy(&from, &to).context(from.display())?;
@@ -66,44 +74,64 @@ impl<'a> Measure<'a> {
             cpus: options.cpus,
             tap: TAP.to_owned(),
         };
-        let names = contenders.iter().map(|contender| Measured::new(&contender.name)).collect();
-        let figures = Figures { contenders: names, ..Figures::default() };
-        Ok(Measure { options, guest, contenders, copied, figures })
+        let figures = if output.exists() {
+            Figures::from_json(&fs::read_to_string(output).context(output.display())?)?
+        } else {
+            let names = contenders.iter().map(|contender| Measured::new(&contender.name)).collect();
+            Figures { contenders: names, ..Figures::default() }
+        };
+        if copied {
+            figures.files.iter().for_each(|file| copy_up(Path::new(file)));
+        }
+        Ok(Measure { options, guest, contenders, copied, output: output.to_owned(), figures })
     }
 
     /// Every VMM in turn for each figure, and that as often as was asked for.
-    fn all(&mut self) -> Result<Figures> {
+    fn all(&mut self) -> Result<()> {
         let once: [Step<'a>; 1] = [("system calls", Self::calls)];
         let repeated: [Step<'a>; 3] =
             [("first run", Self::first_run), ("boot", Self::boot), ("disk and network", Self::io)];
         let last: [Step<'a>; 2] = [("memory and exits", Self::idle), ("timeline", Self::timeline)];
-        self.round(&once);
-        for run in 0..self.options.runs() {
-            eprintln!("report: run {} of {}", run + 1, self.options.runs());
-            self.round(&repeated);
+        self.round(1, &once)?;
+        for run in 1..=self.options.runs() {
+            self.round(run, &repeated)?;
         }
-        self.round(&last);
+        self.round(1, &last)?;
         let program = |contender: &Contender| contender.words.first().cloned().unwrap_or_default();
         for (contender, measured) in self.contenders.iter().zip(&mut self.figures.contenders) {
             if let Some(size) = find_program(&program(contender)).and_then(|path| fs::metadata(path).ok()) {
                 measured.add("binary", size.len() as f64);
             }
         }
-        Ok(std::mem::take(&mut self.figures))
+        self.save()
     }
 
-    fn round(&mut self, steps: &[Step<'a>]) {
+    fn save(&self) -> Result<()> {
+        // Whole or not at all: the machine may be turned off at any time.
+        let part = self.output.with_extension("part");
+        fs::write(&part, self.figures.to_json().to_string()).context(part.display())?;
+        fs::rename(&part, &self.output).context(self.output.display())
+    }
+
+    fn round(&mut self, run: u32, steps: &[Step<'a>]) -> Result<()> {
         for (what, step) in steps {
             for index in 0..self.contenders.len() {
-                let Some(contender) = self.contenders.get(index) else { continue };
-                let name = contender.name.clone();
-                eprintln!("report: {what}: {name}");
-                if let Err(error) = step(self, index) {
-                    eprintln!("report: {what}: {name}: {error}");
-                    self.figures.failures.push(format!("{name}: {what}: {error}"));
+                let name =
+                    self.contenders.get(index).map(|contender| contender.name.clone()).unwrap_or_default();
+                let step_name = format!("{what} of {name}, run {run}");
+                if self.figures.done.contains(&step_name) {
+                    continue;
                 }
+                eprintln!("report: {step_name}");
+                if let Err(error) = step(self, index) {
+                    eprintln!("report: {step_name}: {error}");
+                    self.figures.failures.push(format!("{step_name}: {error}"));
+                }
+                self.figures.done.push(step_name);
+                self.save()?;
             }
         }
+        Ok(())
     }
 
     fn takes_part(&self, index: usize, least: Part) -> bool {
@@ -140,9 +168,11 @@ impl<'a> Measure<'a> {
         child.wait()?;
         let text = fs::read(&log).context(log.display())?;
         let text = String::from_utf8_lossy(&text);
+        let files = strace::files(&text);
         if self.copied {
-            strace::files(&text).iter().for_each(|file| copy_up(Path::new(file)));
+            files.iter().for_each(|file| copy_up(Path::new(file)));
         }
+        self.figures.files.extend(files);
         let calls = strace::before_first_run(&text)
             .ok_or_else(|| Error::new(format!("it never ran a guest\n{}", child.said())))?;
         self.add(index, "calls", calls.all.into());

@@ -34,12 +34,19 @@ pub struct Job {
     pub folder: PathBuf,
     /// When the machine is turned off at the latest; never, if none.
     pub limit: Option<Duration>,
+    /// When it is turned off because the job has printed nothing for so long; never, if none.
+    pub silence: Option<Duration>,
 }
 
 impl Job {
     /// A job in the repository's root folder that may take an hour.
     pub fn new(script: impl Into<String>) -> Job {
-        Job { script: script.into(), folder: paths::root(), limit: Some(Duration::from_secs(3600)) }
+        Job {
+            script: script.into(),
+            folder: paths::root(),
+            limit: Some(Duration::from_secs(3600)),
+            silence: None,
+        }
     }
 }
 
@@ -181,6 +188,7 @@ impl Machine {
     /// Waits for the machine to turn itself off.
     fn attend(&self, child: &mut Child, job: &Job, streams: &mut [Follow]) -> Result<()> {
         let start = Instant::now();
+        let mut heard = start;
         let mut up = false;
         if self.progress {
             eprintln!("nested machine: booting");
@@ -194,15 +202,18 @@ impl Machine {
                 }
             }
             for stream in &mut *streams {
-                stream.pass_on();
+                if stream.pass_on() {
+                    heard = Instant::now();
+                }
             }
             if over {
                 return Ok(());
             }
-            if let Some(limit) = job.limit.filter(|limit| start.elapsed() > *limit) {
+            let late = job.limit.filter(|limit| start.elapsed() > *limit);
+            if let Some(limit) = late.or(job.silence.filter(|silence| heard.elapsed() > *silence)) {
                 child.kill().and_then(|()| child.wait()).context("qemu-system-x86_64")?;
-                let seconds = limit.as_secs();
-                return Err(Error::new(format!("the nested machine was turned off after {seconds} s")));
+                let (what, seconds) = (if late.is_some() { "" } else { " of silence" }, limit.as_secs());
+                return Err(Error::new(format!("the nested machine was turned off after {seconds} s{what}")));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -239,12 +250,16 @@ impl<'a> Follow<'a> {
         Ok(Follow { file: File::open(path).context(path.display())?, to })
     }
 
-    fn pass_on(&mut self) {
+    /// Whether there was anything to pass on.
+    fn pass_on(&mut self) -> bool {
         let mut buffer = [0; 65536];
+        let mut any = false;
         while let Ok(length @ 1..) = self.file.read(&mut buffer) {
+            any = true;
             // A reader that has gone does not stop the job.
             let _ = self.to.write_all(&buffer[..length]).and_then(|()| self.to.flush());
         }
+        any
     }
 }
 

@@ -17,6 +17,10 @@ pub struct Figures {
     pub exec_to_run: Option<f64>,
     /// What our VMM printed about its start.
     pub boot_timer: String,
+    /// What has been measured already, if this is not all.
+    pub done: Vec<String>,
+    /// The files that the VMMs open.
+    pub files: Vec<String>,
 }
 
 /// The figures of one VMM: each metric's values, in the order in which they were taken.
@@ -66,6 +70,8 @@ impl Figures {
             "failures": self.failures,
             "exec_to_run": self.exec_to_run,
             "boot_timer": self.boot_timer,
+            "done": self.done,
+            "files": self.files,
         })
     }
 
@@ -89,14 +95,23 @@ impl Figures {
             })
         };
         let contenders = all["contenders"].as_array().into_iter().flatten().map(contender);
-        let failures = all["failures"].as_array().into_iter().flatten();
+        let lines = |name: &str| -> Vec<String> {
+            all[name]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|line| line.as_str().map(str::to_owned))
+                .collect()
+        };
         Ok(Figures {
             contenders: contenders
                 .collect::<Option<_>>()
                 .ok_or_else(|| wrong("a VMM's values are missing"))?,
-            failures: failures.filter_map(|line| line.as_str().map(str::to_owned)).collect(),
+            failures: lines("failures"),
             exec_to_run: all["exec_to_run"].as_f64(),
             boot_timer: all["boot_timer"].as_str().unwrap_or_default().to_owned(),
+            done: lines("done"),
+            files: lines("files"),
         })
     }
 }
@@ -247,6 +262,8 @@ mod tests {
             failures: vec!["other: \"broken\"".to_owned()],
             exec_to_run: Some(0.25),
             boot_timer: "microvm: layout from 1 to 2 us\n".to_owned(),
+            done: vec!["boot of ours, run 1".to_owned()],
+            files: vec!["/bin/ours".to_owned()],
         };
         assert_eq!(Figures::from_json(&figures.to_json().to_string()).unwrap(), figures);
         assert_eq!(figures.contenders[0].least("init"), Some(1.5));
