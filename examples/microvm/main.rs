@@ -6,7 +6,7 @@ mod args;
 use std::error::Error;
 use std::io::{stdin, stdout};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,8 @@ use ossature::virtio::{blk::*, console::*, net::*, *};
 const GRACE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
-/// The machine, for the terminal's escape keys, once there is one.
-type Keys = Arc<OnceLock<MachineHandle>>;
 type Virtio = (String, Box<dyn VirtioDevice>);
+type Keyboard = Option<Hosted<KeyFilter>>;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -41,46 +40,50 @@ fn fails(text: &str) -> ExitCode {
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let power = AcpiPower::new("power");
     let button = power.button();
-    let keys = Keys::default();
     let linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(args.boot).mapped(args.map_kernel);
-    let linux = args.initrd.iter().fold(linux, Linux::initrd);
     let memory = if args.shared_memory { Backing::Memfd } else { Backing::Anonymous };
     let memory = RamConfig { backing: args.hugepages.unwrap_or(memory), ..RamConfig::new(args.memory) };
-    let mut devices: Vec<Box<dyn Device>> = vec![
-        Box::new(Rtc::new("rtc")),
-        Box::new(I8042::new("i8042")),
-        Box::new(Pvpanic::new("pvpanic")),
-        Box::new(power),
-    ];
+    let mut builder = Machine::builder("microvm")
+        .cpus(args.cpus)
+        .memory(memory)
+        .payload(args.initrd.iter().fold(linux, Linux::initrd))
+        .kick_signal(install_kick_handler(libc::SIGRTMIN())?) // the process is ours: cheaper than masks
+        .device(Rtc::new("rtc"))
+        .device(I8042::new("i8042"))
+        .device(Pvpanic::new("pvpanic"))
+        .device(power);
     // Whatever waits for a descriptor has its turns on this thread.
     let here = EventLoop::new()?;
-    devices.extend(serial(args, &keys, &here)?);
+    let handle = builder.handle();
+    builder = builder.devices(serial(args, &handle, &here)?);
     let timer = DebugPort::new("boot-timer", started);
     let stamps = timer.stamps();
     if args.boot_timer {
-        devices.push(Box::new(timer));
+        builder = builder.device(timer);
     }
-    let (virtio, _keyboard) = virtio(args, &keys, &here)?;
+    let (virtio, _keyboard) = virtio(args, &handle, &here)?;
     for (id, device) in virtio {
-        devices.push(Box::new(VirtioMmio::new(id, device, Arc::new(here.clone()))));
+        builder = builder.device(VirtioMmio::new(id, device, Arc::new(here.clone())));
     }
-    let mut machine = Machine::builder("microvm")
-        .cpus(args.cpus)
-        .memory(memory)
-        .payload(linux)
-        .devices(devices)
-        .kick_signal(install_kick_handler(libc::SIGRTMIN())?) // the process is ours: cheaper than masks
-        .build(&Kvm::open()?)?;
+    let mut machine = builder.build(&Kvm::open()?)?;
 
-    let _signals = obey(&here, machine.handle(), button)?;
+    let _signals = obey(&here, handle, button)?;
     machine.start()?;
-    let _ = keys.set(machine.handle());
     let keyboard = args.console || args.serial() == "stdio";
     let terminal = if keyboard { RawTerminal::new(stdin())? } else { None };
     let outcome = machine.wait_on(&here)?;
     drop(terminal); // it is itself again
     if args.boot_timer {
-        print_timeline(&machine, started, &stamps.take());
+        let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
+        for Phase { name, start, end } in machine.phases() {
+            eprintln!("microvm: {name} from {} to {} us", since(*start), since(*end));
+        }
+        for (index, run) in machine.first_runs().into_iter().enumerate() {
+            run.inspect(|&run| eprintln!("microvm: vcpu{index} after {} us", since(run)));
+        }
+        for Stamp { value, at } in stamps.take() {
+            eprintln!("microvm: stamp {value} after {} us", at.as_micros());
+        }
     }
 
     Ok(match outcome {
@@ -91,26 +94,12 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     })
 }
 
-/// Times since the program's start: the machine's phases, its vCPUs' first entries, the guest's stamps.
-fn print_timeline(machine: &Machine, started: Instant, stamps: &[Stamp]) {
-    let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
-    for phase in machine.phases() {
-        eprintln!("microvm: {} from {} to {} us", phase.name, since(phase.start), since(phase.end));
-    }
-    for (index, run) in machine.first_runs().into_iter().enumerate() {
-        run.inspect(|&run| eprintln!("microvm: vcpu{index} after {} us", since(run)));
-    }
-    for stamp in stamps {
-        eprintln!("microvm: stamp {} after {} us", stamp.value, stamp.at.as_micros());
-    }
-}
-
 /// COM1, unless it goes nowhere.
-fn serial(args: &Args, keys: &Keys, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
+fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
     let to = args.serial();
     let line = match to.split_once('=') {
         None if to == "none" => return Ok(None),
-        None => backend::stdio().map(|line| line.with_escape_keys(on_key(keys))),
+        None => backend::stdio().map(|line| line.with_escape_keys(on_key(machine))),
         Some(("file", path)) => backend::file(path.as_ref()),
         Some((_, path)) => backend::socket(path.as_ref()),
     };
@@ -119,7 +108,7 @@ fn serial(args: &Args, keys: &Keys, here: &EventLoop) -> Result<Option<Box<dyn D
 }
 
 /// The virtio devices with their ids, in the order in which the guest finds them, and what feeds the console.
-fn virtio(args: &Args, keys: &Keys, here: &EventLoop) -> Result<(Vec<Virtio>, Option<Hosted<KeyFilter>>)> {
+fn virtio(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<(Vec<Virtio>, Keyboard)> {
     let mut devices: Vec<Virtio> = vec![("rng".into(), Box::new(Rng::new()))];
     for (index, disk) in args.disk.iter().enumerate() {
         let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
@@ -134,16 +123,16 @@ fn virtio(args: &Args, keys: &Keys, here: &EventLoop) -> Result<(Vec<Virtio>, Op
     if !args.console {
         return Ok((devices, None));
     }
-    let (filter, input) = KeyFilter::new(stdin(), on_key(keys))?;
+    let (filter, input) = KeyFilter::new(stdin(), on_key(machine))?;
     let console = Console::new(Some(ConsoleInput::new(input)?), Box::new(stdout()));
     devices.push(("console".into(), Box::new(console)));
     Ok((devices, Some(filter.on(here)?)))
 }
 
-fn on_key(keys: &Keys) -> impl Fn(Escape) + Send + 'static {
-    let keys = keys.clone();
-    move |key| match (key, keys.get()) {
-        (Escape::Quit, Some(machine)) => machine.stop(),
+fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
+    let machine = machine.clone();
+    move |key| match key {
+        Escape::Quit => machine.stop(),
         // A raw terminal wants its own carriage returns.
         _ => eprint!("\r\nCtrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help\r\n"),
     }

@@ -13,7 +13,7 @@ use ossature_memory::{Ram, RamConfig, RegisterPage};
 
 use super::error::{BuildError, BuildErrors};
 use super::events::{EventLog, MachineEvent};
-use super::outcome::Shared;
+use super::outcome::{MachineHandle, Shared};
 use super::payload::Payload;
 use super::plan::{self, Place};
 use super::timeline::Stopwatch;
@@ -30,6 +30,7 @@ pub struct MachineBuilder {
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
     kick: KickSignal,
+    shared: Arc<Shared>,
 }
 
 impl MachineBuilder {
@@ -42,7 +43,14 @@ impl MachineBuilder {
             devices: Vec::new(),
             statistics: false,
             kick: KickSignal::default(),
+            shared: Arc::new(Shared::new()),
         }
+    }
+
+    /// A handle of the machine to be, for devices and signal handlers that stop it. A machine that is stopped before
+    /// it has started does not start.
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle { shared: Arc::clone(&self.shared) }
     }
 
     /// The number of vCPUs; 1 by default.
@@ -92,7 +100,7 @@ impl MachineBuilder {
     /// Builds the machine, or says everything that is wrong with its configuration. On an error nothing is left
     /// behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, cpus, ram, payload, mut devices, statistics, kick } = self;
+        let Self { name, cpus, ram, payload, mut devices, statistics, kick, shared } = self;
         let mut watch = Stopwatch::start();
         let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
         let ids: Vec<&str> = devices.iter().map(|device| device.id()).collect();
@@ -111,7 +119,6 @@ impl MachineBuilder {
         let vm = hypervisor.create_vm(&VmConfig { cpus, kick, ..VmConfig::default() })?;
         vm.set_memory(&ram)?;
         watch.lap("vm");
-        let events = EventLog::default();
         let (mut ports, mut memory) = (Vec::new(), Vec::new());
         let mut nodes = Vec::new();
         // All memory comes before all doorbells: after one, the kernel takes milliseconds to change its memory slots.
@@ -123,7 +130,7 @@ impl MachineBuilder {
         let pages: Vec<_> = pages.collect::<Result<_, _>>()?;
         for ((device, (requires, places)), pages) in devices.iter_mut().zip(parts()).zip(pages) {
             let id = device.id().to_owned();
-            let assigned = Assigned { pages, ..assign(&*vm, &ram, &events, &id, requires, places)? };
+            let assigned = Assigned { pages, ..assign(&*vm, &ram, &shared.events, &id, requires, places)? };
             let attached =
                 device.attach(assigned).map_err(|source| BuildError::Attach { id: id.clone(), source })?;
             nodes.extend(node(&id, attached.node, requires, places));
@@ -163,7 +170,7 @@ impl MachineBuilder {
         Ok(Machine {
             state: LifecycleState::Created,
             phases: watch.phases(),
-            shared: Arc::new(Shared::new(events)),
+            shared,
             vcpus,
             threads: Vec::new(),
             name,

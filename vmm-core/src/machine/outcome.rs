@@ -72,9 +72,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(events: EventLog) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            events,
+            events: EventLog::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
             running: Mutex::new(None),
@@ -91,6 +91,16 @@ impl Shared {
     pub(crate) fn set_peers(&self, peers: Vec<Peer>) {
         // A second call would be a second start, which the life cycle refuses.
         let _ = self.peers.set(peers);
+        // Who ended the machine a moment ago did not know them.
+        if self.outcome().is_some() {
+            self.stop_peers();
+        }
+    }
+
+    fn stop_peers(&self) {
+        for peer in self.peers() {
+            peer.order(Order::Stop);
+        }
     }
 
     pub(crate) fn peers(&self) -> &[Peer] {
@@ -111,9 +121,7 @@ impl Shared {
         if let Some(event_loop) = self.running().take() {
             event_loop.stop();
         }
-        for peer in self.peers() {
-            peer.order(Order::Stop);
-        }
+        self.stop_peers();
     }
 
     /// Carries out what a guest asked for. True: the vCPU should look at its mailbox.

@@ -12,6 +12,7 @@ use ossature_bus::{
 use ossature_memory::RamConfig;
 
 use super::*;
+use crate::Hypervisor;
 use crate::scripted::{Script, Scripted};
 
 const PORT: u16 = 0x80;
@@ -270,6 +271,31 @@ fn a_machine_that_never_started_stops() {
     let mut machine = machine(vec![Script::new()], &Probe::named("probe"));
     assert!(matches!(machine.stop().unwrap(), Outcome::Stopped));
     assert_eq!(machine.state(), LifecycleState::Stopped);
+}
+
+#[test]
+fn a_handle_of_the_builder_stops_the_machine_before_it_has_started() {
+    let builder = Machine::builder("test").memory(RamConfig::new(1 << 20));
+    let handle = builder.handle();
+    let mut machine = builder.build(&Scripted::new([Script::new()])).unwrap();
+    handle.stop();
+    let error = machine.start().unwrap_err();
+    assert!(matches!(error, LifecycleError::Illegal { state: LifecycleState::Stopped, .. }), "{error}");
+    assert!(matches!(machine.wait().unwrap(), Outcome::Stopped));
+}
+
+#[test]
+fn who_ends_a_machine_that_is_about_to_name_its_vcpus_ends_them_too() {
+    let shared = Arc::new(Shared::new());
+    shared.end(Outcome::Stopped);
+    let vm = Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap();
+    let [pio, mmio] =
+        [AddressSpace::Pio, AddressSpace::Mmio].map(|space| ossature_bus::Bus::new(space).cursor());
+    let vcpu = vm.create_vcpu(0, crate::Buses { pio, mmio }).unwrap();
+    let mailbox = Arc::new(Mailbox::new());
+    shared.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);
+    // A vCPU without an order to stop would run its empty script for ever.
+    vcpu_thread::spawn("test", 0, vcpu, mailbox, shared).unwrap().join().unwrap();
 }
 
 #[test]
