@@ -141,7 +141,7 @@ impl BzImage {
         }
         // The address that it prefers needs no relocation, and none of our machines has it taken.
         let guest_addr = header.pref_address.get();
-        if guest_addr % align != 0 || guest_addr > u64::from(u32::MAX) {
+        if !guest_addr.is_multiple_of(align) || guest_addr > u64::from(u32::MAX) {
             return invalid("pref_address", guest_addr);
         }
         let mem_len = u64::from(header.init_size.get());

@@ -68,7 +68,7 @@ fn split(
     };
     let len = segment.file_len;
     let head = segment.guest_addr.wrapping_neg() % PAGE;
-    if (segment.file_offset ^ segment.guest_addr) % PAGE != 0 || head >= len {
+    if !(segment.file_offset ^ segment.guest_addr).is_multiple_of(PAGE) || head >= len {
         copies.push(part(0, len));
         return Ok(None);
     }

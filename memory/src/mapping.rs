@@ -128,7 +128,7 @@ impl Mapping {
         let Some(file_offset) = libc::off_t::try_from(file_offset).ok().filter(|_| !outside) else {
             return Err(("mmap", io::ErrorKind::InvalidInput.into()));
         };
-        if self.irreplaceable().is_some() || (offset | len) % crate::PAGE_SIZE != 0 {
+        if self.irreplaceable().is_some() || !(offset | len).is_multiple_of(crate::PAGE_SIZE) {
             return Err(("mmap", io::ErrorKind::InvalidInput.into()));
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;

@@ -41,7 +41,7 @@ impl RegisterPage {
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU32> {
-        if offset % 4 != 0 || offset >= PAGE_SIZE {
+        if !offset.is_multiple_of(4) || offset >= PAGE_SIZE {
             return None;
         }
         // SAFETY: the word lies in the page, which is mapped, aligned and zero-initialized.

@@ -173,7 +173,7 @@ fn mebibytes(text: &str) -> std::result::Result<u64, String> {
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let number: u64 = number.parse().map_err(|_| wrong())?;
     match unit {
-        "K" if number % 1024 == 0 => Ok(number / 1024),
+        "K" if number.is_multiple_of(1024) => Ok(number / 1024),
         "M" => Ok(number),
         "G" => number.checked_mul(1024).ok_or_else(wrong),
         _ => Err(wrong()),

@@ -167,7 +167,7 @@ impl Clock {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { 0x80 } else { 0 };
-        pm | self.encode(if hour % 12 == 0 { 12 } else { hour % 12 })
+        pm | self.encode(if hour.is_multiple_of(12) { 12 } else { hour % 12 })
     }
 
     fn decode_hour(&self, value: u8) -> u8 {

@@ -173,7 +173,7 @@ proptest! {
                         Some((&base, &(_, number))) => Ok(number << 32 | (addr - base) << 8 | size.bytes()),
                     };
                     prop_assert_eq!(first.read(addr, size), expected);
-                    if number % 3 == 0 {
+                    if number.is_multiple_of(3) {
                         prop_assert_eq!(second.read(addr, size), expected);
                     }
                 }

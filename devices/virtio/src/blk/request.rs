@@ -103,7 +103,7 @@ impl<D: DiskIo> Executor<'_, D> {
     fn position(&self, sector: u64, len: u64) -> Option<u64> {
         let start = sector.checked_mul(SECTOR)?;
         let end = start.checked_add(len)?;
-        (len % SECTOR == 0 && len <= MAX_REQUEST && end <= self.disk.capacity()).then_some(start)
+        (len.is_multiple_of(SECTOR) && len <= MAX_REQUEST && end <= self.disk.capacity()).then_some(start)
     }
 
     fn read(&self, mem: &Dma, to: Segments<'_>, sector: u64) -> Outcome {

@@ -276,7 +276,7 @@ impl Registers {
 fn register(at: Access) -> Result<u32, BusFault> {
     if at.size != Size::B4 {
         Err(BusFault::Width)
-    } else if at.offset % 4 != 0 {
+    } else if !at.offset.is_multiple_of(4) {
         Err(BusFault::Alignment)
     } else {
         u32::try_from(at.offset).map_err(|_| BusFault::Unmapped)
