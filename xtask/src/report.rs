@@ -28,7 +28,7 @@ use timeline::Timeline;
 const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
 
 /// How long the nested machine may say nothing: several times what the longest step takes on a busy host.
-const SILENCE: Duration = Duration::from_secs(600);
+const SILENCE: Duration = Duration::from_secs(300);
 /// How often the nested machine is started for one report.
 const ATTEMPTS: usize = 4;
 
