@@ -6,18 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 
-use crate::PAGE_SIZE;
+use crate::host_page_size;
 use crate::mapping::Mapping;
 
 const BITS: usize = u64::BITS as usize;
 
-/// One bit per page of a region, set by every write that goes through this process: by
+/// One bit per [page](host_page_size) of a region, set by every write that goes through this process: by
 /// [`Dma`](crate::Dma), by [`Window`](crate::Window) and by vm-memory's own accessors. Writes of vCPUs are
-/// not seen here; KVM's dirty log has them, in the same layout.
+/// not seen here. A [`DirtyLog`](crate::DirtyLog) switches it on, takes its bits and joins them with those.
 ///
 /// Off, which is the state it begins in, it costs a write one relaxed load and has no memory of its own.
-/// The first [`start`](Self::start) allocates one bit per page (32 KiB for each GiB), which are kept until
-/// the region goes away.
+/// Switched on for the first time, it allocates one bit per page, which are kept until the region goes away.
 ///
 /// A write marks its pages after it has changed them. Whoever takes the bits therefore sees the bytes behind
 /// each bit, and a write that is under way while the bits are taken is in the next take.
@@ -25,6 +24,8 @@ const BITS: usize = u64::BITS as usize;
 pub struct DirtyBitmap {
     on: AtomicBool,
     pages: usize,
+    /// The logarithm of the page size.
+    shift: u32,
     words: OnceLock<Box<[AtomicU64]>>,
     // The mapping that the region lies in: several regions share one, and the bitmap is the part of
     // vm-memory's region that is ours.
@@ -37,24 +38,28 @@ impl DirtyBitmap {
         Self { mapping: Some(mapping), ..Self::with_len(len) }
     }
 
+    fn with_pages_of(page_size: usize, len: usize) -> Self {
+        Self { pages: len.div_ceil(page_size), shift: page_size.trailing_zeros(), ..Self::default() }
+    }
+
     /// What the region lies in, if [`Ram`](crate::Ram) made it.
     pub(crate) fn mapping(&self) -> Option<&Arc<Mapping>> {
         self.mapping.as_ref()
     }
 
     /// How many pages it covers; the last one may be covered in part.
-    pub fn pages(&self) -> usize {
+    pub(crate) fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Whether writes are tracked.
-    pub fn is_on(&self) -> bool {
+    /// Returns true if writes are tracked.
+    pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 
     /// Starts tracking with all pages clean. Writes that run at the same time may be missed: switch while the
     /// devices are quiet.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         for word in self.words() {
             word.store(0, Ordering::Relaxed);
         }
@@ -62,13 +67,13 @@ impl DirtyBitmap {
     }
 
     /// Stops tracking. What was not taken is lost.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.on.store(false, Ordering::SeqCst);
     }
 
     /// Takes the dirty pages and makes them clean: bit `n % 64` of word `n / 64` is page `n`, which is the
     /// layout of `KVM_GET_DIRTY_LOG`. Each mark is in exactly one take. Empty if tracking was never on.
-    pub fn take(&self) -> Vec<u64> {
+    pub(crate) fn take(&self) -> Vec<u64> {
         let words = self.words.get().map_or(&[][..], |words| words);
         words.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect()
     }
@@ -82,8 +87,8 @@ impl DirtyBitmap {
         let (Some(words), Some(last)) = (self.words.get(), len.checked_sub(1)) else {
             return;
         };
-        let first = offset / PAGE_SIZE;
-        let last = (offset.saturating_add(last) / PAGE_SIZE).min(self.pages.saturating_sub(1));
+        let first = offset >> self.shift;
+        let last = (offset.saturating_add(last) >> self.shift).min(self.pages.saturating_sub(1));
         let mut page = first;
         while page <= last {
             let Some(word) = words.get(page / BITS) else { return };
@@ -110,7 +115,7 @@ impl Bitmap for DirtyBitmap {
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        let page = offset / PAGE_SIZE;
+        let page = offset >> self.shift;
         self.words
             .get()
             .and_then(|words| words.get(page / BITS))
@@ -125,7 +130,7 @@ impl Bitmap for DirtyBitmap {
 
 impl NewBitmap for DirtyBitmap {
     fn with_len(len: usize) -> Self {
-        Self { pages: len.div_ceil(PAGE_SIZE), ..Self::default() }
+        Self::with_pages_of(host_page_size(), len)
     }
 }
 

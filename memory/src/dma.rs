@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::{
-    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::published::{Published, Run, Snapshot};
 use crate::{GuestMmap, Segments, View, Window};
 
 /// A DMA access that did not hit guest RAM from its first to its last byte.
@@ -57,63 +56,56 @@ pub enum DmaError {
 /// The methods look the address up each time. What is used again and again, such as a ring, is better looked
 /// up once, with [`window`](Self::window). File and socket I/O without a copy is in [`readv`](Self::readv)
 /// and its like.
+///
+/// A view shows RAM as it was when the view was made or last [refreshed](Self::refresh), and keeps all of that
+/// mapped. A clone shows what the original does, and is refreshed by itself.
 #[derive(Clone, Debug)]
 pub struct Dma {
-    mem: Arc<GuestMmap>,
-    /// Each region from its first to its last byte, ascending: nearly every access lies in one of them, and
-    /// there are few, so that trying them in turn beats any search.
-    regions: Arc<[Window]>,
-    /// Ascending; regions that touch are one run.
-    runs: Arc<[Run]>,
-}
-
-/// Guest-physical addresses that are RAM from the first to the last, as [`Dma::run`] finds them. Who checks one
-/// range after the other looks into the run of the one before first: it nearly always holds the next one too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    first: u64,
-    /// The last address, counted from the first.
-    span: u64,
-}
-
-impl Run {
-    /// Whether `len` bytes from `addr` are in it. No bytes are not.
-    #[inline]
-    pub fn holds(&self, addr: GuestAddress, len: u64) -> bool {
-        // Addresses below the first wrap, and so does a length of 0: both are more than any span.
-        let offset = addr.0.wrapping_sub(self.first);
-        offset <= self.span && len.wrapping_sub(1) <= self.span - offset
-    }
+    now: Snapshot,
+    published: Arc<Published>,
 }
 
 impl Dma {
-    /// A view of all of `mem`.
+    /// A view of all of `mem`, which stays as it is.
     pub fn new(mem: Arc<GuestMmap>) -> Self {
-        let mut runs: Vec<Run> = Vec::new();
-        for region in mem.iter() {
-            let (first, last) = (region.start_addr().0, region.last_addr().0);
-            match runs.last_mut() {
-                Some(run) if (run.first + run.span).checked_add(1) == Some(first) => {
-                    run.span = last - run.first
-                }
-                _ => runs.push(Run { first, span: last - first }),
-            }
+        Self::following(Arc::new(Published::new(mem, Vec::new())))
+    }
+
+    /// A view of the newest version of a map.
+    pub(crate) fn following(published: Arc<Published>) -> Self {
+        Self { now: published.snapshot(), published }
+    }
+
+    /// Makes it a view of RAM as it is now, with all slots that were added and without those that were removed. Returns
+    /// true if anything has changed: what was made of the view before, such as a [`Window`] or a [`Run`], is then of
+    /// the past.
+    ///
+    /// If nothing has changed, it costs two loads. A device calls it before it begins to look at a queue, not once per
+    /// access.
+    #[inline]
+    pub fn refresh(&mut self) -> bool {
+        let changed = !self.published.is_newest(self.now.generation);
+        if changed {
+            self.follow();
         }
-        let whole = |region: &GuestRegionMmap<_>| {
-            Window::new(region.get_mmap(), region.start_addr().0, 0, region.size())
-        };
-        Self { regions: mem.iter().filter_map(whole).collect(), runs: runs.into(), mem }
+        changed
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn follow(&mut self) {
+        self.now = self.published.snapshot();
     }
 
     /// The map itself, for code that works with vm-memory's traits.
     pub fn memory(&self) -> &GuestMmap {
-        &self.mem
+        &self.now.mem
     }
 
-    /// Whether `len` bytes from `addr` are RAM.
+    /// Returns an error unless `len` bytes from `addr` are RAM.
     #[inline]
     pub fn check(&self, addr: GuestAddress, len: u64) -> Result<(), DmaError> {
-        if len == 0 || self.runs.iter().any(|run| run.holds(addr, len)) {
+        if len == 0 || self.now.runs.iter().any(|run| run.holds(addr, len)) {
             Ok(())
         } else {
             Err(DmaError::NotRam { addr: addr.0, len })
@@ -122,7 +114,7 @@ impl Dma {
 
     /// The longest run of RAM that holds `addr`.
     pub fn run(&self, addr: GuestAddress) -> Result<Run, DmaError> {
-        let run = self.runs.iter().find(|run| run.holds(addr, 1));
+        let run = self.now.runs.iter().find(|run| run.holds(addr, 1));
         run.copied().ok_or(DmaError::NotRam { addr: addr.0, len: 1 })
     }
 
@@ -140,7 +132,7 @@ impl Dma {
         }
         let len = buf.len() as u64;
         self.check(addr, len)?;
-        self.mem.read_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
+        self.now.mem.read_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
     }
 
     /// Copies `buf` into guest memory.
@@ -150,7 +142,7 @@ impl Dma {
         }
         let len = buf.len() as u64;
         self.check(addr, len)?;
-        self.mem.write_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
+        self.now.mem.write_slice(buf, addr).map_err(|_| DmaError::NotRam { addr: addr.0, len })
     }
 
     /// Reads one plain value, once. It may be torn where the guest writes it at the same time.
@@ -195,7 +187,7 @@ impl Dma {
     pub fn window(&self, addr: GuestAddress, len: u64) -> Result<Window, DmaError> {
         self.check(addr, len)?;
         let split = DmaError::Split { addr: addr.0, len };
-        let region = self.mem.find_region(addr).ok_or(DmaError::NotRam { addr: addr.0, len })?;
+        let region = self.now.mem.find_region(addr).ok_or(DmaError::NotRam { addr: addr.0, len })?;
         let offset = addr.0 - region.start_addr().0;
         let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len)) else {
             return Err(split);
@@ -283,7 +275,7 @@ impl Dma {
             access(region, usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?)
         };
         // Not a loop from the start on: most guests have no RAM but in the first region.
-        let (first, others) = self.regions.split_first()?;
+        let (first, others) = self.now.regions.split_first()?;
         try_in(first).or_else(|| others.iter().find_map(try_in))
     }
 

@@ -1,6 +1,37 @@
-//! What the host has: physical memory and huge pages.
+//! What the host has: its page size, physical memory and huge pages.
 
+use std::fs::File;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
+/// Bytes in a base page of the host: 4, 16 or 64 KiB. The host's kernel is asked once.
+///
+/// It is the unit of everything that the host decides: where memory can be mapped and discarded, the pages of KVM's
+/// dirty log, the size of a [`RegisterPage`](crate::RegisterPage). It says nothing about the guest's pages.
+#[inline]
+pub fn host_page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        // SAFETY: the call returns a number and touches no memory.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        // Linux always knows it; no supported architecture has smaller pages.
+        usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
+    })
+}
+
+/// The page size of the pool that `file` takes its pages from; `None` where it consists of base pages.
+pub(crate) fn huge_page_size(file: &File) -> Option<u64> {
+    let mut info = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel fills in the structure, for which all zeros are a value, too.
+    let (result, info) = unsafe {
+        let result = libc::fstatfs(file.as_raw_fd(), info.as_mut_ptr());
+        (result, info.assume_init())
+    };
+    // Of different types in different C libraries.
+    let of_pool = result == 0 && i128::from(info.f_type) == i128::from(libc::HUGETLBFS_MAGIC);
+    if of_pool { u64::try_from(info.f_bsize).ok().filter(|size| size.is_power_of_two()) } else { None }
+}
 
 /// The host's physical memory in bytes, as `MemTotal` in `/proc/meminfo` has it.
 pub(crate) fn total_memory() -> u64 {

@@ -1,4 +1,4 @@
-//! The layout solver: who gets which addresses, ports or interrupt numbers.
+//! The layout solver: which request gets which addresses, ports or interrupt numbers.
 //!
 //! Where things are is visible to guests: it is written into boot tables, remembered by drivers and saved in
 //! snapshots. So [`solve`] is a pure function, and what it returns depends on the *set* of requests alone: the
@@ -28,6 +28,37 @@ pub enum Placement {
     Any,
 }
 
+/// What kind of device a range or an interrupt belongs to, as the boot tables describe it to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NodeKind {
+    /// Not described: the guest knows about it, or does not need to.
+    Hidden,
+    /// A virtio-mmio transport: one memory range, one interrupt.
+    VirtioMmio,
+    /// A 16550 UART: eight ports, one interrupt.
+    Serial16550,
+    /// An MC146818-compatible clock: its ports, and its interrupt if it has one.
+    Rtc,
+    /// An i8042 keyboard controller: ports 0x60 and 0x64 (or one range that holds both), and its interrupt
+    /// if it has one.
+    I8042,
+    /// Three byte-wide ports in this order: ACPI sleep control, sleep status, and the reset register
+    /// (whose value the boot tables name); an interrupt stands for the power button.
+    AcpiPower,
+    /// A pvpanic port.
+    Pvpanic,
+}
+
+/// How an interrupt line is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// By a change: each signal is one interrupt. The line belongs to one device.
+    Edge,
+    /// By a state: the line interrupts for as long as a device asserts it. Devices may share it.
+    Level,
+}
+
 /// Numbers to hand out, in one or more windows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Space {
@@ -45,7 +76,7 @@ impl Space {
         Self { fixed: windows.clone(), windows }
     }
 
-    /// The same with more numbers, which are only for those who request just them: by convention, such as the
+    /// The same with more numbers, which are given only to requests for exactly them: by convention, such as the
     /// interrupt of a serial port.
     #[must_use]
     pub fn with_fixed_only(mut self, windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
@@ -59,10 +90,10 @@ impl Space {
     }
 }
 
-/// Numbers that somebody needs.
+/// A request for numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Who: a device's id, for messages and as the last tie-break of the order.
+    /// Whose request it is: a device's id, for messages and as the last tie-break of the order.
     pub owner: String,
     /// How many, not 0.
     pub size: u64,
@@ -119,7 +150,7 @@ pub enum Conflict {
         at: u64,
         /// How many.
         size: u64,
-        /// Who else; the request with the lower place, and of equals the one that sorts first.
+        /// The other owner; the request with the lower place, and of equals the one that sorts first.
         other: String,
         /// Where that one is.
         other_at: u64,

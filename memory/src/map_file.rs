@@ -9,9 +9,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::mapping::Mapping;
-use crate::{GuestMmap, PAGE_SIZE};
-
-const PAGE: u64 = PAGE_SIZE as u64;
+use crate::{GuestMmap, host_page_size};
 
 /// Bytes of a file, and where in guest memory they are to be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,23 +84,24 @@ pub enum MapFileError {
 /// let mut file = tempfile::tempfile()?;
 /// file.write_all(&[7; 0x1800])?;
 /// let ram = Ram::new(&RamConfig::new(1 << 20))?;
-/// map_file(ram.map(), &file, &[FilePiece { addr: GuestAddress(0x4000), offset: 0x1000, len: 0x800 }])?;
+/// map_file(&ram.map(), &file, &[FilePiece { addr: GuestAddress(0x4000), offset: 0x1000, len: 0x800 }])?;
 /// assert_eq!(ram.dma().read_obj::<[u8; 2]>(GuestAddress(0x47ff))?, [7, 0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn map_file(mem: &GuestMmap, mut file: &File, pieces: &[FilePiece]) -> Result<(), MapFileError> {
     let host = |(call, source)| MapFileError::Host { call, source };
+    let page = host_page_size() as u64;
     // What was replaced of each mapping, from the first to the last byte.
     let mut replaced: Vec<(Arc<Mapping>, Range<usize>)> = Vec::new();
     for piece in pieces {
         let FilePiece { addr: GuestAddress(addr), offset, len } = *piece;
-        if (addr | offset) % PAGE != 0 {
+        if (addr | offset) % page != 0 {
             return Err(MapFileError::Misaligned { addr, offset });
         }
         let not_ram = || MapFileError::NotRam { addr, len };
         let region = mem.find_region(piece.addr).ok_or_else(not_ram)?;
         let at = addr - region.start_addr().0;
-        let whole = len.checked_next_multiple_of(PAGE).filter(|&whole| whole <= region.len() - at);
+        let whole = len.checked_next_multiple_of(page).filter(|&whole| whole <= region.len() - at);
         let whole = whole.ok_or_else(not_ram)? as usize;
         let bitmap = (**region).bitmap();
         let Some(mapping) = bitmap.mapping() else {
@@ -124,7 +123,7 @@ pub fn map_file(mem: &GuestMmap, mut file: &File, pieces: &[FilePiece]) -> Resul
         }
     }
     for (mapping, all) in replaced {
-        mapping.settle_dump(all.start, all.len()).map_err(host)?;
+        mapping.settle(all.start, all.len()).map_err(host)?;
     }
     // Only now, so that nobody can shorten it in between.
     let has = file.seek(SeekFrom::End(0)).map_err(|source| host(("lseek", source)))?;

@@ -4,21 +4,60 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
-
-use crate::dirty::DirtyBitmap;
+use crate::host_page_size;
+use crate::ranges::Ranges;
 
 /// Size of the pages that transparent huge pages are made of. A mapping that begins on such a boundary, as
 /// guest addresses do, lets host and guest agree on them.
 const THP_SIZE: usize = 2 << 20;
 
-const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// Into how many private pieces of files a mapping is cut before what is discarded within one is overwritten
+/// instead: a guest chooses what is discarded, and the host's kernel limits the mappings of a process (65530).
+const MAX_FILE_PIECES: usize = 1024;
+
+pub(crate) const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
 
 /// A failed system call.
 pub(crate) type CallError = (&'static str, io::Error);
+
+/// What the memory of a mapping is.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// Private and zero.
+    Anonymous,
+    /// The process's own copy of a file's bytes.
+    Private {
+        /// The file.
+        file: Arc<File>,
+        /// Of the mapping's first byte in the file.
+        offset: u64,
+    },
+    /// A file that others may see, too.
+    Shared {
+        /// The file.
+        file: Arc<File>,
+        /// Of the mapping's first byte in the file.
+        offset: u64,
+        /// Made of pages from a pool, which are reserved when they are mapped.
+        huge: bool,
+        /// Made for this mapping, and not the caller's.
+        own: bool,
+    },
+}
+
+/// What the host's kernel is asked to do with the pages of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Make transparent huge pages of them.
+    pub(crate) thp: bool,
+    /// Take all of them now.
+    pub(crate) prefault: bool,
+    /// Let core dumps contain them.
+    pub(crate) dump: bool,
+}
 
 /// `len` bytes at `base`, ours from `start` on for `total` bytes. Reached through raw pointers only.
 #[derive(Debug)]
@@ -27,15 +66,15 @@ pub(crate) struct Mapping {
     total: usize,
     base: NonNull<u8>,
     len: usize,
-    file: Option<Arc<File>>,
-    huge: bool,
-    dumped: bool,
-    prefaulted: bool,
+    kind: Kind,
+    options: Options,
+    /// Where private copies of files are mapped. Held while these places change.
+    file_pieces: Mutex<Ranges>,
 }
 
-// SAFETY: the pointers name memory of the process, not of a thread, and the value has no other state.
+// SAFETY: the pointers name memory of the process, not of a thread, and the other state is Send.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: as above; what changes is behind a mutex.
 unsafe impl Sync for Mapping {}
 
 fn check(call: &'static str, result: i32) -> Result<(), CallError> {
@@ -61,52 +100,61 @@ pub(crate) fn memfd(len: u64, huge: Option<u32>) -> Result<File, CallError> {
 }
 
 impl Mapping {
-    /// `len` bytes of private memory, aligned for transparent huge pages. Reserves address space only.
-    pub(crate) fn anonymous(len: usize) -> Result<Self, CallError> {
-        let slack = if len >= THP_SIZE { THP_SIZE - crate::PAGE_SIZE } else { 0 };
+    /// Maps `len` bytes. Anonymous memory is aligned for transparent huge pages; the kernel aligns a file as its
+    /// pages need it. Takes no memory, unless it is to be prefaulted; pages from a pool are reserved.
+    pub(crate) fn new(kind: Kind, len: usize, options: Options) -> Result<Self, CallError> {
+        let slack = match kind {
+            Kind::Anonymous if len >= THP_SIZE => THP_SIZE.saturating_sub(host_page_size()),
+            _ => 0,
+        };
         let total = len.saturating_add(slack);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let start = Self::mmap(total, flags, -1)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let start = unsafe { mmap(null_mut(), total, kind.flags(), kind.file()) }?;
+        let start = NonNull::new(start).ok_or_else(|| ("mmap", io::ErrorKind::OutOfMemory.into()))?;
         let skip = if slack == 0 { 0 } else { start.as_ptr().align_offset(THP_SIZE) };
         // SAFETY: skip is at most the slack, so that base and the len bytes after it are in the mapping.
         let base = unsafe { start.add(skip.min(slack)) };
-        Ok(Self { start, total, base, len, file: None, huge: false, dumped: true, prefaulted: false })
-    }
-
-    /// The first `len` bytes of `file`, shared. The kernel aligns them as the file's pages need it. Where the
-    /// file consists of `huge` pages, they are reserved now; others are taken when they are touched.
-    pub(crate) fn shared(file: File, len: usize, huge: bool) -> Result<Self, CallError> {
-        let reserve = if huge { 0 } else { libc::MAP_NORESERVE };
-        let start = Self::mmap(len, libc::MAP_SHARED | reserve, file.as_raw_fd())?;
-        Ok(Self {
-            start,
-            total: len,
-            base: start,
-            len,
-            file: Some(Arc::new(file)),
-            huge,
-            dumped: true,
-            prefaulted: false,
-        })
-    }
-
-    fn mmap(len: usize, flags: i32, fd: i32) -> Result<NonNull<u8>, CallError> {
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let start = unsafe { libc::mmap(null_mut(), len, PROT, flags, fd, 0) };
-        match NonNull::new(start) {
-            Some(new) if start != libc::MAP_FAILED => Ok(new.cast()),
-            _ => Err(("mmap", io::Error::last_os_error())),
+        let mut file_pieces = Ranges::default();
+        if let Kind::Private { .. } = kind {
+            file_pieces.insert(0..len);
         }
+        let mapping = Self { start, total, base, len, kind, options, file_pieces: Mutex::new(file_pieces) };
+        mapping.settle(0, len)?;
+        mapping.prefault(0, len)?;
+        Ok(mapping)
+    }
+
+    /// What the memory is.
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     /// What it is that forbids to [`replace`](Self::replace) a part of it.
     pub(crate) fn irreplaceable(&self) -> Option<&'static str> {
-        match self {
-            Self { huge: true, .. } => Some("made of huge pages"),
-            Self { file: Some(_), .. } => Some("shared"),
-            Self { prefaulted: true, .. } => Some("prefaulted"),
+        match self.kind {
+            Kind::Shared { huge: true, .. } => Some("made of huge pages"),
+            Kind::Shared { .. } => Some("shared"),
+            _ if self.options.prefault => Some("prefaulted"),
             _ => None,
         }
+    }
+
+    /// What it is that forbids to [`discard`](Self::discard) a part of it.
+    pub(crate) fn undiscardable(&self) -> Option<&'static str> {
+        match self.kind {
+            // Nobody promises that the pool still has pages when they are wanted again.
+            Kind::Shared { huge: true, .. } => Some("made of huge pages"),
+            _ => None,
+        }
+    }
+
+    /// Where the `len` bytes at `offset` are; `None` where they are not all in here.
+    pub(crate) fn place(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: the offset was checked to be in the mapping.
+        Some(unsafe { self.base.add(offset) })
     }
 
     /// How far `place`, which is in here, is from the beginning.
@@ -115,8 +163,8 @@ impl Mapping {
     }
 
     /// Replaces the `len` bytes at `offset` by a private copy of the file's from `file_offset` on, all of them
-    /// whole pages: a page becomes the process's own when it is first written. What a core dump contains of the
-    /// mapping is to be [settled](Self::settle_dump) afterwards.
+    /// whole pages: a page becomes the process's own when it is first written. What the kernel is asked to do with
+    /// the mapping's pages is to be [settled](Self::settle) afterwards.
     pub(crate) fn replace(
         &self,
         offset: usize,
@@ -124,96 +172,168 @@ impl Mapping {
         file: &File,
         file_offset: u64,
     ) -> Result<(), CallError> {
-        let outside = offset.checked_add(len).is_none_or(|end| end > self.len);
-        let Some(file_offset) = libc::off_t::try_from(file_offset).ok().filter(|_| !outside) else {
-            return Err(("mmap", io::ErrorKind::InvalidInput.into()));
-        };
-        if self.irreplaceable().is_some() || !(offset | len).is_multiple_of(crate::PAGE_SIZE) {
+        if self.irreplaceable().is_some() {
             return Err(("mmap", io::ErrorKind::InvalidInput.into()));
         }
-        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        let place = self.base.as_ptr().wrapping_add(offset).cast();
+        let mut pieces = self.file_pieces();
+        self.map_over(offset, len, Some((file, file_offset)))?;
+        pieces.insert(offset..offset + len);
+        Ok(())
+    }
+
+    /// Gives the pages of the `len` bytes at `offset` back to the host: they read as zeros from then on.
+    pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        match self.kind {
+            Kind::Shared { huge: true, .. } => Err(("madvise", io::ErrorKind::InvalidInput.into())),
+            Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE),
+            Kind::Anonymous | Kind::Private { .. } => {
+                let end = offset.saturating_add(len).min(self.len);
+                let mut pieces = self.file_pieces();
+                for (range, of_file) in pieces.cut(offset..end) {
+                    let (start, len) = (range.start, range.len());
+                    if !of_file {
+                        self.advise(start, len, libc::MADV_DONTNEED)?;
+                    } else if pieces.count() < MAX_FILE_PIECES && self.map_over(start, len, None).is_ok() {
+                        pieces.remove(range);
+                        self.settle(start, len)?;
+                    } else {
+                        self.fill_with_zeros(start, len)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the `len` bytes at `offset` what they were when they were mapped: zeros, or what the file says of which they
+    /// are a private copy. Returns `false` where they are a file of somebody else's, which stays as it is.
+    pub(crate) fn clear(&self, offset: usize, len: usize) -> Result<bool, CallError> {
+        match &self.kind {
+            Kind::Shared { own: false, .. } => return Ok(false),
+            // Given back to the pool, they may be gone when they are next touched.
+            Kind::Shared { huge: true, .. } => self.fill_with_zeros(offset, len)?,
+            Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE)?,
+            Kind::Anonymous | Kind::Private { .. } => {
+                let mut pieces = self.file_pieces();
+                let file = self.kind.file().map(|(file, start)| (file, start.saturating_add(offset as u64)));
+                self.map_over(offset, len, file)?;
+                let range = offset..offset.saturating_add(len);
+                if file.is_some() {
+                    pieces.insert(range)
+                } else {
+                    pieces.remove(range)
+                }
+                self.settle(offset, len)?;
+            }
+        }
+        self.prefault(offset, len).map(|()| true)
+    }
+
+    /// Asks the kernel to treat the `len` bytes at `offset`, which were mapped anew, as the options say.
+    pub(crate) fn settle(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        if !self.options.dump {
+            self.advise(offset, len, libc::MADV_DONTDUMP)?;
+        }
+        if self.options.thp && !matches!(self.kind, Kind::Shared { huge: true, .. }) {
+            self.advise(offset, len, libc::MADV_HUGEPAGE)?;
+        }
+        Ok(())
+    }
+
+    fn prefault(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        if self.options.prefault { self.advise(offset, len, libc::MADV_POPULATE_WRITE) } else { Ok(()) }
+    }
+
+    fn file_pieces(&self) -> MutexGuard<'_, Ranges> {
+        self.file_pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the `len` bytes at `offset`, whole pages of memory that is not shared, by a private copy of the
+    /// file's from there on, or by zeros. After an error, they are what they were, or zeros.
+    fn map_over(&self, offset: usize, len: usize, file: Option<(&File, u64)>) -> Result<(), CallError> {
+        let whole = (offset | len).is_multiple_of(host_page_size());
+        let private = !matches!(self.kind, Kind::Shared { .. });
+        let Some(place) = self.place(offset, len).filter(|_| whole && private).map(NonNull::as_ptr) else {
+            return Err(("mmap", io::ErrorKind::InvalidInput.into()));
+        };
+        let anonymous = PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let flags = if file.is_some() { PRIVATE | libc::MAP_FIXED } else { anonymous };
         // SAFETY: the place was checked to be whole pages of this mapping, which is ours, and private, so that
         // nobody else expects to see what is written to it. It is reached through raw pointers only, which stay
         // valid; for them it is as if the guest had written.
-        if unsafe { libc::mmap(place, len, PROT, flags, file.as_raw_fd(), file_offset) } != libc::MAP_FAILED {
-            return Ok(());
+        let Err(error) = (unsafe { mmap(place, len, flags, file) }) else { return Ok(()) };
+        // Most errors, such as of a process that has too many mappings, come before anything has changed. msync(2)
+        // does nothing to private memory, and fails where none is mapped.
+        // SAFETY: the kernel only looks at what is mapped.
+        if unsafe { libc::msync(place.cast(), len, libc::MS_ASYNC) } == 0 {
+            return Err(error);
         }
-        let error = io::Error::last_os_error();
-        // The kernel may have given up the old pages before the file system refused.
-        let flags = flags | libc::MAP_ANONYMOUS;
+        // The kernel gave up the old pages before the file system refused.
         // SAFETY: as above.
-        if unsafe { libc::mmap(place, len, PROT, flags, -1, 0) } == libc::MAP_FAILED {
+        if unsafe { mmap(place, len, anonymous, None) }.is_err() {
             // Whatever is mapped there next would be taken for guest memory. No error can make that sound.
             std::process::abort();
         }
-        Err(("mmap", error))
+        Err(error)
     }
 
-    /// Keeps all of it out of core dumps, from now on.
-    pub(crate) fn leave_out_of_dumps(&mut self) -> Result<(), CallError> {
-        self.dumped = false;
-        self.advise(libc::MADV_DONTDUMP)
+    fn fill_with_zeros(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        let place = self.place(offset, len).ok_or_else(|| ("memset", io::ErrorKind::InvalidInput.into()))?;
+        // SAFETY: the range was checked to be ours, and no Rust reference can point into guest memory.
+        unsafe { place.write_bytes(0, len) };
+        Ok(())
     }
 
-    /// Gives to the `len` bytes at `offset`, some of which [`replace`](Self::replace) has put there, the place in
-    /// core dumps, or none, that the rest has.
-    pub(crate) fn settle_dump(&self, offset: usize, len: usize) -> Result<(), CallError> {
-        if self.dumped { Ok(()) } else { self.advise_range(offset, len, libc::MADV_DONTDUMP) }
-    }
-
-    /// Takes all of it from the host now.
-    pub(crate) fn prefault(&mut self) -> Result<(), CallError> {
-        self.prefaulted = true;
-        self.advise(libc::MADV_POPULATE_WRITE)
-    }
-
-    /// madvise(2) for all of it.
-    pub(crate) fn advise(&self, advice: i32) -> Result<(), CallError> {
-        self.advise_range(0, self.len, advice)
-    }
-
-    fn advise_range(&self, offset: usize, len: usize, advice: i32) -> Result<(), CallError> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(("madvise", io::ErrorKind::InvalidInput.into()));
-        }
-        let start = self.base.as_ptr().wrapping_add(offset).cast();
+    /// madvise(2) for the `len` bytes at `offset`.
+    fn advise(&self, offset: usize, len: usize, advice: i32) -> Result<(), CallError> {
+        let place = self.place(offset, len).ok_or_else(|| ("madvise", io::ErrorKind::InvalidInput.into()))?;
         loop {
-            // SAFETY: the range was checked to be ours. The callers' advice changes what the kernel does behind
-            // the pages, or fills them; it never drops or replaces their contents.
-            match check("madvise", unsafe { libc::madvise(start, len, advice) }) {
+            // SAFETY: the range was checked to be ours. Advice changes what the kernel does behind the pages, or
+            // their contents, as if the guest had written.
+            match check("madvise", unsafe { libc::madvise(place.as_ptr().cast(), len, advice) }) {
                 Err((_, e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
         }
     }
+}
 
-    /// The `len` bytes at `offset` as guest memory at `guest`; `None` where they are not all in here, or would
-    /// end beyond the guest's address space.
-    pub(crate) fn region(
-        self: &Arc<Self>,
-        offset: usize,
-        len: usize,
-        guest: u64,
-    ) -> Option<GuestRegionMmap<DirtyBitmap>> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
-            return None;
+impl Kind {
+    fn flags(&self) -> i32 {
+        match self {
+            Self::Anonymous => PRIVATE | libc::MAP_ANONYMOUS,
+            Self::Private { .. } => PRIVATE,
+            // Without a reservation, an empty pool would end the process when a page is touched.
+            Self::Shared { huge: true, .. } => libc::MAP_SHARED,
+            Self::Shared { .. } => libc::MAP_SHARED | libc::MAP_NORESERVE,
         }
-        let shared =
-            if self.file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-        let mut builder = MmapRegionBuilder::new_with_bitmap(len, DirtyBitmap::of(self.clone(), len))
-            .with_mmap_prot(PROT)
-            .with_mmap_flags(shared)
-            .with_hugetlbfs(self.huge);
-        if let Some(file) = &self.file {
-            builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset as u64));
-        }
-        // SAFETY: the range was checked to be in the mapping, and the mapping lives as long as the bitmap, which
-        // the region owns.
-        let builder = unsafe { builder.with_raw_mmap_pointer(self.base.as_ptr().add(offset)) };
-        let region: MmapRegion<DirtyBitmap> = builder.build().ok()?;
-        GuestRegionMmap::new(region, GuestAddress(guest))
     }
+
+    fn file(&self) -> Option<(&File, u64)> {
+        match self {
+            Self::Anonymous => None,
+            Self::Private { file, offset } | Self::Shared { file, offset, .. } => Some((file, *offset)),
+        }
+    }
+}
+
+/// Maps `len` bytes, from the offset in the file on if there is one.
+///
+/// # Safety
+/// With `MAP_FIXED`, what is at `place` is lost: it must be in one [`Mapping`], and private.
+unsafe fn mmap(
+    place: *mut u8,
+    len: usize,
+    flags: i32,
+    file: Option<(&File, u64)>,
+) -> Result<*mut u8, CallError> {
+    let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset));
+    let Ok(offset) = libc::off_t::try_from(offset) else {
+        return Err(("mmap", io::ErrorKind::InvalidInput.into()));
+    };
+    // SAFETY: without MAP_FIXED, the kernel chooses a place where nothing is; with it, the caller's promise.
+    let start = unsafe { libc::mmap(place.cast(), len, PROT, flags, fd, offset) };
+    if start == libc::MAP_FAILED { Err(("mmap", io::Error::last_os_error())) } else { Ok(start.cast()) }
 }
 
 impl Drop for Mapping {

@@ -1,251 +1,162 @@
-//! Guest RAM: what the machine is built with, and the slots that KVM and vhost-user peers are told about.
+//! Guest RAM: what the machine is built with, and the slots that come and go while it runs.
 
-use std::io;
-use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestAddress;
 
-use crate::mapping::{self, CallError, Mapping};
-use crate::{DirtyBitmap, Dma, GuestMmap, PAGE_SIZE, host};
+use crate::allocate::{Terms, allocate};
+use crate::config::{Backing, RamConfig};
+use crate::error::RamError;
+use crate::listener::{ListenerGuard, Listeners, MemoryListener};
+use crate::mapping::Options;
+use crate::published::Published;
+use crate::region::region;
+use crate::slot::{RamSlot, SlotId};
+use crate::{Dma, GuestMmap};
 
-/// The addresses below 4 GiB that x86 guests expect device registers in, and no RAM. RAM that does not fit
-/// below goes on at 4 GiB.
-pub const MMIO_GAP: Range<u64> = 0xc000_0000..0x1_0000_0000;
-
-/// What guest RAM is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Backing {
-    /// Private memory of this process.
-    #[default]
-    Anonymous,
-    /// A memfd, shared: vhost-user back ends can map it.
-    Memfd,
-    /// A memfd of 2 MiB pages from the host's pool, shared.
-    Huge2M,
-    /// A memfd of 1 GiB pages from the host's pool, shared.
-    Huge1G,
-}
-
-impl Backing {
-    /// The logarithm of the page size, where it is a pool's.
-    fn huge_log(self) -> Option<u32> {
-        match self {
-            Self::Anonymous | Self::Memfd => None,
-            Self::Huge2M => Some(21),
-            Self::Huge1G => Some(30),
-        }
-    }
-
-    /// Bytes in a page of this kind: RAM is a whole number of them.
-    pub fn page_size(self) -> u64 {
-        self.huge_log().map_or(PAGE_SIZE as u64, |log| 1 << log)
-    }
-}
-
-/// How much RAM a guest has, and of what kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RamConfig {
-    /// Bytes, a multiple of [`Backing::page_size`].
-    pub size: u64,
-    /// What it is made of.
-    pub backing: Backing,
-    /// Advise the host to use transparent huge pages. Nothing changes for pages from a pool.
-    pub thp: bool,
-    /// Take all memory from the host now, and not page by page as the guest touches it.
-    pub prefault: bool,
-    /// Allow more RAM than the host has.
-    pub overcommit: bool,
-    /// Let core dumps of this process contain the guest's memory.
-    pub dump: bool,
-    /// Addresses without RAM; [`MMIO_GAP`] by default. An empty range makes one contiguous slot.
-    pub gap: Range<u64>,
-}
-
-impl RamConfig {
-    /// `size` bytes of private memory, neither prefaulted nor dumped, around [`MMIO_GAP`].
-    pub fn new(size: u64) -> Self {
-        Self {
-            size,
-            backing: Backing::default(),
-            thp: false,
-            prefault: false,
-            overcommit: false,
-            dump: false,
-            gap: MMIO_GAP,
-        }
-    }
-}
-
-/// Why a guest cannot have the RAM that was asked for.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RamError {
-    /// No RAM at all.
-    #[error("guest memory must be larger than 0 bytes")]
-    Zero,
-    /// Not a whole number of pages.
-    #[error("guest memory of {size} bytes is not a multiple of its page size, {page_size} bytes")]
-    Unaligned {
-        /// Bytes asked for.
-        size: u64,
-        /// Bytes in a page.
-        page_size: u64,
-    },
-    /// The gap begins or ends inside a page, or ends before it begins.
-    #[error("the gap {:#x}..{:#x} in guest memory is not a range of whole pages of {page_size} bytes", gap.start, gap.end)]
-    Gap {
-        /// The gap.
-        gap: Range<u64>,
-        /// Bytes in a page.
-        page_size: u64,
-    },
-    /// RAM would end beyond the last address.
-    #[error("guest memory of {size} bytes does not fit into the address space")]
-    AddressSpace {
-        /// Bytes asked for.
-        size: u64,
-    },
-    /// More than the host has.
-    #[error("guest memory of {} MiB is more than the {} MiB that the host has", size >> 20, host >> 20)]
-    HostMemory {
-        /// Bytes asked for.
-        size: u64,
-        /// Bytes that the host has.
-        host: u64,
-    },
-    /// The host's pool of huge pages is too small.
-    #[error(
-        "guest memory needs {needed} huge pages of {} MiB, and {available} of the host's {total} are free",
-        page_size >> 20
-    )]
-    HugePages {
-        /// Bytes in a page.
-        page_size: u64,
-        /// Pages needed.
-        needed: u64,
-        /// Pages that nobody uses or has reserved.
-        available: u64,
-        /// All pages in the pool.
-        total: u64,
-    },
-    /// The host's kernel has no huge pages of this size.
-    #[error("the host has no huge pages of {} MiB", page_size >> 20)]
-    HugePageSize {
-        /// Bytes in a page.
-        page_size: u64,
-    },
-    /// The host's kernel refused.
-    #[error("guest memory of {} MiB: {call} failed: {source}", size >> 20)]
-    Host {
-        /// Bytes asked for.
-        size: u64,
-        /// The system call.
-        call: &'static str,
-        /// What it returned.
-        source: io::Error,
-    },
-}
-
-/// Contiguous RAM: a KVM memory slot, a vhost-user memory region.
-#[derive(Clone, Copy, Debug)]
-pub struct RamSlot<'a> {
-    /// First guest-physical address.
-    pub guest_addr: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Where it is mapped in this process, for as long as the [`Ram`] or one of its [`Dma`] views lives.
-    pub host_addr: u64,
-    /// The shared memory file and the slot's offset in it.
-    pub file: Option<&'a FileOffset>,
-    /// Which of its pages this process has written.
-    pub dirty: &'a DirtyBitmap,
-}
-
-/// The RAM of one guest. The mapping lives until the last [`Dma`] view is gone, too.
+/// The RAM of one guest.
+///
+/// It is a map that is published: [`add_slot`](Self::add_slot) and [`remove_slot`](Self::remove_slot) make a new
+/// version of it while devices run. A [`Dma`] goes on with the version that it has until it is
+/// [refreshed](Dma::refresh), and keeps the memory of that version mapped, so that no access is ever to memory that is
+/// gone. Whatever has to be told of each change [listens](Self::listen).
 #[derive(Debug)]
 pub struct Ram {
-    map: Arc<GuestMmap>,
-    size: u64,
+    published: Arc<Published>,
+    /// Locked while the map changes.
+    listeners: Arc<Mutex<Listeners>>,
+    terms: Terms,
+    /// How many slots the guest was started with.
+    permanent: u64,
+    next_slot: AtomicU64,
 }
 
 impl Ram {
     /// Maps the RAM. Touches no page of it, unless it is to be prefaulted.
     pub fn new(config: &RamConfig) -> Result<Self, RamError> {
         let size = config.size;
+        let &RamConfig { thp, prefault, dump, overcommit, .. } = config;
+        let terms = Terms { options: Options { thp, prefault, dump }, overcommit };
         let pieces = split(config)?;
-        let failed = |(call, source)| RamError::Host { size, call, source };
-        let len = usize::try_from(size).map_err(|_| RamError::AddressSpace { size })?;
-
-        let mut mapping = match config.backing.huge_log() {
-            Some(log) => huge(config, log, len)?,
-            None => {
-                let host = host::total_memory();
-                if size > host && !config.overcommit {
-                    return Err(RamError::HostMemory { size, host });
-                }
-                match config.backing {
-                    Backing::Memfd => {
-                        mapping::memfd(size, None).and_then(|file| Mapping::shared(file, len, false))
-                    }
-                    _ => Mapping::anonymous(len),
-                }
-                .map_err(failed)?
-            }
-        };
-        if !config.dump {
-            mapping.leave_out_of_dumps().map_err(failed)?;
-        }
-        if config.thp && config.backing.huge_log().is_none() {
-            mapping.advise(libc::MADV_HUGEPAGE).map_err(failed)?;
-        }
-        if config.prefault {
-            mapping.prefault().map_err(failed)?;
-        }
-        let mapping = Arc::new(mapping);
-
+        let mapping = Arc::new(allocate(size, &config.backing, &terms, 0)?);
         let mut regions = Vec::with_capacity(pieces.len());
         let mut offset = 0;
         for (guest, len) in pieces {
-            regions.push(mapping.region(offset, len, guest).ok_or(RamError::AddressSpace { size })?);
+            regions.push(region(&mapping, offset, len, guest).ok_or(RamError::AddressSpace { size })?);
             offset += len;
         }
+        let slots: Vec<_> =
+            (0..).zip(&regions).map(|(id, region)| RamSlot::new(SlotId(id), region)).collect();
+        let permanent = slots.len() as u64;
         let map = GuestMmap::from_regions(regions).map_err(|_| RamError::AddressSpace { size })?;
-        Ok(Self { map: Arc::new(map), size })
+        Ok(Self {
+            published: Arc::new(Published::new(Arc::new(map), slots)),
+            listeners: Arc::default(),
+            terms,
+            permanent,
+            next_slot: AtomicU64::new(permanent),
+        })
     }
 
     /// Bytes of RAM.
     pub fn size(&self) -> u64 {
-        self.size
+        self.slots().map(|slot| slot.size).sum()
     }
 
-    /// The regions, for code that works with vm-memory's traits and for the hypervisor.
-    pub fn map(&self) -> &Arc<GuestMmap> {
-        &self.map
+    /// The regions as they are now, for code that works with vm-memory's traits.
+    pub fn map(&self) -> Arc<GuestMmap> {
+        self.published.snapshot().mem
     }
 
     /// A device's view of all RAM.
     pub fn dma(&self) -> Dma {
-        Dma::new(self.map.clone())
+        Dma::following(self.published.clone())
     }
 
-    /// The contiguous pieces, by ascending guest address.
-    pub fn slots(&self) -> impl Iterator<Item = RamSlot<'_>> {
-        self.map.iter().map(|region| RamSlot {
-            guest_addr: region.start_addr().0,
-            size: region.len(),
-            host_addr: region.as_ptr() as u64,
-            file: GuestMemoryRegion::file_offset(region),
-            dirty: (**region).bitmap(),
-        })
+    /// The contiguous pieces as they are now, by ascending guest address.
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = RamSlot> + use<> {
+        self.published.slots().0.to_vec().into_iter()
     }
 
-    /// Switches dirty tracking on (all pages clean) or off, in each slot.
-    pub fn track_dirty(&self, on: bool) {
-        for slot in self.slots() {
-            if on { slot.dirty.start() } else { slot.dirty.stop() }
+    /// Adds `size` bytes of RAM at `guest_addr`, both multiples of [`Backing::page_size`]. Huge pages, prefaulting, core
+    /// dumps and overcommitment are as the RAM was configured.
+    ///
+    /// Every [listener](Self::listen) is told first, and may refuse; devices reach it afterwards. A slot that overlaps
+    /// RAM is refused. That it overlaps no device is up to the caller, and so is telling the guest.
+    pub fn add_slot(&self, guest_addr: u64, size: u64, backing: &Backing) -> Result<SlotId, RamError> {
+        let listeners = self.lock();
+        let page_size = backing.page_size();
+        if !guest_addr.is_multiple_of(page_size) {
+            return Err(RamError::SlotUnaligned { guest_addr, page_size });
         }
+        let end = guest_addr.checked_add(size).ok_or(RamError::AddressSpace { size })?;
+        let mut slots: Vec<RamSlot> = self.slots().collect();
+        for &RamSlot { guest_addr: other_addr, size: other_size, .. } in &slots {
+            if other_addr < end && guest_addr < other_addr + other_size {
+                return Err(RamError::Overlap { guest_addr, size, other_addr, other_size });
+            }
+        }
+        let mapping = Arc::new(allocate(size, backing, &self.terms, self.size())?);
+        let all = || region(&mapping, 0, usize::try_from(size).ok()?, guest_addr);
+        let region = Arc::new(all().ok_or(RamError::AddressSpace { size })?);
+        let map = self.map().insert_region(region.clone()).map_err(|_| RamError::AddressSpace { size })?;
+        let id = SlotId(self.next_slot.fetch_add(1, Ordering::Relaxed));
+        let slot = RamSlot::new(id, &region);
+        listeners.added(&slot)?;
+        slots.insert(slots.partition_point(|other| other.guest_addr < guest_addr), slot);
+        self.published.publish(map, slots);
+        Ok(id)
+    }
+
+    /// Removes a slot that [`add_slot`](Self::add_slot) added. Views that exist reach it until they are refreshed; then
+    /// the memory is unmapped. Every [listener](Self::listen) is told, the last one first.
+    pub fn remove_slot(&self, id: SlotId) -> Result<(), RamError> {
+        let listeners = self.lock();
+        let mut slots: Vec<RamSlot> = self.slots().collect();
+        let at = slots.iter().position(|slot| slot.id == id).ok_or(RamError::NoSlot { slot: id })?;
+        if id.0 < self.permanent {
+            return Err(RamError::Permanent { slot: id });
+        }
+        let slot = slots.remove(at);
+        let start = GuestAddress(slot.guest_addr);
+        let removed = self.map().remove_region(start, slot.size);
+        let (map, _) = removed.map_err(|_| RamError::NoSlot { slot: id })?;
+        self.published.publish(map, slots);
+        listeners.removed(&slot);
+        Ok(())
+    }
+
+    /// Tells `listener` of each slot that there is, and then of each that is added or removed, until the guard is
+    /// dropped. If the listener refuses a slot, it is told that those before are removed, and is not called again.
+    pub fn listen(&self, listener: Arc<dyn MemoryListener>) -> Result<ListenerGuard, RamError> {
+        let mut listeners = self.lock();
+        let number = listeners.join(listener, &self.published.slots().0)?;
+        Ok(ListenerGuard { listeners: Arc::downgrade(&self.listeners), number })
+    }
+
+    /// Makes all RAM what it was when it was made, for a guest that starts again. Call it while no vCPU and no device
+    /// runs: their writes may survive or not.
+    ///
+    /// RAM reads as zero, and the host has the pages back, except where that is not what it was: a private
+    /// [file](Backing::File) has its bytes again, and a shared one stays as it is, since it belongs to its owner. What
+    /// [`map_file`](crate::map_file) put over RAM is gone. Prefaulted RAM is taken from the host again. Pages from a pool
+    /// stay with the guest.
+    pub fn clear(&self) -> Result<(), RamError> {
+        // So that slots neither come nor go.
+        let _listeners = self.lock();
+        for slot in self.slots() {
+            slot.clear().map_err(|(call, source)| RamError::Host { size: slot.size, call, source })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,12 +164,6 @@ impl Ram {
 fn split(config: &RamConfig) -> Result<Vec<(u64, usize)>, RamError> {
     let &RamConfig { size, ref gap, .. } = config;
     let page_size = config.backing.page_size();
-    if size == 0 {
-        return Err(RamError::Zero);
-    }
-    if size % page_size != 0 {
-        return Err(RamError::Unaligned { size, page_size });
-    }
     if gap.start > gap.end || gap.start % page_size != 0 || gap.end % page_size != 0 {
         return Err(RamError::Gap { gap: gap.clone(), page_size });
     }
@@ -273,23 +178,6 @@ fn split(config: &RamConfig) -> Result<Vec<(u64, usize)>, RamError> {
         })
         .collect::<Option<_>>()
         .ok_or(RamError::AddressSpace { size })
-}
-
-fn huge(config: &RamConfig, log: u32, len: usize) -> Result<Mapping, RamError> {
-    let size = config.size;
-    let page_size = config.backing.page_size();
-    mapping::memfd(size, Some(log)).and_then(|file| Mapping::shared(file, len, true)).map_err(
-        |(call, source): CallError| {
-            let needed = size / page_size;
-            match host::huge_pool(page_size) {
-                None => RamError::HugePageSize { page_size },
-                Some(pool) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                    RamError::HugePages { page_size, needed, available: pool.available, total: pool.total }
-                }
-                Some(_) => RamError::Host { size, call, source },
-            }
-        },
-    )
 }
 
 #[cfg(test)]

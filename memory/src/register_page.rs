@@ -4,12 +4,17 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Size in bytes of a [`RegisterPage`], and of the base page of every supported architecture.
-pub const PAGE_SIZE: usize = 4096;
+use crate::host_page_size;
 
-/// One page of host memory that stands behind a device's registers. The device stores what a read of each
+/// Bytes of registers that a [`RegisterPage`] has room for, on every host.
+pub const REGISTER_PAGE_SIZE: usize = 4096;
+
+/// One [page of host memory](host_page_size) that stands behind a device's registers. The device stores what a read of each
 /// register answers; a machine that can maps the page read-only into the guest, so that reads cost no exit
 /// while writes still reach the device. Stores are atomic, 32 bits wide, and visible to the guest at once.
+///
+/// The device has its registers in the first [`REGISTER_PAGE_SIZE`] bytes, so that what a guest sees of it is the same
+/// on every host. What follows on hosts with larger pages reads as zero in the guest.
 #[derive(Debug)]
 pub struct RegisterPage {
     base: NonNull<AtomicU32>,
@@ -27,7 +32,7 @@ impl RegisterPage {
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                PAGE_SIZE,
+                host_page_size(),
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
@@ -41,23 +46,35 @@ impl RegisterPage {
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU32> {
-        if !offset.is_multiple_of(4) || offset >= PAGE_SIZE {
+        if !offset.is_multiple_of(4) || offset >= REGISTER_PAGE_SIZE {
             return None;
         }
         // SAFETY: the word lies in the page, which is mapped, aligned and zero-initialized.
         Some(unsafe { self.base.add(offset / 4).as_ref() })
     }
 
-    /// Stores the 32-bit register at `offset` bytes; an offset that is odd or outside the page stores nothing.
+    /// Stores the 32-bit register at `offset` bytes; an offset that is not a multiple of 4 or outside the page stores nothing.
     pub fn store(&self, offset: usize, value: u32) {
         if let Some(word) = self.word(offset) {
             word.store(value, Ordering::Release);
         }
     }
 
-    /// What the guest reads at `offset` bytes; all ones for an offset that is odd or outside the page.
+    /// What the guest reads at `offset` bytes; all ones for an offset that is not a multiple of 4 or outside the page.
     pub fn load(&self, offset: usize) -> u32 {
         self.word(offset).map_or(u32::MAX, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets `bits` of the 32-bit register at `offset` bytes in one step, and returns what it was; all ones, and nothing
+    /// changes, for an offset that is not a multiple of 4 or outside the page.
+    pub fn fetch_or(&self, offset: usize, bits: u32) -> u32 {
+        self.word(offset).map_or(u32::MAX, |word| word.fetch_or(bits, Ordering::AcqRel))
+    }
+
+    /// Clears all but `bits` of the 32-bit register at `offset` bytes in one step, and returns what it was; all ones,
+    /// and nothing changes, for an offset that is not a multiple of 4 or outside the page.
+    pub fn fetch_and(&self, offset: usize, bits: u32) -> u32 {
+        self.word(offset).map_or(u32::MAX, |word| word.fetch_and(bits, Ordering::AcqRel))
     }
 
     /// Where the page is in this process, for the machine to map it.
@@ -69,6 +86,9 @@ impl RegisterPage {
 impl Drop for RegisterPage {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nothing outlives `self` that refers to it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), PAGE_SIZE) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), host_page_size()) };
     }
 }
+
+#[cfg(test)]
+mod tests;

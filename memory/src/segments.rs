@@ -47,7 +47,7 @@ impl<'a> Segments<'a> {
         self.len
     }
 
-    /// Whether the range has no bytes.
+    /// Returns true if the range has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0

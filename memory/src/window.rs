@@ -99,7 +99,7 @@ impl Window {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns true if it has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -2,7 +2,8 @@ use std::thread;
 
 use super::*;
 
-const PAGE: usize = PAGE_SIZE;
+// Not what most hosts have.
+const PAGE: usize = 16384;
 
 fn dirty(bitmap: &DirtyBitmap) -> Vec<usize> {
     let words = bitmap.take();
@@ -11,7 +12,7 @@ fn dirty(bitmap: &DirtyBitmap) -> Vec<usize> {
 
 #[test]
 fn off_it_records_nothing_and_has_no_memory() {
-    let bitmap = DirtyBitmap::with_len(10 * PAGE);
+    let bitmap = DirtyBitmap::with_pages_of(PAGE, 10 * PAGE);
     bitmap.mark_dirty(0, 10 * PAGE);
     assert!(bitmap.words.get().is_none());
     assert_eq!(dirty(&bitmap), [0usize; 0]);
@@ -20,7 +21,7 @@ fn off_it_records_nothing_and_has_no_memory() {
 
 #[test]
 fn a_write_marks_each_page_that_it_touches() {
-    let bitmap = DirtyBitmap::with_len(10 * PAGE);
+    let bitmap = DirtyBitmap::with_pages_of(PAGE, 10 * PAGE);
     bitmap.start();
     bitmap.mark_dirty(PAGE - 1, 2);
     bitmap.mark_dirty(5 * PAGE, PAGE);
@@ -31,8 +32,18 @@ fn a_write_marks_each_page_that_it_touches() {
 }
 
 #[test]
+fn pages_are_those_of_the_host() {
+    let page = host_page_size();
+    let bitmap = DirtyBitmap::with_len(3 * page);
+    bitmap.start();
+    bitmap.mark_dirty(2 * page - 1, 1);
+    assert_eq!(bitmap.pages(), 3);
+    assert_eq!(dirty(&bitmap), [1]);
+}
+
+#[test]
 fn ranges_cross_words() {
-    let bitmap = DirtyBitmap::with_len(300 * PAGE);
+    let bitmap = DirtyBitmap::with_pages_of(PAGE, 300 * PAGE);
     bitmap.start();
     bitmap.mark_dirty(60 * PAGE, 140 * PAGE);
     assert_eq!(dirty(&bitmap), (60..200).collect::<Vec<_>>());
@@ -41,7 +52,7 @@ fn ranges_cross_words() {
 #[test]
 fn c4_the_tail_page_of_a_bitmap() {
     for pages in [1, 63, 64, 65, 127, 128, 129] {
-        let bitmap = DirtyBitmap::with_len(pages * PAGE - 100);
+        let bitmap = DirtyBitmap::with_pages_of(PAGE, pages * PAGE - 100);
         bitmap.start();
         bitmap.mark_dirty(pages * PAGE - 101, 1);
         assert_eq!(dirty(&bitmap), [pages - 1]);
@@ -55,7 +66,7 @@ fn c4_the_tail_page_of_a_bitmap() {
 
 #[test]
 fn starting_again_forgets_what_was_not_taken() {
-    let bitmap = DirtyBitmap::with_len(4 * PAGE);
+    let bitmap = DirtyBitmap::with_pages_of(PAGE, 4 * PAGE);
     bitmap.start();
     bitmap.mark_dirty(0, 1);
     bitmap.stop();
@@ -68,7 +79,7 @@ fn starting_again_forgets_what_was_not_taken() {
 
 #[test]
 fn marks_that_race_with_takes_are_in_exactly_one_of_them() {
-    let bitmap = DirtyBitmap::with_len(4096 * PAGE);
+    let bitmap = DirtyBitmap::with_pages_of(PAGE, 4096 * PAGE);
     bitmap.start();
     let mut seen = vec![0; 4096];
     thread::scope(|scope| {

@@ -4,7 +4,7 @@ use crate::{Ram, RamConfig, Segment};
 const MIB: u64 = 1 << 20;
 
 fn dma() -> Dma {
-    Ram::new(&RamConfig { gap: MIB..2 * MIB, ..RamConfig::new(2 * MIB) }).unwrap().dma()
+    Ram::new(&RamConfig::new(2 * MIB).gap(MIB..2 * MIB)).unwrap().dma()
 }
 
 fn seg(addr: u64, len: u32) -> Segment {

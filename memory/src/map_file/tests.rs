@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 fn file(pages: u8, more: usize) -> File {
     let mut file = tempfile::tempfile().unwrap();
     for page in 1..=pages {
-        file.write_all(&[page; PAGE_SIZE]).unwrap();
+        file.write_all(&[page; 0x1000]).unwrap();
     }
     file.write_all(&vec![0xee; more]).unwrap();
     file
@@ -31,7 +31,7 @@ fn a_file_shows_up_where_it_was_mapped_and_nowhere_else() {
     dma.write(GuestAddress(0), &[0xaa; MIB as usize]).unwrap();
     let file = file(3, 0x10);
     let pieces = [piece(0x8000, 0x1000, 0x1000), piece(0x1_0000, 0, 0), piece(0x2_0000, 0x2000, 0x1010)];
-    map_file(ram.map(), &file, &pieces).unwrap();
+    map_file(&ram.map(), &file, &pieces).unwrap();
     let around = [0x7fff, 0x8000, 0x8fff, 0x9000, 0x1_0000, 0x2_0000, 0x2_100f, 0x2_1010, 0x2_1fff, 0x2_2000];
     assert_eq!(around.map(|addr| byte(&dma, addr)), [0xaa, 2, 2, 0xaa, 0xaa, 3, 0xee, 0, 0, 0xaa]);
 }
@@ -41,7 +41,7 @@ fn writes_stay_in_the_guest() {
     let file = file(2, 0);
     let rams = [0, 1].map(|_| Ram::new(&RamConfig::new(MIB)).unwrap());
     for ram in &rams {
-        map_file(ram.map(), &file, &[piece(0x4000, 0, 0x2000)]).unwrap();
+        map_file(&ram.map(), &file, &[piece(0x4000, 0, 0x2000)]).unwrap();
     }
     rams[0].dma().write(GuestAddress(0x4ffc), &[0x55; 8]).unwrap();
     let seen = |ram: &Ram| [0x4ffb, 0x4ffc, 0x5003, 0x5004].map(|addr| byte(&ram.dma(), addr));
@@ -56,16 +56,16 @@ fn writes_stay_in_the_guest() {
 fn views_that_exist_see_the_file_and_keep_it_mapped() {
     let ram = Ram::new(&RamConfig::new(MIB)).unwrap();
     let window = ram.dma().window(GuestAddress(0x4000), 0x1000).unwrap();
-    map_file(ram.map(), &file(1, 0), &[piece(0x4000, 0, 0x1000)]).unwrap();
+    map_file(&ram.map(), &file(1, 0), &[piece(0x4000, 0, 0x1000)]).unwrap();
     drop(ram);
     assert_eq!(window.read_obj::<[u8; 2]>(0xffe).unwrap(), [1, 1]);
 }
 
 #[test]
 fn on_both_sides_of_the_gap() {
-    let ram = Ram::new(&RamConfig { gap: MIB..4 * MIB, ..RamConfig::new(2 * MIB) }).unwrap();
+    let ram = Ram::new(&RamConfig::new(2 * MIB).gap(MIB..4 * MIB)).unwrap();
     let pieces = [piece(MIB - 0x1000, 0, 0x1000), piece(4 * MIB, 0x1000, 0x1000)];
-    map_file(ram.map(), &file(2, 0), &pieces).unwrap();
+    map_file(&ram.map(), &file(2, 0), &pieces).unwrap();
     let dma = ram.dma();
     let around = [MIB - 0x1001, MIB - 1, 4 * MIB, 4 * MIB + 0x1000];
     assert_eq!(around.map(|addr| byte(&dma, addr)), [0, 1, 2, 0]);
@@ -74,16 +74,16 @@ fn on_both_sides_of_the_gap() {
 #[test]
 fn mapped_pages_are_dirty_pages() {
     let ram = Ram::new(&RamConfig::new(MIB)).unwrap();
-    ram.track_dirty(true);
-    map_file(ram.map(), &file(2, 0), &[piece(0x3000, 0, 0x1800)]).unwrap();
-    assert_eq!(ram.slots().next().unwrap().dirty.take()[0], 0b1_1000);
+    let mut log = crate::DirtyLog::start(&ram).unwrap();
+    map_file(&ram.map(), &file(2, 0), &[piece(0x3000, 0, 0x1800)]).unwrap();
+    assert!(log.take().ranges().eq(std::iter::once(0x3000..0x5000)));
 }
 
 #[test]
 fn core_dumps_contain_it_only_if_they_contain_ram() {
     for dump in [false, true] {
-        let ram = Ram::new(&RamConfig { dump, ..RamConfig::new(MIB) }).unwrap();
-        map_file(ram.map(), &file(2, 0), &[piece(0x9000, 0, 0x2000), piece(0x3000, 0, 0x1000)]).unwrap();
+        let ram = Ram::new(&RamConfig::new(MIB).dump(dump)).unwrap();
+        map_file(&ram.map(), &file(2, 0), &[piece(0x9000, 0, 0x2000), piece(0x3000, 0, 0x1000)]).unwrap();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         for addr in [0x3000, 0x9000] {
             let start = ram.slots().next().unwrap().host_addr + addr;
@@ -101,10 +101,10 @@ fn memory_that_is_not_private_base_pages_is_refused_by_name() {
         let MapFileError::Backing { is } = error else { panic!("{error}") };
         is
     };
-    let memfd = Ram::new(&RamConfig { backing: Backing::Memfd, ..RamConfig::new(MIB) }).unwrap();
-    assert_eq!(refused(memfd.map()), "shared");
-    let prefaulted = Ram::new(&RamConfig { prefault: true, ..RamConfig::new(MIB) }).unwrap();
-    assert_eq!(refused(prefaulted.map()), "prefaulted");
+    let memfd = Ram::new(&RamConfig::new(MIB).backing(Backing::Memfd)).unwrap();
+    assert_eq!(refused(&memfd.map()), "shared");
+    let prefaulted = Ram::new(&RamConfig::new(MIB).prefault(true)).unwrap();
+    assert_eq!(refused(&prefaulted.map()), "prefaulted");
     let foreign = GuestMmap::from_ranges(&[(GuestAddress(0), MIB as usize)]).unwrap();
     assert_eq!(refused(&foreign), "not made by this crate");
 }
@@ -112,7 +112,7 @@ fn memory_that_is_not_private_base_pages_is_refused_by_name() {
 #[test]
 fn c3_pieces_that_are_not_pages_or_not_ram_are_refused() {
     let ram = Ram::new(&RamConfig::new(MIB)).unwrap();
-    let try_piece = |addr, offset, len| map_file(ram.map(), &file(1, 0), &[piece(addr, offset, len)]);
+    let try_piece = |addr, offset, len| map_file(&ram.map(), &file(1, 0), &[piece(addr, offset, len)]);
     for (addr, offset) in [(0x1001, 0), (0x1000, 1), (0x1800, 0x800)] {
         assert!(matches!(try_piece(addr, offset, 1), Err(MapFileError::Misaligned { .. })));
     }
@@ -125,9 +125,9 @@ fn c3_pieces_that_are_not_pages_or_not_ram_are_refused() {
 #[test]
 fn c3_a_file_that_is_too_short_is_refused_before_anybody_touches_it() {
     let ram = Ram::new(&RamConfig::new(MIB)).unwrap();
-    let error = map_file(ram.map(), &file(1, 1), &[piece(0, 0, 0x1002)]).unwrap_err();
+    let error = map_file(&ram.map(), &file(1, 1), &[piece(0, 0, 0x1002)]).unwrap_err();
     assert!(matches!(error, MapFileError::Truncated { needs: 0x1002, has: 0x1001 }), "{error}");
-    let error = map_file(ram.map(), &file(1, 0), &[piece(0, i64::MAX as u64 & !0xfff, 1)]).unwrap_err();
+    let error = map_file(&ram.map(), &file(1, 0), &[piece(0, i64::MAX as u64 & !0xfff, 1)]).unwrap_err();
     assert!(
         matches!(error, MapFileError::Truncated { has: 0x1000, .. } | MapFileError::Host { .. }),
         "{error}"
@@ -140,7 +140,7 @@ fn what_cannot_be_mapped_leaves_ram_as_ram() {
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
     let socket = File::from(std::os::fd::OwnedFd::from(socket));
     for file in [socket, File::open("/proc/self/status").unwrap()] {
-        let error = map_file(ram.map(), &file, &[piece(0x1000, 0, 0x1000)]).unwrap_err();
+        let error = map_file(&ram.map(), &file, &[piece(0x1000, 0, 0x1000)]).unwrap_err();
         assert!(matches!(error, MapFileError::Host { .. }), "{error}");
         ram.dma().write(GuestAddress(0), &[1; 0x4000]).unwrap();
     }

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend};
 
 use super::*;
+use crate::testing::resident;
+use crate::{host, host_page_size};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -10,17 +12,7 @@ fn ranges(ram: &Ram) -> Vec<(u64, u64)> {
     ram.slots().map(|slot| (slot.guest_addr, slot.size)).collect()
 }
 
-/// Pages of the slot that the host has given memory to.
-#[allow(unsafe_code)]
-fn resident(slot: &RamSlot<'_>) -> usize {
-    let mut pages = vec![0u8; (slot.size as usize).div_ceil(PAGE_SIZE)];
-    // SAFETY: the range is mapped, and the vector has a byte for each of its pages.
-    let done = unsafe { libc::mincore(slot.host_addr as *mut _, slot.size as usize, pages.as_mut_ptr()) };
-    assert_eq!(done, 0);
-    pages.into_iter().filter(|page| page & 1 != 0).count()
-}
-
-/// Whether a line of `/proc/self/maps` is about the mapping that contains `address`.
+/// Returns true if a line of `/proc/self/maps` is about the mapping that contains `address`.
 fn covers(line: &str, address: u64) -> bool {
     let hex = |digits| u64::from_str_radix(digits, 16).ok();
     let range = line.split(' ').next().and_then(|range| range.split_once('-'));
@@ -34,19 +26,19 @@ fn small_ram_is_one_slot_at_zero() {
     let ram = Ram::new(&RamConfig::new(MIB)).unwrap();
     assert_eq!(ranges(&ram), [(0, MIB)]);
     assert_eq!(ram.size(), MIB);
-    assert!(ram.slots().all(|slot| slot.file.is_none()));
+    assert!(ram.slots().all(|slot| slot.file().is_none()));
 }
 
 #[test]
 fn ram_up_to_the_gap_is_not_split() {
-    let config = RamConfig { overcommit: true, ..RamConfig::new(3 * GIB) };
+    let config = RamConfig::new(3 * GIB).overcommit(true);
     assert_eq!(ranges(&Ram::new(&config).unwrap()), [(0, 3 * GIB)]);
 }
 
 #[test]
 fn sixty_four_gibibytes_around_the_gap_touch_no_memory() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
-        let config = RamConfig { overcommit: true, backing, ..RamConfig::new(64 * GIB) };
+        let config = RamConfig::new(64 * GIB).overcommit(true).backing(backing);
         let ram = Ram::new(&config).unwrap();
         assert_eq!(ranges(&ram), [(0, 3 * GIB), (4 * GIB, 61 * GIB)]);
         let dma = ram.dma();
@@ -63,7 +55,7 @@ fn sixty_four_gibibytes_around_the_gap_touch_no_memory() {
 
 #[test]
 fn both_sides_of_the_gap_are_different_memory() {
-    let config = RamConfig { gap: 2 * MIB..4 * MIB, ..RamConfig::new(4 * MIB) };
+    let config = RamConfig::new(4 * MIB).gap(2 * MIB..4 * MIB);
     let ram = Ram::new(&config).unwrap();
     assert_eq!(ranges(&ram), [(0, 2 * MIB), (4 * MIB, 2 * MIB)]);
     let dma = ram.dma();
@@ -77,14 +69,14 @@ fn both_sides_of_the_gap_are_different_memory() {
 
 #[test]
 fn an_empty_gap_makes_one_slot() {
-    let config = RamConfig { gap: 0..0, overcommit: true, ..RamConfig::new(8 * GIB) };
+    let config = RamConfig::new(8 * GIB).gap(0..0).overcommit(true);
     assert_eq!(ranges(&Ram::new(&config).unwrap()), [(0, 8 * GIB)]);
 }
 
 #[test]
 fn anonymous_memory_is_aligned_for_huge_pages() {
     for _ in 0..4 {
-        let ram = Ram::new(&RamConfig { thp: true, ..RamConfig::new(6 * MIB) }).unwrap();
+        let ram = Ram::new(&RamConfig::new(6 * MIB).thp(true)).unwrap();
         assert!(ram.slots().all(|slot| slot.host_addr % (2 * MIB) == 0));
     }
 }
@@ -92,9 +84,9 @@ fn anonymous_memory_is_aligned_for_huge_pages() {
 #[test]
 fn one_memfd_backs_all_slots_and_holds_what_the_guest_wrote() {
     use std::os::unix::fs::FileExt;
-    let config = RamConfig { backing: Backing::Memfd, gap: 2 * MIB..4 * MIB, ..RamConfig::new(4 * MIB) };
+    let config = RamConfig::new(4 * MIB).backing(Backing::Memfd).gap(2 * MIB..4 * MIB);
     let ram = Ram::new(&config).unwrap();
-    let files: Vec<_> = ram.slots().map(|slot| slot.file.unwrap().clone()).collect();
+    let files: Vec<_> = ram.slots().map(|slot| slot.file().unwrap().clone()).collect();
     assert_eq!(files.iter().map(FileOffset::start).collect::<Vec<_>>(), [0, 2 * MIB]);
     assert!(Arc::ptr_eq(files[0].arc(), files[1].arc()));
     ram.dma().write(GuestAddress(4 * MIB + 16), b"shared").unwrap();
@@ -105,8 +97,8 @@ fn one_memfd_backs_all_slots_and_holds_what_the_guest_wrote() {
 
 #[test]
 fn c5_a_peer_cannot_resize_the_memfd() {
-    let ram = Ram::new(&RamConfig { backing: Backing::Memfd, ..RamConfig::new(MIB) }).unwrap();
-    let file = ram.slots().next().unwrap().file.unwrap().clone();
+    let ram = Ram::new(&RamConfig::new(MIB).backing(Backing::Memfd)).unwrap();
+    let file = ram.slots().next().unwrap().file().unwrap().clone();
     assert!(file.file().set_len(0).is_err());
     assert!(file.file().set_len(2 * MIB).is_err());
 }
@@ -114,7 +106,7 @@ fn c5_a_peer_cannot_resize_the_memfd() {
 #[test]
 fn prefault_takes_all_pages() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
-        let ram = Ram::new(&RamConfig { prefault: true, backing, ..RamConfig::new(4 * MIB) }).unwrap();
+        let ram = Ram::new(&RamConfig::new(4 * MIB).prefault(true).backing(backing)).unwrap();
         assert_eq!(ram.slots().map(|slot| resident(&slot)).sum::<usize>(), 1024);
     }
 }
@@ -122,7 +114,7 @@ fn prefault_takes_all_pages() {
 #[test]
 fn core_dumps_leave_guest_memory_out_unless_asked() {
     let flags = |dump| {
-        let ram = Ram::new(&RamConfig { dump, ..RamConfig::new(MIB) }).unwrap();
+        let ram = Ram::new(&RamConfig::new(MIB).dump(dump)).unwrap();
         let at = ram.slots().next().unwrap().host_addr;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = maps.lines().skip_while(|line| !covers(line, at));
@@ -135,7 +127,7 @@ fn core_dumps_leave_guest_memory_out_unless_asked() {
 #[test]
 fn a_short_pool_of_huge_pages_is_told_in_numbers() {
     for (backing, page_size) in [(Backing::Huge2M, 2 * MIB), (Backing::Huge1G, GIB)] {
-        let config = RamConfig { backing, ..RamConfig::new(1024 * GIB) };
+        let config = RamConfig::new(1024 * GIB).backing(backing);
         let error = Ram::new(&config).unwrap_err();
         match host::huge_pool(page_size) {
             Some(pool) => {
@@ -154,7 +146,8 @@ fn a_short_pool_of_huge_pages_is_told_in_numbers() {
 #[test]
 fn more_than_the_host_has_is_told_with_both_numbers() {
     let host = host::total_memory();
-    let size = (host / PAGE_SIZE as u64 + 1) * PAGE_SIZE as u64;
+    let page = host_page_size() as u64;
+    let size = (host / page + 1) * page;
     let error = Ram::new(&RamConfig::new(size)).unwrap_err();
     assert!(matches!(error, RamError::HostMemory { size: s, host: h } if (s, h) == (size, host)));
     assert!(error.to_string().contains(&format!("the {} MiB that the host has", host / MIB)));
@@ -169,41 +162,22 @@ fn sizes_that_make_no_sense_are_refused() {
     let refuse = |config: RamConfig| Ram::new(&config).unwrap_err();
     assert!(matches!(refuse(RamConfig::new(0)), RamError::Zero));
     assert!(matches!(refuse(RamConfig::new(4097)), RamError::Unaligned { page_size: 4096, .. }));
-    let half = RamConfig { backing: Backing::Huge2M, ..RamConfig::new(3 * MIB) };
+    let half = RamConfig::new(3 * MIB).backing(Backing::Huge2M);
     assert!(matches!(refuse(half), RamError::Unaligned { page_size: 0x20_0000, .. }));
-    for gap in [1..4096, 0..1, Range { start: 8192, end: 4096 }] {
-        assert!(matches!(refuse(RamConfig { gap, ..RamConfig::new(MIB) }), RamError::Gap { .. }));
+    for gap in [1..4096, 0..1, std::ops::Range { start: 8192, end: 4096 }] {
+        assert!(matches!(refuse(RamConfig::new(MIB).gap(gap)), RamError::Gap { .. }));
     }
-    let wraps = RamConfig { overcommit: true, ..RamConfig::new(u64::MAX - 4095) };
+    let wraps = RamConfig::new(u64::MAX - 4095).overcommit(true);
     assert!(matches!(refuse(wraps), RamError::AddressSpace { .. }));
-    let unmappable = RamConfig { overcommit: true, ..RamConfig::new(1 << 60) };
+    let unmappable = RamConfig::new(1 << 60).overcommit(true);
     assert!(matches!(refuse(unmappable), RamError::Host { call: "mmap", .. }));
-}
-
-#[test]
-fn c4_dirty_pages_of_every_slot() {
-    let config = RamConfig { gap: 2 * MIB..4 * MIB, ..RamConfig::new(3 * MIB) };
-    let ram = Ram::new(&config).unwrap();
-    let dma = ram.dma();
-    dma.write(GuestAddress(0), b"before").unwrap();
-    ram.track_dirty(true);
-    dma.write(GuestAddress(2 * MIB - 1), b"x").unwrap();
-    dma.write(GuestAddress(4 * MIB), b"x").unwrap();
-    dma.memory().write_slice(b"x", GuestAddress(5 * MIB - 1)).unwrap();
-    let taken: Vec<Vec<u64>> = ram.slots().map(|slot| slot.dirty.take()).collect();
-    let mut low = vec![0; 8];
-    low[7] = 1 << 63;
-    assert_eq!(taken, [low, vec![1, 0, 0, 1 << 63]]);
-    ram.track_dirty(false);
-    dma.write(GuestAddress(0), b"after").unwrap();
-    assert!(ram.slots().all(|slot| slot.dirty.take().iter().all(|&word| word == 0)));
 }
 
 #[test]
 fn the_mapping_lives_as_long_as_its_last_view() {
     use std::os::unix::fs::MetadataExt;
-    let ram = Ram::new(&RamConfig { backing: Backing::Memfd, ..RamConfig::new(MIB) }).unwrap();
-    let inode = ram.slots().next().unwrap().file.unwrap().file().metadata().unwrap().ino().to_string();
+    let ram = Ram::new(&RamConfig::new(MIB).backing(Backing::Memfd)).unwrap();
+    let inode = ram.slots().next().unwrap().file().unwrap().file().metadata().unwrap().ino().to_string();
     let mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         maps.lines().any(|line| line.split_whitespace().nth(4) == Some(&inode))
@@ -225,9 +199,9 @@ proptest! {
         start in 0u64..1 << 24,
         len in 0u64..1 << 22,
     ) {
-        let page = PAGE_SIZE as u64;
+        let page = host_page_size() as u64;
         let gap = start * page..(start + len) * page;
-        let config = RamConfig { gap: gap.clone(), ..RamConfig::new(pages * page) };
+        let config = RamConfig::new(pages * page).gap(gap.clone());
         let pieces = split(&config).unwrap();
         prop_assert_eq!(pieces.iter().map(|&(_, len)| len as u64).sum::<u64>(), config.size);
         for &(guest, len) in &pieces {
@@ -235,3 +209,7 @@ proptest! {
         }
     }
 }
+
+mod clear;
+mod file;
+mod slots;

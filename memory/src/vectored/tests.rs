@@ -4,7 +4,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use vm_memory::GuestAddress;
 
 use super::*;
-use crate::{PAGE_SIZE, Ram, RamConfig, Segment};
+use crate::{Ram, RamConfig, Segment, host_page_size};
 
 const MIB: u64 = 1 << 20;
 
@@ -13,7 +13,7 @@ fn seg(addr: u64, len: u32) -> Segment {
 }
 
 fn ram() -> Ram {
-    Ram::new(&RamConfig { gap: MIB..2 * MIB, ..RamConfig::new(2 * MIB) }).unwrap()
+    Ram::new(&RamConfig::new(2 * MIB).gap(MIB..2 * MIB)).unwrap()
 }
 
 fn bytes(dma: &Dma, addr: u64, len: usize) -> Vec<u8> {
@@ -95,13 +95,14 @@ fn packets_keep_their_boundaries() {
 
 #[test]
 fn a_segment_may_span_adjacent_regions() {
-    let page = PAGE_SIZE as u64;
-    let ranges: Vec<_> = (0..4).map(|i| (GuestAddress(i * page), PAGE_SIZE)).collect();
+    let page_size = host_page_size();
+    let page = page_size as u64;
+    let ranges: Vec<_> = (0..4).map(|i| (GuestAddress(i * page), page_size)).collect();
     let dma = Dma::new(std::sync::Arc::new(crate::GuestMmap::from_ranges(&ranges).unwrap()));
-    let data = pattern(3 * PAGE_SIZE);
+    let data = pattern(3 * page_size);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&data).unwrap();
-    assert_eq!(dma.preadv(&file, &[seg(100, 3 * PAGE_SIZE as u32)], 0).unwrap(), data.len());
+    assert_eq!(dma.preadv(&file, &[seg(100, 3 * page_size as u32)], 0).unwrap(), data.len());
     assert_eq!(bytes(&dma, 100, data.len()), data);
 }
 
@@ -148,24 +149,24 @@ fn c4_reads_mark_exactly_what_they_wrote() {
     let ram = ram();
     let dma = ram.dma();
     let (mut tx, rx) = UnixStream::pair().unwrap();
-    ram.track_dirty(true);
+    ram.slots().for_each(|slot| slot.dirty().start());
     tx.write_all(&[1; 5000]).unwrap();
     let list = [seg(0xff0, 32), seg(2 * MIB, 8000)];
     assert_eq!(dma.readv(&rx, &list).unwrap(), 5000);
-    let taken: Vec<u64> = ram.slots().map(|slot| slot.dirty.take()[0]).collect();
+    let taken: Vec<u64> = ram.slots().map(|slot| slot.dirty().take()[0]).collect();
     assert_eq!(taken, [0b11, 0b11]);
     dma.writev(&rx, &list).unwrap();
-    assert!(ram.slots().all(|slot| slot.dirty.take()[0] == 0));
+    assert!(ram.slots().all(|slot| slot.dirty().take()[0] == 0));
 }
 
 #[test]
 fn a_failed_read_marks_all_that_it_may_have_written() {
     let ram = ram();
-    ram.track_dirty(true);
+    ram.slots().for_each(|slot| slot.dirty().start());
     let folder = std::fs::File::open("/").unwrap();
     let error = ram.dma().preadv(&folder, &[seg(0, 1), seg(0x5000, 1)], 0).unwrap_err();
     assert!(matches!(error, DmaIoError::Io(e) if e.raw_os_error() == Some(libc::EISDIR)));
-    assert_eq!(ram.slots().next().unwrap().dirty.take()[0], 0b10_0001);
+    assert_eq!(ram.slots().next().unwrap().dirty().take()[0], 0b10_0001);
 }
 
 #[test]

@@ -3,12 +3,12 @@ use std::thread;
 use vm_memory::{GuestAddress, Le32};
 
 use super::*;
-use crate::{PAGE_SIZE, Ram, RamConfig};
+use crate::{Ram, RamConfig, host_page_size};
 
 const MIB: u64 = 1 << 20;
 
 fn ram() -> Ram {
-    Ram::new(&RamConfig { gap: MIB..2 * MIB, ..RamConfig::new(2 * MIB) }).unwrap()
+    Ram::new(&RamConfig::new(2 * MIB).gap(MIB..2 * MIB)).unwrap()
 }
 
 #[test]
@@ -91,8 +91,9 @@ fn a_window_is_ram_in_one_piece() {
 
 #[test]
 fn adjacent_regions_are_not_one_piece() {
-    let page = PAGE_SIZE as u64;
-    let regions = [(GuestAddress(0), PAGE_SIZE), (GuestAddress(page), PAGE_SIZE)];
+    let page_size = host_page_size();
+    let page = page_size as u64;
+    let regions = [(GuestAddress(0), page_size), (GuestAddress(page), page_size)];
     let dma = crate::Dma::new(Arc::new(crate::GuestMmap::from_ranges(&regions).unwrap()));
     assert_eq!(
         dma.window(GuestAddress(page - 8), 16).unwrap_err(),
@@ -108,12 +109,12 @@ fn adjacent_regions_are_not_one_piece() {
 fn c4_writes_are_marked_in_the_slot_of_the_window() {
     let ram = ram();
     let window = ram.dma().window(GuestAddress(2 * MIB + 0x1ffe), 0x4000).unwrap();
-    ram.track_dirty(true);
+    ram.slots().for_each(|slot| slot.dirty().start());
     window.store(0, 1u16, Ordering::Release).unwrap();
     window.write_obj(0x1002, 1u8).unwrap();
     window.write(0x3001, b"ab").unwrap();
     window.read(0, &mut [0; 64]).unwrap();
     window.load::<u16>(0x2002, Ordering::Acquire).unwrap();
-    let taken: Vec<Vec<u64>> = ram.slots().map(|slot| slot.dirty.take()).collect();
+    let taken: Vec<Vec<u64>> = ram.slots().map(|slot| slot.dirty().take()).collect();
     assert_eq!(taken, [vec![0; 4], vec![0b11_1010, 0, 0, 0]]);
 }

@@ -1,0 +1,123 @@
+//! The memory map that all views of a guest's RAM follow: a version of it, and where the newest one is.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::{GuestMmap, RamSlot, Window};
+
+/// Guest-physical addresses that are RAM from the first to the last, as [`Dma::run`](crate::Dma::run) finds them. To
+/// check one range after the other, look into the run of the one before first: it nearly always holds the next one too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    first: u64,
+    /// The last address, counted from the first.
+    span: u64,
+}
+
+impl Run {
+    /// Returns true if `len` bytes from `addr` are in it. No bytes are not.
+    #[inline]
+    pub fn holds(&self, addr: GuestAddress, len: u64) -> bool {
+        // Addresses below the first wrap, and so does a length of 0: both are more than any span.
+        let offset = addr.0.wrapping_sub(self.first);
+        offset <= self.span && len.wrapping_sub(1) <= self.span - offset
+    }
+}
+
+/// One version of a guest's memory map. It keeps mapped what it shows.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) mem: Arc<GuestMmap>,
+    /// Each region from its first to its last byte, ascending: nearly every access lies in one of them, and
+    /// there are few, so that trying them in turn beats any search.
+    pub(crate) regions: Arc<[Window]>,
+    /// Ascending; regions that touch are one run.
+    pub(crate) runs: Arc<[Run]>,
+    pub(crate) generation: u64,
+}
+
+impl Snapshot {
+    fn new(mem: Arc<GuestMmap>, generation: u64) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        for region in mem.iter() {
+            let (first, last) = (region.start_addr().0, region.last_addr().0);
+            match runs.last_mut() {
+                Some(run) if (run.first + run.span).checked_add(1) == Some(first) => {
+                    run.span = last - run.first
+                }
+                _ => runs.push(Run { first, span: last - first }),
+            }
+        }
+        let whole = |region: &GuestRegionMmap<_>| {
+            Window::new(region.get_mmap(), region.start_addr().0, 0, region.size())
+        };
+        let regions = mem.iter().filter_map(whole).collect();
+        Self { regions, runs: runs.into(), mem, generation }
+    }
+}
+
+/// Where the newest version of a guest's memory map is.
+#[derive(Debug)]
+pub(crate) struct Published {
+    generation: AtomicU64,
+    newest: Mutex<Newest>,
+    /// True if a [`DirtyLog`](crate::DirtyLog) takes the marks of the map's regions.
+    logged: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Newest {
+    map: Snapshot,
+    /// The regions that [`Ram`](crate::Ram) made, ascending.
+    slots: Arc<[RamSlot]>,
+}
+
+impl Published {
+    /// Publishes the first version.
+    pub(crate) fn new(mem: Arc<GuestMmap>, slots: Vec<RamSlot>) -> Self {
+        let newest = Newest { map: Snapshot::new(mem, 0), slots: slots.into() };
+        Self { generation: AtomicU64::new(0), newest: Mutex::new(newest), logged: AtomicBool::new(false) }
+    }
+
+    /// Returns true if the version of that generation is the newest. Whoever was told of a change by the thread that
+    /// published it, in whatever way, sees it.
+    #[inline]
+    pub(crate) fn is_newest(&self, generation: u64) -> bool {
+        // Nothing is read that depends on it: a newer version is taken with the lock.
+        self.generation.load(Ordering::Relaxed) == generation
+    }
+
+    /// The newest version.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.newest().map.clone()
+    }
+
+    /// The slots of the newest version, and its generation.
+    pub(crate) fn slots(&self) -> (Arc<[RamSlot]>, u64) {
+        let newest = self.newest();
+        (newest.slots.clone(), newest.map.generation)
+    }
+
+    /// Makes `mem` the newest version.
+    pub(crate) fn publish(&self, mem: GuestMmap, slots: Vec<RamSlot>) {
+        let mut newest = self.newest();
+        let generation = newest.map.generation.wrapping_add(1);
+        *newest = Newest { map: Snapshot::new(Arc::new(mem), generation), slots: slots.into() };
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// Returns true if writes were not logged before.
+    pub(crate) fn begin_log(&self) -> bool {
+        !self.logged.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn end_log(&self) {
+        self.logged.store(false, Ordering::Release);
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
