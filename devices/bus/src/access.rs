@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+use crate::RangeId;
+
 /// Width of one register access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -91,6 +93,8 @@ pub enum Effect {
     None,
     /// A change of the machine's state.
     Vm(VmRequest),
+    /// Move a range of addresses to where its device wants it: see [`RegisterRange::move_to`](crate::RegisterRange::move_to).
+    Remap(RangeId),
 }
 
 /// A device's registers as vCPUs reach them, on either address space: the bus knows which one, the

@@ -5,7 +5,7 @@
 //! | `DeviceMmio`, `DevicePio` | [`Mmio`], for [`Bus::insert`](crate::Bus::insert) | [`FromMmio`], [`FromPio`] |
 //! | `DeviceMmio`, `DevicePio` | [`Device`], for a machine | [`FromVmDevice`] |
 //! | [`Mmio`] | `DeviceMmio` and `DevicePio`, for an `IoManager` | [`ToVmDevice`] |
-//! | `MmioRange`, `PioRange` | [`RangeRequest`] | `From`, and back by `TryFrom` |
+//! | `MmioRange`, `PioRange` | [`RegistersRequest`] | `From`, and back by `TryFrom` |
 //!
 //! `vm-device` itself implements its traits for a `Mutex` with a device in it that needs `&mut self`.
 
@@ -17,11 +17,14 @@ use vm_device::bus::{
 };
 use vm_device::{DeviceMmio, DevicePio};
 
-use crate::state::{SavedState, StateError};
+use crate::state::StateError;
 use crate::{
-    Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect,
-    MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall,
+    Access, AddressSpace, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover,
+    MetricVisitor, Mmio, NodeKind, Placement, RegistersRequest, Requires, Size, Syscall,
 };
+
+/// The name of the one range that a `vm-device` device has.
+const REGISTERS: &str = "registers";
 
 /// Why [`FromVmDevice`] cannot be saved.
 const NO_STATE: &str = "vm-device devices have no state that can be saved";
@@ -96,7 +99,7 @@ fn write(size: Size, value: u64, f: impl FnOnce(&[u8])) {
 /// own handle on it.
 pub struct FromVmDevice {
     id: String,
-    range: RangeRequest,
+    range: RegistersRequest,
     registers: Arc<dyn Mmio>,
     reset: Option<Box<dyn FnMut() + Send>>,
     syscalls: &'static [Syscall],
@@ -121,7 +124,7 @@ impl FromVmDevice {
         Self::new(id.into(), range.into(), Arc::new(FromPio::new(range.base(), device)))
     }
 
-    fn new(id: String, range: RangeRequest, registers: Arc<dyn Mmio>) -> Self {
+    fn new(id: String, range: RegistersRequest, registers: Arc<dyn Mmio>) -> Self {
         Self { id, range, registers, reset: None, syscalls: &[] }
     }
 
@@ -155,11 +158,12 @@ impl Device for FromVmDevice {
     }
 
     fn requires(&self) -> Requires {
-        Requires { ranges: vec![self.range], ..Requires::default() }
+        Requires::new().registers(self.range.clone())
     }
 
-    fn attach(&mut self, _: Assigned) -> Result<Attached, AttachError> {
-        Ok(Attached { ports: vec![self.registers.clone()], node: NodeHint::Hidden })
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        assigned.registers(REGISTERS)?.answer(self.registers.clone());
+        Ok(NodeKind::Hidden)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
@@ -172,21 +176,22 @@ impl Device for FromVmDevice {
 
     fn reset(&mut self) -> Result<(), DeviceError> {
         let Some(reset) = &mut self.reset else {
-            return Err(DeviceError {
-                reason: "nothing says how this vm-device is reset".into(),
-                source: None,
-            });
+            return Err(DeviceError::new("nothing says how this vm-device is reset"));
         };
         reset();
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Unsupported { reason: NO_STATE }
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Unsupported { reason: NO_STATE })
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
         Err(StateError::Unsupported { reason: NO_STATE })
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -257,44 +262,49 @@ impl DevicePio for ToVmDevice {
     }
 }
 
-impl From<MmioRange> for RangeRequest {
+impl From<MmioRange> for RegistersRequest {
     fn from(range: MmioRange) -> Self {
         fixed(AddressSpace::Mmio, range.base().0, range.size())
     }
 }
 
-impl From<PioRange> for RangeRequest {
+impl From<PioRange> for RegistersRequest {
     fn from(range: PioRange) -> Self {
         fixed(AddressSpace::Pio, range.base().0.into(), range.size().into())
     }
 }
 
-fn fixed(space: AddressSpace, base: u64, size: u64) -> RangeRequest {
-    RangeRequest { space, size, align: 1, placement: Placement::Fixed(base) }
+fn fixed(space: AddressSpace, base: u64, size: u64) -> RegistersRequest {
+    let request = match space {
+        AddressSpace::Mmio => RegistersRequest::memory(REGISTERS, size).align(1),
+        // The caller's range has a 16-bit size.
+        AddressSpace::Pio => RegistersRequest::ports(REGISTERS, size as u16),
+    };
+    request.fixed(base)
 }
 
 /// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
-impl TryFrom<RangeRequest> for MmioRange {
+impl TryFrom<RegistersRequest> for MmioRange {
     type Error = bus::Error;
 
-    fn try_from(range: RangeRequest) -> Result<Self, bus::Error> {
-        let base = place(range, AddressSpace::Mmio)?;
+    fn try_from(range: RegistersRequest) -> Result<Self, bus::Error> {
+        let base = place(&range, AddressSpace::Mmio)?;
         Self::new(MmioAddress(base), range.size)
     }
 }
 
 /// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
-impl TryFrom<RangeRequest> for PioRange {
+impl TryFrom<RegistersRequest> for PioRange {
     type Error = bus::Error;
 
-    fn try_from(range: RangeRequest) -> Result<Self, bus::Error> {
+    fn try_from(range: RegistersRequest) -> Result<Self, bus::Error> {
         let number = |value| u16::try_from(value).map_err(|_| bus::Error::InvalidRange);
-        let base = place(range, AddressSpace::Pio)?;
+        let base = place(&range, AddressSpace::Pio)?;
         Self::new(PioAddress(number(base)?), number(range.size)?)
     }
 }
 
-fn place(range: RangeRequest, space: AddressSpace) -> Result<u64, bus::Error> {
+fn place(range: &RegistersRequest, space: AddressSpace) -> Result<u64, bus::Error> {
     match range.placement {
         Placement::Fixed(base) if range.space == space => Ok(base),
         _ => Err(bus::Error::InvalidRange),

@@ -4,98 +4,34 @@ use std::fmt;
 
 use crate::publish::{Publisher, Reader};
 use crate::sync::{Arc, Mutex, lock};
-use crate::{AddressSpace, BusCursor, Mmio};
-
-type Device = std::sync::Arc<dyn Mmio>;
-
-/// A range of addresses and who answers it.
-#[derive(Clone)]
-pub(crate) struct Entry {
-    /// First address.
-    pub(crate) base: u64,
-    /// Addresses, not 0; the last of them exists.
-    pub(crate) size: u64,
-    owner: std::sync::Arc<str>,
-    pub(crate) device: Device,
-}
-
-impl Entry {
-    fn last(&self) -> u64 {
-        self.base + (self.size - 1)
-    }
-}
-
-/// Sorted by base, without overlaps; never changed.
-#[derive(Clone, Default)]
-pub(crate) struct Table {
-    pub(crate) entries: Box<[Entry]>,
-}
+use crate::table::{self, BusError, Device, Entry, Table};
+use crate::{AddressSpace, BusCursor};
 
 /// A range and the device that is to answer it.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Registration {
     /// First address.
     pub base: u64,
     /// Addresses in the range, not 0.
     pub size: u64,
-    /// Who it is, for messages: a device's id.
+    /// The owner's name in messages: a device's id.
     pub owner: String,
     /// What answers.
     pub device: Device,
+}
+
+impl Registration {
+    /// `device`, which is `owner`'s, for the `size` addresses from `base`.
+    pub fn new(base: u64, size: u64, owner: impl Into<String>, device: Device) -> Self {
+        Self { base, size, owner: owner.into(), device }
+    }
 }
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}+{:#x} {}", self.base, self.size, self.owner)
     }
-}
-
-/// Why a range was not registered or removed. The bus is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BusError {
-    /// A range without addresses.
-    #[error("{owner}: a range at {base:#x} has no addresses")]
-    Empty {
-        /// Whose.
-        owner: String,
-        /// First address.
-        base: u64,
-    },
-    /// A range that ends beyond the last address of the bus.
-    #[error("{owner}: the range {base:#x}+{size:#x} ends beyond {last:#x}")]
-    Beyond {
-        /// Whose.
-        owner: String,
-        /// First address.
-        base: u64,
-        /// Addresses in the range.
-        size: u64,
-        /// The last address of the bus.
-        last: u64,
-    },
-    /// Two ranges share an address.
-    #[error("{owner}: the range {base:#x}..={last:#x} overlaps {other_base:#x}..={other_last:#x} of {other}")]
-    Overlap {
-        /// Whose range was refused.
-        owner: String,
-        /// Its first address.
-        base: u64,
-        /// Its last address.
-        last: u64,
-        /// Who was there first.
-        other: String,
-        /// The first address of that range.
-        other_base: u64,
-        /// The last address of that range.
-        other_last: u64,
-    },
-    /// No range begins there.
-    #[error("no device is registered at {base:#x}")]
-    NotFound {
-        /// The address.
-        base: u64,
-    },
 }
 
 struct Shared {
@@ -108,8 +44,8 @@ struct Shared {
 /// An address space with devices in it: memory-mapped registers, or I/O ports. A handle, cheap to clone; each
 /// thread that dispatches has a [`cursor`](Self::cursor).
 ///
-/// Registering and removing works at any time, from any thread, and never waits for a dispatch: it builds a
-/// new table and publishes it. Devices come and go between two accesses of a vCPU.
+/// Edits work at any time, from any thread, and never wait for a dispatch: each builds a new table and publishes it.
+/// Devices come and go between two accesses of a vCPU.
 #[derive(Clone)]
 pub struct Bus {
     shared: Arc<Shared>,
@@ -128,59 +64,72 @@ impl Bus {
 
     /// Registers `device` for the `size` addresses from `base`. `owner` names it in messages.
     pub fn insert(&self, base: u64, size: u64, owner: &str, device: Device) -> Result<(), BusError> {
-        self.insert_all([Registration { base, size, owner: owner.into(), device }])
+        self.insert_all([Registration::new(base, size, owner, device)])
     }
 
     /// Registers all of `registrations` at once, or none.
     pub fn insert_all(&self, registrations: impl IntoIterator<Item = Registration>) -> Result<(), BusError> {
         let mut added = Vec::new();
         for Registration { base, size, owner, device } in registrations {
-            let Some(span) = size.checked_sub(1) else {
-                return Err(BusError::Empty { owner, base });
-            };
-            if base.checked_add(span).is_none_or(|last| last > self.shared.last) {
-                return Err(BusError::Beyond { owner, base, size, last: self.shared.last });
-            }
-            added.push(Entry { base, size, owner: owner.into(), device });
+            let entry = Entry { base, size, owner: owner.into(), device };
+            entry.check(self.shared.last)?;
+            added.push(entry);
         }
-
-        let _edit = lock(&self.shared.edit);
-        let mut entries = self.shared.publisher.with(|table| table.entries.to_vec());
-        for entry in added {
-            // Few are added to few: a sorted insertion of each keeps the message exact and the code short.
-            let at = entries.partition_point(|other| other.base <= entry.base);
-            let before = at.checked_sub(1).and_then(|before| entries.get(before));
-            let after = entries.get(at);
-            let overlap = before
-                .filter(|before| before.last() >= entry.base)
-                .or(after.filter(|after| after.base <= entry.last()));
-            if let Some(other) = overlap {
-                return Err(BusError::Overlap {
-                    owner: entry.owner.to_string(),
-                    base: entry.base,
-                    last: entry.last(),
-                    other: other.owner.to_string(),
-                    other_base: other.base,
-                    other_last: other.last(),
-                });
-            }
-            entries.insert(at, entry);
-        }
-        self.shared.publisher.publish(Table { entries: entries.into() });
+        self.edit(|entries| added.into_iter().try_for_each(|entry| table::place(entries, entry)))?;
         Ok(())
     }
 
-    /// Removes the range that begins at `base`. Accesses that have begun go on; later ones find nobody. The
-    /// [`Retired`] range tells when the last one has ended.
+    /// Removes the range that begins at `base`. Accesses that have begun go on; later ones reach no device. The
+    /// [`Retired`] device tells when the last one has ended.
     pub fn remove(&self, base: u64) -> Result<Retired, BusError> {
+        let (entry, generation) = self.edit(|entries| table::take(entries, base))?;
+        Ok(self.retired(generation, entry.device))
+    }
+
+    /// Has `device` answer the range that begins at `base`, instead of the one that does so far. Each access finds
+    /// the one or the other.
+    pub fn replace(&self, base: u64, device: Device) -> Result<Retired, BusError> {
+        let (old, generation) = self.edit(|entries| table::exchange(entries, base, device))?;
+        Ok(self.retired(generation, old))
+    }
+
+    /// Replaces the devices of several ranges at once, or none: each range is named by its first address. No access
+    /// finds an old device after one that has found a new one. The retired devices come in the same order.
+    pub fn replace_all(
+        &self,
+        devices: impl IntoIterator<Item = (u64, Device)>,
+    ) -> Result<Vec<Retired>, BusError> {
+        // The caller's iterator is at its end before the lock is taken.
+        let devices: Vec<_> = devices.into_iter().collect();
+        let (old, generation) = self.edit(|entries| {
+            let exchanges = devices.into_iter().map(|(base, device)| table::exchange(entries, base, device));
+            exchanges.collect::<Result<Vec<_>, _>>()
+        })?;
+        Ok(old.into_iter().map(|device| self.retired(generation, device)).collect())
+    }
+
+    /// Moves the range that begins at `old_base` to `new_base`, as a guest does that changes a PCI device's base
+    /// address. The places may overlap each other. Each access finds the device at the old place or at the new one.
+    pub fn relocate(&self, old_base: u64, new_base: u64) -> Result<(), BusError> {
+        self.edit(|entries| {
+            let entry = Entry { base: new_base, ..table::take(entries, old_base)? };
+            entry.check(self.shared.last)?;
+            table::place(entries, entry)
+        })?;
+        Ok(())
+    }
+
+    /// Publishes the table that `f` makes of the current one, and returns its generation. If `f` fails, nothing
+    /// changes.
+    fn edit<R>(&self, f: impl FnOnce(&mut Vec<Entry>) -> Result<R, BusError>) -> Result<(R, u64), BusError> {
         let _edit = lock(&self.shared.edit);
         let mut entries = self.shared.publisher.with(|table| table.entries.to_vec());
-        let Ok(at) = entries.binary_search_by_key(&base, |entry| entry.base) else {
-            return Err(BusError::NotFound { base });
-        };
-        let device = entries.remove(at).device;
-        let generation = self.shared.publisher.publish(Table { entries: entries.into() });
-        Ok(Retired { publisher: self.shared.publisher.clone(), generation, device })
+        let result = f(&mut entries)?;
+        Ok((result, self.shared.publisher.publish(Table { entries: entries.into() })))
+    }
+
+    fn retired(&self, generation: u64, device: Device) -> Retired {
+        Retired { publisher: self.shared.publisher.clone(), generation, device }
     }
 
     /// A new thread's access to the bus.
@@ -197,11 +146,11 @@ impl fmt::Debug for Bus {
     }
 }
 
-/// A range that was removed from a [`Bus`], and that cursors may still be dispatching to.
+/// A device that was removed from a [`Bus`], or from one of its ranges, and that cursors may still be dispatching to.
 ///
-/// It is *passed* when each cursor has dispatched, or called [`sync`](BusCursor::sync), or was dropped since
-/// the removal. A vCPU that runs guest code does none of this: kick it first. From then on the bus has no
-/// reference to the device and calls it no more.
+/// It is *passed* when each cursor has dispatched, or called [`sync`](BusCursor::sync), or was dropped since the
+/// removal. A vCPU that runs guest code does none of this: kick it first. From then on that range holds no reference to
+/// the device and no longer calls it.
 #[must_use]
 pub struct Retired {
     publisher: Arc<Publisher<Table>>,
@@ -210,7 +159,7 @@ pub struct Retired {
 }
 
 impl Retired {
-    /// Whether no cursor can reach the device any more.
+    /// Returns true if no cursor can reach the device any more.
     pub fn is_passed(&self) -> bool {
         self.publisher.is_passed(self.generation)
     }
@@ -236,3 +185,7 @@ impl fmt::Debug for Retired {
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests;
+
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;

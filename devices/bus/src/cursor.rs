@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::bus::Table;
 use crate::publish::Reader;
 use crate::routes::Routes;
+use crate::table::Table;
 use crate::{Access, BusFault, Effect, Mmio, Size};
 
 /// How often a guest made each mistake.
@@ -86,8 +86,8 @@ impl BusCursor {
         result
     }
 
-    /// Takes notice of changes of the bus, as a dispatch does. For threads that will not dispatch for a while,
-    /// or were kicked because somebody waits for a [`Retired`](crate::Retired) device.
+    /// Takes notice of changes of the bus, as a dispatch does. For threads that will not dispatch for a while, or were
+    /// kicked because another thread waits for a [`Retired`](crate::Retired) device.
     pub fn sync(&mut self) {
         self.reader.get();
     }

@@ -1,7 +1,7 @@
 //! An eventfd: what interrupts, doorbells and wake-ups are made of.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -25,7 +25,7 @@ impl Event {
         }
     }
 
-    /// Takes the count and sets it to 0. Returns 0 where nobody has signalled.
+    /// Takes the count and sets it to 0. Returns 0 if it has not been signalled.
     pub fn take(&self) -> io::Result<u64> {
         match self.0.read() {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -37,6 +37,13 @@ impl Event {
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as the event lives, and so for the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
 

@@ -3,10 +3,13 @@
 //! - A device's registers are [`Mmio`]: a read gives a value, a write gives an [`Effect`] that the caller carries
 //!   out, and what the guest does wrong is a [`BusFault`], never an error of the host.
 //! - A [`Bus`] knows which registers answer which addresses; each vCPU has a [`BusCursor`] to get there.
-//! - A [`Device`] says what it needs of a machine, and takes part in its life.
-//! - An [`EventLoop`] wakes whoever waits for descriptors: queues, serial lines, signals.
-//! - [`state`] is the form in which devices save their registers, and the file that keeps them.
-//! - [`adapters`] connect both with the devices and buses of rust-vmm's `vm-device`.
+//! - A [`Device`] says what it [requires](Requires) of a machine, each resource under a name, finds all of it in
+//!   [`Assigned`], and takes part in the machine's life.
+//! - An [`Interrupt`] is raised without knowing what is behind it: a line of its own, a shared level line, a message.
+//! - An [`EventLoop`] gives handlers of descriptors and timers their turns: queues, serial lines, signals.
+//! - [`state`] is the form in which devices save their registers, and [`state_file`] the file that keeps them.
+//! - [`testing`] has a board for tests of devices: no machine, no hypervisor.
+//! - [`adapters`] connect devices and buses with the devices and buses of rust-vmm's `vm-device`.
 //!
 //! # A device on a bus
 //!
@@ -56,29 +59,47 @@
 //! assert!(retired.is_passed());
 //! # Ok::<(), ossature_bus::BusError>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod access;
 pub mod adapters;
+mod assigned;
 mod bus;
 mod cursor;
 mod device;
+mod error;
+#[allow(unsafe_code)] // borrows a descriptor that vmm-sys-util knows as a number
 mod event;
 mod event_loop;
+mod interrupt;
+mod panic;
 mod publish;
+mod request;
 mod routes;
 pub mod state;
+pub mod state_file;
 mod sync;
+mod table;
+pub mod testing;
 
 pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};
-pub use bus::{Bus, BusError, Registration, Retired};
+pub use assigned::{Assigned, RangeId, RegisterRange};
+pub use bus::{Bus, Registration, Retired};
 pub use cursor::{BusCursor, FaultCounts};
-pub use device::{
-    AddressSpace, Assigned, AttachError, Attached, Device, DeviceError, DeviceEvent, DoorbellRequest,
-    EventSink, InterruptRequest, MetricVisitor, NodeHint, Placement, RangeRequest, Requires, State, Syscall,
-    Trigger,
-};
+pub use device::{Device, DeviceEvent, DeviceState, EventSink, MetricVisitor, Syscall};
+pub use error::DeviceError;
 pub use event::Event;
-pub use event_loop::{
-    EventLoop, Handler, Hosted, Interest, LoopHandle, LoopThread, Source, Turn, WatchError,
+pub use event_loop::thread::LoopThread;
+pub use event_loop::{EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, Turn, WatchError};
+pub use interrupt::{Interrupt, InterruptTarget, MessageInterrupt, MessageTarget, MsiMessage};
+pub use panic::Panic;
+pub use request::{
+    AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,
+    Requires, ResourceName, Trigger,
 };
+pub use state::Handover;
+pub use table::BusError;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! A value that is replaced as a whole and read without locks, and the proof that nobody reads the old one.
+//! A value that is replaced as a whole and read without locks, and the proof that no thread reads the old one.
 //!
 //! Values are numbered by generations. A [`Reader`] keeps a copy of the value it read last and looks at one counter
 //! to learn that there is a newer one. When it has copied the newer one it drops the old copy, and then writes down
@@ -49,7 +49,7 @@ impl<T> Publisher<T> {
         generation
     }
 
-    /// Whether no reader has a value from before `generation`, which has been published.
+    /// Returns true if no reader has a value from before `generation`, which has been published.
     pub(crate) fn is_passed(&self, generation: u64) -> bool {
         Self::all_passed(&lock(&self.seats), generation)
     }

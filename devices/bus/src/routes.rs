@@ -3,7 +3,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use crate::bus::{Entry, Table};
+use crate::table::{Entry, Table};
 use crate::{Access, BusFault, Effect, Mmio};
 
 /// A range of addresses and the device that answers it.

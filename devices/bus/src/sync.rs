@@ -1,9 +1,14 @@
-//! What threads share a bus through: the standard library's types and arc-swap, or loom's models of them.
+//! What threads share a bus and a loop through: the standard library's types and arc-swap, or loom's models of them.
 
 #[cfg(not(all(loom, test)))]
 mod imp {
     pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(crate) use std::thread::ThreadId;
+
+    pub(crate) fn this_thread() -> ThreadId {
+        std::thread::current().id()
+    }
 
     /// An [`Arc`] that is replaced while others load it.
     pub(crate) struct Swap<T>(arc_swap::ArcSwap<T>);
@@ -27,6 +32,11 @@ mod imp {
 mod imp {
     pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(crate) use loom::thread::ThreadId;
+
+    pub(crate) fn this_thread() -> ThreadId {
+        loom::thread::current().id()
+    }
 
     /// An [`Arc`] that is replaced while others load it.
     pub(crate) struct Swap<T>(Mutex<Arc<T>>);
@@ -51,4 +61,14 @@ pub(crate) use imp::*;
 /// Locks `mutex`, also after a thread has panicked with it: what our mutexes guard is valid at each step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The same, unless another thread has it locked.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    use std::sync::TryLockError::{Poisoned, WouldBlock};
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(Poisoned(guard)) => Some(guard.into_inner()),
+        Err(WouldBlock) => None,
+    }
 }

@@ -123,22 +123,22 @@ fn our_devices_plug_into_a_foreign_bus() {
 #[test]
 fn ranges_convert_both_ways() {
     let mmio = MmioRange::new(MmioAddress(0xd000_0000), 0x1000).unwrap();
-    let request = RangeRequest::from(mmio);
+    let request = RegistersRequest::from(mmio);
     assert_eq!(request, fixed(AddressSpace::Mmio, 0xd000_0000, 0x1000));
-    assert_eq!(MmioRange::try_from(request).unwrap().last(), mmio.last());
-    assert!(PioRange::try_from(request).is_err());
+    assert_eq!(MmioRange::try_from(request.clone()).unwrap().last(), mmio.last());
+    assert!(PioRange::try_from(request.clone()).is_err());
 
     let pio = PioRange::new(PioAddress(0xfff8), 8).unwrap();
-    let request = RangeRequest::from(pio);
-    assert_eq!(PioRange::try_from(request).unwrap().last(), PioAddress(0xffff));
+    let request = RegistersRequest::from(pio);
+    assert_eq!(PioRange::try_from(request.clone()).unwrap().last(), PioAddress(0xffff));
     for bad in [
-        RangeRequest { placement: Placement::Any, ..request },
-        RangeRequest { placement: Placement::Fixed(0x1_0000), ..request },
-        RangeRequest { size: 9, ..request },
-        RangeRequest { size: 0, ..request },
-        RangeRequest { size: 0x1_0000, ..request },
+        RegistersRequest { placement: Placement::Any, ..request.clone() },
+        RegistersRequest { placement: Placement::Fixed(0x1_0000), ..request.clone() },
+        RegistersRequest { size: 9, ..request.clone() },
+        RegistersRequest { size: 0, ..request.clone() },
+        RegistersRequest { size: 0x1_0000, ..request.clone() },
     ] {
-        assert!(PioRange::try_from(bad).is_err(), "{bad:?}");
+        assert!(PioRange::try_from(bad.clone()).is_err(), "{bad:?}");
     }
 }
 
@@ -148,11 +148,11 @@ fn a_foreign_device_in_a_machine_says_what_it_can_do() {
     let range = PioRange::new(PioAddress(0x700), 4).unwrap();
     let mut plain = FromVmDevice::pio("tally", range, device.clone());
     assert_eq!(plain.id(), "tally");
-    assert_eq!(plain.requires().ranges, [range.into()]);
+    assert_eq!(plain.requires().registers, [range.into()]);
     assert!(plain.reset().is_err());
-    assert!(matches!(plain.state(), State::Unsupported { .. }));
-    let state = SavedState { kind: "tally", version: 1, payload: (&b""[..]).into() };
-    assert!(matches!(plain.restore(&state), Err(StateError::Unsupported { .. })));
+    assert!(matches!(plain.save().unwrap(), DeviceState::Unsupported { .. }));
+    let handover = Handover::new(crate::state::SavedState::new("tally", 1, &b""[..]));
+    assert!(matches!(plain.restore(handover), Err(StateError::Unsupported { .. })));
 
     let reset = device.clone();
     let mut whole =

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Access, BusFault, Effect, Size};
+use crate::{Access, BusFault, Effect, Mmio, Size};
 
 /// Answers with its number and the offset.
 struct Numbered(u64);
@@ -73,7 +73,7 @@ fn ports_end_at_ffff() {
 #[test]
 fn a_list_is_registered_as_a_whole_or_not_at_all() {
     let bus = Bus::new(AddressSpace::Mmio);
-    let at = |base| Registration { base, size: 16, owner: format!("dev{base}"), device: device(base) };
+    let at = |base| Registration::new(base, 16, format!("dev{base}"), device(base));
     assert_eq!(format!("{:?}", at(16)), "0x10+0x10 dev16");
     let error = bus.insert_all([at(0), at(32), at(47)]).unwrap_err();
     assert!(error.to_string().contains("dev47") && error.to_string().contains("dev32"), "{error}");
@@ -157,4 +157,73 @@ fn vcpus_dispatch_while_devices_come_and_go() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn a_replaced_device_answers_no_more_and_is_ours_once_passed() {
+    let bus = Bus::new(AddressSpace::Mmio);
+    let old = device(1);
+    bus.insert(0x10, 0x10, "first", old.clone()).unwrap();
+    bus.insert(0x20, 0x10, "second", device(2)).unwrap();
+    let mut cursor = bus.cursor();
+    assert_eq!(cursor.read(0x14, Size::B4), Ok(1 << 32 | 4));
+    let retired = bus.replace(0x10, device(3)).unwrap();
+    let retired = retired.into_device().err().unwrap();
+    assert_eq!(cursor.read(0x14, Size::B4), Ok(3 << 32 | 4));
+    assert_eq!(cursor.read(0x24, Size::B4), Ok(2 << 32 | 4));
+    drop(retired.into_device().unwrap());
+    assert_eq!(Arc::strong_count(&old), 1);
+    assert_eq!(bus.replace(0x11, device(4)).unwrap_err(), BusError::NotFound { base: 0x11 });
+    assert!(format!("{bus:?}").contains("0x10..=0x1f first"), "{bus:?}");
+}
+
+#[test]
+fn several_devices_are_replaced_at_once_or_none() {
+    let bus = Bus::new(AddressSpace::Mmio);
+    for number in [1, 2, 3] {
+        bus.insert(number * 0x10, 0x10, "dev", device(number)).unwrap();
+    }
+    let read = || [0x10, 0x20, 0x30].map(|addr| bus.cursor().read(addr, Size::B4).unwrap() >> 32);
+    let refused = bus.replace_all([(0x10, device(4) as _), (0x18, device(5) as _)]).unwrap_err();
+    assert_eq!(refused, BusError::NotFound { base: 0x18 });
+    assert_eq!(read(), [1, 2, 3]);
+    let retired = bus.replace_all([(0x30, device(6) as _), (0x10, device(4) as _)]).unwrap();
+    assert_eq!(read(), [4, 2, 6]);
+    let numbers = retired.into_iter().map(|retired| {
+        let device = retired.into_device().unwrap();
+        assert_eq!(Arc::strong_count(&device), 1);
+        device.read(Access { offset: 0, size: Size::B4 }).unwrap() >> 32
+    });
+    assert_eq!(numbers.collect::<Vec<_>>(), [3, 1]);
+}
+
+#[test]
+fn a_range_moves_also_over_itself_and_never_over_another() {
+    let bus = Bus::new(AddressSpace::Pio);
+    bus.insert(0x10, 0x10, "moves", device(1)).unwrap();
+    bus.insert(0x40, 0x10, "stays", device(2)).unwrap();
+    let mut cursor = bus.cursor();
+    let mut at = |addr| cursor.read(addr, Size::B1);
+    assert_eq!(at(0x18), Ok(1 << 32 | 8));
+    bus.relocate(0x10, 0x18).unwrap();
+    assert_eq!([at(0x10), at(0x17)], [Err(BusFault::Unmapped); 2]);
+    assert_eq!([at(0x18), at(0x27)], [Ok(1 << 32), Ok(1 << 32 | 15)]);
+    for (to, is_overlap) in [(0x31, true), (0x4f, true), (0x40, true), (0xfff8, false), (u64::MAX, false)] {
+        let before = format!("{bus:?}");
+        let refused = bus.relocate(0x18, to).unwrap_err();
+        assert!(
+            match &refused {
+                BusError::Overlap { owner, other, .. } => is_overlap && owner == "moves" && other == "stays",
+                BusError::Beyond { owner, last: 0xffff, .. } => !is_overlap && owner == "moves",
+                _ => false,
+            },
+            "{refused:?}"
+        );
+        assert_eq!(format!("{bus:?}"), before);
+        assert_eq!(at(0x18), Ok(1 << 32));
+    }
+    assert_eq!(bus.relocate(0x10, 0x80).unwrap_err(), BusError::NotFound { base: 0x10 });
+    bus.relocate(0x18, 0x18).unwrap();
+    bus.relocate(0x18, 0x50).unwrap();
+    assert_eq!([at(0x18), at(0x5f)], [Err(BusFault::Unmapped), Ok(1 << 32 | 15)]);
 }

@@ -123,6 +123,8 @@ fn faults_are_counted_by_kind_and_cursor() {
 enum Step {
     Insert(u64, u64),
     Remove(u64),
+    Replace(u64),
+    Relocate(u64, u64),
     Access(u64, Size),
 }
 
@@ -132,9 +134,23 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (addr.clone(), prop_oneof![0u64..12, Just(u64::MAX)]).prop_map(|(base, size)| Step::Insert(base, size)),
         1 => addr.clone().prop_map(Step::Remove),
+        1 => addr.clone().prop_map(Step::Replace),
+        2 => (addr.clone(), addr.clone()).prop_map(|(from, to)| Step::Relocate(from, to)),
         4 => (addr, prop::sample::select(SIZES.to_vec())).prop_map(|(addr, size)| Step::Access(addr, size)),
     ];
     prop::collection::vec(step, 1..80)
+}
+
+/// Base to size and number.
+type Model = BTreeMap<u64, (u64, u64)>;
+
+/// With sums that cannot wrap.
+fn is_free(model: &Model, base: u64, size: u64) -> bool {
+    let end = u128::from(base) + u128::from(size);
+    let is_beside = |(&other, &(len, _)): (&u64, &(u64, u64))| {
+        end <= other.into() || u128::from(base) >= u128::from(other) + u128::from(len)
+    };
+    end <= 1 << 64 && model.iter().all(is_beside)
 }
 
 proptest! {
@@ -142,22 +158,36 @@ proptest! {
     fn the_bus_is_a_map_from_each_address_to_its_range(steps in steps()) {
         let bus = Bus::new(AddressSpace::Mmio);
         let (mut first, mut second) = (bus.cursor(), bus.cursor());
-        // Base to size and number, with sums that cannot wrap.
-        let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut model = Model::new();
         let mut retired = Vec::new();
         for (number, step) in steps.into_iter().enumerate() {
             let number = number as u64;
             match step {
                 Step::Insert(base, size) => {
-                    let end = u128::from(base) + u128::from(size);
-                    let free = size != 0
-                        && end <= 1 << 64
-                        && model.iter().all(|(&other, &(len, _))| {
-                            end <= other.into() || u128::from(base) >= u128::from(other) + u128::from(len)
-                        });
+                    let free = size != 0 && is_free(&model, base, size);
                     prop_assert_eq!(bus.insert(base, size, "dev", Numbered::new(number)).is_ok(), free);
                     if free {
                         model.insert(base, (size, number));
+                    }
+                }
+                // Ranges are few among addresses: the one at or below is meant, if there is one.
+                Step::Replace(base) => {
+                    let base = model.range(..=base).next_back().map_or(base, |(base, _)| *base);
+                    let replaced = bus.replace(base, Numbered::new(number));
+                    let entry = model.get_mut(&base);
+                    prop_assert_eq!(replaced.is_ok(), entry.is_some());
+                    if let Some((_, old)) = entry {
+                        *old = number;
+                    }
+                    retired.extend(replaced);
+                }
+                Step::Relocate(from, to) => {
+                    let from = model.range(..=from).next_back().map_or(from, |(base, _)| *base);
+                    let moved = model.remove(&from);
+                    let free = moved.is_some_and(|(size, _)| is_free(&model, to, size));
+                    prop_assert_eq!(bus.relocate(from, to).is_ok(), free);
+                    if let Some(moved) = moved {
+                        model.insert(if free { to } else { from }, moved);
                     }
                 }
                 Step::Remove(base) => {

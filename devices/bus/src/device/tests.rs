@@ -24,16 +24,3 @@ fn events_arrive_in_order_from_all_clones() {
 fn a_discarding_sink_takes_events() {
     EventSink::discard().report(DeviceEvent::HostError { reason: String::new() });
 }
-
-#[test]
-fn errors_say_their_reason_and_keep_their_source() {
-    use std::error::Error;
-    let source = || Some(std::io::Error::from(std::io::ErrorKind::NotFound));
-    let attach = AttachError { reason: "disk root.img is gone".into(), source: source() };
-    let device = DeviceError { reason: "flush failed".into(), source: source() };
-    assert_eq!(
-        (attach.to_string(), device.to_string()),
-        ("disk root.img is gone".into(), "flush failed".into())
-    );
-    assert!(attach.source().is_some() && device.source().is_some());
-}

@@ -5,7 +5,7 @@ use super::*;
 const ARCH: Architecture = Architecture::X86_64;
 
 fn state<'a>(kind: &'a str, version: u16, payload: &'a [u8]) -> SavedState<'a> {
-    SavedState { kind, version, payload: payload.into() }
+    SavedState::new(kind, version, payload)
 }
 
 fn file(sections: &[(&str, &SavedState<'_>)]) -> Vec<u8> {
@@ -185,5 +185,15 @@ proptest! {
         let file = [&sealed(start)[..], &bytes].concat();
         let parsed = StateFile::parse(&file, ARCH);
         prop_assert_eq!(parsed.is_ok(), sections == 0 && bytes.is_empty());
+    }
+}
+
+#[test]
+fn ids_that_a_machine_uses_itself_are_reserved() {
+    for id in ["", "kvm", "memory", "machine", "vcpu", "vcpu0", "vcpu1023", "cpu3", "ossature.x"] {
+        assert!(is_reserved_id(id), "{id}");
+    }
+    for id in ["com1", "vcpu0x", "vcpu-1", "Kvm", "kvm0", "memory2", "0", "ossature"] {
+        assert!(!is_reserved_id(id), "{id}");
     }
 }

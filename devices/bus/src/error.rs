@@ -1,0 +1,61 @@
+//! What the host's side of a device could not do.
+
+use std::error::Error;
+use std::fmt;
+
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// A step that a device, its worker or its runtime could not do: why, and the failure behind it.
+///
+/// ```
+/// use std::error::Error;
+/// use std::io;
+/// use ossature_bus::DeviceError;
+///
+/// let error = DeviceError::new("cannot flush the disk").with_source(io::Error::from(io::ErrorKind::StorageFull));
+/// assert_eq!(error.to_string(), "cannot flush the disk");
+/// assert!(error.source().is_some());
+/// ```
+#[derive(Debug)]
+pub struct DeviceError {
+    reason: String,
+    source: Option<Cause>,
+}
+
+impl DeviceError {
+    /// An error for this reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), source: None }
+    }
+
+    /// The same with the failure that caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Cause>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same error with `what` before its reason, such as the name of the part that failed.
+    #[must_use]
+    pub fn context(mut self, what: impl fmt::Display) -> Self {
+        self.reason = format!("{what}: {}", self.reason);
+        self
+    }
+
+    /// The reason.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl Error for DeviceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

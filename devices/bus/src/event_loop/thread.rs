@@ -1,0 +1,42 @@
+//! A thread that does nothing but run a loop.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+
+use super::EventLoop;
+
+/// A thread that runs an [`EventLoop`] until this is dropped. Dropped on the thread itself, it ends the loop after the
+/// pass that is under way.
+#[derive(Debug)]
+pub struct LoopThread {
+    event_loop: EventLoop,
+    join: Option<JoinHandle<()>>,
+}
+
+impl LoopThread {
+    /// Starts the thread; `name` is what the host's tools show (15 bytes of it).
+    pub fn start(name: &str) -> io::Result<Self> {
+        let event_loop = EventLoop::new()?;
+        let here = event_loop.clone();
+        let join = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // epoll_wait(2) fails only with wrong arguments.
+            let _ = here.run();
+        })?;
+        Ok(Self { event_loop, join: Some(join) })
+    }
+
+    /// Its loop.
+    pub fn event_loop(&self) -> &EventLoop {
+        &self.event_loop
+    }
+}
+
+impl Drop for LoopThread {
+    fn drop(&mut self) {
+        self.event_loop.stop();
+        if let Some(join) = self.join.take().filter(|join| join.thread().id() != thread::current().id()) {
+            // No panic of a handler ends it.
+            let _ = join.join();
+        }
+    }
+}
