@@ -2,15 +2,15 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::StateError;
 use ossature_bus::{
-    Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, Event, MetricVisitor,
-    Mmio, NodeHint, Placement, Requires, State, Syscall, VmRequest,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, Interrupt,
+    InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Syscall, VmRequest,
 };
 
-use crate::register;
+use crate::register::{self, IRQ, REGISTERS};
 
 const SLEEP_CONTROL: u8 = 0;
 const SLEEP_STATUS: u8 = 1;
@@ -29,12 +29,13 @@ const SLP_EN: u8 = 1 << 5;
 #[derive(Debug)]
 pub struct AcpiPower {
     id: String,
-    shared: Arc<Shared>,
+    shared: Arc<PowerRegisters>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    button: OnceLock<Arc<Event>>,
+struct PowerRegisters {
+    /// The button's interrupt while the device is attached.
+    button: Mutex<Option<Interrupt>>,
     presses: AtomicU64,
     ignored_sleeps: AtomicU64,
 }
@@ -58,19 +59,25 @@ impl AcpiPower {
 
 /// The power button of an [`AcpiPower`]: a clonable handle.
 #[derive(Clone, Debug)]
-pub struct PowerButton(Arc<Shared>);
+pub struct PowerButton(Arc<PowerRegisters>);
 
 impl PowerButton {
     /// Presses the button: the guest is asked to shut down, and does so in its own time or never.
-    /// `NotConnected` before the device is attached.
+    /// `NotConnected` while the device is not attached.
     pub fn press(&self) -> io::Result<()> {
-        self.0.button.get().ok_or(io::ErrorKind::NotConnected)?.signal()?;
+        self.0.button().as_ref().ok_or(io::ErrorKind::NotConnected)?.signal()?;
         self.0.presses.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
 
-impl Mmio for Shared {
+impl PowerRegisters {
+    fn button(&self) -> MutexGuard<'_, Option<Interrupt>> {
+        self.button.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mmio for PowerRegisters {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
         match register::byte(at, 3)? {
             RESET => Err(BusFault::WriteOnly),
@@ -102,20 +109,16 @@ impl Device for AcpiPower {
     }
 
     fn requires(&self) -> Requires {
-        Requires {
-            ranges: vec![register::ports(0x600, 3)],
-            interrupts: vec![register::interrupt(Placement::Any)],
-            ..Requires::default()
-        }
+        Requires::new()
+            .registers(RegistersRequest::ports(REGISTERS, 3).fixed(0x600))
+            .interrupt(InterruptRequest::edge(IRQ))
     }
 
-    fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
-        let Some(irq) = assigned.interrupts.into_iter().next() else {
-            return Err(AttachError { reason: "the power button has no interrupt".into(), source: None });
-        };
-        // Attached once; a second interrupt would have no button.
-        let _ = self.shared.button.set(irq);
-        Ok(Attached { ports: vec![self.shared.clone()], node: NodeHint::AcpiPower })
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let button = assigned.interrupt(IRQ)?.clone();
+        assigned.registers(REGISTERS)?.answer(self.shared.clone());
+        *self.shared.button() = Some(button);
+        Ok(NodeKind::AcpiPower)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
@@ -130,17 +133,22 @@ impl Device for AcpiPower {
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
         Err(register::STATELESS)
     }
 
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        *self.shared.button() = None;
+        Ok(())
+    }
+
     fn syscalls(&self) -> &'static [Syscall] {
-        // The button's eventfd.
-        &[Syscall("write")]
+        // The lock, and the button's eventfd.
+        &[Syscall("futex"), Syscall("write")]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

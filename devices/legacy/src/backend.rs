@@ -1,13 +1,18 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line.
 
+pub(crate) mod line;
+mod pty;
+mod socket;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::serial::Escape;
-use crate::serial::line::{Fd, FdLine, Line, WriterLine};
-use crate::serial::{PtyLine, SocketLine};
+use crate::escape::Escape;
+use line::{Fd, FdLine, Line, WriterLine};
+use pty::PtyLine;
+use socket::SocketLine;
 
 /// The host's end of a serial line.
 pub struct Backend {
@@ -21,7 +26,8 @@ impl Backend {
     }
 
     /// Calls `on_key` for the escape keys in the line's input (see [`EscapeFilter`](crate::EscapeFilter)),
-    /// which the guest then does not get. The call comes from the port's event loop.
+    /// which the guest then does not get. The call comes from the port's event loop; if it panics, the port reports
+    /// [`Panicked`](ossature_bus::DeviceEvent::Panicked) and has no more turns until it is attached again.
     ///
     /// The line is then read even if the guest does not read: the keys work when it hangs. Up to 4 KiB wait
     /// for the guest, what comes on top is dropped, as a terminal does.
@@ -37,12 +43,12 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-/// No line: output is dropped, there is no input but by [`SerialInput`](crate::SerialInput).
+/// No line: output is dropped, and there is no input except through [`SerialInput`](crate::SerialInput).
 pub fn none() -> Backend {
     Backend::of(FdLine { input: None, output: None })
 }
 
-/// Output to `writer`, no input but by [`SerialInput`](crate::SerialInput).
+/// Output to `writer`, and no input except through [`SerialInput`](crate::SerialInput).
 ///
 /// The vCPU that sends calls `writer`, byte by byte, so it must not wait for anything, least of all for this
 /// machine; what it refuses, with `WouldBlock` too, is lost.
@@ -55,15 +61,15 @@ pub fn writer(writer: impl Write + Send + 'static) -> Backend {
 /// A terminal must be in raw mode for the guest to get every key: see
 /// [`RawTerminal`](crate::RawTerminal).
 pub fn stdio() -> io::Result<Backend> {
-    line(Some(io::stdin().as_fd()), Some(io::stdout().as_fd()))
+    fd_line(Some(io::stdin().as_fd()), Some(io::stdout().as_fd()))
 }
 
 /// Input from one descriptor, output to another one, which other processes may share.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
-    line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
+    fd_line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
 }
 
-fn line(input: Option<BorrowedFd<'_>>, output: Option<BorrowedFd<'_>>) -> io::Result<Backend> {
+fn fd_line(input: Option<BorrowedFd<'_>>, output: Option<BorrowedFd<'_>>) -> io::Result<Backend> {
     let input = input.map(|fd| Fd::shared(fd, false)).transpose()?;
     let output = output.map(|fd| Fd::shared(fd, true)).transpose()?;
     Ok(Backend::of(FdLine { input, output }))

@@ -1,15 +1,15 @@
-//! A port that stamps the time at which the guest wrote a byte: how far has it come, and when?
+//! A port that stamps the time at which the guest wrote a byte, for boot times.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::StateError;
 use ossature_bus::{
-    Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, Mmio,
-    NodeHint, Requires, State, Syscall,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
+    NodeKind, RegistersRequest, Requires, Syscall,
 };
 
-use crate::register;
+use crate::register::{self, REGISTERS};
 
 /// A byte that the guest wrote, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,15 +23,15 @@ pub struct Stamp {
 /// An I/O port, 0x3f0 by default, that stamps each byte written with the time since the machine's start. A guest
 /// made for Firecracker's boot timer writes 123 there when it has booted.
 ///
-/// It keeps [`CAPACITY`](Self::CAPACITY) stamps until the VMM takes them; what the guest writes beyond is only
+/// It keeps [`CAPACITY`](Self::CAPACITY) stamps until the VMM takes them; what the guest writes beyond that is only
 /// counted.
 pub struct DebugPort {
     id: String,
     base: u16,
-    shared: Arc<Shared>,
+    shared: Arc<StampLog>,
 }
 
-struct Shared {
+struct StampLog {
     start: Instant,
     on_stamp: Box<dyn Fn(Stamp) + Send + Sync>,
     record: Mutex<Record>,
@@ -45,7 +45,7 @@ struct Record {
 }
 
 impl DebugPort {
-    /// How many stamps are kept.
+    /// The number of stamps that are kept.
     pub const CAPACITY: usize = 256;
     /// The port by default.
     pub const DEFAULT_PORT: u16 = 0x3f0;
@@ -63,7 +63,7 @@ impl DebugPort {
         port: u16,
         on_stamp: impl Fn(Stamp) + Send + Sync + 'static,
     ) -> Self {
-        let shared = Shared { start, on_stamp: Box::new(on_stamp), record: Mutex::default() };
+        let shared = StampLog { start, on_stamp: Box::new(on_stamp), record: Mutex::default() };
         Self { id: id.into(), base: port, shared: Arc::new(shared) }
     }
 
@@ -81,7 +81,7 @@ impl std::fmt::Debug for DebugPort {
 
 /// The stamps of a [`DebugPort`]: a clonable handle.
 #[derive(Clone)]
-pub struct Stamps(Arc<Shared>);
+pub struct Stamps(Arc<StampLog>);
 
 impl std::fmt::Debug for Stamps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -90,7 +90,8 @@ impl std::fmt::Debug for Stamps {
 }
 
 impl Stamps {
-    /// Takes the stamps made since the last time, in their order.
+    /// Takes the stamps made since the last time, in their order. None before the device is attached; the last ones are
+    /// kept when it is detached.
     pub fn take(&self) -> Vec<Stamp> {
         let mut record = self.0.record();
         record.taken += record.stamps.len() as u64;
@@ -98,13 +99,13 @@ impl Stamps {
     }
 }
 
-impl Shared {
+impl StampLog {
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Mmio for Shared {
+impl Mmio for StampLog {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
         register::byte(at, 1)?;
         Err(BusFault::WriteOnly)
@@ -131,11 +132,12 @@ impl Device for DebugPort {
     }
 
     fn requires(&self) -> Requires {
-        Requires { ranges: vec![register::ports(self.base, 1)], ..Requires::default() }
+        Requires::new().registers(RegistersRequest::ports(REGISTERS, 1).fixed(self.base.into()))
     }
 
-    fn attach(&mut self, _assigned: Assigned) -> Result<Attached, AttachError> {
-        Ok(Attached { ports: vec![self.shared.clone()], node: NodeHint::Hidden })
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        assigned.registers(REGISTERS)?.answer(self.shared.clone());
+        Ok(NodeKind::Hidden)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
@@ -151,12 +153,16 @@ impl Device for DebugPort {
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
         Err(register::STATELESS)
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

@@ -2,40 +2,50 @@
 
 mod controller;
 mod keyboard;
+mod registers;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::StateError;
 use ossature_bus::{
-    Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, DeviceEvent, Effect, Event,
-    EventSink, MetricVisitor, Mmio, NodeHint, Placement, Requires, State, Syscall, VmRequest,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Effect, EventSink, Handover,
+    Interrupt, InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Syscall,
+    VmRequest,
 };
 
-use crate::register;
+use crate::register::{self, IRQ};
 use controller::{Asks, Controller};
 use state::ControllerState;
+
+/// Port 0x60.
+const DATA: &str = "data";
+/// Port 0x64.
+const COMMAND: &str = "command";
 
 /// A PC's keyboard controller (Intel 8042; IBM PS/2 Technical Reference, "Keyboard and Auxiliary Device
 /// Controller") at I/O ports 0x60 and 0x64, interrupt 1, with an AT keyboard and no mouse.
 ///
-/// Guests reset the machine through it, and the VMM presses Ctrl-Alt-Del by [`Keyboard`]. Ports 0x61 to 0x63 are
-/// not its.
+/// Guests reset the machine through it, and the VMM presses Ctrl-Alt-Del through [`Keyboard`]. It does not answer ports
+/// 0x61 to 0x63.
 #[derive(Debug)]
 pub struct I8042 {
     id: String,
-    shared: Arc<Shared>,
+    shared: Arc<SharedController>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedController {
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
     controller: Controller,
-    irq: Option<Arc<Event>>,
+    /// While the device is attached.
+    irq: Option<Interrupt>,
+    /// The device has been resumed and not quiesced since.
+    running: bool,
     events: EventSink,
     reported: bool,
     resets: u64,
@@ -49,13 +59,14 @@ impl I8042 {
         let inner = Inner {
             controller: Controller::new(),
             irq: None,
+            running: false,
             events: EventSink::discard(),
             reported: false,
             resets: 0,
             presses: 0,
             lost_presses: 0,
         };
-        Self { id: id.into(), shared: Arc::new(Shared { inner: Mutex::new(inner) }) }
+        Self { id: id.into(), shared: Arc::new(SharedController { inner: Mutex::new(inner) }) }
     }
 
     /// The keyboard, for the VMM.
@@ -66,14 +77,15 @@ impl I8042 {
 
 /// The keyboard of an [`I8042`]: a clonable handle.
 #[derive(Clone, Debug)]
-pub struct Keyboard(Arc<Shared>);
+pub struct Keyboard(Arc<SharedController>);
 
 impl Keyboard {
-    /// Presses and releases Ctrl, Alt and Del. `false` if the guest has switched the keyboard off or has not
-    /// read what was typed before: the keys are lost then, as on a real one.
+    /// Presses and releases Ctrl, Alt and Del. Returns false if the guest has switched the keyboard off or has not
+    /// read what was typed before: the keys are lost then, as on a real one. They are also lost while the machine is
+    /// paused and while the device is not attached.
     pub fn press_ctrl_alt_del(&self) -> bool {
         let mut inner = self.0.lock();
-        let typed = inner.controller.press_ctrl_alt_del();
+        let typed = inner.running && inner.controller.press_ctrl_alt_del();
         if typed {
             inner.presses += 1;
         } else {
@@ -85,6 +97,11 @@ impl Keyboard {
 }
 
 impl Inner {
+    fn reset(&mut self) {
+        self.controller = Controller::new();
+        self.reported = false;
+    }
+
     fn raise(&mut self) {
         if !self.controller.take_edge() {
             return;
@@ -96,7 +113,7 @@ impl Inner {
     }
 }
 
-impl Shared {
+impl SharedController {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,7 +137,7 @@ impl Shared {
 }
 
 /// Port 0x60.
-struct DataPort(Arc<Shared>);
+struct DataPort(Arc<SharedController>);
 
 impl Mmio for DataPort {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
@@ -136,7 +153,7 @@ impl Mmio for DataPort {
 }
 
 /// Port 0x64: status when read, commands when written.
-struct CommandPort(Arc<Shared>);
+struct CommandPort(Arc<SharedController>);
 
 impl Mmio for CommandPort {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
@@ -157,45 +174,54 @@ impl Device for I8042 {
     }
 
     fn requires(&self) -> Requires {
-        Requires {
-            ranges: vec![register::ports(0x60, 1), register::ports(0x64, 1)],
-            interrupts: vec![register::interrupt(Placement::Fixed(1))],
-            ..Requires::default()
-        }
+        Requires::new()
+            .registers(RegistersRequest::ports(DATA, 1).fixed(0x60))
+            .registers(RegistersRequest::ports(COMMAND, 1).fixed(0x64))
+            .interrupt(InterruptRequest::edge(IRQ).fixed(1))
     }
 
-    fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let (data, command) = (assigned.registers(DATA)?, assigned.registers(COMMAND)?);
+        let irq = assigned.interrupt(IRQ)?.clone();
+        data.answer(Arc::new(DataPort(self.shared.clone())));
+        command.answer(Arc::new(CommandPort(self.shared.clone())));
         let mut inner = self.shared.lock();
-        inner.irq = assigned.interrupts.into_iter().next();
-        inner.events = assigned.events;
-        drop(inner);
-        let data = Arc::new(DataPort(self.shared.clone()));
-        let command = Arc::new(CommandPort(self.shared.clone()));
-        Ok(Attached { ports: vec![data, command], node: NodeHint::I8042 })
+        inner.reset();
+        inner.irq = Some(irq);
+        inner.events = assigned.events().clone();
+        Ok(NodeKind::I8042)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.shared.lock().running = false;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
+        self.shared.lock().running = true;
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {
-        let mut inner = self.shared.lock();
-        inner.controller = Controller::new();
-        inner.reported = false;
+        self.shared.lock().reset();
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Saved(self.shared.lock().controller.state().save())
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Saved(Handover::new(self.shared.lock().controller.state().save())))
     }
 
-    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
-        let controller = Controller::restored(ControllerState::load(state)?)?;
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let controller = Controller::restored(ControllerState::load(&handover.state)?)?;
         self.shared.lock().controller = controller;
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        let mut inner = self.shared.lock();
+        inner.running = false;
+        inner.irq = None;
+        inner.events = EventSink::discard();
         Ok(())
     }
 

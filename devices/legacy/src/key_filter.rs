@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use ossature_bus::{EventLoop, Handler, Hosted, Interest, Source, Turn, WatchError};
 
-use crate::serial::line::Fd;
-use crate::serial::{Escape, EscapeFilter};
+use crate::backend::line::Fd;
+use crate::escape::{Escape, EscapeFilter};
 
 /// How much of the input one turn takes.
 const PIECE: usize = 4096;
@@ -25,7 +25,8 @@ pub struct KeyFilter {
 
 impl KeyFilter {
     /// Takes a descriptor that other processes may share, such as standard input, and calls `on_key` for each escape
-    /// key, on the thread that runs the loop. Gives the descriptor for the device.
+    /// key, on the thread that runs the loop. If it panics, the filter and the input end, and the loop's
+    /// [`on_panic`](EventLoop::on_panic) hook is told. Returns the filter and the descriptor for the device.
     pub fn new(input: impl AsFd, on_key: impl FnMut(Escape) + Send + 'static) -> io::Result<(Self, OwnedFd)> {
         let input = Fd::shared(input.as_fd(), false)?;
         let (guest, device) = UnixStream::pair()?;
@@ -166,5 +167,28 @@ mod tests {
     fn b3_input_that_nobody_reads_is_dropped_and_the_keys_still_work() {
         let endless = [&vec![b'x'; 1 << 20][..], b"\x01x"].concat();
         assert_eq!(filtered(&endless, false).1, [Escape::Quit]);
+    }
+
+    #[test]
+    fn e1_a_callback_that_panics_ends_the_filter_and_not_the_loop() {
+        let (mut user, input) = UnixStream::pair().unwrap();
+        let (filter, device) = KeyFilter::new(input, |_| panic!("the key's code is wrong")).unwrap();
+        let (tell, told) = channel();
+        let event_loop = EventLoop::new().unwrap().on_panic(move |panic| tell.send(panic.message).unwrap());
+        let _filter = filter.on(&event_loop).unwrap();
+        let (mut other_user, input) = UnixStream::pair().unwrap();
+        let (other, other_device) = KeyFilter::new(input, |_| ()).unwrap();
+        let _other = other.on(&event_loop).unwrap();
+        user.write_all(b"a\x01h").unwrap();
+        other_user.write_all(b"b").unwrap();
+        while event_loop.pass().unwrap() {}
+        assert_eq!(told.try_recv().unwrap(), "the key's code is wrong");
+        let mut got = [0; 2];
+        assert_eq!(File::from(other_device).read(&mut got).unwrap(), 1);
+        assert_eq!(got[0], b'b');
+        // What came before the key arrives, then the end.
+        let mut rest = Vec::new();
+        File::from(device).read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"a");
     }
 }

@@ -10,22 +10,26 @@
 //! | [`Pvpanic`] | the guest says that it has panicked | port 0x505 |
 //! | [`DebugPort`] | boot times | port 0x3f0 |
 //!
-//! Each is an [`ossature_bus::Device`]: made with a name of the caller's, it says what it needs, and answers the
-//! guest through the ports that it gives when it is attached. None knows its addresses, the hypervisor or another
-//! device. What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`],
-//! [`Stamps`]), which may be cloned, used from any thread, and kept longer than the device.
+//! Each is an [`ossature_bus::Device`] with a name that the caller chooses: it says what it needs, and answers the
+//! guest through the registers that it is assigned when it is attached. No device knows the hypervisor or another
+//! device. It may be detached and attached again, to the same machine or another one.
 //!
-//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for the keys that mean the VMM.
+//! What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`], [`Stamps`]),
+//! which may be cloned, used from any thread, and kept longer than the device. While the device is not attached they
+//! do nothing and say so.
+//!
+//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for the keys that
+//! mean the VMM.
 //!
 //! # Example
 //!
-//! A machine does the part of `attach` and of the guest:
+//! Here the test board does the part of the machine, and the example that of the guest:
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
-//! use ossature_bus::{Access, Assigned, Device, Event, EventSink, Size};
+//! use ossature_bus::testing::TestBoard;
+//! use ossature_bus::{Access, Device, Size};
 //! use ossature_legacy::{Serial, SerialPort, backend};
-//! # use ossature_memory::{Dma, GuestMmap};
 //! # struct Shown(Arc<Mutex<Vec<u8>>>);
 //! # impl std::io::Write for Shown {
 //! #     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
@@ -37,20 +41,14 @@
 //! # }
 //! # let shown = Arc::new(Mutex::new(Vec::new()));
 //! # let writer = Shown(shown.clone());
-//! # let dma = Dma::new(Arc::new(GuestMmap::new()));
 //!
 //! let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(writer));
-//! let irq = Arc::new(Event::new()?);
-//! let attached = serial.attach(Assigned {
-//!     dma,
-//!     interrupts: vec![irq.clone()],
-//!     doorbells: vec![],
-//!     pages: vec![],
-//!     events: EventSink::discard(),
-//! })?;
+//! let mut board = TestBoard::default();
+//! board.attach(&mut serial)?;
+//! serial.resume()?;
 //!
 //! // The guest switches the receive interrupt on and prints.
-//! let guest = &attached.ports[0];
+//! let guest = board.port("registers").unwrap();
 //! let register = |offset| Access { offset, size: Size::B1 };
 //! guest.write(register(1), 0x01).unwrap();
 //! for byte in b"login: " {
@@ -60,7 +58,7 @@
 //!
 //! // The user types: the guest gets an interrupt, then the byte.
 //! assert_eq!(serial.input().try_write(b"r"), 1);
-//! assert_eq!(irq.take()?, 1);
+//! assert_eq!(board.edges("irq").unwrap().take()?, 1);
 //! assert_eq!(guest.read(register(0)), Ok(u64::from(b'r')));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -69,6 +67,7 @@
 mod acpi_power;
 pub mod backend;
 mod debug_port;
+mod escape;
 mod i8042;
 mod key_filter;
 mod pvpanic;
@@ -82,9 +81,14 @@ mod testing;
 pub use acpi_power::{AcpiPower, PowerButton};
 pub use backend::Backend;
 pub use debug_port::{DebugPort, Stamp, Stamps};
+pub use escape::{Escape, EscapeFilter};
 pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
-pub use serial::{Escape, EscapeFilter, Serial, SerialInput, SerialPort};
+pub use serial::{Serial, SerialInput, SerialPort};
 pub use terminal::RawTerminal;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

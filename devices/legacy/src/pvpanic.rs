@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::StateError;
 use ossature_bus::{
-    Access, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect, MetricVisitor, Mmio,
-    NodeHint, Requires, State, Syscall, VmRequest,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
+    NodeKind, RegistersRequest, Requires, Syscall, VmRequest,
 };
 
-use crate::register;
+use crate::register::{self, REGISTERS};
 
 /// The guest has panicked.
 const PANICKED: u8 = 1 << 0;
@@ -22,11 +22,11 @@ const CRASH_LOADED: u8 = 1 << 1;
 #[derive(Debug)]
 pub struct Pvpanic {
     id: String,
-    port: Arc<Port>,
+    port: Arc<PanicPort>,
 }
 
 #[derive(Debug, Default)]
-struct Port {
+struct PanicPort {
     panics: AtomicU64,
     crash_kernels: AtomicU64,
 }
@@ -38,7 +38,7 @@ impl Pvpanic {
     }
 }
 
-impl Mmio for Port {
+impl Mmio for PanicPort {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
         register::byte(at, 1)?;
         Ok((PANICKED | CRASH_LOADED).into())
@@ -64,11 +64,12 @@ impl Device for Pvpanic {
     }
 
     fn requires(&self) -> Requires {
-        Requires { ranges: vec![register::ports(0x505, 1)], ..Requires::default() }
+        Requires::new().registers(RegistersRequest::ports(REGISTERS, 1).fixed(0x505))
     }
 
-    fn attach(&mut self, _assigned: Assigned) -> Result<Attached, AttachError> {
-        Ok(Attached { ports: vec![self.port.clone()], node: NodeHint::Pvpanic })
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        assigned.registers(REGISTERS)?.answer(self.port.clone());
+        Ok(NodeKind::Pvpanic)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
@@ -83,12 +84,16 @@ impl Device for Pvpanic {
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
         Err(register::STATELESS)
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

@@ -1,11 +1,15 @@
-//! What all these devices have in common: byte-wide registers behind I/O ports and ISA interrupts.
+//! The parts that these devices have in common: byte-wide registers, and their names.
 
 use ossature_bus::state::StateError;
-use ossature_bus::{
-    Access, AddressSpace, BusFault, InterruptRequest, Placement, RangeRequest, Size, Trigger,
-};
+use ossature_bus::{Access, BusFault, Size};
 
-/// Which of `count` byte-wide registers `at` means.
+/// The name of a device's registers, if it has one range of them.
+pub(crate) const REGISTERS: &str = "registers";
+
+/// The name of a device's interrupt.
+pub(crate) const IRQ: &str = "irq";
+
+/// The number of the register that `at` means, of `count` that are a byte wide.
 pub(crate) fn byte(at: Access, count: u8) -> Result<u8, BusFault> {
     if at.size != Size::B1 {
         return Err(BusFault::Width);
@@ -13,15 +17,5 @@ pub(crate) fn byte(at: Access, count: u8) -> Result<u8, BusFault> {
     u8::try_from(at.offset).ok().filter(|offset| *offset < count).ok_or(BusFault::Unmapped)
 }
 
-/// `size` I/O ports from `base`.
-pub(crate) fn ports(base: u16, size: u64) -> RangeRequest {
-    RangeRequest { space: AddressSpace::Pio, size, align: 1, placement: Placement::Fixed(base.into()) }
-}
-
-/// An edge-triggered interrupt line.
-pub(crate) fn interrupt(placement: Placement) -> InterruptRequest {
-    InterruptRequest { placement, trigger: Trigger::Edge }
-}
-
-/// What a device without state answers to a saved one.
+/// The answer of a device without state to a saved one.
 pub(crate) const STATELESS: StateError = StateError::Unsupported { reason: "there is nothing to restore" };

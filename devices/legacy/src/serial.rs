@@ -1,32 +1,28 @@
 //! A 16550A serial port as a device.
 
-pub(crate) mod escape;
-pub(crate) mod line;
+mod interrupt_line;
 mod port;
-mod pty;
-mod socket;
+mod registers;
 mod state;
+mod transfer;
 mod uart;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::StateError;
 use ossature_bus::{
-    Assigned, AttachError, Attached, Device, DeviceError, EventLoop, Hosted, LoopThread, MetricVisitor,
-    NodeHint, Placement, Requires, State, Syscall,
+    Assigned, Device, DeviceError, DeviceEvent, DeviceState, EventLoop, EventSink, Handover, Hosted,
+    InterruptRequest, LoopThread, MetricVisitor, NodeKind, RegistersRequest, Requires, Syscall,
 };
 
-pub use escape::{Escape, EscapeFilter};
-pub(crate) use pty::PtyLine;
-pub(crate) use socket::SocketLine;
-
 use crate::backend::Backend;
-use crate::register;
-use port::{OnLoop, Shared};
+use crate::register::{IRQ, REGISTERS};
+use interrupt_line::InterruptLine;
+use port::{Port, PortTurns};
 
-/// How long the end of a port waits for its line to take the last output.
+/// How long a port that is detached waits for its line to take the last output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// Where guests expect a serial port: its first I/O port and its interrupt.
@@ -43,81 +39,123 @@ impl SerialPort {
     pub const COM1: Self = Self { base: 0x3f8, irq: 4 };
     /// `ttyS1`.
     pub const COM2: Self = Self { base: 0x2f8, irq: 3 };
-    /// `ttyS2`. Shares its interrupt with [`COM1`](Self::COM1).
+    /// `ttyS2`. Shares its interrupt with [`COM1`](Self::COM1): see [`Serial::shared_line`].
     pub const COM3: Self = Self { base: 0x3e8, irq: 4 };
-    /// `ttyS3`. Shares its interrupt with [`COM2`](Self::COM2).
+    /// `ttyS3`. Shares its interrupt with [`COM2`](Self::COM2): see [`Serial::shared_line`].
     pub const COM4: Self = Self { base: 0x2e8, irq: 3 };
 }
 
 /// A 16550A serial port (TI PC16550D data sheet).
 ///
 /// **Output** is handed to the line at once by the vCPU that sends, without waiting; where the guest waits for the
-/// transmitter's interrupt, in one piece for each burst of up to 16 bytes. What the line does not
-/// take now (a full pipe, a stopped terminal) waits in a queue of 64 KiB and goes out by the port's event loop;
-/// once the queue is full the guest sees a transmitter that is not ready, as on a slow line, and does as its
-/// driver does then: sleeps until the interrupt, or polls and gives up. So a blocked output blocks no vCPU,
-/// and no pause.
+/// transmitter's interrupt, in one piece for each burst of up to 16 bytes. What the line does not take now (a full
+/// pipe, a stopped terminal) waits in a queue of 64 KiB and is sent from the port's event loop; once the queue is full
+/// the guest sees a transmitter that is not ready, as on a slow line, and its driver does what it does then: it sleeps
+/// until the interrupt, or polls and gives up. So a blocked output blocks no vCPU, and no pause.
 ///
 /// **Input** is taken from the line when the guest listens (RTS or the receive interrupt on) and only as
 /// much as fits in the FIFO of 64 bytes; the rest stays where it is until the guest has read.
 ///
 /// **Saved** are the registers, the bytes in both directions and the interrupt. Output that the line has not yet taken
-/// belongs to whoever goes on: the port when it is resumed, or the one that the state is restored into. A port that was
-/// saved and ends without being resumed leaves it to the other; so nothing is lost and nothing sent twice.
+/// belongs to the one that goes on: the port when it is resumed, or the one that the state is restored into. A port that
+/// was saved and is detached without being resumed leaves it to the other; so nothing is lost and nothing sent twice.
 ///
-/// Whatever has to be waited for is waited for on an event loop: the VMM's, given by [`on`](Self::on), or one on a
-/// thread of the port's own, which is named after it. A line that never makes anyone wait (a file, a writer) needs
-/// neither.
+/// While the port is quiet, which it is from being attached until it is first resumed, what the guest sends waits in the
+/// queue, and the line is neither read nor written. A reset leaves in the queue what the guest had sent.
+///
+/// All waiting happens on an event loop: the VMM's, given by [`on`](Self::on), or one on a thread of the port's own,
+/// which is named after it. A line that never makes anyone wait (a file, a writer) needs neither.
 #[derive(Debug)]
 pub struct Serial {
     id: String,
-    port: SerialPort,
-    shared: Arc<Shared>,
+    place: SerialPort,
+    /// The interrupt line is level-triggered.
+    level: bool,
     /// The loop that was given, if one was.
     event_loop: Option<EventLoop>,
-    /// Waits to be attached, if the line needs a loop.
-    on_loop: Option<OnLoop>,
-    hosted: Option<Hosted<OnLoop>>,
+    needs_loop: bool,
+    port: Arc<Port>,
+    hosted: Option<Hosted<PortTurns>>,
     thread: Option<LoopThread>,
 }
 
 impl Serial {
-    /// A port named `id` at `port` on the line `backend`.
-    pub fn new(id: impl Into<String>, port: SerialPort, backend: Backend) -> Self {
+    /// A port named `id` at `place` on the line `backend`.
+    pub fn new(id: impl Into<String>, place: SerialPort, backend: Backend) -> Self {
         let Backend { line, on_key } = backend;
         let needs_loop = line.needs_loop();
-        let shared = Arc::new(Shared::new(line, on_key.is_some()));
-        let on_key = on_key.unwrap_or_else(|| Box::new(|_| ()));
-        let on_loop = needs_loop.then(|| OnLoop { shared: shared.clone(), on_key });
-        Self { id: id.into(), port, shared, event_loop: None, on_loop, hosted: None, thread: None }
+        let port = Arc::new(Port::new(line, on_key));
+        let (event_loop, hosted, thread) = (None, None, None);
+        Self { id: id.into(), place, level: false, event_loop, needs_loop, port, hosted, thread }
     }
 
-    /// The same port with its turns on `event_loop`, which somebody else runs.
+    /// The same port with a level-triggered interrupt line, which other level devices may share, such as
+    /// [`COM1`](SerialPort::COM1) and [`COM3`](SerialPort::COM3) with each other: it is asserted for as long as the
+    /// interrupt identification register names a condition. Both ports have to be made so, and the guest has to be told
+    /// of the line's trigger, as boot tables made from the device's request do.
+    ///
+    /// Without this the line is edge-triggered and the port's own, as guests expect of ISA.
+    #[must_use]
+    pub fn shared_line(mut self) -> Self {
+        self.level = true;
+        self
+    }
+
+    /// The same port with its turns on `event_loop`, which the caller runs.
     #[must_use]
     pub fn on(mut self, event_loop: &EventLoop) -> Self {
         self.event_loop = Some(event_loop.clone());
         self
     }
 
+    /// Has the port take turns on its loop.
+    fn host(&mut self, events: &EventSink) -> Result<(), DeviceError> {
+        let failed = |e: io::Error| DeviceError::new("no event loop for the serial line").with_source(e);
+        let event_loop = match &self.event_loop {
+            Some(event_loop) => event_loop,
+            None => self.thread.insert(LoopThread::start(&self.id).map_err(failed)?).event_loop(),
+        };
+        let events = events.clone();
+        let event_loop = event_loop.on_panic(move |panic| {
+            events.report(DeviceEvent::Panicked { message: panic.message });
+        });
+        match event_loop.host(PortTurns(self.port.clone())) {
+            Ok(hosted) => self.hosted = Some(hosted),
+            Err(e) => {
+                self.thread = None;
+                return Err(failed(e.source));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the port's part in its machine.
+    fn end(&mut self) {
+        self.port.finish(LAST_OUTPUT);
+        self.hosted = None;
+        self.thread = None;
+        self.port.release();
+    }
+
     /// A handle that puts bytes into the receiver, beside the line.
     pub fn input(&self) -> SerialInput {
-        SerialInput(self.shared.clone())
+        SerialInput(self.port.clone())
     }
 }
 
 /// Puts bytes into a [`Serial`]'s receiver. A handle: clones feed the same port, from any thread.
 #[derive(Clone, Debug)]
-pub struct SerialInput(Arc<Shared>);
+pub struct SerialInput(Arc<Port>);
 
 impl SerialInput {
     /// Puts the first bytes of `input` into the FIFO and returns how many fitted: 0 while the guest does not
-    /// listen, has not read, or is paused.
+    /// listen, has not read, or is paused, and while the port is not attached.
     pub fn try_write(&self, input: &[u8]) -> usize {
         self.0.receive(input)
     }
 
     /// Puts all of `input` into the FIFO, waiting for the guest to read as often as it is full.
-    /// `BrokenPipe` once the device is gone.
+    /// `NotConnected` if the port is not attached, or is detached in the meantime.
     pub fn write_all(&self, input: &[u8]) -> io::Result<()> {
         self.0.receive_all(input)
     }
@@ -129,50 +167,52 @@ impl Device for Serial {
     }
 
     fn requires(&self) -> Requires {
-        Requires {
-            ranges: vec![register::ports(self.port.base, 8)],
-            interrupts: vec![register::interrupt(Placement::Fixed(self.port.irq.into()))],
-            ..Requires::default()
-        }
+        let irq = if self.level { InterruptRequest::level(IRQ) } else { InterruptRequest::edge(IRQ) };
+        Requires::new()
+            .registers(RegistersRequest::ports(REGISTERS, 8).fixed(self.place.base.into()))
+            .interrupt(irq.fixed(self.place.irq.into()))
     }
 
-    fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
-        self.shared.attach(assigned.interrupts.into_iter().next(), assigned.events);
-        if let Some(on_loop) = self.on_loop.take() {
-            let failed =
-                |source| AttachError { reason: "no event loop for the line".into(), source: Some(source) };
-            let event_loop = match &self.event_loop {
-                Some(event_loop) => event_loop,
-                None => self.thread.insert(LoopThread::start(&self.id).map_err(failed)?).event_loop(),
-            };
-            let hosted = event_loop.host(on_loop).map_err(|e| failed(e.source))?;
-            self.shared.hosted(hosted.handle().clone());
-            self.hosted = Some(hosted);
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let line = InterruptLine::new(assigned.interrupt(IRQ)?.clone(), self.level);
+        let registers = assigned.registers(REGISTERS)?;
+        if self.needs_loop {
+            self.host(assigned.events())?;
         }
-        Ok(Attached { ports: vec![self.shared.clone()], node: NodeHint::Serial16550 })
+        let on_loop = self.hosted.as_ref().map(|hosted| hosted.handle().clone());
+        self.port.attach(line, assigned.events().clone(), on_loop);
+        registers.answer(self.port.clone());
+        Ok(NodeKind::Serial16550)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
-        self.shared.pause();
+        self.port.pause();
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
-        self.shared.resume();
+        self.port.resume();
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {
-        self.shared.reset();
+        self.port.reset();
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Saved(self.shared.state())
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Saved(Handover::new(self.port.save())))
     }
 
-    fn restore(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
-        self.shared.restore(state)
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        self.port.restore(&handover.state)
+    }
+
+    /// Waits up to a second for the line to take the guest's last output. What it does not take is lost; what a saved
+    /// state holds is left to the port that it is restored into. The line stays open for the next machine.
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        self.end();
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -196,16 +236,14 @@ impl Device for Serial {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        self.shared.metrics(visitor);
+        self.port.metrics(visitor);
     }
 }
 
 impl Drop for Serial {
     fn drop(&mut self) {
-        self.shared.stop(LAST_OUTPUT);
-        self.hosted = None;
-        self.thread = None;
-        self.shared.close();
+        self.end();
+        self.port.close();
     }
 }
 

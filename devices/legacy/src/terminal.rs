@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-/// A terminal in raw mode: every key reaches the reader at once, none is echoed or means a signal. Dropped,
-/// it gives the terminal its former modes back.
+/// A terminal in raw mode: every key reaches the reader at once, none is echoed or means a signal. Dropping it restores
+/// the terminal's former modes.
 ///
 /// A program can end without dropping it. So that the terminal is itself again on those ways out too, keep
 /// the guard where they find it, such as a `static OnceLock<RawTerminal>`, and call

@@ -5,13 +5,14 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, UNIX_EPOCH};
 
-use ossature_bus::state::{self, Architecture, SavedState, StateFile};
-use ossature_bus::{Access, Assigned, Device, Effect, Event, EventSink, Mmio, Size, State};
-use ossature_legacy::{I8042, Rtc, Serial, SerialPort, backend};
-use ossature_memory::{Ram, RamConfig};
+use ossature_bus::state::SavedState;
+use ossature_bus::state_file::{self, Architecture, StateFile};
+use ossature_bus::testing::TestBoard;
+use ossature_bus::{Access, Device, DeviceState, Effect, Handover, Mmio, Size};
+use ossature_legacy::{Escape, I8042, Rtc, Serial, SerialPort, backend};
 
 /// The bytes of a golden file: two hexadecimal digits each, and `#` before what is for the reader.
 fn golden(text: &str) -> Vec<u8> {
@@ -28,16 +29,18 @@ fn assert_golden(bytes: &[u8], text: &str) {
     assert!(bytes == golden(text), "the bytes have changed:\n{}", hex(bytes));
 }
 
+/// A device in a machine that has not yet started, and what answers the guest.
 fn attach(device: &mut dyn Device) -> Vec<Arc<dyn Mmio>> {
-    let interrupts = device.requires().interrupts.iter().map(|_| Arc::new(Event::new().unwrap())).collect();
-    let assigned = Assigned {
-        dma: Ram::new(&RamConfig::new(4096)).unwrap().dma(),
-        interrupts,
-        doorbells: Vec::new(),
-        pages: Vec::new(),
-        events: EventSink::discard(),
-    };
-    device.attach(assigned).unwrap().ports
+    let mut board = TestBoard::default();
+    board.attach(device).unwrap();
+    board.registers().iter().map(|registers| registers.port().unwrap()).collect()
+}
+
+/// The same in a machine that runs.
+fn start(device: &mut dyn Device) -> Vec<Arc<dyn Mmio>> {
+    let ports = attach(device);
+    device.resume().unwrap();
+    ports
 }
 
 fn read(port: &Arc<dyn Mmio>, offset: u64) -> u8 {
@@ -50,8 +53,8 @@ fn write(port: &Arc<dyn Mmio>, offset: u64, value: u8) {
 
 fn saved(device: &mut dyn Device) -> SavedState<'static> {
     device.quiesce().unwrap();
-    match device.state() {
-        State::Saved(state) => state,
+    match device.save().unwrap() {
+        DeviceState::Saved(handover) => handover.state,
         other => panic!("{other:?}"),
     }
 }
@@ -64,8 +67,10 @@ fn serial() -> SavedState<'static> {
     while ours.write(b"#").is_ok() {}
     let (mut user, input) = UnixStream::pair().unwrap();
     let line = backend::fds(Some(input.into()), Some(ours.into())).unwrap();
-    let mut device = Serial::new("com1", SerialPort::COM1, line.with_escape_keys(|_| ()));
-    let port = &attach(&mut device)[0];
+    let (send, keys) = mpsc::channel();
+    let line = line.with_escape_keys(move |key| send.send(key).unwrap());
+    let mut device = Serial::new("com1", SerialPort::COM1, line);
+    let port = &start(&mut device)[0];
     for (offset, value) in
         [(2, 0x07), (3, 0x80), (0, 0x01), (1, 0x02), (3, 0x1b), (4, 0x0b), (7, 0x5a), (1, 0x0f)]
     {
@@ -76,14 +81,9 @@ fn serial() -> SavedState<'static> {
     for byte in b"out" {
         write(port, 0, *byte);
     }
-    // The port's own thread reads the line.
-    loop {
-        let State::Saved(state) = device.state() else { panic!() };
-        if state.payload.ends_with(b"more") {
-            break;
-        }
-        std::thread::yield_now();
-    }
+    // The port's own thread reads the line; the key says that all before it is there.
+    user.write_all(b"\x01h").unwrap();
+    assert_eq!(keys.recv().unwrap(), Escape::Help);
     saved(&mut device)
 }
 
@@ -91,7 +91,7 @@ fn serial() -> SavedState<'static> {
 /// behind that, and Ctrl-Alt-Del behind both.
 fn i8042() -> SavedState<'static> {
     let mut device = I8042::new("i8042");
-    let ports = attach(&mut device);
+    let ports = start(&mut device);
     write(&ports[0], 0, 0xee);
     write(&ports[1], 0, 0xd4);
     write(&ports[0], 0, 0xff);
@@ -104,7 +104,7 @@ fn i8042() -> SavedState<'static> {
 /// A clock that the guest has set to an hour less than the host's, in binary, with a byte in its RAM.
 fn rtc() -> SavedState<'static> {
     let mut device = clock();
-    let port = &attach(&mut device)[0];
+    let port = &start(&mut device)[0];
     for (index, value) in [(0x0b, 0x06), (0x0b, 0x86), (0x04, 11), (0x0b, 0x06), (0x7f, 0xa5), (0x38, 0x5a)] {
         write(port, 0, index);
         write(port, 1, value);
@@ -133,7 +133,7 @@ fn each_devices_payload_is_the_golden_one() {
         (i8042(), "ossature.i8042", I8042_),
         (rtc(), "ossature.rtc", RTC),
     ] {
-        assert_eq!((state.kind, state.version), (kind, 1));
+        assert_eq!((&*state.kind, state.version), (kind, 1));
         assert_golden(&state.payload, text);
     }
 }
@@ -143,7 +143,7 @@ fn the_file_of_all_devices_is_the_golden_one() {
     let (serial, i8042, rtc) = (serial(), i8042(), rtc());
     let mut file = Vec::new();
     let sections = [("com1", &serial), ("i8042", &i8042), ("rtc", &rtc)];
-    state::write(&mut file, Architecture::X86_64, &sections).unwrap();
+    state_file::write(&mut file, Architecture::X86_64, &sections).unwrap();
     assert_golden(&file, MACHINE);
 }
 
@@ -159,9 +159,8 @@ fn the_golden_file_is_restored() {
     let devices: [&mut dyn Device; 3] = [&mut com1, &mut i8042, &mut rtc];
     let ports = devices.map(|device| {
         let ports = attach(device);
-        device.quiesce().unwrap();
         let state = file.get(device.id()).unwrap();
-        device.restore(state).unwrap();
+        device.restore(Handover::new(state.clone().into_owned())).unwrap();
         assert_eq!(saved(device), *state);
         device.resume().unwrap();
         ports

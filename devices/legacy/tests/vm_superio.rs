@@ -5,9 +5,9 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use ossature_bus::{Access, Assigned, Device, Effect, Event, EventSink, Mmio, Size};
+use ossature_bus::testing::TestBoard;
+use ossature_bus::{Access, Device, Effect, Size};
 use ossature_legacy::{Serial, SerialPort, backend};
-use ossature_memory::{Ram, RamConfig};
 use proptest::prelude::*;
 use vm_superio::Trigger;
 
@@ -57,11 +57,10 @@ proptest! {
     fn a_driver_sees_the_same_registers_and_sends_the_same_bytes(writes in prop::collection::vec(write(), 0..64)) {
         let (ours, theirs) = (Output::default(), Output::default());
         let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(ours.clone()));
-        let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
-        let interrupts = vec![Arc::new(Event::new().unwrap())];
-        let events = EventSink::discard();
-        let assigned = Assigned { dma: ram.dma(), interrupts, doorbells: vec![], pages: vec![], events };
-        let port: Arc<dyn Mmio> = serial.attach(assigned).unwrap().ports[0].clone();
+        let mut board = TestBoard::default();
+        board.attach(&mut serial).unwrap();
+        serial.resume().unwrap();
+        let port = board.port("registers").unwrap();
         let mut reference = vm_superio::Serial::new(NoInterrupt, theirs.clone());
         let at = |register: u8| Access { offset: register.into(), size: Size::B1 };
 

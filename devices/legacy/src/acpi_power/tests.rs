@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{attach, hostile, metric};
+use crate::testing::{attach, hostile, lives_twice, metric, reset_is_complete};
 
 #[test]
 fn sleep_type_5_with_enable_is_power_off() {
@@ -58,4 +58,24 @@ fn the_button_interrupts_once_per_press() {
 #[test]
 fn any_access_is_answered() {
     hostile(|| AcpiPower::new("power"), |_, machine| assert_eq!(machine.interrupts(), 0));
+}
+
+#[test]
+fn reset_registers_are_as_new() {
+    reset_is_complete(|| AcpiPower::new("power"));
+}
+
+#[test]
+fn a_detached_device_lets_go_of_its_machine_and_works_in_another() {
+    let mut power = AcpiPower::new("power");
+    let button = power.button();
+    let not_attached = || button.press().unwrap_err().kind() == io::ErrorKind::NotConnected;
+    assert!(not_attached());
+    lives_twice(&mut power, |_, machine| {
+        button.press().unwrap();
+        assert_eq!(machine.interrupts(), 1);
+        assert_eq!(machine.write(0, 2, AcpiPower::RESET_VALUE), Effect::Vm(VmRequest::Reset));
+    });
+    assert!(not_attached());
+    assert_eq!(metric(&power, "button_presses"), 2);
 }

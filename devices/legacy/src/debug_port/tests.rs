@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{attach, hostile, metric};
+use crate::testing::{attach, hostile, lives_twice, metric, reset_is_complete};
 
 #[test]
 fn stamps_are_in_order_of_value_and_time() {
@@ -56,4 +56,38 @@ fn any_access_is_answered() {
         || DebugPort::new("debug", Instant::now()),
         |port, _| assert!(port.stamps().take().len() <= DebugPort::CAPACITY),
     );
+}
+
+#[test]
+fn a_reset_port_is_as_new_and_keeps_the_stamps() {
+    reset_is_complete(|| DebugPort::new("debug", Instant::now()));
+    let mut port = DebugPort::new("debug", Instant::now());
+    let machine = attach(&mut port);
+    assert_eq!(machine.write(0, 0, 1), Effect::None);
+    port.reset().unwrap();
+    assert_eq!(port.stamps().take().len(), 1);
+}
+
+#[test]
+fn a_detached_port_lets_go_of_its_machine_and_works_in_another() {
+    let mut port = DebugPort::new("debug", Instant::now());
+    let stamps = port.stamps();
+    assert_eq!(stamps.take(), []);
+    lives_twice(&mut port, |_, machine| {
+        assert_eq!(machine.write(0, 0, 123), Effect::None);
+        assert_eq!(stamps.take().last().unwrap().value, 123);
+        assert_eq!(machine.write(0, 0, 7), Effect::None);
+    });
+    assert_eq!(stamps.take().len(), 1, "the last stamps are kept");
+}
+
+#[test]
+fn e1_a_callback_that_panics_loses_no_stamp_and_leaves_the_port_usable() {
+    let mut port =
+        DebugPort::with_callback("debug", Instant::now(), 0x80, |stamp| assert_ne!(stamp.value, 13));
+    let machine = attach(&mut port);
+    let write = |value| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| machine.write(0, 0, value)));
+    assert!(write(13).is_err());
+    assert!(write(14).is_ok());
+    assert_eq!(port.stamps().take().iter().map(|stamp| stamp.value).collect::<Vec<_>>(), [13, 14]);
 }

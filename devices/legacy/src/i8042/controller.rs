@@ -4,43 +4,11 @@ use std::collections::VecDeque;
 
 use ossature_bus::state::StateError;
 
-use super::keyboard::Keyboard;
+use super::keyboard::AtKeyboard;
+use super::registers::*;
 use super::state::ControllerState;
 
-/// Answers that wait for the guest. More than one is only there if the guest does not read them.
-pub(super) const CAPACITY: usize = 16;
-
-const STATUS_OUTPUT: u8 = 1 << 0;
-const STATUS_SYSTEM: u8 = 1 << 2;
-const STATUS_COMMAND: u8 = 1 << 3;
-/// The keyboard is not locked.
-const STATUS_UNLOCKED: u8 = 1 << 4;
-const STATUS_AUX: u8 = 1 << 5;
-const STATUS_TIMEOUT: u8 = 1 << 6;
-
-const CONFIG_KEYBOARD_IRQ: u8 = 1 << 0;
-const CONFIG_SYSTEM: u8 = 1 << 2;
-const CONFIG_KEYBOARD_OFF: u8 = 1 << 4;
-const CONFIG_AUX_OFF: u8 = 1 << 5;
-const CONFIG_TRANSLATE: u8 = 1 << 6;
-/// Bits 3 and 7 are reserved.
-pub(super) const CONFIG_MASK: u8 = 0x77;
-/// As firmware leaves it.
-const CONFIG_DEFAULT: u8 = CONFIG_KEYBOARD_IRQ | CONFIG_SYSTEM | CONFIG_AUX_OFF | CONFIG_TRANSLATE;
-
-/// Output port: bit 0 low resets the machine, bit 1 is the A20 gate (always open), bit 4 the output buffer.
-const OUTPUT_PORT_RUN: u8 = 1 << 0;
-const OUTPUT_PORT_A20: u8 = 1 << 1;
-const OUTPUT_PORT_FULL: u8 = 1 << 4;
-
-/// What a device that is not there answers.
-const NO_ANSWER: u8 = 0xfe;
-
-/// The status bits that come with a byte for the guest: the keyboard's or the controller's, or what stands for a
-/// mouse that is not there.
-pub(super) const OUTPUT_STATUS: [u8; 2] = [0, STATUS_AUX | STATUS_TIMEOUT];
-
-/// What a write asks of the machine.
+/// The effect of a write on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Asks {
@@ -50,7 +18,7 @@ pub(super) enum Asks {
 
 /// The command whose parameter comes next.
 #[derive(Clone, Copy, Debug)]
-enum Parameter {
+enum CommandParameter {
     Config = 0x60,
     OutputPort = 0xd1,
     KeyboardOutput = 0xd2,
@@ -58,7 +26,7 @@ enum Parameter {
     Aux = 0xd4,
 }
 
-impl Parameter {
+impl CommandParameter {
     /// Of the command of this number, if it has one.
     fn of(command: u8) -> Option<Self> {
         [Self::Config, Self::OutputPort, Self::KeyboardOutput, Self::AuxOutput, Self::Aux]
@@ -76,11 +44,11 @@ struct Output {
 
 #[derive(Debug)]
 pub(super) struct Controller {
-    keyboard: Keyboard,
+    keyboard: AtKeyboard,
     config: u8,
     /// The last write went to the command port.
     commanded: bool,
-    parameter: Option<Parameter>,
+    parameter: Option<CommandParameter>,
     answers: VecDeque<Output>,
     output: Option<Output>,
     last: u8,
@@ -91,11 +59,11 @@ pub(super) struct Controller {
 impl Controller {
     pub(super) fn new() -> Self {
         Self {
-            keyboard: Keyboard::new(),
+            keyboard: AtKeyboard::new(),
             config: CONFIG_DEFAULT,
             commanded: false,
             parameter: None,
-            answers: VecDeque::with_capacity(CAPACITY),
+            answers: VecDeque::with_capacity(ANSWER_CAPACITY),
             output: None,
             last: 0,
             fresh: false,
@@ -118,11 +86,11 @@ impl Controller {
     /// The controller that has this state, if one can have it. The fields by themselves have been checked.
     pub(super) fn restored(state: ControllerState) -> Result<Self, StateError> {
         let ControllerState { config, commanded, command, outputs, last, keyboard } = state;
-        let parameter = Parameter::of(command);
+        let parameter = CommandParameter::of(command);
         if parameter.is_none() && command != 0 {
             return Err(StateError::Value { field: "command", value: command.into() });
         }
-        let keyboard = Keyboard::restored(keyboard)?;
+        let keyboard = AtKeyboard::restored(keyboard)?;
         let mut answers: VecDeque<_> =
             outputs.into_iter().map(|[byte, status]| Output { byte, status }).collect();
         let output = answers.pop_front();
@@ -162,13 +130,13 @@ impl Controller {
     pub(super) fn write_data(&mut self, byte: u8) -> Asks {
         self.commanded = false;
         match self.parameter.take() {
-            Some(Parameter::Config) => self.configure(byte & CONFIG_MASK),
-            Some(Parameter::OutputPort) if byte & OUTPUT_PORT_RUN == 0 => return Asks::Reset,
-            Some(Parameter::OutputPort) => {}
+            Some(CommandParameter::Config) => self.configure(byte & CONFIG_MASK),
+            Some(CommandParameter::OutputPort) if byte & OUTPUT_PORT_RUN == 0 => return Asks::Reset,
+            Some(CommandParameter::OutputPort) => {}
             // The second is the aux channel's loop-back test: a controller without that channel does not
             // mark the byte as coming from it, which tells Linux at once that there is no mouse.
-            Some(Parameter::KeyboardOutput | Parameter::AuxOutput) => self.answer(byte, 0),
-            Some(Parameter::Aux) => self.answer(NO_ANSWER, STATUS_AUX | STATUS_TIMEOUT),
+            Some(CommandParameter::KeyboardOutput | CommandParameter::AuxOutput) => self.answer(byte, 0),
+            Some(CommandParameter::Aux) => self.answer(NO_ANSWER, STATUS_AUX | STATUS_TIMEOUT),
             None => self.keyboard.command(byte),
         }
         self.fill();
@@ -181,7 +149,7 @@ impl Controller {
         self.parameter = None;
         match command {
             0x20 => self.answer(self.config, 0),
-            0x60 | 0xd1..=0xd4 => self.parameter = Parameter::of(command),
+            0x60 | 0xd1..=0xd4 => self.parameter = CommandParameter::of(command),
             0xa7 => self.configure(self.config | CONFIG_AUX_OFF),
             0xa8 => self.configure(self.config & !CONFIG_AUX_OFF),
             // Test of the aux channel: its clock line is stuck low.
@@ -214,7 +182,7 @@ impl Controller {
     }
 
     fn answer(&mut self, byte: u8, status: u8) {
-        if self.answers.len() < CAPACITY {
+        if self.answers.len() < ANSWER_CAPACITY {
             self.answers.push_back(Output { byte, status });
         }
     }
@@ -231,14 +199,14 @@ impl Controller {
         self.fresh |= self.output.is_some();
     }
 
-    /// Whether the keyboard's interrupt has to be raised. Ask after each step.
+    /// Returns true if the keyboard's interrupt has to be raised. Ask after each step.
     pub(super) fn take_edge(&mut self) -> bool {
         let fresh = std::mem::take(&mut self.fresh);
         let aux = self.output.is_some_and(|output| output.status & STATUS_AUX != 0);
         fresh && !aux && self.config & CONFIG_KEYBOARD_IRQ != 0
     }
 
-    /// Types Ctrl-Alt-Del; `false` if the guest does not get it.
+    /// Types Ctrl-Alt-Del. Returns false if the guest does not get it.
     pub(super) fn press_ctrl_alt_del(&mut self) -> bool {
         let typed = self.keyboard.press_ctrl_alt_del(self.config & CONFIG_TRANSLATE != 0);
         self.fill();

@@ -6,10 +6,8 @@ use std::collections::VecDeque;
 
 use ossature_bus::state::StateError;
 
+use super::registers::KEYBOARD_CAPACITY;
 use super::state::KeyboardState;
-
-/// Bytes that wait for the controller. A keyboard has 16; what comes on top is lost.
-pub(super) const CAPACITY: usize = 16;
 
 const ACK: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
@@ -23,32 +21,38 @@ const CTRL_ALT_DEL_2: &[u8] = &[0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 
 
 /// The command whose parameter comes next.
 #[derive(Clone, Copy, Debug)]
-enum Parameter {
+enum KeyParameter {
     /// LEDs, or rate and delay: stored nowhere.
     Ignored,
     ScanCodeSet,
 }
 
 #[derive(Debug)]
-pub(super) struct Keyboard {
+pub(super) struct AtKeyboard {
     out: VecDeque<u8>,
     last: u8,
     scanning: bool,
     set: u8,
-    parameter: Option<Parameter>,
+    parameter: Option<KeyParameter>,
 }
 
-impl Keyboard {
+impl AtKeyboard {
     pub(super) fn new() -> Self {
-        Self { out: VecDeque::with_capacity(CAPACITY), last: 0, scanning: true, set: 2, parameter: None }
+        Self {
+            out: VecDeque::with_capacity(KEYBOARD_CAPACITY),
+            last: 0,
+            scanning: true,
+            set: 2,
+            parameter: None,
+        }
     }
 
     pub(super) fn state(&self) -> KeyboardState {
         let Self { ref out, last, scanning, set, parameter } = *self;
         let command = match parameter {
             None => 0,
-            Some(Parameter::Ignored) => 0xed,
-            Some(Parameter::ScanCodeSet) => 0xf0,
+            Some(KeyParameter::Ignored) => 0xed,
+            Some(KeyParameter::ScanCodeSet) => 0xf0,
         };
         KeyboardState { scanning, set, command, last, out: out.iter().copied().collect() }
     }
@@ -58,14 +62,14 @@ impl Keyboard {
         let KeyboardState { scanning, set, command, last, out } = state;
         let parameter = match command {
             0 => None,
-            0xed => Some(Parameter::Ignored),
-            0xf0 => Some(Parameter::ScanCodeSet),
+            0xed => Some(KeyParameter::Ignored),
+            0xf0 => Some(KeyParameter::ScanCodeSet),
             _ => return Err(StateError::Value { field: "keyboard.command", value: command.into() }),
         };
         Ok(Self { out: out.into(), last, scanning, set, parameter })
     }
 
-    /// Whether it has nothing to send.
+    /// Returns true if it has nothing to send.
     pub(super) fn is_quiet(&self) -> bool {
         self.out.is_empty()
     }
@@ -78,7 +82,7 @@ impl Keyboard {
     }
 
     fn answer(&mut self, bytes: &[u8]) {
-        let room = CAPACITY - self.out.len().min(CAPACITY);
+        let room = KEYBOARD_CAPACITY - self.out.len().min(KEYBOARD_CAPACITY);
         self.out.extend(bytes.iter().take(room));
     }
 
@@ -90,12 +94,12 @@ impl Keyboard {
         match byte {
             // Set LEDs; set typematic rate and delay.
             0xed | 0xf3 => {
-                self.parameter = Some(Parameter::Ignored);
+                self.parameter = Some(KeyParameter::Ignored);
                 self.answer(&[ACK]);
             }
             0xee => self.answer(&[0xee]),
             0xf0 => {
-                self.parameter = Some(Parameter::ScanCodeSet);
+                self.parameter = Some(KeyParameter::ScanCodeSet);
                 self.answer(&[ACK]);
             }
             0xf2 => {
@@ -122,23 +126,23 @@ impl Keyboard {
         }
     }
 
-    fn parameter(&mut self, parameter: Parameter, byte: u8) {
+    fn parameter(&mut self, parameter: KeyParameter, byte: u8) {
         match (parameter, byte) {
-            (Parameter::ScanCodeSet, 0) => self.answer(&[ACK, self.set]),
-            (Parameter::ScanCodeSet, 1 | 2) => {
+            (KeyParameter::ScanCodeSet, 0) => self.answer(&[ACK, self.set]),
+            (KeyParameter::ScanCodeSet, 1 | 2) => {
                 self.set = byte;
                 self.answer(&[ACK]);
             }
-            (Parameter::ScanCodeSet, _) => self.answer(&[RESEND]),
-            (Parameter::Ignored, _) => self.answer(&[ACK]),
+            (KeyParameter::ScanCodeSet, _) => self.answer(&[RESEND]),
+            (KeyParameter::Ignored, _) => self.answer(&[ACK]),
         }
     }
 
-    /// Types Ctrl-Alt-Del, in set 1 if the controller translates. `false` if the keyboard is disabled or has
-    /// no room for all of it.
+    /// Types Ctrl-Alt-Del, in set 1 if the controller translates. Returns false if the keyboard is
+    /// disabled or has no room for all of it.
     pub(super) fn press_ctrl_alt_del(&mut self, translated: bool) -> bool {
         let codes = if translated || self.set == 1 { CTRL_ALT_DEL_1 } else { CTRL_ALT_DEL_2 };
-        let typed = self.scanning && codes.len() <= CAPACITY - self.out.len().min(CAPACITY);
+        let typed = self.scanning && codes.len() <= KEYBOARD_CAPACITY - self.out.len().min(KEYBOARD_CAPACITY);
         if typed {
             self.out.extend(codes);
         }

@@ -1,5 +1,6 @@
+use super::registers::{ANSWER_CAPACITY, KEYBOARD_CAPACITY};
 use super::*;
-use crate::testing::{Attachment, attach, hostile, metric};
+use crate::testing::{Attachment, attach, attach_quiet, hostile, lives_twice, metric, reset_is_complete};
 
 const DATA: usize = 0;
 const COMMAND: usize = 1;
@@ -207,7 +208,7 @@ fn commands_whose_answers_nobody_reads_do_not_pile_up() {
         assert_eq!(guest.command(0xaa), Effect::None);
         assert_eq!(guest.data(0xf2), Effect::None);
     }
-    assert!(guest.drain().len() <= 1 + controller::CAPACITY + keyboard::CAPACITY);
+    assert!(guest.drain().len() <= 1 + ANSWER_CAPACITY + KEYBOARD_CAPACITY);
 }
 
 #[test]
@@ -218,7 +219,39 @@ fn any_access_is_answered_and_queues_stay_bounded() {
             device.keyboard().press_ctrl_alt_del();
             let guest = |port| machine.read(port, 0);
             let bytes = std::iter::from_fn(|| (guest(COMMAND) & OBF != 0).then(|| guest(DATA)));
-            assert!(bytes.count() <= 1 + controller::CAPACITY + keyboard::CAPACITY);
+            assert!(bytes.count() <= 1 + ANSWER_CAPACITY + KEYBOARD_CAPACITY);
         },
     );
+}
+
+#[test]
+fn a_reset_controller_is_as_new() {
+    reset_is_complete(|| I8042::new("i8042"));
+}
+
+#[test]
+fn a_detached_controller_lets_go_of_its_machine_and_works_in_another() {
+    let mut i8042 = I8042::new("i8042");
+    let keyboard = i8042.keyboard();
+    assert!(!keyboard.press_ctrl_alt_del(), "there is no guest yet");
+    lives_twice(&mut i8042, |_, machine| {
+        assert_eq!(machine.read(COMMAND, 0) & OBF, 0, "something is left from before");
+        assert!(keyboard.press_ctrl_alt_del());
+        assert_eq!(machine.interrupts(), 1);
+        assert_eq!(machine.read(DATA, 0), 0x1d);
+    });
+    assert!(!keyboard.press_ctrl_alt_del());
+}
+
+#[test]
+fn keys_pressed_while_paused_are_lost() {
+    let mut device = I8042::new("i8042");
+    let machine = attach_quiet(&mut device);
+    let keyboard = device.keyboard();
+    assert!(!keyboard.press_ctrl_alt_del());
+    device.resume().unwrap();
+    device.quiesce().unwrap();
+    assert!(!keyboard.press_ctrl_alt_del());
+    assert_eq!((machine.read(COMMAND, 0) & OBF, machine.interrupts()), (0, 0));
+    assert_eq!(metric(&device, "lost_ctrl_alt_del_presses"), 2);
 }

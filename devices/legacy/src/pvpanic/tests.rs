@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{attach, hostile, metric};
+use crate::testing::{attach, hostile, lives_twice, metric, reset_is_complete};
 
 #[test]
 fn a_driver_finds_both_events_and_reports_a_panic() {
@@ -29,4 +29,17 @@ fn unknown_events_are_nothing() {
 #[test]
 fn any_access_is_answered() {
     hostile(|| Pvpanic::new("pvpanic"), |_, machine| assert_eq!(machine.read(0, 0), 0b11));
+}
+
+#[test]
+fn a_reset_port_is_as_new() {
+    reset_is_complete(|| Pvpanic::new("pvpanic"));
+}
+
+#[test]
+fn a_detached_port_lets_go_of_its_machine_and_works_in_another() {
+    lives_twice(&mut Pvpanic::new("pvpanic"), |_, machine| {
+        assert_eq!(machine.read(0, 0), 0b11);
+        assert_eq!(machine.write(0, 0, 0b01), Effect::Vm(VmRequest::GuestPanic));
+    });
 }

@@ -22,7 +22,7 @@ pub(super) struct DateTime {
 }
 
 impl DateTime {
-    /// The date and time `seconds` after the start of 1970. Beyond a hundred thousand years it stands still.
+    /// The date and time `seconds` after the start of 1970. Beyond a hundred thousand years it does not change.
     pub(super) fn from_unix(seconds: i64) -> Self {
         let seconds = seconds.clamp(-LIMIT, LIMIT);
         let of_day = seconds.rem_euclid(SECONDS_A_DAY);

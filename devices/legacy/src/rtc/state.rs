@@ -4,14 +4,22 @@
 //! clock goes on, as a battery makes it do, and the guest finds the host's time as it then is, off by as much as
 //! before.
 
-use ossature_bus::state::{Decoder, Encoder, SavedState, StateError};
+use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
-use super::{A_UIP, B_ABSENT, CMOS_SIZE};
+use super::registers::{A_UIP, B_ABSENT, CMOS_SIZE};
 
 const KIND: &str = "ossature.rtc";
 const VERSION: u16 = 1;
 
-/// The clock's state; the fields in the order of the payload.
+const OFFSET: Field = Field::new(1, "offset");
+const SNAPSHOT: Field = Field::new(2, "snapshot");
+const SEEN: Field = Field::new(3, "seen");
+const INDEX: Field = Field::new(4, "index");
+const STATUS_A: Field = Field::new(5, "status_a");
+const STATUS_B: Field = Field::new(6, "status_b");
+const CMOS: Field = Field::new(7, "cmos");
+
+/// The clock's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RtcState {
     /// Seconds off the host's UTC.
@@ -30,22 +38,22 @@ impl RtcState {
     pub(super) fn save(&self) -> SavedState<'static> {
         let Self { offset, snapshot, seen, index, status_a, status_b, cmos } = self;
         let mut fields = Encoder::new(KIND, VERSION);
-        fields.i64(*offset).i64(*snapshot).i64(*seen);
-        fields.u8(*index).u8(*status_a).u8(*status_b).array(cmos);
+        fields.i64(OFFSET, *offset).i64(SNAPSHOT, *snapshot).i64(SEEN, *seen);
+        fields.u8(INDEX, *index).u8(STATUS_A, *status_a).u8(STATUS_B, *status_b).bytes(CMOS, cmos);
         fields.finish()
     }
 
     pub(super) fn load(state: &SavedState<'_>) -> Result<Self, StateError> {
-        let mut fields = Decoder::new(state, KIND, VERSION)?;
+        let mut fields = Decoder::new(state, KIND, VERSION..=VERSION)?;
         let state = Self {
-            // Any distance is possible: the clock stands still beyond what its registers can show.
-            offset: fields.i64("offset")?,
-            snapshot: fields.i64("snapshot")?,
-            seen: fields.i64("seen")?,
-            index: fields.u8_where("index", |index| usize::from(index) < CMOS_SIZE)?,
-            status_a: fields.u8_where("status_a", |a| a & A_UIP == 0)?,
-            status_b: fields.u8_where("status_b", |b| b & B_ABSENT == 0)?,
-            cmos: fields.array("cmos")?,
+            // Any distance is possible: the clock stops beyond what its registers can show.
+            offset: fields.i64(OFFSET)?,
+            snapshot: fields.i64(SNAPSHOT)?,
+            seen: fields.i64(SEEN)?,
+            index: fields.u8_where(INDEX, |index| usize::from(index) < CMOS_SIZE)?,
+            status_a: fields.u8_where(STATUS_A, |a| a & A_UIP == 0)?,
+            status_b: fields.u8_where(STATUS_B, |b| b & B_ABSENT == 0)?,
+            cmos: fields.array(CMOS)?,
         };
         fields.finish()?;
         Ok(state)

@@ -1,8 +1,11 @@
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use ossature_bus::Effect;
+
+use super::registers::*;
 use super::*;
-use crate::testing::{Attachment, attach, hostile, metric};
+use crate::testing::{Attachment, attach, hostile, lives_twice, metric};
 
 /// A clock whose time the test sets, and a guest at its ports.
 struct Guest {
@@ -203,4 +206,47 @@ fn any_setting_of_the_clock_is_a_time() {
         prop_assert!(year < 100 && (1..=12).contains(&month) && (1..=31).contains(&day));
         prop_assert!(hour < 24 && minute < 60 && second < 60);
     });
+}
+
+#[test]
+fn a_reset_clock_is_as_new_but_for_what_the_battery_keeps() {
+    let guest = Guest::at(LEAP_DAY);
+    guest.write(STATUS_A, 0x7f);
+    guest.write(STATUS_B, B_BINARY);
+    guest.pass(1);
+    guest.read(STATUS_A);
+    let (mut rtc, machine) = (guest.rtc, guest.machine);
+    // The index register shows in what is read next.
+    assert_eq!(machine.write(0, 0, STATUS_D), Effect::None);
+    rtc.reset().unwrap();
+    let fresh = Guest::at(LEAP_DAY + 1);
+    assert_eq!(machine.read(0, 1), fresh.machine.read(0, 1));
+    for index in 0..CMOS_SIZE as u8 {
+        assert_eq!(machine.write(0, 0, index), Effect::None);
+        assert_eq!(machine.read(0, 1), fresh.read(index), "{index:#x}");
+    }
+    let state = rtc.clock().state();
+    assert_eq!(state, fresh.rtc.clock().state());
+}
+
+#[test]
+fn a_detached_clock_lets_go_of_its_machine_and_keeps_the_time_for_another() {
+    let mut rtc = Rtc::with_clock("rtc", || system_time(LEAP_DAY));
+    let read = |machine: &Attachment, index| {
+        assert_eq!(machine.write(0, 0, index), Effect::None);
+        machine.read(0, 1)
+    };
+    lives_twice(&mut rtc, |_, machine| {
+        assert_eq!(read(machine, STATUS_B), B_24H);
+        assert_eq!([HOURS, MINUTES, SECONDS].map(|index| read(machine, index)), [0x12, 0x34, 0x56]);
+        assert_eq!(read(machine, 0x40), 0);
+        assert_eq!(machine.write(0, 0, STATUS_B), Effect::None);
+        assert_eq!(machine.write(0, 1, B_BINARY | B_SET), Effect::None);
+    });
+    let machine = attach(&mut rtc);
+    for (offset, value) in [(0, 0x40), (1, 9)] {
+        assert_eq!(machine.write(0, offset, value), Effect::None);
+    }
+    rtc.detach().unwrap();
+    assert_eq!(read(&attach(&mut rtc), 0x40), 9);
 }

@@ -2,15 +2,28 @@
 //!
 //! Not saved: the line at the host's end, counters, and a Ctrl-A that waits for its letter, which is meant for the VMM.
 
-use ossature_bus::state::{Decoder, Encoder, SavedState, StateError};
+use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
-use super::port::TYPEAHEAD_CAPACITY;
-use super::uart::{IER_MASK, MCR_MASK, RX_CAPACITY, TX_CAPACITY};
+use super::registers::{IER_MASK, MCR_MASK, RX_CAPACITY, TX_CAPACITY, TYPEAHEAD_CAPACITY};
 
 const KIND: &str = "ossature.serial16550";
 const VERSION: u16 = 1;
 
-/// A port's state; the fields in the order of the payload.
+const IER: Field = Field::new(1, "ier");
+const LCR: Field = Field::new(2, "lcr");
+const MCR: Field = Field::new(3, "mcr");
+const SCRATCH: Field = Field::new(4, "scratch");
+const DIVISOR: Field = Field::new(5, "divisor");
+const FIFO: Field = Field::new(6, "fifo");
+const OVERRUN: Field = Field::new(7, "overrun");
+const TX_READY: Field = Field::new(8, "tx_ready");
+const TX_STALLED: Field = Field::new(9, "tx_stalled");
+const RAISED: Field = Field::new(10, "raised");
+const RX: Field = Field::new(11, "rx");
+const TX: Field = Field::new(12, "tx");
+const TYPEAHEAD: Field = Field::new(13, "typeahead");
+
+/// A port's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SerialState {
     pub(super) uart: UartState,
@@ -56,29 +69,30 @@ impl SerialState {
             tx,
         } = uart;
         let mut fields = Encoder::new(KIND, VERSION);
-        fields.u8(*ier).u8(*lcr).u8(*mcr).u8(*scratch).array(divisor);
-        fields.bool(*fifo).bool(*overrun).bool(*tx_ready).bool(*tx_stalled).u8(*raised);
-        fields.bytes(rx).bytes(tx).bytes(typeahead);
+        fields.u8(IER, *ier).u8(LCR, *lcr).u8(MCR, *mcr).u8(SCRATCH, *scratch).bytes(DIVISOR, divisor);
+        fields.bool(FIFO, *fifo).bool(OVERRUN, *overrun).bool(TX_READY, *tx_ready);
+        fields.bool(TX_STALLED, *tx_stalled).u8(RAISED, *raised);
+        fields.bytes(RX, rx).bytes(TX, tx).bytes(TYPEAHEAD, typeahead);
         fields.finish()
     }
 
     pub(super) fn load(state: &SavedState<'_>) -> Result<Self, StateError> {
-        let mut fields = Decoder::new(state, KIND, VERSION)?;
+        let mut fields = Decoder::new(state, KIND, VERSION..=VERSION)?;
         let uart = UartState {
-            ier: fields.u8_where("ier", |ier| ier & !IER_MASK == 0)?,
-            lcr: fields.u8("lcr")?,
-            mcr: fields.u8_where("mcr", |mcr| mcr & !MCR_MASK == 0)?,
-            scratch: fields.u8("scratch")?,
-            divisor: fields.array("divisor")?,
-            fifo: fields.bool("fifo")?,
-            overrun: fields.bool("overrun")?,
-            tx_ready: fields.bool("tx_ready")?,
-            tx_stalled: fields.bool("tx_stalled")?,
-            raised: fields.u8("raised")?,
-            rx: fields.bytes("rx", RX_CAPACITY)?.to_vec(),
-            tx: fields.bytes("tx", TX_CAPACITY)?.to_vec(),
+            ier: fields.u8_where(IER, |ier| ier & !IER_MASK == 0)?,
+            lcr: fields.u8(LCR)?,
+            mcr: fields.u8_where(MCR, |mcr| mcr & !MCR_MASK == 0)?,
+            scratch: fields.u8(SCRATCH)?,
+            divisor: fields.array(DIVISOR)?,
+            fifo: fields.bool(FIFO)?,
+            overrun: fields.bool(OVERRUN)?,
+            tx_ready: fields.bool(TX_READY)?,
+            tx_stalled: fields.bool(TX_STALLED)?,
+            raised: fields.u8(RAISED)?,
+            rx: fields.bytes(RX, RX_CAPACITY)?.to_vec(),
+            tx: fields.bytes(TX, TX_CAPACITY)?.to_vec(),
         };
-        let typeahead = fields.bytes("typeahead", TYPEAHEAD_CAPACITY)?.to_vec();
+        let typeahead = fields.bytes(TYPEAHEAD, TYPEAHEAD_CAPACITY)?.to_vec();
         fields.finish()?;
         Ok(Self { uart, typeahead })
     }

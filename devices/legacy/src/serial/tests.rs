@@ -4,19 +4,23 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
-use ossature_bus::{DeviceEvent, Effect};
+use ossature_bus::{Effect, Placement};
+use proptest::prelude::*;
 use rustix::event::PollFlags;
+use rustix::fs::OFlags;
 
-use super::line::{Line, Pollable, Watch};
-use super::port::TYPEAHEAD_CAPACITY;
-use super::uart::{RX_CAPACITY, TX_CAPACITY};
+use super::registers::{RX_CAPACITY, TX_CAPACITY, TYPEAHEAD_CAPACITY};
 use super::*;
 use crate::backend;
-use crate::testing::{Attachment, attach, hostile, metric};
+use crate::backend::line::{Line, Pollable, Pollables};
+use crate::escape::Escape;
+use crate::testing::state::saved;
+use crate::testing::{Attachment, attach, attach_quiet, hostile, lives_twice, metric, reset_is_complete};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -150,9 +154,9 @@ impl Line for Endless {
         Ok(buf.len())
     }
 
-    fn watch(&self, input: bool, _output: bool) -> Watch {
+    fn watch(&self, input: bool, _output: bool) -> Pollables {
         let ready: Pollable = self.ready.clone();
-        if input { vec![(ready, PollFlags::IN)] } else { Watch::new() }
+        if input { vec![(ready, PollFlags::IN)] } else { Pollables::new() }
     }
 
     fn needs_loop(&self) -> bool {
@@ -218,7 +222,10 @@ fn it_asks_for_what_guests_expect() {
         (SerialPort::COM4, 0x2e8, 3),
     ] {
         let requires = Serial::new("com", port, backend::none()).requires();
-        assert_eq!((requires.ranges[0].placement, requires.ranges[0].size), (Placement::Fixed(base), 8));
+        assert_eq!(
+            (requires.registers[0].placement, requires.registers[0].size),
+            (Placement::Fixed(base), 8)
+        );
         assert_eq!(requires.interrupts[0].placement, Placement::Fixed(irq));
     }
 }
@@ -246,7 +253,7 @@ fn a_handle_that_waits_is_told_when_the_port_is_gone() {
     let writer = std::thread::spawn(move || input.write_all(&[0; 1000]));
     until(|| guest.metric("input_bytes") == RX_CAPACITY as u64);
     drop(guest);
-    assert_eq!(writer.join().unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(writer.join().unwrap().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
 #[test]
@@ -388,7 +395,7 @@ fn b13_a_reader_that_has_gone_is_reported_once() {
     drop(read);
     guest.print(&[b'x'; 10_000]);
     assert_eq!(guest.metric("output_lost_bytes"), 10_000);
-    let events = guest.machine.events.lock().unwrap();
+    let events = guest.machine.reports();
     assert!(
         matches!(&events[..], [DeviceEvent::HostError { reason }] if reason.contains("output")),
         "{events:?}"
@@ -447,7 +454,7 @@ fn a_socket_has_one_client_after_the_other() {
         assert_eq!(read_exact(&mut client, 3), b"out");
     }
     assert_eq!(backend::socket(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-    assert_eq!(guest.machine.events.lock().unwrap().len(), 0);
+    assert_eq!(guest.machine.reports().len(), 0);
     let input = guest.serial.input();
     drop(guest);
     assert!(!path.exists(), "a handle keeps the line open");
@@ -522,6 +529,271 @@ fn a_reset_port_is_as_new() {
     guest.machine.interrupts();
     assert_eq!(guest.serial.input().try_write(b"x"), 1);
     assert_eq!(guest.machine.interrupts(), 1);
+}
+
+#[test]
+fn each_register_of_a_reset_port_is_as_new() {
+    reset_is_complete(|| Serial::new("com1", SerialPort::COM1, backend::none()));
+}
+
+#[test]
+fn a_reset_port_still_sends_what_the_guest_had_sent() {
+    let (mut read, write) = pipe();
+    let mut guest = Guest::open(output_only(write));
+    let text = pattern(1 << 20);
+    let sent = guest.print_while_ready(&text);
+    guest.serial.quiesce().unwrap();
+    guest.serial.reset().unwrap();
+    guest.serial.resume().unwrap();
+    assert_eq!(read_exact(&mut read, sent), text[..sent]);
+    until(|| guest.read(LSR) == 0x60);
+}
+
+#[test]
+fn a_port_is_quiet_until_it_is_first_resumed() {
+    let (read, mut user) = pipe();
+    let (mut out, to) = pipe();
+    rustix::fs::fcntl_setfl(&out, OFlags::NONBLOCK).unwrap();
+    let mut serial =
+        Serial::new("com1", SerialPort::COM1, backend::fds(Some(read.into()), Some(to.into())).unwrap());
+    let machine = attach_quiet(&mut serial);
+    user.write_all(b"in").unwrap();
+    for (offset, value) in [(FCR, 0x07), (IER, 0x01), (MCR, 0x0b), (DATA, b'o'), (DATA, b'u'), (DATA, b't')] {
+        assert_eq!(machine.write(0, offset, value), Effect::None);
+    }
+    assert_eq!(serial.input().try_write(b"x"), 0);
+    assert_eq!((machine.read(0, LSR), machine.read(0, IER)), (0x60, 0x01), "the registers are answered");
+    assert_eq!(out.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!((metric(&serial, "output_waiting_bytes"), metric(&serial, "input_bytes")), (3, 0));
+
+    serial.resume().unwrap();
+    let mut sent = [0; 8];
+    assert_eq!((out.read(&mut sent).unwrap(), &sent[..3]), (3, &b"out"[..]));
+    until(|| metric(&serial, "input_bytes") == 2);
+    assert_eq!([machine.read(0, DATA), machine.read(0, DATA)], *b"in");
+}
+
+#[test]
+fn a_port_that_was_never_resumed_sends_nothing_when_it_is_detached() {
+    let out = Sink::default();
+    let mut serial = Serial::new("com1", SerialPort::COM1, backend::writer(out.clone()));
+    let machine = attach_quiet(&mut serial);
+    assert_eq!(machine.write(0, DATA, b'x'), Effect::None);
+    serial.detach().unwrap();
+    assert_eq!(*out.0.lock().unwrap(), b"");
+}
+
+#[test]
+fn a_detached_port_lets_go_of_its_machine_and_works_in_another_on_the_same_line() {
+    let on_a_loop = LoopThread::start("given").unwrap();
+    for event_loop in [None, Some(on_a_loop.event_loop())] {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let backend = backend::fds(Some(theirs.try_clone().unwrap().into()), Some(theirs.into())).unwrap();
+        let mut serial = Serial::new("com1", SerialPort::COM1, backend);
+        if let Some(event_loop) = event_loop {
+            serial = serial.on(event_loop);
+        }
+        let rounds = Mutex::new(0);
+        lives_twice(&mut serial, |serial, machine| {
+            *rounds.lock().unwrap() += 1;
+            assert_eq!([IER, MCR, LSR].map(|offset| machine.read(0, offset)), [0, 0, 0x60]);
+            for (offset, value) in [(FCR, 0x07), (IER, 0x01), (MCR, 0x0b), (DATA, b'!')] {
+                assert_eq!(machine.write(0, offset, value), Effect::None);
+            }
+            let mut user = &ours;
+            assert_eq!(read_exact(&mut user, 1), b"!");
+            user.write_all(b"?").unwrap();
+            until(|| machine.read(0, LSR) & 1 != 0);
+            assert_eq!((machine.read(0, DATA), machine.interrupts()), (b'?', 1));
+            assert_eq!(serial.input().try_write(b"more than is read"), 17);
+        });
+        assert_eq!(*rounds.lock().unwrap(), 2);
+        drop(serial);
+        assert_eq!(ours.read(&mut [0; 8]).unwrap(), 0, "only dropping the device closes the line");
+    }
+}
+
+#[test]
+fn handles_of_a_port_that_is_not_attached_say_so() {
+    let mut serial = Serial::new("com1", SerialPort::COM1, backend::none());
+    let input = serial.input();
+    let refused = || (input.try_write(b"x"), input.write_all(b"x").unwrap_err().kind());
+    assert_eq!(refused(), (0, io::ErrorKind::NotConnected));
+    attach(&mut serial);
+    serial.detach().unwrap();
+    assert_eq!(refused(), (0, io::ErrorKind::NotConnected));
+}
+
+#[test]
+fn e1_a_key_callback_that_panics_is_reported_and_the_loop_goes_on() {
+    let event_loop = LoopThread::start("shared").unwrap();
+    let panics = Arc::new(AtomicBool::new(true));
+    let (read, mut user) = pipe();
+    let (send, keys) = mpsc::channel();
+    let armed = panics.clone();
+    let line = input_only(read).with_escape_keys(move |key| {
+        assert!(!armed.load(Ordering::SeqCst), "the key's code is wrong");
+        send.send(key).unwrap();
+    });
+    let mut serial = Serial::new("com1", SerialPort::COM1, line).on(event_loop.event_loop());
+    let machine = attach(&mut serial);
+    let (read, mut other_user) = pipe();
+    let mut other = Serial::new("com2", SerialPort::COM2, input_only(read)).on(event_loop.event_loop());
+    let other_machine = attach(&mut other);
+    assert_eq!(other_machine.write(0, IER, 0x01), Effect::None);
+
+    user.write_all(b"\x01h").unwrap();
+    until(|| !machine.reports().is_empty());
+    let reports = machine.reports();
+    assert!(
+        matches!(&reports[..], [DeviceEvent::Panicked { message }] if message.contains("the key's code is wrong")),
+        "{reports:?}"
+    );
+    other_user.write_all(b"y").unwrap();
+    until(|| other_machine.read(0, LSR) & 1 != 0);
+    assert_eq!((other_machine.read(0, DATA), other_machine.reports()), (b'y', vec![]));
+
+    // The port itself: registers, handles, the end, and a new machine.
+    assert_eq!(machine.write(0, IER, 0x01), Effect::None);
+    assert_eq!(serial.input().try_write(b"z"), 1);
+    assert_eq!(machine.read(0, DATA), b'z');
+    serial.quiesce().unwrap();
+    serial.detach().unwrap();
+    panics.store(false, Ordering::SeqCst);
+    attach(&mut serial);
+    user.write_all(b"\x01h").unwrap();
+    assert_eq!(keys.recv().unwrap(), Escape::Help);
+}
+
+#[test]
+fn e1_a_key_callback_may_detach_the_port() {
+    let (read, mut user) = pipe();
+    let serial = Arc::new(Mutex::new(None::<Serial>));
+    let (send, done) = mpsc::channel();
+    let inside = serial.clone();
+    let line = input_only(read).with_escape_keys(move |_| {
+        send.send(inside.lock().unwrap().as_mut().unwrap().detach().is_ok()).unwrap();
+    });
+    let mut port = Serial::new("com1", SerialPort::COM1, line);
+    let machine = attach(&mut port);
+    *serial.lock().unwrap() = Some(port);
+    user.write_all(b"\x01h").unwrap();
+    assert!(done.recv().unwrap());
+    assert_eq!(machine.reports(), []);
+    let port = serial.lock().unwrap().take();
+    drop(port);
+}
+
+/// Panics until it is told not to.
+struct Panicking(Arc<AtomicBool>, Sink);
+
+impl Write for Panicking {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        assert!(!self.0.load(Ordering::SeqCst), "the writer's code is wrong");
+        self.1.write(buf)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn e1_a_register_access_that_panics_leaves_the_port_usable() {
+    let (panics, out) = (Arc::new(AtomicBool::new(false)), Sink::default());
+    let guest = Guest::open(backend::writer(Panicking(panics.clone(), out.clone())));
+    guest.print(b"a");
+    panics.store(true, Ordering::SeqCst);
+    assert!(catch_unwind(AssertUnwindSafe(|| guest.print(b"b"))).is_err());
+    panics.store(false, Ordering::SeqCst);
+    guest.print(b"c");
+    assert_eq!(*out.0.lock().unwrap(), b"abc");
+    assert_eq!(guest.serial.input().try_write(b"x"), 1);
+    assert_eq!(guest.input(1), b"x");
+}
+
+#[test]
+fn e1_a_writer_that_panics_to_the_end_is_reported_when_the_port_is_detached() {
+    let (panics, out) = (Arc::new(AtomicBool::new(false)), Sink::default());
+    let mut guest = Guest::open(backend::writer(Panicking(panics.clone(), out)));
+    panics.store(true, Ordering::SeqCst);
+    assert!(catch_unwind(AssertUnwindSafe(|| guest.print(b"b"))).is_err());
+    guest.serial.detach().unwrap();
+    let reports = guest.machine.reports();
+    assert!(
+        matches!(&reports[..], [DeviceEvent::Panicked { message }] if message.contains("writer's code")),
+        "{reports:?}"
+    );
+    drop(guest);
+}
+
+/// A port on a line that others may share.
+fn shared() -> (Serial, Attachment) {
+    let mut serial = Serial::new("com3", SerialPort::COM3, backend::none()).shared_line();
+    let machine = attach(&mut serial);
+    (serial, machine)
+}
+
+#[test]
+fn the_default_line_is_an_edge_and_a_shared_one_a_level() {
+    let port = || Serial::new("com3", SerialPort::COM3, backend::none());
+    assert_eq!(port().requires().interrupts, [InterruptRequest::edge("irq").fixed(4)]);
+    assert_eq!(port().shared_line().requires().interrupts, [InterruptRequest::level("irq").fixed(4)]);
+}
+
+#[test]
+fn a_shared_line_is_let_go_by_reset_and_detach_and_asserted_by_restore() {
+    let (mut serial, machine) = shared();
+    let asserted = |machine: &Attachment| machine.board.is_asserted("irq");
+    assert_eq!(machine.write(0, IER, 0x02), Effect::None);
+    assert!(asserted(&machine));
+    serial.quiesce().unwrap();
+    let state = saved(&mut serial);
+    serial.reset().unwrap();
+    assert!(!asserted(&machine));
+    serial.restore(Handover::new(state.clone())).unwrap();
+    assert!(asserted(&machine));
+    serial.resume().unwrap();
+    assert!(asserted(&machine));
+    serial.detach().unwrap();
+    assert!(!asserted(&machine), "the others could never interrupt");
+
+    let (mut second, machine) = shared();
+    second.quiesce().unwrap();
+    second.restore(Handover::new(state)).unwrap();
+    assert!(asserted(&machine));
+}
+
+proptest! {
+    /// Whatever guest and host do.
+    #[test]
+    fn a_shared_line_is_asserted_exactly_while_iir_names_a_condition(
+        steps in prop::collection::vec((0u64..11, any::<u8>()), 1..300),
+    ) {
+        let (mut serial, machine) = shared();
+        let input = serial.input();
+        for (what, value) in steps {
+            match what {
+                0..=7 => prop_assert_eq!(machine.write(0, what, value), Effect::None),
+                8 => drop(machine.read(0, (value % 8).into())),
+                9 => drop(input.try_write(&vec![value; value.into()])),
+                _ => {
+                    serial.quiesce().unwrap();
+                    if value < 16 {
+                        serial.reset().unwrap();
+                    }
+                    serial.resume().unwrap();
+                }
+            }
+            // Reading IIR changes it.
+            if value % 4 != 0 {
+                continue;
+            }
+            let asserted = machine.board.is_asserted("irq");
+            prop_assert_eq!(machine.read(0, FCR) & 1 == 0, asserted);
+            let asserted = machine.board.is_asserted("irq");
+            prop_assert_eq!(machine.read(0, FCR) & 1 == 0, asserted);
+        }
+    }
 }
 
 #[test]

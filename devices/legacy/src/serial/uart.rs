@@ -8,47 +8,10 @@ use std::collections::VecDeque;
 
 use ossature_bus::state::StateError;
 
+use super::registers::*;
 use super::state::UartState;
 
-/// Bytes that the receiver holds in FIFO mode. A 16550A has 16; drivers read until LSR.DR is clear, so
-/// that a deeper one saves interrupts.
-pub(crate) const RX_CAPACITY: usize = 64;
-/// Bytes of output that wait for a slow host before the guest has to.
-pub(crate) const TX_CAPACITY: usize = 64 * 1024;
-/// Bytes that a driver may write after it has seen LSR.THRE set, without looking again.
-const TX_BURST: usize = 16;
-
-const IER_RX: u8 = 1 << 0;
-const IER_TX: u8 = 1 << 1;
-const IER_LINE: u8 = 1 << 2;
-pub(super) const IER_MASK: u8 = 0x0f;
-const IIR_NONE: u8 = 0x01;
-const IIR_TX: u8 = 0x02;
-const IIR_RX: u8 = 0x04;
-const IIR_LINE: u8 = 0x06;
-const IIR_FIFO: u8 = 0xc0;
-const FCR_ENABLE: u8 = 1 << 0;
-const FCR_CLEAR_RX: u8 = 1 << 1;
-const LCR_DLAB: u8 = 1 << 7;
-const MCR_DTR: u8 = 1 << 0;
-const MCR_RTS: u8 = 1 << 1;
-const MCR_OUT1: u8 = 1 << 2;
-const MCR_OUT2: u8 = 1 << 3;
-const MCR_LOOP: u8 = 1 << 4;
-pub(super) const MCR_MASK: u8 = 0x1f;
-const LSR_DATA_READY: u8 = 1 << 0;
-const LSR_OVERRUN: u8 = 1 << 1;
-const LSR_THR_EMPTY: u8 = 1 << 5;
-const LSR_IDLE: u8 = 1 << 6;
-const MSR_CTS: u8 = 1 << 4;
-const MSR_DSR: u8 = 1 << 5;
-const MSR_RI: u8 = 1 << 6;
-const MSR_DCD: u8 = 1 << 7;
-
-/// Divisor latch for 9600 baud at 1.8432 MHz.
-const DIVISOR_9600: [u8; 2] = [12, 0];
-
-/// What a write to the registers asks of the side that moves the bytes.
+/// The effect of a write on the side that moves the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Written {
     /// Nothing.
@@ -288,13 +251,18 @@ impl Uart {
         conditions & self.ier
     }
 
-    /// Whether the interrupt line has to be raised: an enabled condition holds that did not before.
-    /// Ask after each step.
+    /// Returns true if an edge-triggered line has to be raised: an enabled condition holds that did not before. Ask
+    /// after each step.
     pub(crate) fn take_edge(&mut self) -> bool {
         let pending = self.pending();
         let edge = pending & !self.raised != 0;
         self.raised = pending;
         edge
+    }
+
+    /// Returns true while an enabled condition holds: IIR names it, and a level-triggered line is asserted.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.pending() != 0
     }
 
     fn rx_depth(&self) -> usize {
@@ -309,7 +277,7 @@ impl Uart {
         if listens && self.mcr & MCR_LOOP == 0 { self.rx_depth().saturating_sub(self.rx.len()) } else { 0 }
     }
 
-    /// Whether the guest has read all that has arrived.
+    /// Returns true if the guest has read all that has arrived.
     pub(crate) fn rx_is_empty(&self) -> bool {
         self.rx.is_empty()
     }
@@ -326,8 +294,8 @@ impl Uart {
         self.tx.as_slices().0
     }
 
-    /// Whether the guest is about to come back for the interrupt that tells it of room in the transmitter, and may
-    /// write more until then, as it does in bursts.
+    /// Returns true if the guest is about to come back for the interrupt that tells it of room in the transmitter, and
+    /// may write more until then, as it does in bursts.
     pub(crate) fn in_burst(&self) -> bool {
         self.raised & IER_TX != 0 && self.tx.len() < TX_BURST
     }

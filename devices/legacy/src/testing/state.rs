@@ -1,18 +1,16 @@
-//! What every device that can be saved has to stand.
-
-use std::borrow::Cow;
+//! Tests that every device passes that can be saved.
 
 use ossature_bus::state::{SavedState, StateError};
-use ossature_bus::{Access, Device, Size, State};
+use ossature_bus::{Access, Device, DeviceState, Handover, Size};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::{Attachment, attach};
+use super::{Attachment, attach, attach_quiet};
 
 /// The state of a device that can be saved.
-pub(crate) fn saved(device: &dyn Device) -> SavedState<'static> {
-    match device.state() {
-        State::Saved(state) => state,
+pub(crate) fn saved(device: &mut dyn Device) -> SavedState<'static> {
+    match device.save().unwrap() {
+        DeviceState::Saved(handover) => handover.state,
         other => panic!("{other:?}"),
     }
 }
@@ -54,20 +52,19 @@ pub(crate) fn round_trip<D: Device>(make: impl Fn() -> D, host: impl Fn(&D, u8))
         }
         interrupts(&first_machine);
         first.quiesce().unwrap();
-        let state = saved(&first);
+        let state = saved(&mut first);
 
         let mut second = make();
-        let second_machine = attach(&mut second);
-        second.quiesce().unwrap();
-        second.restore(&state).unwrap();
-        prop_assert_eq!(&saved(&second), &state);
+        let second_machine = attach_quiet(&mut second);
+        second.restore(Handover::new(state.clone())).unwrap();
+        prop_assert_eq!(&saved(&mut second), &state);
         first.resume().unwrap();
         second.resume().unwrap();
         for step in after {
             prop_assert_eq!(go(&first, &first_machine, step), go(&second, &second_machine, step));
             prop_assert_eq!(interrupts(&first_machine), interrupts(&second_machine));
         }
-        prop_assert_eq!(saved(&first), saved(&second));
+        prop_assert_eq!(saved(&mut first), saved(&mut second));
         Ok(())
     });
     outcome.unwrap();
@@ -81,25 +78,28 @@ pub(crate) fn d2_mutations<D: Device>(
     state: &SavedState<'static>,
     check: impl Fn(&mut D, &Attachment),
 ) {
-    // Whether the device takes it.
+    // Returns true if the device takes it.
     let takes = |payload: Vec<u8>| {
-        let changed = SavedState { payload: Cow::Owned(payload), ..*state };
+        let changed = SavedState::new(state.kind.clone(), state.version, payload);
         let mut device = make();
-        let machine = attach(&mut device);
-        device.quiesce().unwrap();
-        let before = saved(&device);
-        match device.restore(&changed) {
+        let machine = attach_quiet(&mut device);
+        let before = saved(&mut device);
+        match device.restore(Handover::new(changed.clone())) {
             Err(_) => {
-                assert_eq!(saved(&device), before, "a refused state has changed the device");
+                assert_eq!(saved(&mut device), before, "a refused state has changed the device");
                 false
             }
             Ok(()) => {
-                assert_eq!(saved(&device), changed);
+                assert_eq!(saved(&mut device), changed);
                 device.resume().unwrap();
                 check(&mut device, &machine);
                 device.quiesce().unwrap();
-                let again = saved(&device);
-                assert_eq!(device.restore(&again), Ok(()), "what the device became cannot be restored");
+                let again = saved(&mut device);
+                assert_eq!(
+                    device.restore(Handover::new(again)),
+                    Ok(()),
+                    "what the device became cannot be restored"
+                );
                 true
             }
         }
@@ -125,9 +125,11 @@ pub(crate) fn d2_mutations<D: Device>(
 
     let mut device = make();
     for version in [0, state.version + 1, u16::MAX] {
-        let refused = device.restore(&SavedState { version, ..state.clone() }).unwrap_err();
+        let state = SavedState::new(state.kind.clone(), version, state.payload.to_vec());
+        let refused = device.restore(Handover::new(state)).unwrap_err();
         assert!(matches!(refused, StateError::Version { found, .. } if found == version), "{refused:?}");
     }
-    let refused = device.restore(&SavedState { kind: "another", ..state.clone() }).unwrap_err();
+    let state = SavedState::new("another", state.version, state.payload.to_vec());
+    let refused = device.restore(Handover::new(state)).unwrap_err();
     assert!(matches!(refused, StateError::Kind { .. }), "{refused:?}");
 }

@@ -1,4 +1,4 @@
-use ossature_bus::{Device, Effect};
+use ossature_bus::{Device, Effect, Handover};
 
 use super::*;
 use crate::I8042;
@@ -38,7 +38,7 @@ fn busy() -> ControllerState {
 fn obeys(device: &mut I8042, machine: &Attachment) {
     write(machine, COMMAND, 0xae);
     let bytes = drained(machine);
-    assert!(bytes <= controller::CAPACITY + 1 + keyboard::CAPACITY, "{bytes}");
+    assert!(bytes <= ANSWER_CAPACITY + 1 + KEYBOARD_CAPACITY, "{bytes}");
     write(machine, COMMAND, 0xaa);
     assert_eq!(machine.read(DATA, 0), 0x55);
     write(machine, COMMAND, 0x60);
@@ -71,7 +71,7 @@ fn d2_fields_that_contradict_each_other_are_refused() {
     let refused = |change: fn(&mut ControllerState)| {
         let mut state = busy();
         change(&mut state);
-        make().restore(&state.save()).unwrap_err()
+        make().restore(Handover::new(state.save())).unwrap_err()
     };
     let inconsistent = |change, name| {
         let refused = refused(change);
@@ -89,21 +89,20 @@ fn d2_fields_that_contradict_each_other_are_refused() {
         let refused = refused(change);
         assert!(matches!(refused, StateError::TooLong { field, .. } if field == name), "{refused}");
     };
-    too_long(|state| state.outputs = vec![[0; 2]; controller::CAPACITY + 2], "outputs");
-    too_long(|state| state.keyboard.out = vec![0; keyboard::CAPACITY + 1], "keyboard.out");
+    too_long(|state| state.outputs = vec![[0; 2]; ANSWER_CAPACITY + 2], "outputs");
+    too_long(|state| state.keyboard.out = vec![0; KEYBOARD_CAPACITY + 1], "keyboard.out");
 
     // With the keyboard off, its bytes wait for it to be on.
     let mut state = busy();
     state.config |= 0x10;
     state.outputs.clear();
-    make().restore(&state.save()).unwrap();
+    make().restore(Handover::new(state.save())).unwrap();
 }
 
 #[test]
 fn half_an_output_is_refused() {
     let mut fields = Encoder::new(KIND, VERSION);
-    fields.u8(0).bool(false).u8(0).bytes(&[1, 0, 2]).u8(0);
-    fields.bool(true).u8(2).u8(0).u8(0).bytes(b"");
-    let refused = make().restore(&fields.finish()).unwrap_err();
+    fields.u8(CONFIG, 0).bool(COMMANDED, false).u8(super::COMMAND, 0).bytes(OUTPUTS, &[1, 0, 2]);
+    let refused = make().restore(Handover::new(fields.finish())).unwrap_err();
     assert!(matches!(refused, StateError::Inconsistent { field: "outputs", .. }), "{refused}");
 }

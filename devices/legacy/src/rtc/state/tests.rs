@@ -2,12 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use ossature_bus::{Device, Effect};
+use ossature_bus::{Device, Effect, Handover};
 
 use super::*;
 use crate::Rtc;
 use crate::testing::state::{d2_mutations, round_trip, saved};
-use crate::testing::{Attachment, attach};
+use crate::testing::{Attachment, attach_quiet};
 
 /// Thursday, 29 February 2024, 12:34:56 UTC.
 const LEAP_DAY: u64 = 1_709_210_096;
@@ -77,7 +77,7 @@ fn d2_bits_that_a_register_does_not_have_are_refused() {
     let refused = |change: fn(&mut RtcState)| {
         let mut state = busy();
         change(&mut state);
-        make().restore(&state.save()).unwrap_err()
+        make().restore(Handover::new(state.save())).unwrap_err()
     };
     let value = |field, value| StateError::Value { field, value };
     assert_eq!(refused(|state| state.index = 0x80), value("index", 0x80));
@@ -91,8 +91,8 @@ fn d2_a_clock_that_is_off_by_more_than_there_are_dates_can_be_set() {
         for snapshot in [i64::MIN, 0, i64::MAX] {
             let state = RtcState { offset, snapshot, seen: snapshot, ..busy() };
             let mut rtc = make();
-            let machine = attach(&mut rtc);
-            rtc.restore(&state.save()).unwrap();
+            let machine = attach_quiet(&mut rtc);
+            rtc.restore(Handover::new(state.save())).unwrap();
             obeys(&mut rtc, &machine);
         }
     }
@@ -102,14 +102,14 @@ fn d2_a_clock_that_is_off_by_more_than_there_are_dates_can_be_set() {
 fn the_clock_goes_on_while_the_state_lies_in_a_file() {
     let host = Arc::new(AtomicU64::new(LEAP_DAY));
     let mut rtc = at(&host);
-    rtc.restore(&RtcState { offset: 3600, status_b: 0x02, ..busy() }.save()).unwrap();
-    let state = saved(&rtc);
+    rtc.restore(Handover::new(RtcState { offset: 3600, status_b: 0x02, ..busy() }.save())).unwrap();
+    let state = saved(&mut rtc);
     drop(rtc);
 
     host.fetch_add(86_400 + 5, Ordering::Relaxed);
     let mut rtc = at(&host);
-    let machine = attach(&mut rtc);
-    rtc.restore(&state).unwrap();
+    let machine = attach_quiet(&mut rtc);
+    rtc.restore(Handover::new(state)).unwrap();
     let time = [0x32, 0x09, 0x08, 0x07, 0x04, 0x02, 0x00].map(|index| read(&machine, index));
     assert_eq!(time, [0x20, 0x24, 0x03, 0x01, 0x13, 0x35, 0x01]);
 }

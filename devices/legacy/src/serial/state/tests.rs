@@ -3,15 +3,15 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
-use ossature_bus::{Device, Effect};
+use ossature_bus::{Device, Effect, Handover};
 use proptest::prelude::*;
 
 use super::super::tests::until;
-use super::super::uart::{TX_CAPACITY, Uart};
+use super::super::uart::Uart;
 use super::*;
 use crate::serial::{Serial, SerialPort};
 use crate::testing::state::{d2_mutations, round_trip, saved};
-use crate::testing::{Attachment, attach};
+use crate::testing::{Attachment, attach, attach_quiet};
 use crate::{Backend, backend};
 
 const DATA: u64 = 0;
@@ -98,9 +98,9 @@ fn d2_fields_that_contradict_each_other_are_refused() {
         let mut state = busy();
         change(&mut state.uart);
         let mut serial = silent();
-        let before = saved(&serial);
-        let refused = serial.restore(&state.save()).unwrap_err();
-        assert_eq!(saved(&serial), before);
+        let before = saved(&mut serial);
+        let refused = serial.restore(Handover::new(state.save())).unwrap_err();
+        assert_eq!(saved(&mut serial), before);
         refused
     };
     let field = |change| match refused(change) {
@@ -131,8 +131,8 @@ fn d2_the_fullest_port_can_be_saved_and_restored() {
     state.uart.tx = vec![2; TX_CAPACITY];
     state.typeahead = vec![3; TYPEAHEAD_CAPACITY];
     let mut serial = silent();
-    serial.restore(&state.save()).unwrap();
-    assert_eq!(saved(&serial), state.save());
+    serial.restore(Handover::new(state.save())).unwrap();
+    assert_eq!(saved(&mut serial), state.save());
 }
 
 /// A line whose other end does not read: it has taken `taken` bytes and takes no more.
@@ -192,7 +192,7 @@ fn stalled() -> (Serial, Attachment, UnixStream, usize, Vec<u8>) {
 #[test]
 fn b4_a_transmission_goes_on_where_it_was_saved() {
     let (mut serial, _, mut end, taken, text) = stalled();
-    let state = saved(&serial);
+    let state = saved(&mut serial);
     // Now the line has room.
     end.read_exact(&mut vec![0; taken]).unwrap();
     serial.quiesce().unwrap();
@@ -201,9 +201,8 @@ fn b4_a_transmission_goes_on_where_it_was_saved() {
 
     let (line, out) = writer();
     let mut restored = port(line);
-    let machine = attach(&mut restored);
-    restored.quiesce().unwrap();
-    restored.restore(&state).unwrap();
+    let machine = attach_quiet(&mut restored);
+    restored.restore(Handover::new(state)).unwrap();
     assert_eq!(machine.read(0, LSR) & 0x60, 0, "the driver still has to wait");
     assert_eq!(out.try_iter().count(), 0, "nothing goes out before the machine goes on");
     restored.resume().unwrap();
@@ -218,7 +217,7 @@ fn b4_a_transmission_goes_on_where_it_was_saved() {
 #[test]
 fn b4_a_port_that_was_saved_and_goes_on_sends_its_output_itself() {
     let (mut serial, machine, end, taken, text) = stalled();
-    saved(&serial);
+    saved(&mut serial);
     serial.resume().unwrap();
     let reader = std::thread::spawn(move || rest(end, taken));
     // The driver sleeps until its interrupt.
@@ -230,12 +229,11 @@ fn b4_a_port_that_was_saved_and_goes_on_sends_its_output_itself() {
 
 #[test]
 fn b4_a_state_that_is_never_resumed_sends_nothing() {
-    let (serial, ..) = stalled();
+    let (mut serial, ..) = stalled();
     let (line, out) = writer();
     let mut restored = port(line);
-    attach(&mut restored);
-    restored.restore(&saved(&serial)).unwrap();
-    restored.quiesce().unwrap();
+    attach_quiet(&mut restored);
+    restored.restore(Handover::new(saved(&mut serial))).unwrap();
     drop(restored);
     assert_eq!(out.try_iter().count(), 0);
 }
@@ -248,9 +246,8 @@ fn what_was_typed_ahead_is_restored_behind_the_receiver() {
     state.typeahead = typed[RX_CAPACITY..].to_vec();
     // A line without escape keys: what was typed is the guest's all the same.
     let mut restored = port(backend::fds(Some(File::open("/dev/null").unwrap().into()), None).unwrap());
-    let machine = attach(&mut restored);
-    restored.quiesce().unwrap();
-    restored.restore(&state.save()).unwrap();
+    let machine = attach_quiet(&mut restored);
+    restored.restore(Handover::new(state.save())).unwrap();
     restored.resume().unwrap();
     assert_eq!(received(&machine), typed);
 }

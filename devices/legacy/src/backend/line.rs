@@ -13,8 +13,8 @@ use rustix::fs::{FileType, OFlags};
 /// An open file that can be waited for while the line is in use.
 pub(crate) type Pollable = Arc<dyn AsFd + Send + Sync>;
 
-/// What a line waits for before it can go on: files, each with the conditions that end the wait.
-pub(crate) type Watch = Vec<(Pollable, PollFlags)>;
+/// The files that a line waits for before it can go on, each with the conditions that end the wait.
+pub(crate) type Pollables = Vec<(Pollable, PollFlags)>;
 
 /// The host's end of a serial line. No method waits.
 pub(crate) trait Line: Send {
@@ -25,11 +25,11 @@ pub(crate) trait Line: Send {
     /// Takes input; 0 at its end, after which it is not asked again. `WouldBlock` if there is none now.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// What to wait for: before `write` if there is `output`, before `read` if there may be `input`; nothing if
+    /// The files to wait for: before `write` if there is `output`, before `read` if there may be `input`; nothing if
     /// neither.
-    fn watch(&self, input: bool, output: bool) -> Watch;
+    fn watch(&self, input: bool, output: bool) -> Pollables;
 
-    /// Whether the line ever makes anyone wait.
+    /// Returns true if the line may make anyone wait.
     fn needs_loop(&self) -> bool;
 }
 
@@ -114,7 +114,7 @@ impl Fd {
         self.file.as_fd()
     }
 
-    /// Whether the other end is closed.
+    /// Returns true if the other end is closed.
     pub(crate) fn hung_up(&self) -> io::Result<bool> {
         Ok(self.now(PollFlags::empty())?.contains(PollFlags::HUP))
     }
@@ -145,7 +145,7 @@ impl Line for FdLine {
         self.input.as_mut().map_or(Ok(0), |input| input.read(buf))
     }
 
-    fn watch(&self, input: bool, output: bool) -> Watch {
+    fn watch(&self, input: bool, output: bool) -> Pollables {
         let input = self.input.as_ref().filter(|_| input).map(|fd| fd.watch(PollFlags::IN));
         let output = self.output.as_ref().filter(|_| output).map(|fd| fd.watch(PollFlags::OUT));
         input.into_iter().chain(output).collect()
@@ -172,8 +172,8 @@ impl Line for WriterLine {
         Ok(0)
     }
 
-    fn watch(&self, _input: bool, _output: bool) -> Watch {
-        Watch::new()
+    fn watch(&self, _input: bool, _output: bool) -> Pollables {
+        Pollables::new()
     }
 
     fn needs_loop(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The escape keys of a terminal that is a serial line: Ctrl-A and a letter.
 
-/// What the user asks of the VMM.
+/// A request of the user to the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Escape {
@@ -37,8 +37,8 @@ impl EscapeFilter {
         Self::default()
     }
 
-    /// Takes one byte of input and gives the byte that goes on to the guest, if one does, and the escape
-    /// key that it completes, if it does.
+    /// Takes one byte of input. Returns the byte that goes on to the guest, if there is one, and the escape key that
+    /// the byte completes, if it does.
     pub fn push(&mut self, byte: u8) -> (Option<u8>, Option<Escape>) {
         if !std::mem::take(&mut self.prefixed) {
             self.prefixed = byte == PREFIX;

@@ -15,7 +15,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use super::line::{Fd, Line, Watch};
+use super::line::{Fd, Line, Pollables};
 
 /// How soon somebody who opens the terminal is noticed. The kernel has no event for it.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
@@ -49,7 +49,7 @@ impl PtyLine {
         Ok((line, path))
     }
 
-    /// Takes note of whether somebody has the terminal open.
+    /// Takes note that somebody has the terminal open, or nobody.
     fn is_open(&mut self, open: bool) -> io::Result<()> {
         if open != std::mem::replace(&mut self.open, open) {
             let every = if open { NEVER } else { LOOK_AGAIN };
@@ -62,7 +62,7 @@ impl PtyLine {
 
 impl Line for PtyLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // The kernel would keep the bytes for whoever opens the terminal next.
+        // The kernel would keep the bytes for the next one that opens the terminal.
         if self.master.hung_up()? {
             Err(io::ErrorKind::NotConnected.into())
         } else {
@@ -76,12 +76,12 @@ impl Line for PtyLine {
         if self.open { result } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
-    fn watch(&self, input: bool, output: bool) -> Watch {
+    fn watch(&self, input: bool, output: bool) -> Pollables {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
         if flags.is_empty() {
-            Watch::new()
+            Pollables::new()
         } else if self.open {
             vec![self.master.watch(flags)]
         } else {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::event::PollFlags;
 
-use super::line::{Line, Pollable, Watch};
+use super::line::{Line, Pollable, Pollables};
 
 pub(crate) struct SocketLine {
     path: PathBuf,
@@ -58,12 +58,12 @@ impl Line for SocketLine {
         }
     }
 
-    fn watch(&self, input: bool, output: bool) -> Watch {
+    fn watch(&self, input: bool, output: bool) -> Pollables {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
         let fd: (Pollable, _) = match &self.client {
-            _ if flags.is_empty() => return Watch::new(),
+            _ if flags.is_empty() => return Pollables::new(),
             None => (self.listener.clone(), PollFlags::IN),
             Some(client) => (client.clone(), flags),
         };
@@ -77,7 +77,7 @@ impl Line for SocketLine {
 
 impl Drop for SocketLine {
     fn drop(&mut self) {
-        // Whoever removed it first is welcome.
+        // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
     }
 }
