@@ -1,15 +1,19 @@
 //! Virtio for virtual machine monitors: queues, an MMIO transport, runtimes, and the devices of every day.
 //!
-//! A device consists of two halves that share no lock. The control plane is a [`VirtioDevice`]: it says what
-//! the device is (type, features, queues, configuration space) and is called by the transport on the vCPUs'
-//! threads. The data plane is a [`Worker`]: it owns its [`VirtQueue`]s by value and runs on exactly one thread,
-//! which a [`Runtime`] provides: [`SharedLoop`] for many workers, [`DedicatedThread`] for each one its own,
-//! [`Inline`] for tests. [`VirtioMmio`] puts a device behind registers and makes it an
-//! [`ossature_bus::Device`] that a machine can take.
+//! A device consists of two halves that share no lock. The control plane is a [`LocalDevice`]: it says what the device
+//! is (type, features, queues, configuration space), makes workers, and is called by the transport. The data plane is a
+//! [`Worker`]: it owns its [`VirtQueue`]s by value and runs on one thread at a time, which a [`Runtime`] provides:
+//! [`SharedLoop`] for many workers, [`DedicatedThread`] for each one its own, [`Inline`] for tests. Queues come to a
+//! worker and leave it one by one, between two of its turns. [`VirtioMmio`] puts a device behind registers and makes it
+//! an [`ossature_bus::Device`] that a machine can take.
 //!
-//! Whatever a driver does to its rings is a value, [`QueueBroken`]: it latches in the queue, parks the worker,
-//! and shows as DEVICE_NEEDS_RESET to the driver and as a
-//! [`DeviceEvent`](ossature_bus::DeviceEvent) to the VMM. A device only passes it on with `?`.
+//! A transport itself knows a [`VirtioDevice`], whose queues may be served anywhere: it starts each with a [`QueueSetup`]
+//! and gets a [`QueueState`] back when it stops, the one description of a stopped queue, for a pause, a saved state, a
+//! queue's reset and a change of hands alike. [`Local`] is what makes a `LocalDevice` one.
+//!
+//! Whatever a driver does to its rings is a value, [`QueueBroken`]: it latches in the queue, ends the worker's turns, and
+//! shows as DEVICE_NEEDS_RESET to the driver and as a [`DeviceEvent`](ossature_bus::DeviceEvent) to the VMM. A device
+//! only passes it on with `?`. A worker that panics does the same, and no other worker notices.
 //!
 //! # A device of your own
 //!
@@ -19,40 +23,39 @@
 #![cfg_attr(not(feature = "testing"), doc = "suite of hostile tests for every device.")]
 //!
 //! ```
-//! use std::os::fd::AsRawFd;
-//!
-//! use ossature_bus::{MetricVisitor, State, Syscall};
+//! use ossature_bus::state::StateError;
+//! use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
 //! use ossature_virtio::testing::TestDriver;
 //! use ossature_virtio::{
-//!     DeviceType, Interest, QueueBroken, Source, Start, StartError, Turn, VirtQueue, VirtioDevice, Worker,
+//!     Activation, DeviceInfo, DeviceType, LocalDevice, QueueBroken, Removed, Source, Turn, VirtQueue, Worker,
 //! };
 //!
 //! struct Shout;
 //!
-//! impl VirtioDevice for Shout {
-//!     fn device_type(&self) -> DeviceType {
-//!         DeviceType(63)
-//!     }
-//!     fn features(&self) -> u64 {
-//!         0
-//!     }
-//!     fn queues(&self) -> &[u16] {
-//!         &[64]
+//! impl LocalDevice for Shout {
+//!     fn info(&self) -> DeviceInfo {
+//!         DeviceInfo::new(DeviceType(63), &[64])
 //!     }
 //!     fn groups(&self) -> Vec<Vec<u16>> {
 //!         vec![vec![0]]
 //!     }
-//!     fn config_len(&self) -> u32 {
-//!         0
-//!     }
 //!     fn read_config(&self, _: u32, _: &mut [u8]) {}
 //!     fn write_config(&mut self, _: u32, _: &[u8]) {}
-//!     fn start(&mut self, _: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
-//!         Ok(Box::new(Shouter(start.queues)))
+//!     fn worker(&mut self, _: usize, _: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
+//!         Ok(Box::new(Shouter(None)))
+//!     }
+//!     fn quiesce(&mut self) -> Result<(), DeviceError> {
+//!         Ok(())
+//!     }
+//!     fn resume(&mut self) -> Result<(), DeviceError> {
+//!         Ok(())
 //!     }
 //!     fn reset(&mut self) {}
-//!     fn state(&self) -> State {
-//!         State::Stateless
+//!     fn save(&mut self) -> Result<DeviceState, DeviceError> {
+//!         Ok(DeviceState::Stateless)
+//!     }
+//!     fn restore(&mut self, _: Handover) -> Result<(), StateError> {
+//!         Err(StateError::Unsupported { reason: "there is none" })
 //!     }
 //!     fn syscalls(&self) -> &'static [Syscall] {
 //!         &[Syscall("write")] // the interrupt
@@ -60,21 +63,26 @@
 //!     fn metrics(&self, _: &mut dyn MetricVisitor) {}
 //! }
 //!
-//! struct Shouter(Vec<VirtQueue>);
+//! struct Shouter(Option<VirtQueue>);
 //!
 //! impl Worker for Shouter {
 //!     fn sources(&self) -> Vec<Source> {
-//!         let queue = &self.0[0];
-//!         vec![Source { token: 0, fd: queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
+//!         Vec::new() // but for the queue's doorbell
+//!     }
+//!     fn add_queue(&mut self, queue: VirtQueue) {
+//!         self.0 = Some(queue);
+//!     }
+//!     fn remove_queue(&mut self, _: u16) -> Removed {
+//!         self.0.take().into()
 //!     }
 //!
-//!     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
-//!         let queue = &mut self.0[0];
+//!     fn turn(&mut self, _: u16) -> Result<Turn, QueueBroken> {
+//!         let Some(queue) = &mut self.0 else { return Ok(Turn::Sleep) };
 //!         // A budget, so that no driver keeps the thread for itself.
 //!         for _ in 0..32 {
 //!             let Some(chain) = queue.pop()? else {
 //!                 queue.flush()?;
-//!                 return Ok(if queue.park()? { Turn::Again } else { Turn::Sleep });
+//!                 return Ok(if queue.enable_kicks()? { Turn::Again } else { Turn::Sleep });
 //!             };
 //!             let mut text = [0; 64];
 //!             let read = queue.dma().gather(chain.readable(), &mut text).unwrap_or(0);
@@ -85,14 +93,10 @@
 //!         queue.flush()?;
 //!         Ok(Turn::Again)
 //!     }
-//!
-//!     fn finish(self: Box<Self>) -> Vec<VirtQueue> {
-//!         self.0
-//!     }
 //! }
 //!
 //! let mut driver = TestDriver::new(Shout);
-//! driver.start(u64::MAX); // every feature that is offered
+//! driver.start(u128::MAX); // every feature that is offered
 //! let (used, answer) = driver.transact(0, &[b"hello, ", b"guest"], &[64]);
 //! assert_eq!(answer, b"HELLO, GUEST");
 //! assert_eq!(used.len, 12);
@@ -112,6 +116,8 @@ mod config;
 pub mod console;
 mod counter;
 mod device;
+pub mod features;
+mod local;
 pub mod net;
 mod queue;
 #[cfg(test)]
@@ -129,13 +135,14 @@ mod worker;
 
 pub use blk::Blk;
 pub use console::Console;
-pub use device::{ConfigInterrupt, DeviceType, Start, StartError, VirtioDevice};
+pub use device::{Activation, ConfigInterrupt, DeviceInfo, DeviceType, Failure, FailureSink, VirtioDevice};
+pub use local::{Local, LocalDevice};
 pub use net::Net;
-pub use queue::{Chain, QueueBroken, QueueConfig, QueueConfigError, VirtQueue};
+pub use queue::{Chain, QueueBroken, QueueSetup, QueueSetupError, QueueState, VirtQueue};
 pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
-pub use transport::mmio::VirtioMmio;
-pub use worker::{Interest, Runtime, RuntimeError, Source, Turn, Worker, WorkerHandle};
+pub use transport::mmio::{MmioInterrupt, VirtioMmio};
+pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -2,8 +2,9 @@
 
 mod broken;
 mod chain;
-mod config;
 mod ring;
+mod setup;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -11,20 +12,24 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use ossature_bus::Event;
+use ossature_bus::{Event, Interrupt};
+use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, Run};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 pub use broken::QueueBroken;
 pub use chain::Chain;
 use chain::Parsed;
-pub use config::{QueueConfig, QueueConfigError};
 use ring::Rings;
+pub(crate) use setup::check;
+pub use setup::{QueueSetup, QueueSetupError};
+pub use state::QueueState;
 
 /// A running queue, owned by exactly one worker.
 ///
-/// A worker pops until there is nothing left, completes what is done, flushes, and parks; where
-/// [`park`](Self::park) finds that more arrived meanwhile, it pops again. Whatever breaks the ring latches.
+/// A worker pops until there is nothing left, completes what is done, flushes, and asks for a kick; where
+/// [`enable_kicks`](Self::enable_kicks) finds that more arrived meanwhile, it pops again. Whatever breaks the ring
+/// latches.
 #[derive(Debug)]
 pub struct VirtQueue {
     index: u16,
@@ -35,7 +40,7 @@ pub struct VirtQueue {
     /// RAM that is likely to hold the next chain's segments.
     run: Run,
     doorbell: Arc<Event>,
-    interrupt: Arc<Event>,
+    interrupt: Interrupt,
     /// Index of the next available entry to take.
     next_avail: u16,
     /// Entries from there on that the driver had published when its index was last read, and that the next pops
@@ -56,38 +61,11 @@ pub struct VirtQueue {
     #[allow(clippy::vec_box)] // the boxes move between here and the chains
     spares: Vec<Box<Parsed>>,
     broken: Option<QueueBroken>,
+    /// What it started with.
+    state: QueueState,
 }
 
 impl VirtQueue {
-    fn new(
-        config: &QueueConfig,
-        rings: Rings,
-        run: Run,
-        doorbell: Arc<Event>,
-        interrupt: Arc<Event>,
-    ) -> Self {
-        let QueueConfig { index, size, event_idx, indirect, start, .. } = *config;
-        Self {
-            index,
-            size,
-            event_idx,
-            indirect,
-            rings,
-            run,
-            doorbell,
-            interrupt,
-            next_avail: start,
-            ready: 0,
-            next_used: start,
-            published: start,
-            held: vec![false; size.into()].into(),
-            returned: Vec::new(),
-            spare: None,
-            spares: Vec::new(),
-            broken: None,
-        }
-    }
-
     /// Its number in the device.
     pub fn index(&self) -> u16 {
         self.index
@@ -98,7 +76,7 @@ impl VirtQueue {
         self.size
     }
 
-    /// The device's view of guest RAM.
+    /// The device's view of guest RAM: as it was when chains were last looked for.
     pub fn dma(&self) -> &Dma {
         &self.rings.dma
     }
@@ -188,15 +166,15 @@ impl VirtQueue {
         }
         let wanted = self.publish();
         if self.latch(wanted)? {
-            // An eventfd of ours can be full, which the event takes for a signal, but cannot fail.
+            // Nobody is left to tell of a line that is gone; an event of ours cannot fail.
             let _ = self.interrupt.signal();
         }
         Ok(())
     }
 
-    /// Asks the driver for a kick (2.7.10); true where more chains arrived meanwhile (then go on popping).
+    /// Asks the driver for a kick (2.7.10). Returns true if more chains arrived meanwhile: then go on popping.
     /// Chains that were given back with [`unpop`](Self::unpop) do not count.
-    pub fn park(&mut self) -> Result<bool, QueueBroken> {
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueBroken> {
         self.intact()?;
         let asked = if self.event_idx {
             self.rings.set_avail_event(self.next_avail)
@@ -211,12 +189,26 @@ impl VirtQueue {
     }
 
     /// Tells the driver that no kicks are needed while we are polling. With EVENT_IDX there is nothing to
-    /// say: it kicks once, at the index that [`park`](Self::park) asked for.
-    pub fn unpark(&mut self) -> Result<(), QueueBroken> {
+    /// say: it kicks once, at the index that [`enable_kicks`](Self::enable_kicks) asked for.
+    pub fn disable_kicks(&mut self) -> Result<(), QueueBroken> {
         self.intact()?;
         let told =
             if self.event_idx { Ok(()) } else { self.rings.set_used_flags(VRING_USED_F_NO_NOTIFY as u16) };
         self.latch(told)
+    }
+
+    /// Stops the queue. All that was completed is published, and chains that were given back with
+    /// [`unpop`](Self::unpop) count as not taken. A broken queue is not ready.
+    pub fn into_state(mut self) -> QueueState {
+        // A queue that breaks here is broken.
+        let flushed = self.flush();
+        if flushed.is_err() {
+            return self.state.lost();
+        }
+        // No more than were popped, so that there are fewer than 2^16.
+        let returned = self.returned.len() as u16;
+        let next_avail = self.next_avail.wrapping_sub(returned);
+        QueueState { ready: true, next_avail, next_used: self.next_used, ..self.state }
     }
 
     fn intact(&self) -> Result<(), QueueBroken> {
@@ -235,8 +227,12 @@ impl VirtQueue {
         *self.broken.insert(why)
     }
 
-    /// Reads the driver's index; whether there is something to take.
+    /// Reads the driver's index. Returns true if there is something to take.
     fn look(&mut self) -> Result<bool, QueueBroken> {
+        if self.rings.dma.refresh() {
+            let followed = self.follow();
+            self.latch(followed)?;
+        }
         let index = self.rings.avail_index();
         let index = self.latch(index)?;
         let in_flight = self.in_flight();
@@ -248,6 +244,16 @@ impl VirtQueue {
         }
         self.ready = if self.returned.is_empty() { ready } else { 0 };
         Ok(ready != 0)
+    }
+
+    /// RAM has changed: looks the rings up again, which may no longer be RAM.
+    #[cold]
+    fn follow(&mut self) -> Result<(), QueueBroken> {
+        let QueueState { size, desc, avail, used, .. } = self.state;
+        let dma = self.rings.dma.clone();
+        self.run = dma.run(GuestAddress(desc)).map_err(|_| QueueBroken::Rings)?;
+        self.rings = Rings::new(dma, size, desc, avail, used).ok_or(QueueBroken::Rings)?;
+        Ok(())
     }
 
     /// The next chain of those that are ready. None where the ring breaks, which latches.
@@ -278,12 +284,12 @@ impl VirtQueue {
         parsed.walk(&self.rings, &mut self.run, self.indirect, head)
     }
 
-    /// Publishes the used index; whether the driver wants an interrupt for what is new.
+    /// Publishes the used index. Returns true if the driver wants an interrupt for what is new.
     fn publish(&mut self) -> Result<bool, QueueBroken> {
         let (old, new) = (self.published, self.next_used);
         self.rings.set_used_index(new)?;
         self.published = new;
-        // As in `park`, with the roles exchanged.
+        // As in `enable_kicks`, with the roles exchanged.
         fence(Ordering::SeqCst);
         if self.event_idx {
             // Whether the event's index is among those published just now.

@@ -3,12 +3,15 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ossature_bus::{DeviceEvent, Event, EventSink, MetricVisitor};
+use ossature_bus::{DeviceEvent, Event, EventSink, Interrupt, MetricVisitor};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, Segment};
 
 use crate::testing::{Desc, GuestRing, Used, guest_ram};
-use crate::{ConfigInterrupt, QueueBroken, QueueConfig, Start, Turn, VirtQueue, VirtioDevice, Worker};
+use crate::{
+    Activation, ConfigInterrupt, LocalDevice, QueueBroken, QueueSetup, QueueState, Removed, Turn, VirtQueue,
+    Worker, features,
+};
 
 const RAM: usize = 8 << 20;
 const RINGS: u64 = 0x1_0000;
@@ -20,8 +23,7 @@ pub(crate) struct Rig {
     pub irqs: Vec<Arc<Event>>,
     pub config_irqs: Arc<AtomicU32>,
     pub reports: Arc<Mutex<Vec<DeviceEvent>>>,
-    features: u64,
-    event_idx: bool,
+    features: u128,
     next_desc: Vec<u16>,
     heap: u64,
     worker: Option<Box<dyn Worker>>,
@@ -29,21 +31,20 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// Starts all of the device's queues with these negotiated features, 64 entries each.
-    pub fn new(device: &mut dyn VirtioDevice, features: u64) -> Self {
+    pub fn new(device: &mut dyn LocalDevice, features: u128) -> Self {
         Self::with_rings(device, features, 64, false)
     }
 
-    pub fn with_rings(device: &mut dyn VirtioDevice, features: u64, size: u16, event_idx: bool) -> Self {
+    pub fn with_rings(device: &mut dyn LocalDevice, features: u128, size: u16, event_idx: bool) -> Self {
         let dma = guest_ram(&[(0, RAM)]);
-        let queues = device.queues().len();
+        let queues = device.info().queues.len();
         let ring = |i| GuestRing::new(dma.clone(), RINGS + 0x8000 * i as u64, size, 0);
         let mut rig = Self {
             rings: (0..queues).map(ring).collect(),
             irqs: (0..queues).map(|_| Arc::new(Event::new().unwrap())).collect(),
             config_irqs: Arc::default(),
             reports: Arc::default(),
-            features,
-            event_idx,
+            features: features | features::INDIRECT_DESC | if event_idx { features::EVENT_IDX } else { 0 },
             next_desc: vec![0; queues],
             heap: HEAP,
             worker: None,
@@ -53,38 +54,41 @@ impl Rig {
         rig
     }
 
-    fn start(&mut self, device: &mut dyn VirtioDevice) {
+    fn start(&mut self, device: &mut dyn LocalDevice) {
         let queues = (0..self.rings.len()).map(|i| {
             let ring = &self.rings[i];
-            let config = QueueConfig {
-                index: i as u16,
-                max_size: device.queues()[i],
-                size: ring.size,
-                desc: ring.desc,
-                avail: ring.avail,
-                used: ring.used,
-                event_idx: self.event_idx,
-                indirect: true,
-                start: 0,
-            };
-            config.build(self.dma.clone(), Arc::new(Event::new().unwrap()), self.irqs[i].clone()).unwrap()
+            let state = QueueState::new(ring.size).at(ring.desc, ring.avail, ring.used);
+            let (doorbell, irq) = (Arc::new(Event::new().unwrap()), Interrupt::from(self.irqs[i].clone()));
+            let setup = QueueSetup::new(i as u16, state, self.dma.clone(), doorbell, irq);
+            setup.with_features(self.features).build().unwrap()
         });
         let queues = queues.collect();
         self.start_with(device, queues);
     }
 
     /// Starts the device with queues that [`stop`](Self::stop) gave back.
-    pub fn start_with(&mut self, device: &mut dyn VirtioDevice, queues: Vec<VirtQueue>) {
+    pub fn start_with(&mut self, device: &mut dyn LocalDevice, queues: Vec<VirtQueue>) {
         let raised = self.config_irqs.clone();
-        let config = ConfigInterrupt::new(move || _ = raised.fetch_add(1, Ordering::Relaxed));
         let reports = self.reports.clone();
-        let events = EventSink::new(move |event| reports.lock().unwrap().push(event));
-        let start = Start { features: self.features, mem: self.dma.clone(), queues, config, events };
-        self.worker = Some(device.start(0, start).unwrap());
+        let mut activation = Activation::new(self.features, self.dma.clone());
+        activation.config = ConfigInterrupt::new(move || _ = raised.fetch_add(1, Ordering::Relaxed));
+        activation.events = EventSink::new(move |event| reports.lock().unwrap().push(event));
+        let mut worker = device.worker(0, &activation).unwrap();
+        queues.into_iter().for_each(|queue| worker.add_queue(queue));
+        self.worker = Some(worker);
     }
 
     pub fn stop(&mut self) -> Vec<VirtQueue> {
-        self.worker.take().unwrap().finish()
+        let mut worker = self.worker.take().unwrap();
+        let mut queues = Vec::new();
+        for index in 0..self.rings.len() as u16 {
+            match worker.remove_queue(index) {
+                Removed::Queue(queue) => queues.push(queue),
+                Removed::Draining => panic!("queue {index} drains"),
+                Removed::Unknown => {}
+            }
+        }
+        queues
     }
 
     pub fn worker(&mut self) -> &mut dyn Worker {
@@ -151,7 +155,7 @@ impl Rig {
 }
 
 /// A device's counter of this name.
-pub(crate) fn counter(device: &dyn VirtioDevice, name: &str) -> u64 {
+pub(crate) fn counter(device: &dyn LocalDevice, name: &str) -> u64 {
     struct Find<'a>(&'a str, Option<u64>);
     impl MetricVisitor for Find<'_> {
         fn counter(&mut self, name: &'static str, value: u64) {
@@ -167,8 +171,8 @@ pub(crate) fn counter(device: &dyn VirtioDevice, name: &str) -> u64 {
 }
 
 /// A device's whole configuration space.
-pub(crate) fn config(device: &dyn VirtioDevice) -> Vec<u8> {
-    let mut bytes = vec![0xaa; device.config_len() as usize];
+pub(crate) fn config(device: &dyn LocalDevice) -> Vec<u8> {
+    let mut bytes = vec![0xaa; device.info().config_len as usize];
     device.read_config(0, &mut bytes);
     bytes
 }

@@ -3,14 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ossature_bus::{MetricVisitor, State, Syscall};
+use ossature_bus::state::StateError;
+use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
 
 use crate::{
-    Chain, DeviceType, Interest, QueueBroken, Source, Start, StartError, Turn, VirtQueue, VirtioDevice,
+    Activation, Chain, DeviceInfo, DeviceType, LocalDevice, QueueBroken, Removed, Source, Turn, VirtQueue,
     Worker,
 };
 
@@ -34,41 +34,39 @@ impl Rng {
     }
 }
 
-impl VirtioDevice for Rng {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::ENTROPY
-    }
-
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn queues(&self) -> &[u16] {
-        &[256]
+impl LocalDevice for Rng {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo::new(DeviceType::ENTROPY, &[256])
     }
 
     fn groups(&self) -> Vec<Vec<u16>> {
         vec![vec![0]]
     }
 
-    fn config_len(&self) -> u32 {
-        0
-    }
-
     fn read_config(&self, _: u32, _: &mut [u8]) {}
 
     fn write_config(&mut self, _: u32, _: &[u8]) {}
 
-    fn start(&mut self, _: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
-        let missing = || StartError { reason: "the request queue is missing".to_owned(), source: None };
-        let queue = start.queues.into_iter().next().ok_or_else(missing)?;
-        Ok(Box::new(RngWorker { queue, bytes: self.bytes.clone(), piece: Box::new([0; PIECE]) }))
+    fn worker(&mut self, _: usize, _: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
+        Ok(Box::new(RngWorker { queue: None, bytes: self.bytes.clone(), piece: Box::new([0; PIECE]) }))
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn reset(&mut self) {}
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "an entropy source has no state" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -81,54 +79,57 @@ impl VirtioDevice for Rng {
 }
 
 struct RngWorker {
-    queue: VirtQueue,
+    queue: Option<VirtQueue>,
     bytes: Arc<AtomicU64>,
     piece: Box<[u8; PIECE]>,
 }
 
-impl RngWorker {
-    /// Fills the writable part of `chain`; how many bytes of it.
-    fn fill(&mut self, chain: &Chain) -> u32 {
-        let mut written = 0;
-        for segment in chain.writable() {
-            let mut at = segment.addr;
-            let mut left = segment.len.min(MAX_REQUEST - written);
-            while left > 0 {
-                let Some(piece) = self.piece.get_mut(..(left as usize).min(PIECE)) else { return written };
-                // A driver that gets nothing asks again.
-                if getrandom::fill(piece).is_err() || self.queue.dma().write(at, piece).is_err() {
-                    return written;
-                }
-                let done = piece.len() as u32;
-                at.0 += u64::from(done);
-                left -= done;
-                written += done;
+/// Fills the writable part of `chain`; returns how many bytes of it.
+fn fill(queue: &VirtQueue, piece: &mut [u8; PIECE], chain: &Chain) -> u32 {
+    let mut written = 0;
+    for segment in chain.writable() {
+        let mut at = segment.addr;
+        let mut left = segment.len.min(MAX_REQUEST - written);
+        while left > 0 {
+            let Some(piece) = piece.get_mut(..(left as usize).min(PIECE)) else { return written };
+            // A driver that gets nothing asks again.
+            if getrandom::fill(piece).is_err() || queue.dma().write(at, piece).is_err() {
+                return written;
             }
+            let done = piece.len() as u32;
+            at.0 += u64::from(done);
+            left -= done;
+            written += done;
         }
-        written
     }
+    written
 }
 
 impl Worker for RngWorker {
     fn sources(&self) -> Vec<Source> {
-        vec![Source { token: 0, fd: self.queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
+        Vec::new()
+    }
+
+    fn add_queue(&mut self, queue: VirtQueue) {
+        self.queue = Some(queue);
+    }
+
+    fn remove_queue(&mut self, _: u16) -> Removed {
+        self.queue.take().into()
     }
 
     fn turn(&mut self, _: u16) -> Result<Turn, QueueBroken> {
+        let Some(queue) = &mut self.queue else { return Ok(Turn::Sleep) };
         for _ in 0..BUDGET {
-            let Some(chain) = self.queue.pop()? else {
-                self.queue.flush()?;
-                return Ok(if self.queue.park()? { Turn::Again } else { Turn::Sleep });
+            let Some(chain) = queue.pop()? else {
+                queue.flush()?;
+                return Ok(if queue.enable_kicks()? { Turn::Again } else { Turn::Sleep });
             };
-            let written = self.fill(&chain);
-            self.queue.complete(chain, written)?;
+            let written = fill(queue, &mut self.piece, &chain);
+            queue.complete(chain, written)?;
             self.bytes.fetch_add(written.into(), Ordering::Relaxed);
         }
-        self.queue.flush()?;
+        queue.flush()?;
         Ok(Turn::Again)
-    }
-
-    fn finish(self: Box<Self>) -> Vec<VirtQueue> {
-        vec![self.queue]
     }
 }

@@ -1,97 +1,47 @@
-//! The runtimes that host workers: an event loop that somebody runs, a shared thread, a thread each, or the
-//! caller's.
+//! The runtimes that host workers: an event loop that the VMM runs, a shared thread, a thread each, or the caller's.
 
+mod hosted;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
 
-use ossature_bus::{EventLoop, Handler, Hosted, LoopThread, Source, Turn};
+use ossature_bus::{DeviceError, EventLoop, LoopThread};
 
-use crate::{QueueBroken, Runtime, RuntimeError, Worker, WorkerHandle};
+use self::hosted::{Failed, host};
+use crate::{Runtime, Worker, WorkerHandle};
 
-/// What to call once if a worker's turn fails.
-type Broken = Box<dyn FnOnce(QueueBroken) + Send>;
-
-/// A worker on an event loop.
-struct OnLoop {
-    worker: Box<dyn Worker>,
-    /// Taken when a turn fails: from then on there are no turns.
-    broken: Option<Broken>,
-}
-
-impl Handler for OnLoop {
-    fn sources(&self) -> Vec<Source> {
-        self.worker.sources()
-    }
-
-    fn turn(&mut self, token: u16) -> Turn {
-        if self.broken.is_none() {
-            return Turn::Sleep;
-        }
-        self.worker.turn(token).unwrap_or_else(|why| {
-            if let Some(broken) = self.broken.take() {
-                broken(why);
-            }
-            Turn::Sleep
-        })
-    }
-}
-
-/// Stops the worker when dropped, and then the thread that was only there for it.
-struct Handle {
-    hosted: Hosted<OnLoop>,
-    _thread: Option<Arc<LoopThread>>,
-}
-
-impl WorkerHandle for Handle {
-    fn stop(self: Box<Self>) -> Option<Box<dyn Worker>> {
-        self.hosted.take_back().map(|hosted| hosted.worker)
-    }
-}
-
-fn host(
-    event_loop: &EventLoop,
-    thread: Option<&Arc<LoopThread>>,
-    worker: Box<dyn Worker>,
-    broken: Broken,
-) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
-    let hosted = event_loop
-        .host(OnLoop { worker, broken: Some(broken) })
-        .map_err(|e| RuntimeError { reason: e.to_string(), source: Some(e.source) })?;
-    Ok(Box::new(Handle { hosted, _thread: thread.cloned() }))
-}
-
-fn start(name: &str) -> Result<Arc<LoopThread>, RuntimeError> {
-    let failed =
-        |e: io::Error| RuntimeError { reason: format!("no thread for {name}: {e}"), source: Some(e) };
+fn start(name: &str) -> Result<Arc<LoopThread>, DeviceError> {
+    let failed = |e: io::Error| DeviceError::new(format!("cannot start the thread {name}")).with_source(e);
     LoopThread::start(name).map(Arc::new).map_err(failed)
 }
 
-/// Workers on the loop of somebody who runs it, such as the VMM on its main thread. Stopping a worker waits for
-/// its turn, if it takes one, but not for the thread that runs the loop.
+/// Workers on a loop that the VMM runs, on its main thread for instance. Stopping a queue waits for a turn of its
+/// worker that is under way, and for what is in flight, which takes turns: on the waiting thread, if no thread runs the
+/// loop. The thread that runs the loop must not leave it meanwhile, nor wait in a turn for the thread that stops the
+/// queue, such as a vCPU's.
 impl Runtime for EventLoop {
     fn spawn(
         &self,
         _: &str,
         worker: Box<dyn Worker>,
-        broken: Broken,
-    ) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
-        host(self, None, worker, broken)
+        failed: Failed,
+    ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
+        host(self, None, worker, failed)
     }
 }
 
 /// One thread that hosts many workers. Each wake-up is a turn, and a worker that wants another one right
 /// away gets it after all others had theirs, so that no worker starves another for longer than a turn.
 ///
-/// Stopping a worker waits for its turn that is running; it must not be done from inside that one.
+/// Stopping a queue waits for a turn of its worker that is under way, and must not be done from inside that one.
 #[derive(Debug)]
 pub struct SharedLoop(Arc<LoopThread>);
 
 impl SharedLoop {
     /// Starts the thread; `name` is what the host's tools show (15 bytes of it).
-    pub fn new(name: &str) -> Result<Self, RuntimeError> {
+    pub fn new(name: &str) -> Result<Self, DeviceError> {
         start(name).map(Self)
     }
 
@@ -106,9 +56,9 @@ impl Runtime for SharedLoop {
         &self,
         _: &str,
         worker: Box<dyn Worker>,
-        broken: Broken,
-    ) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
-        host(self.event_loop(), Some(&self.0), worker, broken)
+        failed: Failed,
+    ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
+        host(self.event_loop(), Some(&self.0), worker, failed)
     }
 }
 
@@ -121,10 +71,10 @@ impl Runtime for DedicatedThread {
         &self,
         name: &str,
         worker: Box<dyn Worker>,
-        broken: Broken,
-    ) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
+        failed: Failed,
+    ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
         let thread = start(name)?;
-        host(thread.event_loop(), Some(&thread), worker, broken)
+        host(thread.event_loop(), Some(&thread), worker, failed)
     }
 }
 
@@ -135,24 +85,24 @@ pub struct Inline(EventLoop);
 
 impl Inline {
     /// A runtime without workers.
-    pub fn new() -> Result<Self, RuntimeError> {
+    pub fn new() -> Result<Self, DeviceError> {
         EventLoop::new().map(Self).map_err(failed)
     }
 
     /// Gives every worker its turns until none has anything left to do. Never waits for a descriptor.
-    pub fn pump(&self) -> Result<(), RuntimeError> {
+    pub fn pump(&self) -> Result<(), DeviceError> {
         while self.pass()? {}
         Ok(())
     }
 
-    /// One pass of [`pump`](Self::pump): at most a turn for each source. False where there was nothing to do.
-    pub fn pass(&self) -> Result<bool, RuntimeError> {
+    /// One pass of [`pump`](Self::pump): at most a turn for each source. Returns false if there was nothing to do.
+    pub fn pass(&self) -> Result<bool, DeviceError> {
         self.0.pass().map_err(failed)
     }
 }
 
-fn failed(e: io::Error) -> RuntimeError {
-    RuntimeError { reason: format!("the event loop failed: {e}"), source: Some(e) }
+fn failed(e: io::Error) -> DeviceError {
+    DeviceError::new("the event loop failed").with_source(e)
 }
 
 impl Runtime for Inline {
@@ -160,8 +110,8 @@ impl Runtime for Inline {
         &self,
         name: &str,
         worker: Box<dyn Worker>,
-        broken: Broken,
-    ) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
-        self.0.spawn(name, worker, broken)
+        failed: Failed,
+    ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
+        self.0.spawn(name, worker, failed)
     }
 }

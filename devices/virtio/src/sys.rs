@@ -8,7 +8,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Whether there is a network interface `name` in this network namespace.
+/// Returns true if there is a network interface `name` in this network namespace.
 pub(crate) fn interface_exists(name: &CStr) -> bool {
     // SAFETY: the kernel reads a NUL-terminated string that outlives the call.
     unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
@@ -28,7 +28,7 @@ pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map(drop)
 }
 
-/// Whether a tap outlives its descriptors (`TUNGETIFF`).
+/// Returns true if a tap outlives its descriptors (`TUNGETIFF`).
 pub(crate) fn tap_is_persistent(tap: BorrowedFd<'_>) -> io::Result<bool> {
     let mut request = interface_request(0);
     // SAFETY: TUNGETIFF writes one `ifreq`, which outlives the call.
@@ -61,7 +61,15 @@ pub(crate) fn tap_offloads(tap: BorrowedFd<'_>, flags: libc::c_uint) -> io::Resu
 /// Locks the whole file, shared or exclusive, without waiting (`F_OFD_SETLK`): the lock belongs to the open
 /// file description. Fails with `WouldBlock` (`EAGAIN`) or `EACCES` where somebody else holds one.
 pub(crate) fn lock_file(file: impl AsFd, exclusive: bool) -> io::Result<()> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    set_lock(file, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
+}
+
+/// Gives up the lock of [`lock_file`].
+pub(crate) fn unlock_file(file: impl AsFd) -> io::Result<()> {
+    set_lock(file, libc::F_UNLCK)
+}
+
+fn set_lock(file: impl AsFd, kind: libc::c_int) -> io::Result<()> {
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -73,7 +81,7 @@ pub(crate) fn lock_file(file: impl AsFd, exclusive: bool) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
 }
 
-/// Whether a read would not block: there is data, or the end.
+/// Returns true if a read would not block: there is data, or the end.
 pub(crate) fn readable(fd: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: poll reads and writes one `pollfd`, which outlives the call; it does not wait.

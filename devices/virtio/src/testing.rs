@@ -8,5 +8,6 @@ pub mod conformance;
 mod driver;
 mod ring;
 
-pub use driver::{Request, TestDriver};
+pub use driver::TestDriver;
+pub use driver::io::Request;
 pub use ring::{Desc, GuestRing, Used, guest_ram};

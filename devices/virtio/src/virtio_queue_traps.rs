@@ -6,10 +6,11 @@ use std::sync::Arc;
 use ossature_bus::Event;
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, Segment};
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use crate::features::INDIRECT_DESC;
 use crate::testing::{Desc, GuestRing, guest_ram};
-use crate::{QueueBroken, QueueConfig, VirtQueue};
+use crate::{QueueBroken, QueueSetup, QueueState, VirtQueue};
 
 const SIZE: u16 = 8;
 
@@ -17,29 +18,20 @@ const SIZE: u16 = 8;
 fn both() -> (Dma, GuestRing, Queue, VirtQueue) {
     let dma = guest_ram(&[(0, 0x10_0000)]);
     let ring = GuestRing::new(dma.clone(), 0x1000, SIZE, 0);
-    let theirs = Queue::try_from(QueueState {
+    let theirs = Queue::try_from(virtio_queue::QueueState {
         max_size: SIZE,
         size: SIZE,
         ready: true,
         desc_table: ring.desc,
         avail_ring: ring.avail,
         used_ring: ring.used,
-        ..QueueState::default()
+        ..virtio_queue::QueueState::default()
     })
     .unwrap();
-    let config = QueueConfig {
-        index: 0,
-        max_size: SIZE,
-        size: SIZE,
-        desc: ring.desc,
-        avail: ring.avail,
-        used: ring.used,
-        event_idx: false,
-        indirect: true,
-        start: 0,
-    };
     let event = || Arc::new(Event::new().unwrap());
-    let ours = config.build(dma.clone(), event(), event()).unwrap();
+    let state = QueueState::new(SIZE).at(ring.desc, ring.avail, ring.used);
+    let setup = QueueSetup::new(0, state, dma.clone(), event(), event().into());
+    let ours = setup.with_features(INDIRECT_DESC).build().unwrap();
     (dma, ring, theirs, ours)
 }
 
@@ -56,7 +48,7 @@ fn a_bad_available_index_looks_like_an_empty_queue_that_is_never_empty() {
         assert!(theirs.enable_notification(dma.memory()).unwrap());
     }
     assert!(matches!(ours.pop(), Err(QueueBroken::AvailIndex { .. })));
-    assert!(matches!(ours.park(), Err(QueueBroken::AvailIndex { .. })));
+    assert!(matches!(ours.enable_kicks(), Err(QueueBroken::AvailIndex { .. })));
 }
 
 #[test]

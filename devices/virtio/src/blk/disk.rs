@@ -1,8 +1,8 @@
-//! What a block device stands on.
+//! The disk under a block device.
 
 use std::io;
 
-use ossature_bus::Syscall;
+use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
 /// A disk as [`Blk`](crate::Blk) uses it: bytes by offset, moved straight between the disk and guest memory.
@@ -14,7 +14,7 @@ use ossature_memory::{Dma, DmaIoError, Segments};
 pub trait DiskIo: Send + Sync + 'static {
     /// Size in bytes, a multiple of 512; constant.
     fn capacity(&self) -> u64;
-    /// Whether writes are refused; constant.
+    /// Returns true if writes are refused; constant.
     fn read_only(&self) -> bool;
     /// The smallest size in bytes that the disk writes without having to read first: a power of two, at least
     /// 512; constant.
@@ -25,6 +25,11 @@ pub trait DiskIo: Send + Sync + 'static {
     fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError>;
     /// Returns once all that was written before survives a power cut.
     fn flush(&self) -> io::Result<()>;
+    /// Locks the disk for this device, against others that lock it: called before the device works with it, at first
+    /// and after each [`unlock`](Self::unlock).
+    fn lock(&self) -> Result<(), DeviceError>;
+    /// Gives the disk up: another device, perhaps of another process, may work with it.
+    fn unlock(&self) -> Result<(), DeviceError>;
     /// The system calls that the methods above make.
     fn syscalls(&self) -> &'static [Syscall];
 }
@@ -65,6 +70,14 @@ impl DiskIo for NullDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 

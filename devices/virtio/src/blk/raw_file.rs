@@ -5,16 +5,16 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ossature_bus::Syscall;
+use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
 use super::DiskIo;
 use crate::sys;
 
-/// For what a disk file is opened.
+/// What a disk file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
-    /// The guest reads and writes; nobody else may use the file meanwhile.
+    /// The guest reads and writes; no other program may use the file meanwhile.
     ReadWrite,
     /// The guest only reads; others may read too.
     ReadOnly,
@@ -57,8 +57,10 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
-    /// Another virtual machine has it.
-    #[error("disk {path:?} is in use by another process, which has locked it")]
+    /// Another virtual machine has it, or another device of this one.
+    #[error(
+        "disk {path:?} is in use by another process, or by another disk of this one, which has locked it"
+    )]
     InUse {
         /// The file.
         path: PathBuf,
@@ -76,6 +78,16 @@ pub enum DiskError {
         path: PathBuf,
         /// Its length in bytes.
         len: u64,
+    },
+    /// Its size has changed since it was opened.
+    #[error("disk {path:?} is {len} bytes long, and was {before} when it was opened")]
+    Resized {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// Its length when it was opened.
+        before: u64,
     },
     /// Anything else.
     #[error("disk {path:?}: cannot {action} it")]
@@ -96,22 +108,37 @@ pub enum DiskError {
 /// device's worker, and with the shared runtime all workers on it. Where that matters, give the device a
 /// thread of its own.
 ///
-/// While it is open the whole file is locked with an open-file-description lock (`F_OFD_SETLK`, fcntl(2)),
-/// exclusive for read-write and shared for read-only. The lock is advisory: it keeps out every program that
-/// locks its disks in this way or with POSIX record locks.
+/// While a device works with it the whole file is locked with an open-file-description lock (`F_OFD_SETLK`, fcntl(2)),
+/// exclusive for read-write and shared for read-only; a paused machine holds none. The lock is advisory: it keeps out
+/// every program that locks its disks in this way or with POSIX record locks.
+///
+/// ```
+/// use ossature_virtio::blk::{DiskIo, OpenMode, RawFile};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("root.img");
+/// std::fs::File::create(&path)?.set_len(1 << 20)?;
+/// let (one, other) = (RawFile::open(&path, OpenMode::ReadWrite)?, RawFile::open(&path, OpenMode::ReadOnly)?);
+/// one.lock()?;
+/// assert!(other.lock().unwrap_err().to_string().contains("is in use by another process"));
+/// one.unlock()?;
+/// other.lock()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
+    path: PathBuf,
     capacity: u64,
     physical_block: u32,
     mode: OpenMode,
 }
 
 impl RawFile {
-    /// Opens and locks `path`.
+    /// Opens `path`.
     ///
-    /// A file without any write permission is refused for [`OpenMode::ReadWrite`] even where the process may
-    /// override permissions: somebody has marked it as not to be written.
+    /// A file without any write permission is refused for [`OpenMode::ReadWrite`] even where the process may override
+    /// permissions: it was marked as not to be written.
     pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, DiskError> {
         let path = path.as_ref();
         // Opening a pipe without O_NONBLOCK would wait for its other end.
@@ -131,10 +158,6 @@ impl RawFile {
         if mode == OpenMode::ReadWrite && meta.mode() & 0o222 == 0 {
             return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
         }
-        sys::lock_file(&file, mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.to_owned() },
-            _ => DiskError::Io { path: path.to_owned(), action: "lock", source },
-        })?;
         // Where a block device ends, only a seek tells.
         let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
         if capacity == 0 {
@@ -147,7 +170,33 @@ impl RawFile {
             .ok()
             .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
             .unwrap_or(512);
-        Ok(Self { file, capacity, physical_block, mode })
+        Ok(Self { file, path: path.to_owned(), capacity, physical_block, mode })
+    }
+
+    fn try_lock(&self) -> Result<(), DiskError> {
+        let Self { file, path, capacity, mode, .. } = self;
+        let io = |action| move |source| DiskError::Io { path: path.clone(), action, source };
+        sys::lock_file(file, *mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
+            _ => io("lock")(source),
+        })?;
+        // Whoever had it before may have changed it.
+        let mut end = file;
+        let len = end.seek(SeekFrom::End(0)).map_err(io("measure"))?;
+        if len != *capacity {
+            sys::unlock_file(file).map_err(io("unlock"))?;
+            return Err(DiskError::Resized { path: path.clone(), len, before: *capacity });
+        }
+        Ok(())
+    }
+}
+
+/// The error of a device that cannot go on with its disk.
+fn device_error(error: DiskError) -> DeviceError {
+    let reason = DeviceError::new(error.to_string());
+    match error {
+        DiskError::Io { source, .. } => reason.with_source(source),
+        _ => reason,
     }
 }
 
@@ -200,8 +249,18 @@ impl DiskIo for RawFile {
         self.file.sync_data()
     }
 
+    fn lock(&self) -> Result<(), DeviceError> {
+        self.try_lock().map_err(device_error)
+    }
+
+    fn unlock(&self) -> Result<(), DeviceError> {
+        sys::unlock_file(&self.file).map_err(|source| {
+            device_error(DiskError::Io { path: self.path.clone(), action: "unlock", source })
+        })
+    }
+
     fn syscalls(&self) -> &'static [Syscall] {
-        &[Syscall("preadv"), Syscall("pwritev"), Syscall("fdatasync")]
+        &[Syscall("preadv"), Syscall("pwritev"), Syscall("fdatasync"), Syscall("fcntl"), Syscall("lseek")]
     }
 }
 

@@ -10,7 +10,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-use super::{Counters, DiskId, DiskIo, SECTOR, SEG_MAX, SIZE_MAX};
+use super::counters::Counters;
+use super::limits::{SECTOR, SEG_MAX, SIZE_MAX};
+use super::{DiskId, DiskIo};
 use crate::Chain;
 
 /// Bytes of the header: type, a reserved word, sector.

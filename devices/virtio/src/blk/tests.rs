@@ -2,15 +2,16 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ossature_bus::{DeviceEvent, EventSink};
+use ossature_bus::testing::TestBoard;
+use ossature_bus::{Device, DeviceEvent};
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use proptest::prelude::*;
 
 use super::worker::{TURN_BYTES, TURN_REQUESTS};
 use super::*;
-use crate::Turn;
 use crate::rig::{Rig, config, counter};
 use crate::testing::Used;
+use crate::{Inline, Turn, VirtioMmio};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -21,7 +22,7 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-const FLUSH_BIT: u64 = 1 << 9;
+const FLUSH_BIT: u128 = 1 << 9;
 
 /// A disk in memory. `script` bounds the bytes of each transfer in turn; `None` makes it fail.
 #[derive(Debug, Default)]
@@ -86,6 +87,14 @@ impl DiskIo for MemDisk {
     fn flush(&self) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         if self.fail_flush { Err(io::Error::other("scripted")) } else { Ok(()) }
+    }
+
+    fn lock(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -157,9 +166,9 @@ fn configuration_space_tells_size_and_limits() {
     assert_eq!((le32(8), le32(12), le32(20)), (1 << 20, 254, 512));
     // Eight sectors to a physical block, which is also the least good size of a request.
     assert_eq!(config[24..28], [3, 0, 8, 0]);
-    assert_eq!(blk.features(), 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10);
+    assert_eq!(blk.info().features, 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10);
     let read_only = super::Blk::new(MemDisk { read_only: true, ..MemDisk::new(1) }, DiskId::default());
-    assert_eq!(read_only.features(), blk.features() | 1 << 5);
+    assert_eq!(read_only.info().features, blk.info().features | 1 << 5);
 }
 
 #[test]
@@ -392,6 +401,14 @@ impl DiskIo for Rewriting {
         Ok(())
     }
 
+    fn lock(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn syscalls(&self) -> &'static [Syscall] {
         &[]
     }
@@ -483,22 +500,6 @@ fn goes_on_after_a_stop_where_it_was() {
     let to = rig.alloc(512);
     assert_eq!(request(&mut rig, &header(IN, 5), &[], &[to]).0, OK);
     assert_eq!(rig.get(to), blk.disk().bytes()[2560..3072]);
-}
-
-#[test]
-fn a_group_without_its_queue_does_not_start() {
-    let mut blk = blk(MemDisk::new(16));
-    let mut rig = Rig::new(&mut blk, 0);
-    let _ = rig.stop();
-    let start = Start {
-        features: 0,
-        mem: rig.dma.clone(),
-        queues: Vec::new(),
-        config: crate::ConfigInterrupt::new(|| ()),
-        events: EventSink::discard(),
-    };
-    let error = blk.start(0, start).err().unwrap();
-    assert!(error.to_string().contains("no queue"), "{error}");
 }
 
 /// Cuts `len` bytes into segments at these places.
@@ -596,3 +597,46 @@ crate::conformance_tests!(conformance_on_a_file, || {
     path.as_file().set_len(1 << 20).unwrap();
     Blk::new(RawFile::open(path.path(), OpenMode::ReadWrite).unwrap(), DiskId::default())
 });
+
+#[test]
+fn a_disk_is_locked_while_its_machine_runs_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let plugged = || {
+        let disk = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+        let device = super::Blk::new(disk, DiskId::default());
+        let mut device = VirtioMmio::new("disk", Box::new(device), Arc::new(Inline::new().unwrap()));
+        TestBoard::default().attach(&mut device).unwrap();
+        device
+    };
+    let (mut one, mut two) = (plugged(), plugged());
+    one.resume().unwrap();
+    let busy = two.resume().unwrap_err().to_string();
+    assert!(busy.contains("disk.img") && busy.contains("is in use by another"), "{busy}");
+    // It is as quiet as before, and can be asked again.
+    two.quiesce().unwrap();
+    assert!(two.resume().is_err());
+    one.quiesce().unwrap();
+    two.resume().unwrap();
+    assert!(one.resume().is_err());
+    two.detach().unwrap();
+    one.resume().unwrap();
+    drop(one);
+    plugged().resume().unwrap();
+}
+
+#[test]
+fn another_disk_refuses_the_state_by_name() {
+    let state = |sectors, id: &str| {
+        let mut blk = super::Blk::new(NullDisk::new(sectors), id.parse().unwrap());
+        let DeviceState::Saved(handover) = blk.save().unwrap() else { panic!("no state") };
+        (blk, handover)
+    };
+    let refusal = |(mut blk, _): (super::Blk<NullDisk>, Handover)| {
+        blk.restore(state(16, "a").1).map_err(|e| e.to_string())
+    };
+    assert_eq!(refusal(state(16, "a")), Ok(()));
+    assert!(refusal(state(17, "a")).unwrap_err().contains("sectors of the disk"));
+    assert!(refusal(state(16, "b")).unwrap_err().contains("id of the disk"));
+}

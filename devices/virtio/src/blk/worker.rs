@@ -1,15 +1,14 @@
 //! The block device's data plane: pops requests, has them served, publishes a batch at a time.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use ossature_bus::EventSink;
-use ossature_memory::Dma;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
+use super::counters::Counters;
 use super::request::Executor;
-use super::{Blk, Counters, DiskId, DiskIo};
-use crate::{Interest, QueueBroken, Source, Start, StartError, Turn, VirtQueue, Worker};
+use super::{DiskId, DiskIo};
+use crate::{Activation, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
 
 /// Requests that a turn serves at most.
 pub(super) const TURN_REQUESTS: u32 = 64;
@@ -18,9 +17,8 @@ pub(super) const TURN_REQUESTS: u32 = 64;
 pub(super) const TURN_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
-struct BlkWorker<D> {
-    queue: VirtQueue,
-    mem: Dma,
+pub(super) struct BlkWorker<D> {
+    queue: Option<VirtQueue>,
     disk: Arc<D>,
     id: DiskId,
     counters: Arc<Counters>,
@@ -28,29 +26,28 @@ struct BlkWorker<D> {
     write_through: bool,
 }
 
-pub(super) fn start<D: DiskIo>(blk: &Blk<D>, start: Start) -> Result<Box<dyn Worker>, StartError> {
-    let Start { features, mem, queues, config: _, events } = start;
-    let queue = queues.into_iter().next().ok_or_else(|| StartError {
-        reason: "the driver enabled no queue of its block device".to_owned(),
-        source: None,
-    })?;
-    Ok(Box::new(BlkWorker {
-        queue,
-        mem,
-        disk: Arc::clone(&blk.disk),
-        id: blk.id,
-        counters: Arc::clone(&blk.counters),
-        events,
-        write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
-    }))
+impl<D> BlkWorker<D> {
+    pub(super) fn new(disk: Arc<D>, id: DiskId, counters: Arc<Counters>, activation: &Activation) -> Self {
+        let write_through = activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        Self { queue: None, disk, id, counters, events: activation.events.clone(), write_through }
+    }
 }
 
 impl<D: DiskIo> Worker for BlkWorker<D> {
     fn sources(&self) -> Vec<Source> {
-        vec![Source { token: 0, fd: self.queue.doorbell().as_raw_fd(), interest: Interest::Readable }]
+        Vec::new()
+    }
+
+    fn add_queue(&mut self, queue: VirtQueue) {
+        self.queue = Some(queue);
+    }
+
+    fn remove_queue(&mut self, _: u16) -> Removed {
+        self.queue.take().into()
     }
 
     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
+        let Some(queue) = &mut self.queue else { return Ok(Turn::Sleep) };
         let mut requests = 0;
         let mut bytes = 0;
         let executor = Executor {
@@ -60,26 +57,22 @@ impl<D: DiskIo> Worker for BlkWorker<D> {
             events: &self.events,
             write_through: self.write_through,
         };
-        self.queue.unpark()?;
+        queue.disable_kicks()?;
         loop {
-            while let Some(chain) = self.queue.pop()? {
-                let done = executor.serve(&self.mem, &chain);
-                self.queue.complete(chain, done.written)?;
+            while let Some(chain) = queue.pop()? {
+                let done = executor.serve(queue.dma(), &chain);
+                queue.complete(chain, done.written)?;
                 requests += 1;
                 bytes += done.moved;
                 if requests >= TURN_REQUESTS || bytes >= TURN_BYTES {
-                    self.queue.flush()?;
+                    queue.flush()?;
                     return Ok(Turn::Again);
                 }
             }
-            self.queue.flush()?;
-            if !self.queue.park()? {
+            queue.flush()?;
+            if !queue.enable_kicks()? {
                 return Ok(Turn::Sleep);
             }
         }
-    }
-
-    fn finish(self: Box<Self>) -> Vec<VirtQueue> {
-        vec![self.queue]
     }
 }

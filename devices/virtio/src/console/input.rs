@@ -23,7 +23,7 @@ pub struct ConsoleInput {
 }
 
 impl ConsoleInput {
-    /// Input from `fd`; nobody else should read from it.
+    /// Input from `fd`; nothing else should read from it.
     pub fn new(fd: impl Into<OwnedFd>) -> io::Result<Self> {
         let fd = fd.into();
         let epoll = Epoll::new()?;
@@ -41,7 +41,7 @@ impl ConsoleInput {
         self.waits.then(|| self.fd.as_fd())
     }
 
-    /// Whether a read would give something now.
+    /// Returns true if a read would give something now.
     pub(super) fn ready(&self) -> bool {
         !self.ended.load(Ordering::Relaxed) && sys::readable(self.fd.as_fd())
     }

@@ -10,21 +10,25 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod counters;
 mod input;
 mod rx;
 mod tx;
+mod window;
 mod worker;
 
 use std::fmt;
 use std::io::Write;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use ossature_bus::{MetricVisitor, State, Syscall};
+use ossature_bus::state::{Decoder, Encoder, Field, StateError};
+use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
 
-use crate::counter::{Counter, HostErrors};
-use crate::{ConfigInterrupt, DeviceType, Start, StartError, VirtioDevice, Worker};
+use self::counters::Counters;
+use self::worker::{ConsoleWorker, Output};
+use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
 pub use input::ConsoleInput;
+pub use window::ConsoleWindow;
 
 /// The queue of buffers for what the guest reads.
 const RX: u16 = 0;
@@ -34,16 +38,10 @@ const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// The size of the window is known (5.3.3).
 const VIRTIO_CONSOLE_F_SIZE: u32 = 0;
 
-type Output = Box<dyn Write + Send>;
-
-/// What the device has done since it was made.
-#[derive(Debug, Default)]
-struct Counters {
-    rx_bytes: Counter,
-    tx_bytes: Counter,
-    tx_dropped_bytes: Counter,
-    host_errors: HostErrors,
-}
+/// The form in which a console is saved.
+const KIND: &str = "ossature.virtio-console";
+const VERSION: u16 = 1;
+const WINDOW: Field = Field::new(1, "size of the window");
 
 /// A console with one port.
 ///
@@ -84,68 +82,39 @@ impl fmt::Debug for Console {
     }
 }
 
-/// The window in which the console is shown, as the guest knows it (`VIRTIO_CONSOLE_F_SIZE`). Until it is set
-/// its size is 0 by 0: unknown.
-#[derive(Clone, Debug, Default)]
-pub struct ConsoleWindow(Arc<Window>);
-
-#[derive(Debug, Default)]
-struct Window {
-    /// Columns in the lower half, rows in the upper, as in configuration space.
-    size: AtomicU32,
-    /// Tells a driver that runs.
-    changed: Mutex<Option<ConfigInterrupt>>,
-}
-
-impl ConsoleWindow {
-    /// Sets the size in characters, and tells the guest.
-    pub fn resize(&self, columns: u16, rows: u16) {
-        self.0.size.store(u32::from(columns) | u32::from(rows) << 16, Ordering::Relaxed);
-        // Not raised under our lock: it may take the transport's, under which the device is started.
-        let interrupt = self.0.changed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(interrupt) = interrupt {
-            interrupt.raise();
-        }
-    }
-
-    fn connect(&self, interrupt: Option<ConfigInterrupt>) {
-        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
-    }
-}
-
-impl VirtioDevice for Console {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::CONSOLE
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_CONSOLE_F_SIZE
-    }
-
-    fn queues(&self) -> &[u16] {
-        &QUEUE_SIZES
+impl LocalDevice for Console {
+    fn info(&self) -> DeviceInfo {
+        // `cols` and `rows`; the fields after them belong to features that are not offered.
+        let config_len = 4;
+        DeviceInfo::new(DeviceType::CONSOLE, &QUEUE_SIZES)
+            .with_features(1 << VIRTIO_CONSOLE_F_SIZE)
+            .with_config(config_len)
     }
 
     fn groups(&self) -> Vec<Vec<u16>> {
         vec![vec![RX, TX]]
     }
 
-    fn config_len(&self) -> u32 {
-        // `cols` and `rows`; the fields after them belong to features that are not offered.
-        4
-    }
-
     fn read_config(&self, offset: u32, buf: &mut [u8]) {
-        crate::config::read(&self.window.0.size.load(Ordering::Relaxed).to_le_bytes(), offset, buf);
+        crate::config::read(&self.window.size().to_le_bytes(), offset, buf);
     }
 
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {
         // Only `emerg_wr` could be written, and EMERG_WRITE is not offered.
     }
 
-    fn start(&mut self, _group: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
-        self.window.connect(Some(start.config.clone()));
-        Ok(worker::start(self, start))
+    fn worker(&mut self, _group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
+        self.window.connect(Some(activation.config.clone()));
+        let (output, counters) = (Arc::clone(&self.output), Arc::clone(&self.counters));
+        Ok(Box::new(ConsoleWorker::new(self.input.clone(), output, counters, activation)))
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn reset(&mut self) {
@@ -153,8 +122,19 @@ impl VirtioDevice for Console {
         self.counters.host_errors.reset();
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        let mut fields = Encoder::new(KIND, VERSION);
+        fields.u32(WINDOW, self.window.size());
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let mut fields = Decoder::new(&handover.state, KIND, 1..=VERSION)?;
+        let size = fields.u32(WINDOW)?;
+        fields.finish()?;
+        // Whoever shows it here may say otherwise once the guest runs.
+        self.window.set_size(size);
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -163,11 +143,7 @@ impl VirtioDevice for Console {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        let Counters { rx_bytes, tx_bytes, tx_dropped_bytes, host_errors } = &*self.counters;
-        visitor.counter("rx_bytes", rx_bytes.get());
-        visitor.counter("tx_bytes", tx_bytes.get());
-        visitor.counter("tx_dropped_bytes", tx_dropped_bytes.get());
-        visitor.counter("host_errors", host_errors.get());
+        self.counters.show(visitor);
     }
 }
 

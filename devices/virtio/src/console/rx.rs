@@ -1,9 +1,9 @@
 //! Input to the guest.
 
 use ossature_bus::EventSink;
-use ossature_memory::Dma;
 
-use super::{ConsoleInput, Counters};
+use super::counters::Counters;
+use super::input::ConsoleInput;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn fills at most.
@@ -13,12 +13,11 @@ const TURN_BUFFERS: u32 = 32;
 pub(super) fn run(
     queue: &mut VirtQueue,
     input: Option<&ConsoleInput>,
-    mem: &Dma,
     counters: &Counters,
     events: &EventSink,
 ) -> Result<Turn, QueueBroken> {
     // Without input that waits we need no buffers, and no kick that tells of some.
-    queue.unpark()?;
+    queue.disable_kicks()?;
     let Some(input) = input else { return Ok(Turn::Sleep) };
     for _ in 0..TURN_BUFFERS {
         if !input.ready() {
@@ -27,7 +26,7 @@ pub(super) fn run(
         }
         let Some(chain) = queue.pop()? else {
             queue.flush()?;
-            if queue.park()? {
+            if queue.enable_kicks()? {
                 continue;
             }
             return Ok(Turn::Sleep);
@@ -36,7 +35,7 @@ pub(super) fn run(
             queue.complete(chain, 0)?;
             continue;
         }
-        match input.read(mem, chain.writable().into()) {
+        match input.read(queue.dma(), chain.writable().into()) {
             Ok(n) if n > 0 => {
                 counters.rx_bytes.add(n as u64);
                 queue.complete(chain, u32::try_from(n).unwrap_or(u32::MAX))?;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use ossature_bus::EventSink;
 use ossature_memory::{Dma, Segments};
 
-use super::Counters;
+use super::counters::Counters;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn writes out at most.
@@ -17,16 +17,15 @@ const TURN_BYTES: u64 = 64 << 10;
 pub(super) fn run(
     queue: &mut VirtQueue,
     output: &mut dyn Write,
-    mem: &Dma,
     counters: &Counters,
     events: &EventSink,
 ) -> Result<Turn, QueueBroken> {
     let mut buffers = 0;
     let mut bytes = 0;
-    queue.unpark()?;
+    queue.disable_kicks()?;
     let turn = loop {
         if let Some(chain) = queue.pop()? {
-            bytes += write_out(chain.readable().into(), output, mem, counters, events);
+            bytes += write_out(queue.dma(), chain.readable().into(), output, counters, events);
             queue.complete(chain, 0)?;
             buffers += 1;
             if buffers >= TURN_BUFFERS || bytes >= TURN_BYTES {
@@ -35,7 +34,7 @@ pub(super) fn run(
             }
         } else {
             queue.flush()?;
-            if !queue.park()? {
+            if !queue.enable_kicks()? {
                 break Turn::Sleep;
             }
         }
@@ -48,9 +47,9 @@ pub(super) fn run(
 
 /// Writes one buffer out; returns the bytes that were tried.
 fn write_out(
+    mem: &Dma,
     buffer: Segments<'_>,
     output: &mut dyn Write,
-    mem: &Dma,
     counters: &Counters,
     events: &EventSink,
 ) -> u64 {

@@ -8,14 +8,15 @@ use virtio_bindings::virtio_net::{
 
 /// Its length: with VERSION_1, which every driver of ours has negotiated, `num_buffers` is always there.
 pub const HEADER_LEN: usize = 12;
+/// The longest packet with its header: 64 KiB of segmentation offload behind Ethernet and VLAN headers.
+pub(super) const MAX_PACKET: u64 = HEADER_LEN as u64 + 18 + 65536;
 /// Where `num_buffers` stands.
 pub(super) const NUM_BUFFERS: u64 = 10;
 
-/// The header of a packet that the driver sends, as the host shall see it: copied out of guest memory once,
-/// held against the negotiated features, without flags that are the device's and fields that no flag makes
-/// valid. `None` where the driver asks for what it has not negotiated. Whether the offsets fit the packet, the
-/// receiver checks.
-pub(super) fn checked(raw: [u8; HEADER_LEN], features: u64) -> Option<[u8; HEADER_LEN]> {
+/// The header of a packet that the driver sends, as the host shall see it: copied out of guest memory once, checked
+/// against the negotiated features, without flags that are the device's and fields that no flag makes valid. `None` if
+/// the driver asks for what it has not negotiated. The receiver checks that the offsets fit the packet.
+pub(super) fn checked(raw: [u8; HEADER_LEN], features: u128) -> Option<[u8; HEADER_LEN]> {
     let has = |bit: u32| features & 1 << bit != 0;
     let [flags, gso, h0, h1, g0, g1, checksum @ .., _, _] = raw;
     let segmentation = [h0, h1, g0, g1];
@@ -44,7 +45,7 @@ mod tests {
         [flags, gso, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     }
 
-    const ALL: u64 = 1 << VIRTIO_NET_F_CSUM
+    const ALL: u128 = 1 << VIRTIO_NET_F_CSUM
         | 1 << VIRTIO_NET_F_HOST_TSO4
         | 1 << VIRTIO_NET_F_HOST_TSO6
         | 1 << VIRTIO_NET_F_HOST_ECN;

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
 
-use super::HEADER_LEN;
+use super::header::HEADER_LEN;
 
 /// Which unfinished packets the guest accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Offloads {
 impl Offloads {
     /// What the negotiated features say. Segmentation rests on checksums: without them it is off, whatever a
     /// driver has accepted (5.1.3.1).
-    pub(super) fn negotiated(features: u64) -> Self {
+    pub(super) fn negotiated(features: u128) -> Self {
         let has = |bit: u32| features & 1 << bit != 0;
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
         let tso4 = checksum && has(VIRTIO_NET_F_GUEST_TSO4);
@@ -43,13 +43,13 @@ pub trait NetIo: Send + Sync + 'static {
     fn fd(&self) -> BorrowedFd<'_>;
     /// Says which packets [`receive`](Self::receive) may give from now on.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
-    /// Takes the next packet into the segments. Returns its length with the header, more than the segments hold
-    /// where it did not fit: what did not fit is lost
-    /// ([`Dma::readv_spilling`] finds out). `WouldBlock` says that no packet waits.
+    /// Takes the next packet into the segments. Returns its length with the header, more than the segments hold if it
+    /// did not fit: what did not fit is lost ([`Dma::readv_spilling`] finds out). `WouldBlock` says that no packet
+    /// waits.
     fn receive(&self, mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError>;
-    /// Sends a packet: the header, then the segments. It has to hold the header's offsets against the packet.
-    /// `WouldBlock` says that the packet may be sent once the descriptor polls writable; after any other error it
-    /// is lost.
+    /// Sends a packet: the header, then the segments. It has to check the header's offsets against the packet.
+    /// `WouldBlock` says that the packet may be sent once the descriptor polls writable; after any other error it is
+    /// lost.
     fn send(&self, mem: &Dma, header: &[u8; HEADER_LEN], from: Segments<'_>) -> Result<(), DmaIoError>;
     /// The system calls that the methods above make.
     fn syscalls(&self) -> &'static [Syscall];

@@ -14,7 +14,7 @@ const GROUP: u8 = 1;
 const LOCAL: u8 = 2;
 
 impl Mac {
-    /// The address with these bytes; an error where no card can have it.
+    /// The address with these bytes. Fails if no card can have it.
     pub fn new(bytes: [u8; 6]) -> Result<Self, MacError> {
         let mac = Self(bytes);
         if bytes == [0; 6] {

@@ -15,25 +15,29 @@
 //! assert!(error.to_string().starts_with(r#"tap "no-such-tap" does not exist"#));
 //! ```
 
+mod counters;
 mod header;
 mod io;
 mod mac;
 mod rx;
+mod shared;
 mod tap;
 mod tx;
 mod worker;
 
 use std::sync::Arc;
 
-use ossature_bus::{MetricVisitor, State, Syscall};
+use ossature_bus::state::{Decoder, Encoder, Field, StateError};
+use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
 };
 
-use crate::counter::{Counter, HostErrors};
-use crate::{DeviceType, Start, StartError, VirtioDevice, Worker};
+use self::counters::Counters;
+use self::worker::NetWorker;
+use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
 pub use header::HEADER_LEN;
 pub use io::{NetIo, Offloads};
 pub use mac::{Mac, MacError};
@@ -44,20 +48,11 @@ const RX: u16 = 0;
 /// The queue of packets from the guest.
 const TX: u16 = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-/// The longest packet with its header: 64 KiB of segmentation offload behind Ethernet and VLAN headers.
-const MAX_PACKET: u64 = HEADER_LEN as u64 + 18 + 65536;
 
-/// What the device has done since it was made.
-#[derive(Debug, Default)]
-struct Counters {
-    rx_packets: Counter,
-    rx_bytes: Counter,
-    rx_dropped: Counter,
-    tx_packets: Counter,
-    tx_bytes: Counter,
-    tx_dropped: Counter,
-    host_errors: HostErrors,
-}
+/// The form in which a card is saved.
+const KIND: &str = "ossature.virtio-net";
+const VERSION: u16 = 1;
+const MAC: Field = Field::new(1, "address of the card");
 
 /// A network card on a [`NetIo`], with one pair of queues.
 ///
@@ -84,13 +79,9 @@ impl<I: NetIo> Net<I> {
     }
 }
 
-impl<I: NetIo> VirtioDevice for Net<I> {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::NET
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC
+impl<I: NetIo> LocalDevice for Net<I> {
+    fn info(&self) -> DeviceInfo {
+        let features = 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_MRG_RXBUF
             | 1 << VIRTIO_NET_F_CSUM
             | 1 << VIRTIO_NET_F_HOST_TSO4
@@ -99,20 +90,14 @@ impl<I: NetIo> VirtioDevice for Net<I> {
             | 1 << VIRTIO_NET_F_GUEST_CSUM
             | 1 << VIRTIO_NET_F_GUEST_TSO4
             | 1 << VIRTIO_NET_F_GUEST_TSO6
-            | 1 << VIRTIO_NET_F_GUEST_ECN
-    }
-
-    fn queues(&self) -> &[u16] {
-        &QUEUE_SIZES
+            | 1 << VIRTIO_NET_F_GUEST_ECN;
+        // The fields after the address belong to features that are not offered.
+        let config_len = 6;
+        DeviceInfo::new(DeviceType::NET, &QUEUE_SIZES).with_features(features).with_config(config_len)
     }
 
     fn groups(&self) -> Vec<Vec<u16>> {
         vec![vec![RX, TX]]
-    }
-
-    fn config_len(&self) -> u32 {
-        // The fields after the address belong to features that are not offered.
-        6
     }
 
     fn read_config(&self, offset: u32, buf: &mut [u8]) {
@@ -123,21 +108,43 @@ impl<I: NetIo> VirtioDevice for Net<I> {
         // Since virtio 1.0 the address is not written here.
     }
 
-    fn start(&mut self, _group: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
-        self.io.set_offloads(Offloads::negotiated(start.features)).map_err(|source| StartError {
-            reason: "cannot set the offloads of the host's interface".to_owned(),
-            source: Some(source),
+    fn worker(&mut self, _group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
+        self.io.set_offloads(Offloads::negotiated(activation.features)).map_err(|e| {
+            DeviceError::new("cannot set the offloads of the host's interface").with_source(e)
         })?;
-        Ok(worker::start(self, start))
+        let (io, counters) = (Arc::clone(&self.io), Arc::clone(&self.counters));
+        Ok(Box::new(NetWorker::new(io, counters, activation)))
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn reset(&mut self) {
-        // The next start sets the offloads anew; nearly all else went with the worker.
+        // The next worker sets the offloads anew; nearly all else went with the last.
         self.counters.host_errors.reset();
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        let mut fields = Encoder::new(KIND, VERSION);
+        fields.bytes(MAC, &self.mac.bytes());
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let mut fields = Decoder::new(&handover.state, KIND, 1..=VERSION)?;
+        let mac: [u8; 6] = fields.array(MAC)?;
+        fields.finish()?;
+        if mac != self.mac.bytes() {
+            // The guest would go on with its own.
+            let reason = "this card has another";
+            return Err(StateError::Inconsistent { field: "address of the card", reason });
+        }
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -145,15 +152,7 @@ impl<I: NetIo> VirtioDevice for Net<I> {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        let Counters { rx_packets, rx_bytes, rx_dropped, tx_packets, tx_bytes, tx_dropped, host_errors } =
-            &*self.counters;
-        visitor.counter("rx_packets", rx_packets.get());
-        visitor.counter("rx_bytes", rx_bytes.get());
-        visitor.counter("rx_dropped_packets", rx_dropped.get());
-        visitor.counter("tx_packets", tx_packets.get());
-        visitor.counter("tx_bytes", tx_bytes.get());
-        visitor.counter("tx_dropped_packets", tx_dropped.get());
-        visitor.counter("host_errors", host_errors.get());
+        self.counters.show(visitor);
     }
 }
 

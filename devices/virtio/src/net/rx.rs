@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 
-use ossature_memory::{Dma, DmaIoError, Segment, Segments};
+use ossature_memory::{DmaIoError, Segment, Segments};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
-use super::header::NUM_BUFFERS;
-use super::worker::Shared;
-use super::{Counters, HEADER_LEN, MAX_PACKET, NetIo};
+use super::counters::Counters;
+use super::header::{HEADER_LEN, MAX_PACKET, NUM_BUFFERS};
+use super::io::NetIo;
+use super::shared::Shared;
 use crate::{Chain, QueueBroken, Turn, VirtQueue};
 
 /// Packets and buffers that a turn takes at most.
@@ -40,7 +41,7 @@ struct Posted {
 }
 
 impl Rx {
-    pub(super) fn new(queue: VirtQueue, features: u64) -> Self {
+    pub(super) fn new(queue: VirtQueue, features: u128) -> Self {
         Self {
             queue,
             posted: VecDeque::new(),
@@ -52,31 +53,27 @@ impl Rx {
         }
     }
 
-    pub(super) fn queue(&self) -> &VirtQueue {
-        &self.queue
-    }
-
     /// Takes packets until none waits, no buffer is left, or the budget is used up.
     pub(super) fn run(&mut self, with: &Shared<impl NetIo>) -> Result<Turn, QueueBroken> {
-        let Shared { io, mem, counters, events } = with;
+        let Shared { io, counters, events } = with;
         let mut budget = TURN_BUDGET;
         // While buffers are at hand the driver need not tell us of more.
-        self.queue.unpark()?;
+        self.queue.disable_kicks()?;
         while budget > 0 {
             self.post(&mut budget, counters)?;
             if self.posted.is_empty() {
                 self.queue.flush()?;
                 // Packets wait without a wake-up of their own from here on: the driver's next kick is the one
                 // that goes on.
-                if budget > 0 && !self.queue.park()? {
+                if budget > 0 && !self.queue.enable_kicks()? {
                     return Ok(Turn::Sleep);
                 }
                 budget = budget.saturating_sub(1);
                 continue;
             }
             budget -= 1;
-            match io.receive(mem, self.waiting()) {
-                Ok(len) => self.deliver(len as u64, mem, counters)?,
+            match io.receive(self.queue.dma(), self.waiting()) {
+                Ok(len) => self.deliver(len as u64, counters)?,
                 Err(e) => {
                     // After a failure too the next packet wakes us: trying again at once would spin.
                     if !matches!(&e, DmaIoError::Io(e) if e.kind() == io::ErrorKind::WouldBlock) {
@@ -125,7 +122,7 @@ impl Rx {
     }
 
     /// Gives the driver the packet of `len` bytes that lies in the posted chains.
-    fn deliver(&mut self, len: u64, mem: &Dma, counters: &Counters) -> Result<(), QueueBroken> {
+    fn deliver(&mut self, len: u64, counters: &Counters) -> Result<(), QueueBroken> {
         if len > self.room || len < HEADER_LEN as u64 {
             counters.rx_dropped.add(1);
             return Ok(());
@@ -144,6 +141,7 @@ impl Rx {
         // The driver sees none of this before the flush. The first chain has room for a header, and the queue has
         // found it in RAM.
         let packet = Segments::first_bytes(self.segments.get(start..).unwrap_or_default(), room);
+        let mem = self.queue.dma();
         if self.clear_flags {
             let _ = mem.scatter_obj(packet, 0u8);
         }

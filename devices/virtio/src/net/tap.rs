@@ -9,7 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use ossature_bus::Syscall;
 use ossature_memory::{Dma, DmaIoError, Segments};
 
-use super::{HEADER_LEN, NetIo, Offloads};
+use super::header::HEADER_LEN;
+use super::io::{NetIo, Offloads};
 use crate::sys;
 
 const TUN: &str = "/dev/net/tun";
@@ -46,7 +47,7 @@ pub enum TapError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Somebody else has it open.
+    /// Another process has it open.
     #[error("tap {name:?} is in use by another process")]
     InUse {
         /// The tap.
@@ -70,8 +71,8 @@ pub enum TapError {
     },
 }
 
-/// An existing tap interface, ours until it is dropped. Bringing it up and connecting it to a bridge is left to
-/// whoever made it; while it is down, packets are lost as on a cable that is not plugged in.
+/// An existing tap interface, open until it is dropped. Bringing it up and connecting it to a bridge is up to the
+/// caller; while it is down, packets are lost as on a cable that is not plugged in.
 #[derive(Debug)]
 pub struct Tap {
     file: File,

@@ -4,13 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 
-use ossature_bus::{DeviceEvent, EventSink};
+use ossature_bus::DeviceEvent;
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use proptest::prelude::*;
 
+use super::header::MAX_PACKET;
 use super::*;
 use crate::rig::{Rig, config, counter};
-use crate::testing::TestDriver;
+use crate::testing::{TestDriver, guest_ram};
 use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
@@ -19,13 +20,13 @@ const RX_KICK: u16 = 0;
 const TX_KICK: u16 = 1;
 const HOST: u16 = 2;
 
-const CSUM: u64 = 1 << 0;
-const GUEST_CSUM: u64 = 1 << 1;
-const GUEST_TSO4: u64 = 1 << 7;
-const GUEST_TSO6: u64 = 1 << 8;
-const GUEST_ECN: u64 = 1 << 9;
-const HOST_TSO4: u64 = 1 << 11;
-const MRG_RXBUF: u64 = 1 << 15;
+const CSUM: u128 = 1 << 0;
+const GUEST_CSUM: u128 = 1 << 1;
+const GUEST_TSO4: u128 = 1 << 7;
+const GUEST_TSO6: u128 = 1 << 8;
+const GUEST_ECN: u128 = 1 << 9;
+const HOST_TSO4: u128 = 1 << 11;
+const MRG_RXBUF: u128 = 1 << 15;
 
 /// A cable to the test: a datagram socket cuts and keeps packets as a tap does.
 #[derive(Debug)]
@@ -135,8 +136,8 @@ fn assert_packet(got: Option<(Vec<u8>, u16)>, sent: &[u8], buffers: u16) {
 fn says_what_it_is() {
     let (net, _other) = card();
     assert_eq!(config(&net), [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-    assert_eq!(net.features() & 1 << 5, 1 << 5);
-    assert_eq!((net.queues(), net.groups()), (&[256, 256][..], vec![vec![0, 1]]));
+    assert_eq!(net.info().features & 1 << 5, 1 << 5);
+    assert_eq!((net.info().queues, net.groups()), (vec![256, 256], vec![vec![0, 1]]));
     assert_eq!(net.mac().to_string(), "52:54:00:12:34:56");
 }
 
@@ -425,19 +426,11 @@ fn offloads_follow_the_negotiated_features() {
 #[test]
 fn an_interface_that_takes_no_offloads_does_not_start() {
     let (mut net, _other) = card();
-    let mut rig = Rig::new(&mut net, 0);
-    let queues = rig.stop();
     net.fail_next(&[libc::EINVAL]);
-    let start = Start {
-        features: 0,
-        mem: rig.dma.clone(),
-        queues,
-        config: crate::ConfigInterrupt::new(|| ()),
-        events: EventSink::discard(),
-    };
-    let error = net.start(0, start).err().unwrap();
+    let activation = Activation::new(0, guest_ram(&[(0, 0x1000)]));
+    let error = net.worker(0, &activation).err().unwrap();
     assert!(error.to_string().contains("offloads"), "{error}");
-    assert!(error.source.is_some());
+    assert!(std::error::Error::source(&error).is_some());
 }
 
 /// A frame behind a header of zeros but for these fields.
@@ -610,7 +603,6 @@ fn a_card_with_one_queue_works_with_that() {
         let mut rig = Rig::new(&mut net, 0);
         let queues = rig.stop().into_iter().filter(|q| q.index() == index).collect();
         rig.start_with(&mut net, queues);
-        assert_eq!(rig.worker().sources().len(), 2);
         for token in [RX_KICK, TX_KICK, HOST] {
             assert_eq!(rig.turn(token), Ok(Turn::Sleep));
         }
@@ -660,7 +652,7 @@ proptest! {
 
 #[test]
 fn no_wake_up_is_lost_on_a_loop_of_its_own() {
-    for wanted in [MRG_RXBUF | GUEST_CSUM, u64::MAX] {
+    for wanted in [MRG_RXBUF | GUEST_CSUM, u128::MAX] {
         let (net, other) = card();
         other.set_nonblocking(false).unwrap();
         let runtime = Arc::new(SharedLoop::new("net").unwrap());
@@ -698,3 +690,16 @@ fn no_wake_up_is_lost_on_a_loop_of_its_own() {
 }
 
 crate::conformance_tests!(conformance, || card().0);
+
+#[test]
+fn another_card_refuses_the_state_by_name() {
+    let (mut net, _other) = card();
+    let state = |net: &mut Net<Cable>| match net.save().unwrap() {
+        DeviceState::Saved(handover) => handover,
+        other => panic!("{other:?}"),
+    };
+    let (saved, again) = (state(&mut net), state(&mut net));
+    assert_eq!(net.restore(again), Ok(()));
+    net.mac = "52:54:00:12:34:57".parse().unwrap();
+    assert!(net.restore(saved).unwrap_err().to_string().contains("address of the card"));
+}

@@ -2,10 +2,11 @@
 
 use std::io;
 
-use ossature_memory::{Dma, DmaIoError, Segments};
+use ossature_memory::{DmaIoError, Segments};
 
-use super::worker::Shared;
-use super::{HEADER_LEN, MAX_PACKET, NetIo, header};
+use super::header::{self, HEADER_LEN, MAX_PACKET};
+use super::io::NetIo;
+use super::shared::Shared;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Packets that a turn sends at most.
@@ -17,18 +18,14 @@ const ETHERNET_HEADER: u64 = 14;
 #[derive(Debug)]
 pub(super) struct Tx {
     queue: VirtQueue,
-    features: u64,
+    features: u128,
     /// The host takes no packet until its descriptor polls writable.
     blocked: bool,
 }
 
 impl Tx {
-    pub(super) fn new(queue: VirtQueue, features: u64) -> Self {
+    pub(super) fn new(queue: VirtQueue, features: u128) -> Self {
         Self { queue, features, blocked: false }
-    }
-
-    pub(super) fn queue(&self) -> &VirtQueue {
-        &self.queue
     }
 
     pub(super) fn blocked(&self) -> bool {
@@ -37,14 +34,14 @@ impl Tx {
 
     /// Sends packets until none is left, the host takes no more, or the budget is used up.
     pub(super) fn run(&mut self, with: &Shared<impl NetIo>) -> Result<Turn, QueueBroken> {
-        let Shared { io, mem, counters, events } = with;
+        let Shared { io, counters, events } = with;
         self.blocked = false;
-        self.queue.unpark()?;
+        self.queue.disable_kicks()?;
         let mut budget = TURN_PACKETS;
         loop {
             while let Some(chain) = self.queue.pop()? {
                 let packet = Segments::first_bytes(chain.readable(), chain.readable_len().into());
-                match self.send(&**io, mem, packet) {
+                match self.send(&**io, packet) {
                     Ok(bytes) => {
                         counters.tx_packets.add(1);
                         counters.tx_bytes.add(bytes);
@@ -69,14 +66,15 @@ impl Tx {
                 }
             }
             self.queue.flush()?;
-            if !self.queue.park()? {
+            if !self.queue.enable_kicks()? {
                 return Ok(Turn::Sleep);
             }
         }
     }
 
     /// Sends the packet in these segments; returns its bytes without the header.
-    fn send(&self, io: &impl NetIo, mem: &Dma, packet: Segments<'_>) -> Result<u64, Lost> {
+    fn send(&self, io: &impl NetIo, packet: Segments<'_>) -> Result<u64, Lost> {
+        let mem = self.queue.dma();
         if !(HEADER_LEN as u64 + ETHERNET_HEADER..=MAX_PACKET).contains(&packet.len()) {
             return Err(Lost::Guest);
         }

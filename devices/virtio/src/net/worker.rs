@@ -3,48 +3,29 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use ossature_bus::EventSink;
-use ossature_memory::Dma;
-
+use super::counters::Counters;
 use super::rx::Rx;
+use super::shared::Shared;
 use super::tx::Tx;
-use super::{Counters, Net, NetIo, RX, TX};
-use crate::{Interest, QueueBroken, Source, Start, Turn, VirtQueue, Worker};
+use super::{NetIo, RX, TX};
+use crate::{Activation, Interest, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
 
-const RX_KICK: u16 = 0;
-const TX_KICK: u16 = 1;
+/// The host's descriptor.
 const HOST: u16 = 2;
 
-/// What both queues work with.
-pub(super) struct Shared<I> {
-    pub io: Arc<I>,
-    pub mem: Dma,
-    pub counters: Arc<Counters>,
-    pub events: EventSink,
-}
-
-struct NetWorker<I> {
+pub(super) struct NetWorker<I> {
     shared: Shared<I>,
+    features: u128,
     rx: Option<Rx>,
     tx: Option<Tx>,
 }
 
-pub(super) fn start<I: NetIo>(net: &Net<I>, start: Start) -> Box<dyn Worker> {
-    let Start { features, mem, queues, config: _, events } = start;
-    let mut rx = None;
-    let mut tx = None;
-    for queue in queues {
-        match queue.index() {
-            RX => rx = Some(Rx::new(queue, features)),
-            TX => tx = Some(Tx::new(queue, features)),
-            _ => {}
-        }
-    }
-    let (io, counters) = (Arc::clone(&net.io), Arc::clone(&net.counters));
-    Box::new(NetWorker { shared: Shared { io, mem, counters, events }, rx, tx })
-}
-
 impl<I: NetIo> NetWorker<I> {
+    pub(super) fn new(io: Arc<I>, counters: Arc<Counters>, activation: &Activation) -> Self {
+        let Activation { features, events, .. } = activation.clone();
+        Self { shared: Shared { io, counters, events }, features, rx: None, tx: None }
+    }
+
     fn receive(&mut self) -> Result<Turn, QueueBroken> {
         self.rx.as_mut().map_or(Ok(Turn::Sleep), |rx| rx.run(&self.shared))
     }
@@ -56,19 +37,27 @@ impl<I: NetIo> NetWorker<I> {
 
 impl<I: NetIo> Worker for NetWorker<I> {
     fn sources(&self) -> Vec<Source> {
-        let kicks = [(RX_KICK, self.rx.as_ref().map(Rx::queue)), (TX_KICK, self.tx.as_ref().map(Tx::queue))];
-        kicks
-            .into_iter()
-            .filter_map(|(token, queue)| Some((token, queue?.doorbell().as_raw_fd(), Interest::Readable)))
-            .chain([(HOST, self.shared.io.fd().as_raw_fd(), Interest::Both)])
-            .map(|(token, fd, interest)| Source { token, fd, interest })
-            .collect()
+        vec![Source { token: HOST, fd: self.shared.io.fd().as_raw_fd(), interest: Interest::Both }]
+    }
+
+    fn add_queue(&mut self, queue: VirtQueue) {
+        match queue.index() {
+            RX => self.rx = Some(Rx::new(queue, self.features)),
+            _ => self.tx = Some(Tx::new(queue, self.features)),
+        }
+    }
+
+    fn remove_queue(&mut self, index: u16) -> Removed {
+        match index {
+            RX => self.rx.take().map(Rx::finish).into(),
+            _ => self.tx.take().map(Tx::finish).into(),
+        }
     }
 
     fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
         match token {
-            RX_KICK => self.receive(),
-            TX_KICK => self.send(),
+            RX => self.receive(),
+            TX => self.send(),
             _ => {
                 let received = self.receive()?;
                 let blocked = self.tx.as_ref().is_some_and(Tx::blocked);
@@ -76,9 +65,5 @@ impl<I: NetIo> Worker for NetWorker<I> {
                 Ok(if received == Turn::Again { received } else { sent })
             }
         }
-    }
-
-    fn finish(self: Box<Self>) -> Vec<VirtQueue> {
-        self.rx.map(Rx::finish).into_iter().chain(self.tx.map(Tx::finish)).collect()
     }
 }

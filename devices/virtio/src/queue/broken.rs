@@ -79,7 +79,7 @@ pub enum QueueBroken {
         /// The head.
         head: u16,
     },
-    /// An access to the rings themselves failed: the host's own mistake, as they were checked before.
+    /// The rings cannot be accessed: they were RAM when the queue started, and the machine has removed it since.
     #[error("the rings cannot be reached")]
     Rings,
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ossature_bus::Event;
-use ossature_memory::Segment;
 use ossature_memory::vm_memory::GuestAddress;
+use ossature_memory::{Backing, Ram, RamConfig, Segment};
 use proptest::prelude::*;
 
 use super::*;
+use crate::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::testing::{Desc, GuestRing, Used, guest_ram};
 
 const RAM: u64 = 0x10_0000;
@@ -19,27 +20,22 @@ struct Setup {
     irq: Arc<Event>,
 }
 
-fn config(ring: &GuestRing, start: u16, event_idx: bool) -> QueueConfig {
-    QueueConfig {
-        index: 0,
-        max_size: 256,
-        size: ring.size,
-        desc: ring.desc,
-        avail: ring.avail,
-        used: ring.used,
-        event_idx,
-        indirect: true,
-        start,
-    }
+fn event() -> Arc<Event> {
+    Arc::new(Event::new().unwrap())
+}
+
+fn set_up(ring: &GuestRing, dma: Dma, start: u16, irq: Arc<Event>) -> QueueSetup {
+    let state = QueueState::new(ring.size).at(ring.desc, ring.avail, ring.used).from_index(start);
+    QueueSetup::new(0, state, dma, event(), irq.into()).with_max_size(256).with_features(INDIRECT_DESC)
 }
 
 /// RAM with a hole of 64 KiB at 1 MiB.
 fn setup_at(size: u16, start: u16, event_idx: bool) -> Setup {
     let dma = guest_ram(&[(0, RAM as usize), (RAM + 0x1_0000, 0x1_0000)]);
     let ring = GuestRing::new(dma.clone(), 0x1000, size, start);
-    let irq = Arc::new(Event::new().unwrap());
-    let queue =
-        config(&ring, start, event_idx).build(dma, Arc::new(Event::new().unwrap()), irq.clone()).unwrap();
+    let irq = event();
+    let features = INDIRECT_DESC | if event_idx { EVENT_IDX } else { 0 };
+    let queue = set_up(&ring, dma, start, irq.clone()).with_features(features).build().unwrap();
     Setup { queue, ring, irq }
 }
 
@@ -64,8 +60,8 @@ fn broke(queue: &mut VirtQueue, why: QueueBroken) {
     assert_eq!(queue.pop().unwrap_err(), why);
     assert_eq!(queue.pop().unwrap_err(), why);
     assert_eq!(queue.flush().unwrap_err(), why);
-    assert_eq!(queue.park().unwrap_err(), why);
-    assert_eq!(queue.unpark().unwrap_err(), why);
+    assert_eq!(queue.enable_kicks().unwrap_err(), why);
+    assert_eq!(queue.disable_kicks().unwrap_err(), why);
     assert_eq!(queue.broken(), Some(why));
 }
 
@@ -107,8 +103,7 @@ fn an_indirect_chain_may_follow_direct_descriptors() {
 fn chains_and_indirect_tables_may_lie_across_regions() {
     let dma = guest_ram(&[(0, RAM as usize), (RAM, 0x1_0000), (RAM + 0x2_0000, 0x1_0000)]);
     let mut ring = GuestRing::new(dma.clone(), 0x1000, 8, 0);
-    let event = || Arc::new(Event::new().unwrap());
-    let mut queue = config(&ring, 0, false).build(dma, event(), event()).unwrap();
+    let mut queue = set_up(&ring, dma, 0, event()).build().unwrap();
     let segment = |addr, len| Segment { addr: GuestAddress(addr), len };
     let segments = [segment(0x8000, 16), segment(RAM - 8, 16), segment(RAM + 0x2_0000, 0x1_0000), data(0, 1)];
     let descs = segments.map(Desc::writable);
@@ -137,22 +132,22 @@ fn unpopped_chains_come_again_in_their_order() {
 }
 
 #[test]
-fn parking_does_not_count_what_was_given_back() {
+fn a_request_for_kicks_does_not_count_what_was_given_back() {
     let Setup { mut queue, mut ring, .. } = setup(8);
     ring.offer(0, &[writable()]);
     let chain = queue.pop().unwrap().unwrap();
     queue.unpop(chain);
-    assert!(!queue.park().unwrap());
+    assert!(!queue.enable_kicks().unwrap());
     ring.offer(1, &[writable()]);
-    assert!(queue.park().unwrap());
+    assert!(queue.enable_kicks().unwrap());
 }
 
 #[test]
 fn flags_steer_kicks_and_interrupts_without_event_idx() {
     let Setup { mut queue, mut ring, irq } = setup(8);
-    queue.unpark().unwrap();
+    queue.disable_kicks().unwrap();
     assert!(ring.no_notify());
-    assert!(!queue.park().unwrap());
+    assert!(!queue.enable_kicks().unwrap());
     assert!(!ring.no_notify());
     ring.set_no_interrupt(true);
     ring.offer(0, &[writable()]);
@@ -187,12 +182,12 @@ fn event_idx_asks_for_a_kick_at_the_next_chain() {
         ring.offer(head, &[writable()]);
         let _held = queue.pop().unwrap().unwrap();
     }
-    assert!(!queue.park().unwrap());
+    assert!(!queue.enable_kicks().unwrap());
     assert_eq!(ring.avail_event(), 1);
     let old = ring.avail_index();
     ring.offer(2, &[writable()]);
     assert!(ring.wants_kick(old, true));
-    assert!(queue.park().unwrap());
+    assert!(queue.enable_kicks().unwrap());
 }
 
 #[test]
@@ -202,7 +197,7 @@ fn the_ring_wraps_at_65535() {
         let head = (round % 2) as u16;
         ring.offer(head, &[writable()]);
         let chain = queue.pop().unwrap().unwrap();
-        assert!(!queue.park().unwrap());
+        assert!(!queue.enable_kicks().unwrap());
         queue.complete(chain, round % 32).unwrap();
         queue.flush().unwrap();
         assert_eq!(ring.take_used(), Some(Used { head: head.into(), len: round % 32 }));
@@ -230,28 +225,118 @@ fn completion_may_come_in_any_order() {
 #[test]
 fn a_queue_needs_a_right_size_alignment_and_ram() {
     let dma = guest_ram(&[(0, RAM as usize)]);
-    let good = config(&GuestRing::new(dma.clone(), 0x1000, 8, 0), 0, false);
-    assert!(good.check(&dma).is_ok());
-    let bad = [
-        QueueConfig { size: 0, ..good },
-        QueueConfig { size: 7, ..good },
-        QueueConfig { size: 512, ..good },
-        QueueConfig { desc: good.desc + 8, ..good },
-        QueueConfig { avail: good.avail + 1, ..good },
-        QueueConfig { used: good.used + 2, ..good },
-    ];
-    for config in bad {
-        assert!(matches!(config.check(&dma), Err(QueueConfigError::Invalid { .. })), "{config:?}");
+    let good = set_up(&GuestRing::new(dma.clone(), 0x1000, 8, 0), dma, 0, event());
+    assert!(good.check().is_ok());
+    let with = |state| QueueSetup { state, ..good.clone() };
+    let state = good.state;
+    for bad in [
+        QueueState { size: 0, ..state },
+        QueueState { size: 7, ..state },
+        QueueState { size: 512, ..state },
+        QueueState { desc: state.desc + 8, ..state },
+        QueueState { avail: state.avail + 1, ..state },
+        QueueState { used: state.used + 2, ..state },
+    ] {
+        assert!(matches!(with(bad).check(), Err(QueueSetupError::Invalid { .. })), "{bad:?}");
     }
     for addr in [RAM - 16, RAM, u64::MAX - 15] {
-        for config in [
-            QueueConfig { desc: addr, ..good },
-            QueueConfig { avail: addr, ..good },
-            QueueConfig { used: addr, ..good },
+        for bad in [
+            QueueState { desc: addr, ..state },
+            QueueState { avail: addr, ..state },
+            QueueState { used: addr, ..state },
         ] {
-            assert!(matches!(config.check(&dma), Err(QueueConfigError::NotRam { .. })), "{config:?}");
+            assert!(matches!(with(bad).check(), Err(QueueSetupError::NotRam { .. })), "{bad:?}");
+            assert!(with(bad).build().is_err());
         }
     }
+}
+
+#[test]
+fn a_queue_follows_memory_that_comes_and_goes() {
+    let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
+    let add = |addr| ram.add_slot(addr, 1 << 20, &Backing::Anonymous).unwrap();
+    let (with_ring, addr) = (add(16 << 20), 17 << 20);
+    let mut ring = GuestRing::new(ram.dma(), 16 << 20, 8, 0);
+    let mut queue = set_up(&ring, ram.dma(), 0, event()).build().unwrap();
+    assert!(queue.pop().unwrap().is_none());
+    // A buffer in memory that was not there when the queue started.
+    let with_buffer = add(addr);
+    let buffer = Desc::writable(Segment { addr: GuestAddress(addr), len: 16 });
+    ring.offer(0, &[buffer]);
+    let chain = queue.pop().unwrap().unwrap();
+    queue.dma().write(GuestAddress(addr), &[1; 16]).unwrap();
+    queue.complete(chain, 16).unwrap();
+    queue.flush().unwrap();
+    assert_eq!(ring.take_used(), Some(Used { head: 0, len: 16 }));
+    ram.remove_slot(with_buffer).unwrap();
+    ring.offer(1, &[buffer]);
+    broke(&mut queue, QueueBroken::NotRam { addr, len: 16 });
+
+    let mut queue = set_up(&ring, ram.dma(), 2, event()).build().unwrap();
+    ram.remove_slot(with_ring).unwrap();
+    broke(&mut queue, QueueBroken::Rings);
+}
+
+#[test]
+fn d2_indices_are_no_further_apart_than_the_queue_is_large() {
+    let dma = guest_ram(&[(0, RAM as usize)]);
+    let good = set_up(&GuestRing::new(dma.clone(), 0x1000, 8, 0), dma, 0, event());
+    for (next_avail, next_used, is_one) in
+        [(0, 0, true), (8, 0, true), (9, 0, false), (0, 1, false), (3, u16::MAX, true), (u16::MAX, 3, false)]
+    {
+        let state = QueueState { next_avail, next_used, ..good.state };
+        let result = QueueSetup { state, ..good.clone() }.check();
+        assert_eq!(result.is_ok(), is_one, "{result:?}");
+    }
+}
+
+#[test]
+fn a_stopped_queue_is_described_and_goes_on_from_there() {
+    for event_idx in [false, true] {
+        let Setup { mut queue, mut ring, irq } = setup_at(8, u16::MAX - 1, event_idx);
+        for head in [0, 1, 2, 3] {
+            ring.offer(head, &[writable()]);
+        }
+        let (one, two) = (queue.pop().unwrap().unwrap(), queue.pop().unwrap().unwrap());
+        queue.complete(one, 1).unwrap();
+        ring.set_used_event(u16::MAX - 1);
+        // What was given back counts as not taken, what was completed is published.
+        queue.unpop(two);
+        let setup = set_up(&ring, queue.dma().clone(), 0, irq.clone());
+        let state = queue.into_state();
+        assert_eq!(irq.take().unwrap(), 1);
+        assert_eq!(ring.take_used().map(|used| used.head), Some(0));
+        let expected = QueueState::new(8).at(ring.desc, ring.avail, ring.used).from_index(u16::MAX);
+        assert_eq!(state, expected);
+        let mut queue = QueueSetup { state, ..setup }.build().unwrap();
+        for head in [1, 2, 3] {
+            let chain = queue.pop().unwrap().unwrap();
+            assert_eq!(chain.head(), head);
+            queue.complete(chain, 0).unwrap();
+        }
+        queue.flush().unwrap();
+        assert_eq!(std::iter::from_fn(|| ring.take_used()).count(), 3);
+        assert_eq!(queue.into_state(), QueueState { next_avail: 2, next_used: 2, ..state });
+    }
+}
+
+#[test]
+fn what_is_in_flight_when_a_queue_stops_stays_taken() {
+    let Setup { mut queue, mut ring, .. } = setup(8);
+    ring.offer(0, &[writable()]);
+    let held = queue.pop().unwrap().unwrap();
+    let state = queue.into_state();
+    assert_eq!((state.next_avail, state.next_used, state.ready), (1, 0, true));
+    drop(held);
+}
+
+#[test]
+fn a_broken_queue_is_not_ready_when_it_has_stopped() {
+    let Setup { mut queue, mut ring, .. } = setup(8);
+    ring.publish(8);
+    assert!(queue.pop().is_err());
+    let state = queue.into_state();
+    assert_eq!((state.ready, state.next_avail, state.next_used, state.size), (false, 0, 0, 8));
 }
 
 #[test]
@@ -286,7 +371,10 @@ fn a3_the_available_index_goes_back_behind_what_is_in_flight() {
         let _held = queue.pop().unwrap().unwrap();
     }
     ring.set_avail_index(2);
-    assert_eq!(queue.park(), Err(QueueBroken::AvailIndex { index: 2, next: 4, in_flight: 4, size: 8 }));
+    assert_eq!(
+        queue.enable_kicks(),
+        Err(QueueBroken::AvailIndex { index: 2, next: 4, in_flight: 4, size: 8 })
+    );
 }
 
 #[test]
@@ -350,8 +438,7 @@ fn a4_indirect_with_next() {
 #[test]
 fn a4_indirect_not_negotiated() {
     let Setup { queue, mut ring, irq } = setup(8);
-    let config = QueueConfig { indirect: false, ..config(&ring, 0, false) };
-    let mut queue = config.build(queue.dma().clone(), Arc::new(Event::new().unwrap()), irq).unwrap();
+    let mut queue = set_up(&ring, queue.dma().clone(), 0, irq).with_features(0).build().unwrap();
     ring.offer_indirect(0, DATA, &[readable()]);
     broke(&mut queue, QueueBroken::Indirect);
 }
@@ -413,8 +500,7 @@ fn a4_more_than_4_gib_in_one_chain() {
     // 16 times the same 512 MiB: RAM that is never touched.
     let dma = guest_ram(&[(0, 0x2010_0000)]);
     let mut ring = GuestRing::new(dma.clone(), 0x1000, 16, 0);
-    let event = || Arc::new(Event::new().unwrap());
-    let mut queue = config(&ring, 0, false).build(dma, event(), event()).unwrap();
+    let mut queue = set_up(&ring, dma, 0, event()).build().unwrap();
     let big = Desc { addr: RAM, len: 0x2000_0000, flags: 0, next: 0 };
     ring.offer(0, &[&[big; 4][..], &[Desc { flags: Desc::WRITE, ..big }; 4]].concat());
     broke(&mut queue, QueueBroken::ChainBytes);
@@ -535,7 +621,7 @@ proptest! {
                 Step::Complete(..) => Ok(()),
                 Step::Unpop => { held.pop().into_iter().for_each(|chain| queue.unpop(chain)); Ok(()) }
                 Step::Flush => queue.flush(),
-                Step::Park => queue.park().map(drop),
+                Step::Park => queue.enable_kicks().map(drop),
             };
             prop_assert_eq!(result.err().or(before), queue.broken());
             prop_assert!(before.is_none() || queue.broken() == before);

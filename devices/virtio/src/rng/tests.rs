@@ -34,7 +34,7 @@ fn b5_a_request_above_64_kib_is_cut() {
 #[test]
 fn many_requests_take_several_turns() {
     let mut driver = TestDriver::new(Rng::new());
-    driver.start(u64::MAX);
+    driver.start(u128::MAX);
     for _ in 0..200 {
         driver.request(0, &[], &[8]);
     }

@@ -1,19 +1,32 @@
 //! A driver that knows a device only through its MMIO transport: registers, doorbells, interrupt, guest RAM.
 
+pub(super) mod io;
+
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use ossature_bus::{Access, Assigned, Device, DeviceEvent, Event, EventSink, Mmio, Size};
-use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, RegisterPage, Segment};
+use ossature_bus::testing::TestBoard;
+use ossature_bus::{Access, Device, DeviceEvent, DeviceState, Event, Handover, Mmio, Size};
+use ossature_memory::Dma;
 use virtio_bindings::bindings::virtio_mmio as reg;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Desc, GuestRing, Used, guest_ram};
-use crate::transport::features::{EVENT_IDX, VERSION_1};
+use super::{GuestRing, guest_ram};
+use crate::features::VERSION_1;
 use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
-use crate::{Inline, Runtime, VirtioDevice, VirtioMmio};
+use crate::{Inline, LocalDevice, MmioInterrupt, Runtime, VirtioMmio};
+
+thread_local! {
+    /// Drivers of this thread go on with a restored device as soon as they have started it.
+    static RESTORED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has each driver that this thread starts save its device, reset it, and restore it.
+pub(crate) fn restore_all() {
+    RESTORED.set(true);
+}
 
 /// Guest RAM: 64 MiB from 0, and 1 MiB at 4 GiB.
 const RAM: [(u64, usize); 2] = [(0, 64 << 20), (4 << 30, 1 << 20)];
@@ -21,17 +34,10 @@ const RAM: [(u64, usize); 2] = [(0, 64 << 20), (4 << 30, 1 << 20)];
 const RINGS: u64 = 1 << 20;
 /// Where buffers lie; they are handed out round and round.
 const BUFFERS: std::ops::Range<u64> = 32 << 20..64 << 20;
+/// QueueReset, which has no name in Linux' headers.
+const QUEUE_RESET: u32 = 0xc0;
 /// How long a test waits for a device on another thread before it fails, in milliseconds.
 const PATIENCE: i32 = 60_000;
-
-/// A chain that [`TestDriver::request`] has offered.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Its head.
-    pub head: u16,
-    /// Where the device may write.
-    pub writable: Vec<Segment>,
-}
 
 struct Queue {
     ring: GuestRing,
@@ -43,26 +49,34 @@ struct Queue {
 /// A guest's driver, for any virtio device behind an MMIO transport.
 pub struct TestDriver {
     device: Box<dyn Device>,
+    board: TestBoard,
     port: Arc<dyn Mmio>,
     dma: Dma,
-    interrupt: Arc<Event>,
-    doorbells: Vec<Arc<Event>>,
-    page: Arc<RegisterPage>,
-    reports: Arc<Mutex<Vec<DeviceEvent>>>,
+    /// What devices before this one reported.
+    reports: Vec<DeviceEvent>,
+    runtime: Option<Arc<dyn Runtime>>,
     inline: Option<Inline>,
     queues: HashMap<u16, Queue>,
-    features: u64,
+    features: u128,
     next_buffer: u64,
+}
+
+/// A machine around `device`, with `dma` as its RAM.
+fn plug_in(device: &mut dyn Device, dma: &Dma) -> (TestBoard, Arc<dyn Mmio>) {
+    let mut board = TestBoard::with_ram(dma.clone());
+    board.attach(device).expect("the device attaches");
+    let port = board.port("registers").expect("the device answers");
+    (board, port)
 }
 
 impl TestDriver {
     /// A driver for `device`, whose workers run when the driver says [`pump`](Self::pump).
-    pub fn new(device: impl VirtioDevice + 'static) -> Self {
+    pub fn new(device: impl LocalDevice + 'static) -> Self {
         Self::boxed(Box::new(device))
     }
 
     /// As [`new`](Self::new).
-    pub fn boxed(device: Box<dyn VirtioDevice>) -> Self {
+    pub fn boxed(device: Box<dyn LocalDevice>) -> Self {
         let inline = Inline::new().expect("an event loop");
         let mut driver = Self::with_runtime(device, Arc::new(inline.clone()));
         driver.inline = Some(inline);
@@ -70,39 +84,94 @@ impl TestDriver {
     }
 
     /// A driver for `device`, whose workers run on `runtime`.
-    pub fn with_runtime(device: Box<dyn VirtioDevice>, runtime: Arc<dyn Runtime>) -> Self {
-        Self::attach(Box::new(VirtioMmio::new("test", device, runtime)))
+    pub fn with_runtime(device: Box<dyn LocalDevice>, runtime: Arc<dyn Runtime>) -> Self {
+        let mut driver = Self::attach(Box::new(VirtioMmio::new("test", device, runtime.clone())));
+        driver.runtime = Some(runtime);
+        driver
     }
 
-    /// Gives `device`, which has one virtio-mmio transport, what it requires.
+    /// As [`new`](Self::new), for a device with this kind of interrupt.
+    pub fn with_interrupt(device: impl LocalDevice + 'static, interrupt: MmioInterrupt) -> Self {
+        Self::with_interrupt_boxed(Box::new(device), interrupt)
+    }
+
+    /// As [`boxed`](Self::boxed), for a device with this kind of interrupt.
+    pub fn with_interrupt_boxed(device: Box<dyn LocalDevice>, interrupt: MmioInterrupt) -> Self {
+        let inline = Inline::new().expect("an event loop");
+        let runtime: Arc<dyn Runtime> = Arc::new(inline.clone());
+        let device = VirtioMmio::new("test", device, runtime.clone()).with_interrupt(interrupt);
+        let mut driver = Self::attach(Box::new(device));
+        (driver.inline, driver.runtime) = (Some(inline), Some(runtime));
+        driver
+    }
+
+    /// Gives `device`, which has one virtio-mmio transport, what it requires, and has it go on.
     pub fn attach(mut device: Box<dyn Device>) -> Self {
-        let requires = device.requires();
-        let events = |n| (0..n).map(|_| Arc::new(Event::new().expect("an event"))).collect::<Vec<_>>();
-        let (dma, page) = (guest_ram(&RAM), Arc::new(RegisterPage::new().expect("a page")));
-        let (interrupts, doorbells) = (events(requires.interrupts.len()), events(requires.doorbells.len()));
-        let reports: Arc<Mutex<Vec<_>>> = Arc::default();
-        let sink = reports.clone();
-        let assigned = Assigned {
-            dma: dma.clone(),
-            interrupts: interrupts.clone(),
-            doorbells: doorbells.clone(),
-            pages: vec![page.clone()],
-            events: EventSink::new(move |event| sink.lock().unwrap().push(event)),
-        };
-        let attached = device.attach(assigned).expect("the device attaches");
+        let dma = guest_ram(&RAM);
+        let (board, port) = plug_in(&mut *device, &dma);
+        device.resume().expect("the device goes on");
         Self {
             device,
-            port: attached.ports[0].clone(),
+            board,
+            port,
             dma,
-            interrupt: interrupts[0].clone(),
-            doorbells,
-            page,
-            reports,
+            reports: Vec::new(),
+            runtime: None,
             inline: None,
             queues: HashMap::new(),
             features: 0,
             next_buffer: BUFFERS.start,
         }
+    }
+
+    /// Stops the device and takes its state; `None` if it cannot be saved.
+    pub fn save(&mut self) -> Option<Handover<'static>> {
+        self.device.quiesce().expect("the device stops");
+        match self.device.save().expect("the device saves") {
+            DeviceState::Saved(handover) => Some(handover),
+            _ => None,
+        }
+    }
+
+    /// Saves the device, resets it, restores it, and has it go on. Only the last where it cannot be saved.
+    pub fn save_and_restore(&mut self) {
+        if let Some(handover) = self.save() {
+            self.device.reset().expect("the device resets");
+            self.device.restore(handover).expect("the device restores what it saved");
+        }
+        self.device.resume().expect("the device goes on");
+    }
+
+    /// Goes on with `device`, which is restored from what this one saves, on the same RAM and the same runtime. Returns
+    /// false, and goes on as before, if it cannot be saved.
+    pub fn move_to(&mut self, device: Box<dyn LocalDevice>) -> bool {
+        let runtime = self.runtime.clone().expect("a driver that knows its runtime");
+        self.move_to_device(Box::new(VirtioMmio::new("test", device, runtime)))
+    }
+
+    /// As [`move_to`](Self::move_to), for a device of a machine.
+    pub fn move_to_device(&mut self, mut device: Box<dyn Device>) -> bool {
+        let Some(handover) = self.save() else {
+            self.device.resume().expect("the device goes on");
+            return false;
+        };
+        self.device.detach().expect("the device leaves");
+        let (board, port) = plug_in(&mut *device, &self.dma);
+        device.restore(handover).expect("the other device restores what this one saved");
+        self.reports.extend(std::mem::replace(&mut self.board, board).reports());
+        (self.device, self.port) = (device, port);
+        self.device.resume().expect("the device goes on");
+        true
+    }
+
+    /// Takes the device out of its machine and puts it into another one.
+    pub fn attach_again(&mut self) {
+        self.device.detach().expect("the device leaves");
+        let (board, port) = plug_in(&mut *self.device, &self.dma);
+        self.reports.extend(std::mem::replace(&mut self.board, board).reports());
+        self.port = port;
+        self.queues.clear();
+        self.device.resume().expect("the device goes on");
     }
 
     /// The device, as its machine sees it.
@@ -122,7 +191,7 @@ impl TestDriver {
 
     /// What the device has reported to its VMM so far.
     pub fn reports(&self) -> Vec<DeviceEvent> {
-        self.reports.lock().unwrap().clone()
+        self.reports.iter().cloned().chain(self.board.reports()).collect()
     }
 
     /// Lets the device's workers run until they sleep. Those on other threads run anyway.
@@ -136,7 +205,11 @@ impl TestDriver {
     pub fn read(&self, register: u32) -> u32 {
         let at = Access { offset: register.into(), size: Size::B4 };
         let value = self.port.read(at).expect("a readable register") as u32;
-        assert_eq!(self.page.load(register as usize), value, "the register page at {register:#x}");
+        // The interrupt status may change at any time.
+        if register != reg::VIRTIO_MMIO_INTERRUPT_STATUS {
+            let page = self.board.registers()[0].page().expect("a register page");
+            assert_eq!(page.load(register as usize), value, "the register page at {register:#x}");
+        }
         value
     }
 
@@ -173,20 +246,25 @@ impl TestDriver {
     }
 
     /// The features that the device offers.
-    pub fn offered(&self) -> u64 {
+    pub fn offered(&self) -> u128 {
         let window = |select| {
             self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
-            u64::from(self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES))
+            u128::from(self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES)) << (32 * select)
         };
-        window(0) | window(1) << 32
+        (0..4).map(window).sum()
     }
 
-    /// Accepts exactly `features`; whether the device agreed.
-    pub fn accept(&mut self, features: u64) -> bool {
-        for (select, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
+    /// Writes that exactly `features` are accepted.
+    pub fn write_features(&self, features: u128) {
+        for select in 0..4 {
             self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
-            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, bits);
+            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, (features >> (32 * select)) as u32);
         }
+    }
+
+    /// Accepts exactly `features`. Returns true if the device agrees.
+    pub fn accept(&mut self, features: u128) -> bool {
+        self.write_features(features);
         self.add_status(FEATURES_OK);
         self.features = features;
         self.status() & FEATURES_OK != 0
@@ -203,9 +281,13 @@ impl TestDriver {
         (0..u16::MAX).find(|&queue| self.queue_max(queue) == 0).expect("an end of queues")
     }
 
-    /// Makes a ring and tells the device about it; whether the device took it.
+    /// Makes a ring and tells the device about it. Returns true if the device took it.
     pub fn set_up_queue(&mut self, queue: u16, size: u16) -> bool {
-        let base = RINGS + (u64::from(queue) << 20);
+        self.set_up_queue_at(RINGS + (u64::from(queue) << 20), queue, size)
+    }
+
+    /// The same at another place.
+    pub fn set_up_queue_at(&mut self, base: u64, queue: u16, size: u16) -> bool {
         let ring = GuestRing::new(self.dma.clone(), base, size, 0);
         self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
         self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size.into());
@@ -223,8 +305,19 @@ impl TestDriver {
         self.read(reg::VIRTIO_MMIO_QUEUE_READY) == 1
     }
 
+    /// Resets a queue alone, and waits until that is done.
+    pub fn reset_queue(&mut self, queue: u16) {
+        self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
+        self.write(QUEUE_RESET, 1);
+        while self.read(QUEUE_RESET) != 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(self.read(reg::VIRTIO_MMIO_QUEUE_READY), 0, "a queue that was reset is enabled");
+        self.queues.remove(&queue);
+    }
+
     /// Takes the device as far as FEATURES_OK, with those of `wanted` that it offers; what was negotiated.
-    pub fn negotiate(&mut self, wanted: u64) -> u64 {
+    pub fn negotiate(&mut self, wanted: u128) -> u128 {
         self.reset();
         assert_eq!(self.read(reg::VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
         assert_eq!(self.read(reg::VIRTIO_MMIO_VERSION), 2);
@@ -237,7 +330,16 @@ impl TestDriver {
 
     /// Initializes the device (virtio 1.2, 3.1.1) with those of `wanted` that it offers and all its queues,
     /// each of at most 256 entries; what was negotiated.
-    pub fn start(&mut self, wanted: u64) -> u64 {
+    pub fn start(&mut self, wanted: u128) -> u128 {
+        let features = self.start_live(wanted);
+        if RESTORED.get() {
+            self.save_and_restore();
+        }
+        features
+    }
+
+    /// As [`start`](Self::start), for a device that is about to fail, and is not restored in between.
+    pub(crate) fn start_live(&mut self, wanted: u128) -> u128 {
         let features = self.negotiate(wanted);
         for queue in 0..self.queue_count() {
             let size = self.queue_max(queue).min(256) as u16;
@@ -247,99 +349,25 @@ impl TestDriver {
         features
     }
 
-    /// A queue's ring, to do with as the test wants.
-    pub fn ring(&mut self, queue: u16) -> &mut GuestRing {
-        &mut self.queues.get_mut(&queue).expect("a queue that was set up").ring
-    }
-
-    /// Guest memory for a buffer: valid for as long as the next 32 MiB of buffers are not asked for.
-    pub fn buffer(&mut self, len: u32) -> Segment {
-        let room = BUFFERS.end - BUFFERS.start;
-        assert!(u64::from(len) <= room, "a buffer of {len}");
-        if self.next_buffer + u64::from(len) > BUFFERS.end {
-            self.next_buffer = BUFFERS.start;
-        }
-        let addr = GuestAddress(self.next_buffer);
-        self.next_buffer = (addr.0 + u64::from(len)).next_multiple_of(16);
-        Segment { addr, len }
-    }
-
-    /// Guest memory that holds `bytes`.
-    pub fn buffer_with(&mut self, bytes: &[u8]) -> Segment {
-        let segment = self.buffer(bytes.len() as u32);
-        self.dma.write(segment.addr, bytes).expect("buffers are RAM");
-        segment
-    }
-
-    /// The bytes of `segments`.
-    pub fn bytes(&self, segments: &[Segment]) -> Vec<u8> {
-        let mut all = Vec::new();
-        for segment in segments {
-            let start = all.len();
-            all.resize(start + segment.len as usize, 0);
-            self.dma.read(segment.addr, &mut all[start..]).expect("buffers are RAM");
-        }
-        all
-    }
-
-    /// Offers a chain of `readable` and then of buffers of the lengths `writable`.
-    pub fn request(&mut self, queue: u16, readable: &[&[u8]], writable: &[u32]) -> Request {
-        let readable: Vec<_> = readable.iter().map(|bytes| self.buffer_with(bytes)).collect();
-        let writable: Vec<_> = writable.iter().map(|&len| self.buffer(len)).collect();
-        let descs =
-            readable.iter().map(|&s| Desc::readable(s)).chain(writable.iter().map(|&s| Desc::writable(s)));
-        let head = self.offer(queue, &descs.collect::<Vec<_>>());
-        Request { head, writable }
-    }
-
-    /// As [`request`](Self::request), through an indirect table.
-    pub fn request_indirect(&mut self, queue: u16, readable: &[&[u8]], writable: &[u32]) -> Request {
-        let readable: Vec<_> = readable.iter().map(|bytes| self.buffer_with(bytes)).collect();
-        let writable: Vec<_> = writable.iter().map(|&len| self.buffer(len)).collect();
-        let descs =
-            readable.iter().map(|&s| Desc::readable(s)).chain(writable.iter().map(|&s| Desc::writable(s)));
-        let descs = Desc::link(&descs.collect::<Vec<_>>(), 0);
-        let table = self.buffer(16 * descs.len() as u32);
-        for (i, desc) in descs.iter().enumerate() {
-            self.ring(queue).set_desc_at(table.addr.0 + 16 * i as u64, *desc);
-        }
-        let head = self.offer(queue, &[Desc { flags: Desc::INDIRECT, ..Desc::readable(table) }]);
-        Request { head, writable }
-    }
-
-    /// Offers a chain of `descs`, linked, in free descriptors; its head.
-    pub fn offer(&mut self, queue: u16, descs: &[Desc]) -> u16 {
-        let state = self.queues.get_mut(&queue).expect("a queue that was set up");
-        let rest = state.free.len().checked_sub(descs.len()).expect("free descriptors");
-        let taken: Vec<u16> = state.free.drain(rest..).rev().collect();
-        for (i, desc) in descs.iter().enumerate() {
-            let link = taken.get(i + 1).map_or(*desc, |&next| Desc {
-                flags: desc.flags | Desc::NEXT,
-                next,
-                ..*desc
-            });
-            state.ring.set_desc(taken[i], link);
-        }
-        let head = taken[0];
-        state.ring.publish(head);
-        state.chains.insert(head, taken);
-        head
-    }
-
-    /// Kicks the queue if the device wants to be: through the doorbell, as the host kernel would. Then pumps.
-    pub fn kick(&mut self, queue: u16) {
-        let event_idx = self.features & EVENT_IDX != 0;
-        let state = self.queues.get_mut(&queue).expect("a queue that was set up");
-        let old = std::mem::replace(&mut state.kicked_at, state.ring.avail_index());
-        if state.ring.wants_kick(old, event_idx) {
-            self.doorbells[usize::from(queue)].signal().expect("an event");
-        }
-        self.pump();
-    }
-
     /// The queue's doorbell, which the host kernel would signal.
-    pub fn doorbell(&self, queue: u16) -> &Event {
-        &self.doorbells[usize::from(queue)]
+    pub fn doorbell(&self, queue: u16) -> Arc<Event> {
+        self.board.doorbell(("kick", queue)).expect("a doorbell of the queue")
+    }
+
+    fn edges(&self) -> Arc<Event> {
+        self.board.edges("irq").expect("an interrupt")
+    }
+
+    /// Returns true if the interrupt is a level-triggered line, and asserted.
+    pub fn is_asserted(&self) -> bool {
+        self.board.is_asserted("irq")
+    }
+
+    /// Reads the interrupt status and acknowledges what it says.
+    pub fn acknowledge(&self) -> u32 {
+        let status = self.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+        self.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, status);
+        status
     }
 
     /// Kicks the queue through the register, wanted or not. Then pumps.
@@ -348,35 +376,13 @@ impl TestDriver {
         self.pump();
     }
 
-    /// The next chain that the device gave back.
-    pub fn used(&mut self, queue: u16) -> Option<Used> {
-        let state = self.queues.get_mut(&queue).expect("a queue that was set up");
-        let used = state.ring.take_used()?;
-        let chain = u16::try_from(used.head).ok().and_then(|head| state.chains.remove(&head));
-        state.free.extend(chain.into_iter().flatten());
-        Some(used)
-    }
-
-    /// Waits for the device to give a chain back, by its interrupt.
-    pub fn wait_used(&mut self, queue: u16) -> Used {
-        loop {
-            // Asks for an interrupt, then looks again: the other order would miss one.
-            let next = self.ring(queue).next_used();
-            self.ring(queue).set_used_event(next);
-            self.pump();
-            if let Some(used) = self.used(queue) {
-                return used;
-            }
-            self.wait_interrupt();
-        }
-    }
-
-    /// Waits for an interrupt and takes it. With workers that run only when they are pumped there is nothing
+    /// Waits for an interrupt, takes it and acknowledges it. With workers that run only when they are pumped there is nothing
     /// to wait for: then it must be there.
     pub fn wait_interrupt(&self) {
         let patience = if self.inline.is_some() { 0 } else { PATIENCE };
         let epoll = Epoll::new().expect("epoll");
-        let fd = self.interrupt.as_raw_fd();
+        let edges = self.edges();
+        let fd = edges.as_raw_fd();
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).expect("epoll");
         let mut ready = [EpollEvent::default()];
         loop {
@@ -388,21 +394,11 @@ impl TestDriver {
             }
         }
         self.interrupts();
+        self.acknowledge();
     }
 
     /// Takes the interrupts that were raised since the last time: how many.
     pub fn interrupts(&self) -> u64 {
-        self.interrupt.take().expect("an event")
-    }
-
-    /// Offers a chain, kicks, and waits until it comes back: the used element and what the device wrote.
-    pub fn transact(&mut self, queue: u16, readable: &[&[u8]], writable: &[u32]) -> (Used, Vec<u8>) {
-        let request = self.request(queue, readable, writable);
-        self.kick(queue);
-        let used = self.wait_used(queue);
-        assert_eq!(used.head, u32::from(request.head), "another chain came back");
-        let mut bytes = self.bytes(&request.writable);
-        bytes.truncate(used.len as usize);
-        (used, bytes)
+        self.edges().take().expect("an event")
     }
 }

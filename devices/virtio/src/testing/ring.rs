@@ -176,7 +176,7 @@ impl GuestRing {
         self.load(self.used + 2)
     }
 
-    /// Whether the device asks for no kicks (without EVENT_IDX).
+    /// Returns true if the device asks for no kicks (without EVENT_IDX).
     pub fn no_notify(&self) -> bool {
         self.load(self.used) & 1 != 0
     }
@@ -186,7 +186,7 @@ impl GuestRing {
         self.load(self.used + 4 + 8 * u64::from(self.size))
     }
 
-    /// Whether the device wants a kick for what was published since `old` (2.7.10).
+    /// Returns true if the device wants a kick for what was published since `old` (2.7.10).
     pub fn wants_kick(&self, old: u16, event_idx: bool) -> bool {
         fence(Ordering::SeqCst);
         if event_idx {

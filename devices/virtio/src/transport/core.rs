@@ -1,57 +1,36 @@
 //! The state of a device as its driver sees it, whatever the transport: plain data under one lock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::{DeviceError, Event, EventSink};
+use ossature_bus::{DeviceError, DeviceEvent, Event, Interrupt, Panic};
 use ossature_memory::Dma;
 
-use super::features::{EVENT_IDX, Features, INDIRECT};
-use super::mail::Letter;
-use super::status::{self, Step};
-use crate::{ConfigInterrupt, QueueConfig, Start, VirtQueue, VirtioDevice, Worker, WorkerHandle};
+use super::mail::{Letter, Mailbox};
+use super::negotiation::Features;
+use super::status::{self, Request};
+use crate::features::RING_RESET;
+use crate::{Activation, DeviceInfo, Failure, QueueState, VirtioDevice, queue};
 
-/// Something for each group that runs: its number comes with it.
-pub(super) type ByGroup<T> = Vec<(usize, T)>;
+/// A device, which its transport and whoever made both share. Its lock comes after the core's.
+pub(crate) type Shared = Arc<Mutex<Box<dyn VirtioDevice>>>;
 
-/// A running group of queues.
-pub(super) struct Group {
-    pub(super) group: usize,
-    pub(super) handle: Box<dyn WorkerHandle>,
+/// Locks `device`, also after a panic: it is told of one as a failure, and reset.
+pub(crate) fn lock(device: &Shared) -> MutexGuard<'_, Box<dyn VirtioDevice>> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the queues are.
-pub(super) enum Phase {
-    /// There are none yet.
-    Idle,
-    /// With their workers.
-    Running(Vec<Group>),
-    /// Here, by group, while the machine is quiet.
-    Quiet(ByGroup<Vec<VirtQueue>>),
-    /// On their way, without the lock. What the guest writes meanwhile, on another vCPU, is dropped.
-    Changing,
-}
-
-/// What is left to do, without the lock, after the status was written.
-pub(super) enum Todo {
-    Nothing,
-    Start,
-    Reset(Vec<Group>),
-}
-
-/// One queue's registers. Addresses come in halves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct QueueSetup {
+/// One queue's registers.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
     pub(crate) max: u16,
-    pub(crate) size: u32,
-    pub(crate) desc: u64,
-    pub(crate) avail: u64,
-    pub(crate) used: u64,
-    pub(crate) ready: bool,
+    /// While it runs, how it started.
+    pub(crate) state: QueueState,
+    pub(super) running: bool,
 }
 
-impl QueueSetup {
-    fn new(max: u16) -> Self {
-        Self { max, size: max.into(), desc: 0, avail: 0, used: 0, ready: false }
+impl Queue {
+    pub(super) fn new(max: u16) -> Self {
+        Self { max, state: QueueState::new(max), running: false }
     }
 }
 
@@ -65,69 +44,108 @@ pub(crate) enum Ring {
 
 /// How the device reaches guest and machine: fixed when it is attached.
 pub(crate) struct Wires {
-    pub(crate) dma: Dma,
     /// One per queue.
     pub(crate) doorbells: Vec<Arc<Event>>,
-    /// The interrupt of all queues.
-    pub(crate) interrupt: Arc<Event>,
+    /// One per queue.
+    pub(crate) interrupts: Vec<Interrupt>,
     /// The configuration-change interrupt.
-    pub(crate) config_interrupt: Arc<Event>,
-    /// Where the device reports.
-    pub(crate) events: EventSink,
+    pub(crate) config_interrupt: Interrupt,
+}
+
+/// What becomes known under the lock and is told when it is released.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    pub(super) events: Vec<DeviceEvent>,
+    /// Told until the driver's reset.
+    panicked: bool,
+    /// Told until the machine's reset.
+    ignored: bool,
+}
+
+/// What has happened to the device since it was attached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// How often the device has needed a reset.
+    pub(crate) needs_resets: u64,
+    /// Register writes that a driver may not make.
+    pub(crate) ignored_writes: u64,
 }
 
 /// The device and its registers.
 pub(crate) struct Core {
-    device: Box<dyn VirtioDevice>,
-    wires: Wires,
+    device: Shared,
+    pub(super) info: DeviceInfo,
+    pub(super) wires: Wires,
+    /// What the device is activated with, but for the features.
+    pub(super) activation: Activation,
+    mail: Arc<Mailbox>,
     pub(crate) features: Features,
     pub(crate) status: u8,
     /// The queue that the driver has selected; may be one that does not exist.
-    selected: u32,
-    queues: Vec<QueueSetup>,
+    pub(super) selected: u32,
+    pub(super) queues: Vec<Queue>,
     /// What configuration space reads.
     pub(crate) config: Vec<u8>,
     pub(crate) generation: u32,
-    /// A configuration change that the driver has not acknowledged.
-    pub(crate) config_changed: bool,
     /// The configuration-change interrupt is to be raised once the guest can read why.
     config_raised: bool,
-    phase: Phase,
-    needs_resets: u64,
+    /// No queue runs, and the device holds nothing.
+    pub(super) quiet: bool,
+    /// The device knows of its driver.
+    pub(super) active: bool,
+    /// The device belongs to another machine, or none.
+    gone: bool,
+    pub(super) reports: Reports,
+    pub(crate) counts: Counts,
 }
 
 impl Core {
-    pub(crate) fn new(device: Box<dyn VirtioDevice>, wires: Wires) -> Self {
-        let features = Features::new(device.features());
-        let queues = device.queues().iter().map(|&max| QueueSetup::new(max)).collect();
-        let config = vec![0; device.config_len() as usize];
-        Self {
+    pub(super) fn new(device: Shared, wires: Wires, activation: Activation, mail: Arc<Mailbox>) -> Self {
+        let info = lock(&device).info();
+        let mut core = Self {
+            features: Features::new(info.features),
+            queues: info.queues.iter().map(|&max| Queue::new(max)).collect(),
+            config: vec![0; info.config_len as usize],
             device,
+            info,
             wires,
-            features,
+            activation,
+            mail,
             status: 0,
             selected: 0,
-            queues,
-            config,
             generation: 0,
-            config_changed: false,
             config_raised: false,
-            phase: Phase::Idle,
-            needs_resets: 0,
-        }
+            quiet: true,
+            active: false,
+            gone: false,
+            reports: Reports::default(),
+            counts: Counts::default(),
+        };
+        core.refresh();
+        core
     }
 
-    pub(crate) fn device(&self) -> &dyn VirtioDevice {
-        &*self.device
+    /// Calls the device. Its panic is a failure of the device, and an error.
+    pub(super) fn call<R>(
+        &mut self,
+        f: impl FnOnce(&mut dyn VirtioDevice) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        let device = Arc::clone(&self.device);
+        Panic::catch(|| f(&mut **lock(&device))).unwrap_or_else(|Panic { message, .. }| {
+            let error = DeviceError::new(format!("the device panicked: {message}"));
+            self.fail(Failure::Panicked { message });
+            Err(error)
+        })
     }
 
-    /// How often the device has needed a reset.
-    pub(crate) fn needs_resets(&self) -> u64 {
-        self.needs_resets
+    /// The device's view of guest RAM as it is now.
+    pub(super) fn dma(&mut self) -> Dma {
+        self.activation.dma.refresh();
+        self.activation.dma.clone()
     }
 
     /// The selected queue's registers; `None` where there is no such queue.
-    pub(crate) fn queue(&self) -> Option<&QueueSetup> {
+    pub(crate) fn queue(&self) -> Option<&Queue> {
         self.queues.get(self.selected as usize)
     }
 
@@ -136,41 +154,49 @@ impl Core {
     }
 
     pub(crate) fn select_offered_features(&mut self, select: u32) {
-        self.features.select_offered(select);
+        self.features.offered_select = select;
     }
 
     pub(crate) fn select_accepted_features(&mut self, select: u32) {
-        self.features.select_accepted(select);
+        self.features.accepted_select = select;
     }
 
     /// The driver accepts features.
     pub(crate) fn accept_features(&mut self, bits: u32) {
         if self.status == status::NEGOTIATING {
             self.features.accept(bits);
+        } else {
+            self.ignore("the driver's features");
         }
     }
 
-    /// The selected queue while it may be changed: after FEATURES_OK, before DRIVER_OK.
-    fn queue_in_setup(&mut self) -> Option<&mut QueueSetup> {
-        let changing = matches!(self.phase, Phase::Changing);
-        let open = self.status == status::SETTING_UP && !changing;
-        self.queues.get_mut(self.selected as usize).filter(|_| open)
+    /// The selected queue, if it exists, and the driver has got as far as FEATURES_OK.
+    fn selected_queue(&mut self) -> Option<&mut Queue> {
+        let known = self.status & (status::FEATURES_OK | status::FAILED) == status::FEATURES_OK;
+        self.queues.get_mut(self.selected as usize).filter(|_| known)
+    }
+
+    /// The same while it may be set up.
+    fn queue_in_setup(&mut self) -> Option<&mut Queue> {
+        self.selected_queue().filter(|queue| !queue.state.ready)
     }
 
     /// Sets the selected queue's size.
     pub(crate) fn set_queue_size(&mut self, size: u32) {
-        if let Some(queue) = self.queue_in_setup().filter(|queue| !queue.ready) {
-            queue.size = size;
+        match self.queue_in_setup() {
+            // One that cannot be described is none.
+            Some(queue) => queue.state.size = u16::try_from(size).unwrap_or(0),
+            None => self.ignore("a queue's size"),
         }
     }
 
     /// Sets a half of one of the selected queue's addresses.
     pub(crate) fn set_queue_address(&mut self, ring: Ring, high: bool, half: u32) {
-        let Some(queue) = self.queue_in_setup().filter(|queue| !queue.ready) else { return };
+        let Some(queue) = self.queue_in_setup() else { return self.ignore("a queue's address") };
         let addr = match ring {
-            Ring::Desc => &mut queue.desc,
-            Ring::Avail => &mut queue.avail,
-            Ring::Used => &mut queue.used,
+            Ring::Desc => &mut queue.state.desc,
+            Ring::Avail => &mut queue.state.avail,
+            Ring::Used => &mut queue.state.used,
         };
         *addr = match high {
             false => *addr & !0xffff_ffff | u64::from(half),
@@ -178,226 +204,215 @@ impl Core {
         };
     }
 
-    /// Enables or disables the selected queue. One whose registers describe no queue stays disabled.
+    /// Enables or disables the selected queue (4.2.2.2), whether or not the others run. One whose registers describe no
+    /// queue stays disabled.
     pub(crate) fn set_queue_ready(&mut self, ready: bool) {
-        let config = self.queue_config(self.selected as usize);
-        let sound = config.is_some_and(|config| config.check(&self.wires.dma).is_ok());
-        if let Some(queue) = self.queue_in_setup() {
-            queue.ready = ready && sound;
+        let (selected, dma) = (self.selected as u16, self.dma());
+        let broken = self.status & status::NEEDS_RESET != 0;
+        let Some(queue) = self.selected_queue() else { return self.ignore("a queue's readiness") };
+        match (queue.state.ready, ready) {
+            (false, true) => {
+                let state = QueueState { ready: true, ..queue.state };
+                if broken || queue::check(selected, queue.max, &state, &dma).is_err() {
+                    return self.ignore("the readiness of a queue that cannot be");
+                }
+                queue.state = state.from_index(0);
+                if self.runs() {
+                    let started = self.start();
+                    self.note(started);
+                }
+            }
+            (true, false) => {
+                let stopped = self.stop_queue(selected);
+                self.note(stopped);
+                if let Some(queue) = self.selected_queue() {
+                    queue.state = queue.state.lost();
+                }
+            }
+            (false, false) | (true, true) => {}
         }
     }
 
-    fn queue_config(&self, index: usize) -> Option<QueueConfig> {
-        let QueueSetup { max, size, desc, avail, used, ready: _ } = *self.queues.get(index)?;
-        let features = self.features.negotiated()?;
-        Some(QueueConfig {
-            index: u16::try_from(index).ok()?,
-            max_size: max,
-            size: u16::try_from(size).ok()?,
-            desc,
-            avail,
-            used,
-            event_idx: features & EVENT_IDX != 0,
-            indirect: features & INDIRECT != 0,
-            start: 0,
-        })
+    /// Resets the selected queue alone (2.6.1): when this returns, nothing of it is in flight.
+    pub(crate) fn reset_queue(&mut self) {
+        let negotiated = self.features.negotiated().unwrap_or_default() & RING_RESET != 0;
+        let selected = self.selected as u16;
+        if !negotiated || self.selected_queue().is_none() {
+            return self.ignore("a queue's reset");
+        }
+        let stopped = self.stop_queue(selected);
+        self.note(stopped);
+        if let Some(queue) = self.selected_queue() {
+            *queue = Queue::new(queue.max);
+        }
     }
 
-    /// Writes configuration space, if a driver is there; false where the range is not in it.
-    pub(crate) fn write_config(&mut self, offset: u32, data: &[u8]) -> bool {
-        let len = u32::try_from(data.len()).ok();
-        let end = len.and_then(|len| offset.checked_add(len));
-        if end.is_none_or(|end| end > self.device.config_len()) {
-            return false;
+    /// Writes configuration space, if a driver is there.
+    pub(crate) fn write_config(&mut self, offset: u32, data: &[u8]) {
+        if self.gone || self.status & status::DRIVER == 0 || self.status & status::FAILED != 0 {
+            return self.ignore("configuration space");
         }
-        if self.status & status::DRIVER != 0 && self.status & status::FAILED == 0 {
-            self.device.write_config(offset, data);
-            self.refresh();
-        }
-        true
+        // The transport has checked the bounds.
+        let written = self.call(|device| {
+            device.write_config(offset, data);
+            Ok(())
+        });
+        self.note(written);
+        self.refresh();
     }
 
     /// Reads configuration space from the device.
     pub(super) fn refresh(&mut self) {
-        self.device.read_config(0, &mut self.config);
+        let mut config = std::mem::take(&mut self.config);
+        let read = self.call(|device| {
+            device.read_config(0, &mut config);
+            Ok(())
+        });
+        self.config = config;
+        self.note(read);
     }
 
-    /// The driver acknowledges a configuration change.
-    pub(crate) fn acknowledge_config(&mut self) {
-        self.config_changed = false;
-    }
-
-    pub(super) fn set_phase(&mut self, phase: Phase) {
-        self.phase = phase;
-    }
-
-    pub(super) fn write_status(&mut self, value: u8) -> Todo {
-        if matches!(self.phase, Phase::Changing) {
-            return Todo::Nothing;
+    /// The driver writes the status register.
+    pub(crate) fn write_status(&mut self, value: u8) {
+        if self.gone {
+            return;
         }
-        match status::step(self.status, value) {
-            Step::Ignore => Todo::Nothing,
-            Step::Note => {
-                self.status |= value & !status::NEEDS_RESET;
-                Todo::Nothing
-            }
-            Step::CheckFeatures => {
-                if self.features.negotiated().is_some() {
-                    self.status |= status::FEATURES_OK;
+        match status::request(self.status, value) {
+            Request::Nothing => {}
+            Request::Refused => self.ignore(&format!("status {value:#x} after {:#x}", self.status)),
+            Request::Reset => {
+                if let Err(e) = self.reset() {
+                    self.reports.events.push(DeviceEvent::HostError { reason: chain(&e) });
                 }
-                Todo::Nothing
             }
-            Step::Start => {
-                self.phase = Phase::Changing;
-                Todo::Start
-            }
-            Step::Reset => Todo::Reset(self.begin_reset()),
+            Request::Advance(to) => self.advance(to),
         }
     }
 
-    pub(super) fn begin_reset(&mut self) -> Vec<Group> {
-        match std::mem::replace(&mut self.phase, Phase::Changing) {
-            Phase::Running(groups) => groups,
-            Phase::Idle | Phase::Quiet(_) | Phase::Changing => Vec::new(),
-        }
-    }
-
-    pub(super) fn begin_quiesce(&mut self) -> Option<Vec<Group>> {
-        match std::mem::replace(&mut self.phase, Phase::Changing) {
-            Phase::Running(groups) => Some(groups),
-            other => {
-                self.phase = other;
-                None
+    fn advance(&mut self, to: u8) {
+        for step in status::STEPS {
+            if to & !self.status & step == 0 {
+                continue;
+            }
+            if step == status::FEATURES_OK && self.features.negotiated().is_none() {
+                self.ignore("FEATURES_OK for features that the device cannot work with");
+                break;
+            }
+            self.status |= step;
+            if step == status::DRIVER_OK && self.runs() {
+                let started = self.start();
+                self.note(started);
             }
         }
+        self.status |= to & status::FAILED;
     }
 
-    /// Whether there is something to start again.
-    pub(super) fn begin_resume(&mut self) -> bool {
-        matches!(self.phase, Phase::Quiet(_))
+    /// Returns true if it has left its place.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
     }
 
-    /// Makes the workers of all groups that have queues: those that were quiet, or new ones.
-    pub(super) fn start_groups(
-        &mut self,
-        config: &ConfigInterrupt,
-    ) -> Result<ByGroup<Box<dyn Worker>>, DeviceError> {
-        let groups = match std::mem::replace(&mut self.phase, Phase::Changing) {
-            Phase::Quiet(groups) => groups,
-            _ => self.build_queues()?,
+    /// Returns true if queues that are ready run.
+    pub(super) fn runs(&self) -> bool {
+        self.status & status::DRIVER_OK != 0 && !self.quiet && !self.gone
+    }
+
+    /// Counts a write that no driver may make, and tells of the first.
+    fn ignore(&mut self, what: &str) {
+        self.counts.ignored_writes += 1;
+        if !std::mem::replace(&mut self.reports.ignored, true) {
+            let reason = format!("the driver may not write this now: {what}");
+            self.reports.events.push(DeviceEvent::Ignored { reason });
+        }
+    }
+
+    /// What the driver asked for failed: the device needs a reset.
+    fn note(&mut self, result: Result<(), DeviceError>) {
+        if let Err(e) = result {
+            self.fail(Failure::NeedsReset { reason: chain(&e) });
+        }
+    }
+
+    /// The device cannot go on. Told once until the reset, and a panic once more.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        let known = self.status & status::NEEDS_RESET != 0;
+        let news = match failure {
+            Failure::NeedsReset { reason } => (!known).then_some(DeviceEvent::NeedsReset { reason }),
+            Failure::Panicked { message } => {
+                let told = std::mem::replace(&mut self.reports.panicked, true);
+                (!told).then_some(DeviceEvent::Panicked { message })
+            }
         };
-        let features = self.features.negotiated().unwrap_or_default();
-        let mut workers = Vec::with_capacity(groups.len());
-        for (group, queues) in groups {
-            let (mem, events) = (self.wires.dma.clone(), self.wires.events.clone());
-            let start = Start { features, mem, queues, config: config.clone(), events };
-            let worker = self.device.start(group, start).map_err(|e| DeviceError {
-                reason: format!("queue group {group} cannot start: {e}"),
-                source: e.source,
-            })?;
-            workers.push((group, worker));
-        }
-        Ok(workers)
-    }
-
-    fn build_queues(&self) -> Result<ByGroup<Vec<VirtQueue>>, DeviceError> {
-        let mut groups = Vec::new();
-        for (group, mut members) in self.device.groups().into_iter().enumerate() {
-            members.sort_unstable();
-            let mut queues = Vec::with_capacity(members.len());
-            for index in members.into_iter().map(usize::from) {
-                if !self.queues.get(index).is_some_and(|queue| queue.ready) {
-                    continue;
-                }
-                let wrong = || format!("queue {index} cannot start");
-                let wires = &self.wires;
-                let (Some(config), Some(doorbell)) = (self.queue_config(index), wires.doorbells.get(index))
-                else {
-                    return Err(DeviceError { reason: wrong(), source: None });
-                };
-                let queue = config
-                    .build(wires.dma.clone(), doorbell.clone(), wires.interrupt.clone())
-                    .map_err(|e| DeviceError { reason: format!("{}: {e}", wrong()), source: None })?;
-                queues.push(queue);
-            }
-            if !queues.is_empty() {
-                groups.push((group, queues));
-            }
-        }
-        Ok(groups)
-    }
-
-    /// All groups run (or none, where one could not).
-    pub(super) fn started(&mut self, groups: Vec<Group>) {
-        self.phase = Phase::Running(groups);
-        self.status |= status::DRIVER_OK;
-        if self.status & status::NEEDS_RESET != 0 {
-            // A worker broke before the driver could be told.
+        self.reports.events.extend(news);
+        if !known {
+            self.status |= status::NEEDS_RESET;
+            self.counts.needs_resets += 1;
             self.announce();
         }
     }
 
     /// Notes a configuration change, for an interrupt as soon as the guest can read it (2.1.2).
     fn announce(&mut self) {
-        if self.status & status::DRIVER_OK != 0 {
-            self.config_changed = true;
-            self.config_raised = true;
-        }
+        self.config_raised |= self.status & status::DRIVER_OK != 0;
     }
 
-    /// Takes in what workers had to say. The reason for a reset, if that is news.
-    pub(super) fn read_mail(&mut self, letter: Letter) -> Option<String> {
-        let Letter { broken, config } = letter;
+    /// Takes in what workers had to say.
+    pub(super) fn read_mail(&mut self) {
+        let Letter { broken, panicked, config } = self.mail.take();
         if config {
             // A driver that reads across the change sees the generation move.
             self.generation = self.generation.wrapping_add(1);
             self.refresh();
-        }
-        let news = broken.filter(|_| self.status & status::NEEDS_RESET == 0);
-        if news.is_some() {
-            self.status |= status::NEEDS_RESET;
-            self.needs_resets += 1;
-        }
-        if config || news.is_some() {
             self.announce();
         }
-        news
+        for failure in panicked.into_iter().chain(broken) {
+            self.fail(failure);
+        }
     }
 
     /// Raises the configuration-change interrupt if there is one to raise.
     pub(super) fn raise(&mut self) {
         if std::mem::take(&mut self.config_raised) {
-            // As in `VirtQueue::flush`: our event cannot fail.
+            // As in `VirtQueue::flush`: nobody is left to tell.
             let _ = self.wires.config_interrupt.signal();
         }
     }
 
-    /// Back to the state before any driver came; no worker is left.
-    pub(super) fn reset(&mut self) {
-        let Self {
-            device,
-            wires: _,
-            features,
-            status,
-            selected,
-            queues,
-            config: _,
-            generation: _,
-            config_changed,
-            config_raised,
-            phase,
-            needs_resets: _,
-        } = self;
-        device.reset();
-        features.reset();
-        *status = 0;
-        *selected = 0;
-        for queue in queues {
-            *queue = QueueSetup::new(queue.max);
+    /// Forgets all that a driver did; no queue runs.
+    pub(super) fn forget_driver(&mut self) {
+        // From workers that are no more.
+        drop(self.mail.take());
+        self.features.reset();
+        self.status = 0;
+        self.selected = 0;
+        for queue in &mut self.queues {
+            *queue = Queue::new(queue.max);
         }
-        *config_changed = false;
-        *config_raised = false;
-        *phase = Phase::Idle;
+        self.config_raised = false;
+        self.active = false;
+        self.reports.panicked = false;
         self.refresh();
     }
+
+    /// The machine has been reset: what was told may be told again.
+    pub(super) fn forget_reports(&mut self) {
+        self.reports.ignored = false;
+    }
+
+    /// The device leaves: what the guest may still write no longer reaches it.
+    pub(super) fn let_go(&mut self) {
+        self.gone = true;
+    }
+}
+
+/// An error with its causes, on a line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

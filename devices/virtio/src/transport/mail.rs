@@ -3,13 +3,26 @@
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::Failure;
+
 /// What has happened since the mail was last read.
 #[derive(Debug, Default)]
 pub(super) struct Letter {
-    /// A queue is broken, or its worker could not start: why.
-    pub(super) broken: Option<String>,
+    /// Why the device needs a reset.
+    pub(super) broken: Option<Failure>,
+    /// What a panic of the device's code said.
+    pub(super) panicked: Option<Failure>,
     /// Configuration space has changed.
     pub(super) config: bool,
+}
+
+impl From<Failure> for Letter {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NeedsReset { .. } => Self { broken: Some(failure), ..Self::default() },
+            Failure::Panicked { .. } => Self { panicked: Some(failure), ..Self::default() },
+        }
+    }
 }
 
 /// Letters add up to one. Its lock is held for no longer than to read or write it.
@@ -24,6 +37,7 @@ impl Mailbox {
     pub(super) fn post(&self, letter: Letter) {
         let mut waiting = self.lock();
         waiting.broken = waiting.broken.take().or(letter.broken);
+        waiting.panicked = waiting.panicked.take().or(letter.panicked);
         waiting.config |= letter.config;
     }
 
@@ -32,7 +46,7 @@ impl Mailbox {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let Letter { broken, config } = &*self.lock();
-        broken.is_none() && !config
+        let Letter { broken, panicked, config } = &*self.lock();
+        broken.is_none() && panicked.is_none() && !config
     }
 }

@@ -12,47 +12,48 @@ pub(crate) const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 pub(crate) const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 pub(crate) const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 
-/// What a write to the status register asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Nothing, or what no driver may: the status stays.
-    Ignore,
-    /// 0: back to the start.
-    Reset,
-    /// Note the new status.
-    Note,
-    /// Note it if the features fit.
-    CheckFeatures,
-    /// Start the queues, then note it.
-    Start,
-}
-
-/// The steps of initialization, each from exactly the status that the one before leaves.
-const STEPS: [(u8, u8, Step); 4] = [
-    (0, ACKNOWLEDGE, Step::Note),
-    (ACKNOWLEDGE, DRIVER, Step::Note),
-    (ACKNOWLEDGE | DRIVER, FEATURES_OK, Step::CheckFeatures),
-    (ACKNOWLEDGE | DRIVER | FEATURES_OK, DRIVER_OK, Step::Start),
-];
+/// The steps of initialization, each from the status that the ones before leave.
+pub(super) const STEPS: [u8; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
 
 /// The status in which features are negotiated.
 pub(super) const NEGOTIATING: u8 = ACKNOWLEDGE | DRIVER;
-/// The status in which queues are set up.
-pub(super) const SETTING_UP: u8 = ACKNOWLEDGE | DRIVER | FEATURES_OK;
 
-/// What writing `written` means in status `current`. NEEDS_RESET is the device's own: a driver that ORs its
-/// bits into what it has read writes it back, and changes nothing by it.
-pub(super) fn step(current: u8, written: u8) -> Step {
+/// What a write to the status register asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Nothing new.
+    Nothing,
+    /// What no driver may.
+    Refused,
+    /// 0: back to the start.
+    Reset,
+    /// The steps to this status, one by one, with FAILED as the last where it is in there.
+    Advance(u8),
+}
+
+/// Returns true if `status` is one that the steps lead to, whatever the device itself has added.
+pub(super) fn is_reachable(status: u8) -> bool {
+    let steps = status & !(NEEDS_RESET | FAILED);
+    let mut reached = 0;
+    steps == 0
+        || STEPS.iter().any(|bit| {
+            reached |= bit;
+            steps == reached
+        })
+}
+
+/// What writing `written` means in status `current`. NEEDS_RESET is the device's own: a driver that ORs its bits into
+/// what it has read writes it back, and changes nothing by it. Several steps at once are as good as one by one.
+pub(super) fn request(current: u8, written: u8) -> Request {
     let (from, to) = (current & !NEEDS_RESET, written & !NEEDS_RESET);
     if written == 0 {
-        Step::Reset
-    } else if from & FAILED != 0 {
-        // The driver gave up: nothing but a reset leads on (2.1.1).
-        Step::Ignore
-    } else if to == from | FAILED {
-        Step::Note
+        Request::Reset
+    } else if to == from {
+        Request::Nothing
+    } else if from & FAILED != 0 || from & !to != 0 || !is_reachable(to) {
+        // A driver that gave up can only reset (2.1.1), and no bit is cleared by anything else.
+        Request::Refused
     } else {
-        let legal = STEPS.iter().find(|(at, bit, _)| *at == from && at | bit == to);
-        legal.map_or(Step::Ignore, |(_, _, step)| *step)
+        Request::Advance(to)
     }
 }

@@ -1,23 +1,33 @@
 //! The transport around a device that does whatever the test wants.
 
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use ossature_bus::state::StateError;
+use ossature_bus::testing::TestBoard;
 use ossature_bus::{
-    Access, Assigned, BusFault, Device, DeviceEvent, Event, EventSink, MetricVisitor, Size, State, Syscall,
+    Access, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Handover, MetricVisitor, Requires, Size,
+    Syscall,
 };
-use ossature_memory::RegisterPage;
 use virtio_bindings::bindings::virtio_mmio as reg;
 
-use super::features::{EVENT_IDX, INDIRECT, VERSION_1};
 use super::status::*;
-use crate::testing::{Desc, TestDriver, guest_ram};
+use crate::features::{EVENT_IDX, INDIRECT_DESC, RING_RESET, VERSION_1};
+use crate::testing::{Desc, TestDriver};
 use crate::{
-    ConfigInterrupt, DedicatedThread, DeviceType, Inline, Interest, QueueBroken, Runtime, SharedLoop, Source,
-    Start, StartError, Turn, VirtQueue, VirtioDevice, VirtioMmio, Worker,
+    Activation, ConfigInterrupt, DedicatedThread, DeviceInfo, DeviceType, Inline, LocalDevice, MmioInterrupt,
+    QueueBroken, Removed, Runtime, SharedLoop, Source, Turn, VirtQueue, VirtioMmio, Worker,
 };
+
+mod elsewhere;
+mod interrupts;
+mod panics;
+mod slow;
+mod state;
+
+/// A feature of the device's own, above the first 64.
+const OWN: u128 = 1 << 100;
 
 /// What the test and the device share.
 #[derive(Default)]
@@ -25,8 +35,9 @@ struct Shared {
     value: AtomicU32,
     resets: AtomicU32,
     finished: AtomicU32,
-    features: Mutex<Vec<u64>>,
-    started: Mutex<Vec<(usize, Vec<u16>)>>,
+    features: Mutex<Vec<u128>>,
+    /// The queues that came, with their groups.
+    started: Mutex<Vec<(usize, u16)>>,
     config: Mutex<Option<ConfigInterrupt>>,
 }
 
@@ -51,25 +62,15 @@ impl Sample {
     }
 }
 
-impl VirtioDevice for Sample {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::CONSOLE
-    }
-
-    fn features(&self) -> u64 {
-        1 << 3 | 1 << 40
-    }
-
-    fn queues(&self) -> &[u16] {
-        &self.queues
+impl LocalDevice for Sample {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo::new(DeviceType::CONSOLE, &self.queues)
+            .with_features(1 << 3 | OWN)
+            .with_config(self.config_len)
     }
 
     fn groups(&self) -> Vec<Vec<u16>> {
         self.groups.clone()
-    }
-
-    fn config_len(&self) -> u32 {
-        self.config_len
     }
 
     fn read_config(&self, offset: u32, buf: &mut [u8]) {
@@ -89,12 +90,18 @@ impl VirtioDevice for Sample {
         self.shared.value.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
     }
 
-    fn start(&mut self, group: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
-        self.shared.features.lock().unwrap().push(start.features);
-        let indices = start.queues.iter().map(VirtQueue::index).collect();
-        self.shared.started.lock().unwrap().push((group, indices));
-        *self.shared.config.lock().unwrap() = Some(start.config);
-        Ok(Box::new(SampleWorker { shared: self.shared.clone(), queues: start.queues, flaw: self.flaw }))
+    fn worker(&mut self, group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
+        self.shared.features.lock().unwrap().push(activation.features);
+        *self.shared.config.lock().unwrap() = Some(activation.config.clone());
+        Ok(Box::new(SampleWorker { shared: self.shared.clone(), group, queues: Vec::new(), flaw: self.flaw }))
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn reset(&mut self) {
@@ -102,8 +109,12 @@ impl VirtioDevice for Sample {
         self.shared.value.store(0, Ordering::Relaxed);
     }
 
-    fn state(&self) -> State {
-        State::Stateless
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "a sample has none" })
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -117,6 +128,7 @@ impl VirtioDevice for Sample {
 
 struct SampleWorker {
     shared: Arc<Shared>,
+    group: usize,
     queues: Vec<VirtQueue>,
     flaw: Flaw,
 }
@@ -135,28 +147,37 @@ enum Flaw {
 
 impl Worker for SampleWorker {
     fn sources(&self) -> Vec<Source> {
-        let source = |queue: &VirtQueue| Source {
-            token: queue.index(),
-            fd: queue.doorbell().as_raw_fd(),
-            interest: Interest::Readable,
-        };
-        self.queues.iter().map(source).collect()
+        Vec::new()
+    }
+
+    fn add_queue(&mut self, queue: VirtQueue) {
+        self.shared.started.lock().unwrap().push((self.group, queue.index()));
+        self.queues.push(queue);
+    }
+
+    fn remove_queue(&mut self, index: u16) -> Removed {
+        let at = self.queues.iter().position(|queue| queue.index() == index);
+        let mut queue = at.map(|at| self.queues.swap_remove(at));
+        if self.flaw == Flaw::Forgetful {
+            queue.iter_mut().for_each(|queue| drop(queue.pop()));
+        }
+        queue.into()
     }
 
     fn turn(&mut self, token: u16) -> Result<Turn, QueueBroken> {
-        let queue = self.queues.iter_mut().find(|queue| queue.index() == token).unwrap();
+        let Some(queue) = self.queues.iter_mut().find(|queue| queue.index() == token) else {
+            return Ok(Turn::Sleep);
+        };
         match serve(queue, self.flaw) {
             Err(_) if self.flaw == Flaw::Deaf => Ok(Turn::Sleep),
             turn => turn,
         }
     }
+}
 
-    fn finish(mut self: Box<Self>) -> Vec<VirtQueue> {
+impl Drop for SampleWorker {
+    fn drop(&mut self) {
         self.shared.finished.fetch_add(1, Ordering::Relaxed);
-        if self.flaw == Flaw::Forgetful {
-            self.queues.iter_mut().for_each(|queue| drop(queue.pop()));
-        }
-        self.queues
     }
 }
 
@@ -165,7 +186,7 @@ fn serve(queue: &mut VirtQueue, flaw: Flaw) -> Result<Turn, QueueBroken> {
         queue.complete(chain, 1)?;
     }
     queue.flush()?;
-    let more = flaw != Flaw::Careless && queue.park()?;
+    let more = flaw != Flaw::Careless && queue.enable_kicks()?;
     Ok(if more { Turn::Again } else { Turn::Sleep })
 }
 
@@ -197,19 +218,29 @@ found! {
 }
 
 #[test]
-fn it_asks_for_a_page_an_edge_and_doorbells() {
-    let shared = Arc::default();
-    let device = VirtioMmio::new("one", Box::new(Sample::new(&shared)), Arc::new(DedicatedThread));
-    let requires = device.requires();
-    assert_eq!(requires.ranges.len(), 1);
-    assert_eq!((requires.ranges[0].size, requires.ranges[0].align), (4096, 4096));
-    assert_eq!((requires.interrupts.len(), &requires.pages[..]), (1, &[0][..]));
-    let doorbells: Vec<_> = requires.doorbells.iter().map(|d| (d.offset, d.size, d.value)).collect();
-    let kick = |queue| (0x50, Size::B4, Some(queue));
-    assert_eq!(doorbells, [kick(0), kick(1), kick(2), (0x64, Size::B4, Some(1))]);
-    assert_eq!(device.id(), "one");
-    assert!(matches!(device.state(), State::Unsupported { .. }), "the transport has state");
-    assert_eq!(device.syscalls(), [Syscall("write")]);
+fn it_asks_for_a_page_a_line_and_doorbells() {
+    let device = |interrupt| {
+        let sample = Box::new(Sample::new(&Arc::default()));
+        VirtioMmio::new("one", sample, Arc::new(DedicatedThread)).with_interrupt(interrupt)
+    };
+    let doorbells = |requires: &Requires| -> Vec<_> {
+        requires.registers[0].doorbells.iter().map(|d| (d.offset, d.size, d.value)).collect()
+    };
+    let kicks = [0, 1, 2].map(|queue| (0x50, Size::B4, Some(queue)));
+    let exact = device(MmioInterrupt::Exact).requires();
+    assert_eq!((exact.registers.len(), exact.interrupts.len()), (1, 1));
+    let registers = &exact.registers[0];
+    assert_eq!((registers.size, registers.align, registers.page), (4096, 4096, true));
+    assert_eq!(doorbells(&exact), kicks);
+    assert_eq!(exact.interrupts[0], ossature_bus::InterruptRequest::edge("irq"));
+    let always = device(MmioInterrupt::AlwaysSet).requires();
+    assert_eq!(doorbells(&always), [&kicks[..], &[(0x64, Size::B4, Some(1))]].concat());
+    assert_eq!(always.interrupts, exact.interrupts);
+    let shared = device(MmioInterrupt::SharedLine).requires();
+    assert_eq!(doorbells(&shared), kicks);
+    assert_eq!(shared.interrupts[0], ossature_bus::InterruptRequest::level("irq"));
+    let device = device(MmioInterrupt::Exact);
+    assert_eq!((device.id(), device.syscalls()), ("one", &[Syscall("write")][..]));
 }
 
 #[test]
@@ -218,7 +249,7 @@ fn identification_reads_as_specified() {
     assert_eq!(driver.read(reg::VIRTIO_MMIO_DEVICE_ID), 3);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_VENDOR_ID).to_le_bytes(), *b"OSSA");
     assert_eq!(driver.read(reg::VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
-    assert_eq!(driver.offered(), 1 << 3 | 1 << 40 | VERSION_1 | EVENT_IDX | INDIRECT);
+    assert_eq!(driver.offered(), 1 << 3 | OWN | VERSION_1 | EVENT_IDX | INDIRECT_DESC | RING_RESET);
     assert_eq!((driver.queue_max(0), driver.queue_max(1), driver.queue_max(2)), (256, 64, 16));
 }
 
@@ -245,16 +276,44 @@ fn registers_have_one_width_and_one_direction() {
 }
 
 #[test]
-fn groups_start_with_the_queues_that_are_enabled() {
+fn workers_get_the_queues_that_are_enabled() {
     let (shared, mut driver) = sample();
-    driver.negotiate(1 << 40);
+    driver.negotiate(OWN);
     assert!(driver.set_up_queue(2, 16));
     driver.add_status(DRIVER_OK);
-    assert_eq!(*shared.started.lock().unwrap(), [(0, vec![2])]);
-    assert_eq!(*shared.features.lock().unwrap(), [1 << 40 | VERSION_1]);
+    assert_eq!(*shared.started.lock().unwrap(), [(0, 2)]);
+    assert_eq!(*shared.features.lock().unwrap(), [OWN | VERSION_1]);
     driver.start(0);
-    assert_eq!(shared.started.lock().unwrap()[1..], [(0, vec![0, 2]), (1, vec![1])]);
+    assert_eq!(shared.started.lock().unwrap()[1..], [(0, 0), (1, 1), (0, 2)]);
     assert_eq!(shared.finished.load(Ordering::Relaxed), 1);
+}
+
+/// The bare-metal driver of rows G1 to G3, write by write.
+#[test]
+fn a_driver_that_is_not_linux_sees_what_the_specification_says() {
+    let device = crate::Blk::new(crate::blk::NullDisk::new(16), crate::blk::DiskId::default());
+    let driver = TestDriver::new(device);
+    let set = |writes: &[(u32, u32)]| writes.iter().for_each(|&(at, value)| driver.write(at, value));
+    let seen = |at| driver.read(at);
+    set(&[(0x70, 0), (0x70, 3)]);
+    assert_eq!(seen(0x70), 3, "a");
+    set(&[(0x70, 0), (0x70, 1), (0x70, 3)]);
+    assert_eq!(seen(0x70), 3, "b");
+    set(&[(0x24, 0), (0x20, 0), (0x24, 1), (0x20, 1), (0x70, 11)]);
+    assert_eq!(seen(0x70), 0xb, "c");
+    set(&[(0x30, 0), (0x38, 16), (0x80, 0x200_0000), (0x84, 0), (0x90, 0x200_1000), (0x94, 0)]);
+    set(&[(0xa0, 0x200_2000), (0xa4, 0), (0x44, 1)]);
+    assert_eq!(seen(0x44), 1, "d");
+    set(&[(0x44, 0)]);
+    assert_eq!(seen(0x44), 0, "e");
+    set(&[(0x44, 1), (0x70, 15)]);
+    assert_eq!(seen(0x70), 0xf, "f");
+    assert_eq!(seen(0x60), 0, "g");
+    set(&[(0x44, 0)]);
+    assert_eq!(seen(0x44), 0, "h");
+    set(&[(0x64, 1)]);
+    assert_eq!(seen(0x60), 0, "i");
+    assert_eq!(driver.reports(), []);
 }
 
 #[test]
@@ -319,8 +378,9 @@ fn a_queue_that_cannot_be_stays_disabled() {
 }
 
 #[test]
-fn the_used_buffer_bit_is_always_set_and_acknowledged_for_nothing() {
-    let (_, mut driver) = sample();
+fn the_used_buffer_bit_may_be_always_set_and_acknowledged_for_nothing() {
+    let device = Sample::new(&Arc::default());
+    let mut driver = TestDriver::with_interrupt(device, MmioInterrupt::AlwaysSet);
     driver.negotiate(0);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     driver.start(0);
@@ -342,10 +402,10 @@ fn a_configuration_change_is_seen_with_a_new_generation_and_acknowledged() {
     config.raise();
     assert_eq!(driver.config::<6>(0), [1, 2, 3, 4, 0xee, 0xee]);
     assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 3);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
     assert_eq!(driver.interrupts(), 1);
     driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 3);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     // Without a driver there is a new generation, and no interrupt (2.5.2).
     driver.reset();
     let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
@@ -373,6 +433,7 @@ fn every_reset_reaches_the_device_after_its_workers() {
     let (shared, mut driver) = sample();
     driver.start(0);
     driver.reset();
+    // The first reset is the one before the start.
     assert_eq!((shared.resets.load(Ordering::Relaxed), shared.finished.load(Ordering::Relaxed)), (2, 2));
 }
 
@@ -395,7 +456,7 @@ fn a_needed_reset_is_counted() {
         driver.kick(2);
         let mut counters = Counters(Vec::new());
         driver.device().metrics(&mut counters);
-        assert_eq!(counters.0, [("needs_resets", round), ("sample", 1)]);
+        assert_eq!(counters.0, [("needs_resets", round), ("ignored_writes", 0), ("sample", 1)]);
         assert_eq!(driver.reports().len() as u64, round);
     }
 }
@@ -416,7 +477,7 @@ fn interrupts_and_kicks_work_across_threads() {
     let runtimes: [Arc<dyn Runtime>; 2] =
         [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
     for runtime in runtimes {
-        for features in [0, u64::MAX] {
+        for features in [0, u128::MAX] {
             let device = Sample::new(&Arc::default());
             let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
             driver.start(features);
@@ -534,19 +595,13 @@ fn a_dropped_device_finishes_its_workers() {
     assert_eq!(shared.finished.load(Ordering::Relaxed), 2);
 }
 
-fn attach(device: Sample, change: impl FnOnce(&mut Assigned)) -> Result<(), String> {
+fn attach(device: Sample, change: impl FnOnce(&mut Requires)) -> Result<(), String> {
     let mut device = VirtioMmio::new("odd", Box::new(device), Arc::new(Inline::new().unwrap()));
-    let requires = device.requires();
-    let event = |_| Arc::new(Event::new().unwrap());
-    let mut assigned = Assigned {
-        dma: guest_ram(&[(0, 0x1000)]),
-        interrupts: vec![event(0)],
-        doorbells: (0..requires.doorbells.len()).map(event).collect(),
-        pages: vec![Arc::new(RegisterPage::new().unwrap())],
-        events: EventSink::discard(),
-    };
-    change(&mut assigned);
-    device.attach(assigned).map(drop).map_err(|e| e.to_string())
+    let mut requires = device.requires();
+    change(&mut requires);
+    let assigned = TestBoard::default().assign(&requires);
+    let attached = device.attach(assigned).and_then(|_| device.resume());
+    attached.map_err(|e| e.to_string())
 }
 
 #[test]
@@ -555,9 +610,12 @@ fn an_impossible_device_or_machine_is_refused_by_name() {
     assert_eq!(attach(new(), |_| ()), Ok(()));
     assert_eq!(attach(Sample { config_len: 0xf00, ..new() }, |_| ()), Ok(()));
     let refusals = [
-        (attach(new(), |a| a.pages.clear()), "odd: needs one register page"),
-        (attach(new(), |a| a.interrupts.clear()), "odd: needs one interrupt"),
-        (attach(new(), |a| drop(a.doorbells.pop())), "odd: needs 4 doorbells, was given 3"),
+        (attach(new(), |a| a.registers[0].page = false), "odd: needs a register page"),
+        (attach(new(), |a| a.interrupts.clear()), r#"odd: the machine gave no interrupt "irq""#),
+        (
+            attach(new(), |a| a.registers[0].doorbells.truncate(2)),
+            r#"odd: the machine gave no doorbell "kick2""#,
+        ),
         (
             attach(Sample { config_len: 0xf01, ..new() }, |_| ()),
             "odd: 3841 bytes of configuration space, there is room for 3840",
@@ -568,7 +626,7 @@ fn an_impossible_device_or_machine_is_refused_by_name() {
         ),
         (
             attach(Sample { groups: vec![vec![0, 1], vec![1]], ..new() }, |_| ()),
-            "odd: each of 3 queues has to be in one group, they are [0, 1, 1]",
+            "each of 3 queues has to be in one group, they are [0, 1, 1]",
         ),
     ];
     for (result, reason) in refusals {
@@ -580,7 +638,7 @@ fn an_impossible_device_or_machine_is_refused_by_name() {
 fn a_device_that_is_not_attached_says_so() {
     let device = Sample::new(&Arc::default());
     let mut device = VirtioMmio::new("loose", Box::new(device), Arc::new(DedicatedThread));
-    for result in [device.quiesce(), device.resume(), device.reset()] {
+    for result in [device.quiesce(), device.resume(), device.reset(), device.detach()] {
         assert_eq!(result.unwrap_err().to_string(), "loose is not attached to a machine");
     }
 }
@@ -588,10 +646,32 @@ fn a_device_that_is_not_attached_says_so() {
 #[test]
 fn hostile_chains_break_one_queue_however_they_come() {
     let (_, mut driver) = sample();
-    driver.start(u64::MAX);
+    driver.start(u128::MAX);
     driver.offer(0, &[Desc { addr: u64::MAX, len: 1, flags: 0, next: 0 }]);
     driver.kick(0);
     assert!(
         matches!(&driver.reports()[..], [DeviceEvent::NeedsReset { reason }] if reason.contains("not RAM"))
     );
+}
+
+#[test]
+fn a_device_that_has_left_does_not_touch_the_registers_of_the_one_in_its_place() {
+    let runtime: Arc<dyn Runtime> = Arc::new(Inline::new().unwrap());
+    let device = || VirtioMmio::new("one", Box::new(crate::Rng::new()), runtime.clone());
+    let (mut old, mut new) = (device(), device());
+    let mut board = ossature_bus::testing::TestBoard::default();
+    let assigned = board.assign(&old.requires());
+    let port = || assigned.registers("registers").unwrap().port().unwrap();
+    let status = Access { offset: 0x70, size: Size::B4 };
+    old.attach(assigned.clone()).unwrap();
+    old.resume().unwrap();
+    let _ = port().write(status, 3).unwrap();
+    old.quiesce().unwrap();
+    let DeviceState::Saved(state) = old.save().unwrap() else { panic!("no state") };
+    new.attach(assigned.clone()).unwrap();
+    new.restore(state).unwrap();
+    new.resume().unwrap();
+    assert_eq!(port().read(status), Ok(3));
+    old.detach().unwrap();
+    assert_eq!(port().read(status), Ok(3));
 }

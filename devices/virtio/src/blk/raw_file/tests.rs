@@ -141,13 +141,38 @@ fn kernel_answers_become_errors_that_name_file_and_remedy() {
 fn locks_keep_writers_alone_and_let_readers_share() {
     let dir = dir();
     let path = disk(&dir, 512);
-    let one = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
-    let two = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
-    refused(&path, OpenMode::ReadWrite, "is in use by another process");
-    drop((one, two));
-    let writer = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
-    refused(&path, OpenMode::ReadWrite, "is in use by another process");
-    refused(&path, OpenMode::ReadOnly, "is in use by another process");
-    drop(writer);
-    RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    let open = |mode| RawFile::open(&path, mode).unwrap();
+    let (one, two) = (open(OpenMode::ReadOnly), open(OpenMode::ReadOnly));
+    let (writer, other) = (open(OpenMode::ReadWrite), open(OpenMode::ReadWrite));
+    let busy = |disk: &RawFile| {
+        let text = disk.lock().unwrap_err().to_string();
+        assert!(text.contains(&format!("{path:?}")), "{text:?} names the file");
+        assert!(text.contains("is in use by another process, or by another disk of this one"), "{text}");
+    };
+    one.lock().unwrap();
+    two.lock().unwrap();
+    busy(&writer);
+    one.unlock().unwrap();
+    drop(two);
+    writer.lock().unwrap();
+    writer.lock().unwrap();
+    busy(&one);
+    busy(&other);
+    writer.unlock().unwrap();
+    other.lock().unwrap();
+    busy(&writer);
+}
+
+#[test]
+fn a_file_that_changed_its_size_is_not_gone_on_with() {
+    let dir = dir();
+    let path = disk(&dir, 1024);
+    let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    raw.lock().unwrap();
+    raw.unlock().unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(512).unwrap();
+    let text = raw.lock().unwrap_err().to_string();
+    assert!(text.ends_with("is 512 bytes long, and was 1024 when it was opened"), "{text}");
+    // Whoever can go on with it may.
+    RawFile::open(&path, OpenMode::ReadWrite).unwrap().lock().unwrap();
 }

@@ -15,9 +15,9 @@ use crate::rig::{Rig, counter};
 
 const INSIDE: &str = "OSSATURE_TEST_STAGE";
 const GUEST: &str = "52:54:00:12:34:56";
-const CSUM: u64 = 1 << 0;
-const HOST_TSO4: u64 = 1 << 11;
-const MRG_RXBUF: u64 = 1 << 15;
+const CSUM: u128 = 1 << 0;
+const HOST_TSO4: u128 = 1 << 11;
+const MRG_RXBUF: u128 = 1 << 15;
 
 /// Runs this test again, below `command`, with the stage in its environment.
 fn again(command: &[&str], stage: &str) {

@@ -3,40 +3,34 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ossature_bus::{MetricVisitor, State, Syscall};
+use ossature_bus::state::StateError;
+use ossature_bus::{DeviceError, DeviceEvent, DeviceState, Handover, MetricVisitor, Syscall};
 
 use super::{Factory, eager, needs_reset, probe, works};
 use crate::testing::TestDriver;
+use crate::transport::status::{DRIVER_OK, NEEDS_RESET};
 use crate::{
-    DeviceType, QueueBroken, Runtime, RuntimeError, SharedLoop, Start, StartError, VirtioDevice, Worker,
-    WorkerHandle,
+    Activation, DeviceInfo, Failure, LocalDevice, QueueBroken, Removed, Runtime, SharedLoop, Source, Turn,
+    VirtQueue, Worker, WorkerHandle,
 };
+
+/// What is given instead of a worker, the first time.
+type Refusal = fn() -> Result<Box<dyn Worker>, DeviceError>;
 
 /// A device whose queues do not start, the first time.
 struct Refusing {
-    device: Box<dyn VirtioDevice>,
+    device: Box<dyn LocalDevice>,
     refused: AtomicBool,
+    refuse: Refusal,
 }
 
-impl VirtioDevice for Refusing {
-    fn device_type(&self) -> DeviceType {
-        self.device.device_type()
-    }
-
-    fn features(&self) -> u64 {
-        self.device.features()
-    }
-
-    fn queues(&self) -> &[u16] {
-        self.device.queues()
+impl LocalDevice for Refusing {
+    fn info(&self) -> DeviceInfo {
+        self.device.info()
     }
 
     fn groups(&self) -> Vec<Vec<u16>> {
         self.device.groups()
-    }
-
-    fn config_len(&self) -> u32 {
-        self.device.config_len()
     }
 
     fn read_config(&self, offset: u32, buf: &mut [u8]) {
@@ -47,19 +41,31 @@ impl VirtioDevice for Refusing {
         self.device.write_config(offset, data);
     }
 
-    fn start(&mut self, group: usize, start: Start) -> Result<Box<dyn Worker>, StartError> {
+    fn worker(&mut self, group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
         if !self.refused.swap(true, Ordering::Relaxed) {
-            return Err(StartError { reason: "not today".to_owned(), source: None });
+            return (self.refuse)();
         }
-        self.device.start(group, start)
+        self.device.worker(group, activation)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.device.quiesce()
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        self.device.resume()
     }
 
     fn reset(&mut self) {
         self.device.reset();
     }
 
-    fn state(&self) -> State {
-        self.device.state()
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        self.device.save()
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        self.device.restore(handover)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -72,7 +78,7 @@ impl VirtioDevice for Refusing {
 }
 
 fn activation_failed(driver: &mut TestDriver, eager: &[u16]) {
-    driver.start(0);
+    driver.start_live(0);
     needs_reset(driver);
     for queue in 0..driver.queue_count() {
         probe(driver, queue);
@@ -87,7 +93,8 @@ fn activation_failed(driver: &mut TestDriver, eager: &[u16]) {
 /// A device that cannot start says so, and can after a reset.
 pub fn a14_activation_fails_in_the_device(factory: Factory) {
     let eager = eager(factory);
-    let refusing = Refusing { device: factory(), refused: AtomicBool::new(false) };
+    let refuse = || Err(DeviceError::new("not today"));
+    let refusing = Refusing { device: factory(), refused: AtomicBool::new(false), refuse };
     activation_failed(&mut TestDriver::new(refusing), &eager);
 }
 
@@ -102,12 +109,12 @@ impl Runtime for RefusingRuntime {
         &self,
         name: &str,
         worker: Box<dyn Worker>,
-        broken: Box<dyn FnOnce(QueueBroken) + Send>,
-    ) -> Result<Box<dyn WorkerHandle>, RuntimeError> {
+        failed: Box<dyn FnOnce(Failure) + Send>,
+    ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
         if !self.refused.swap(true, Ordering::Relaxed) {
-            return Err(RuntimeError { reason: "full".to_owned(), source: None });
+            return Err(DeviceError::new("full"));
         }
-        self.runtime.spawn(name, worker, broken)
+        self.runtime.spawn(name, worker, failed)
     }
 }
 
@@ -117,4 +124,55 @@ pub fn a14_activation_fails_in_the_runtime(factory: Factory) {
     let runtime =
         RefusingRuntime { runtime: SharedLoop::new("conformance").unwrap(), refused: AtomicBool::new(false) };
     activation_failed(&mut TestDriver::with_runtime(factory(), Arc::new(runtime)), &eager);
+}
+
+/// A worker that takes its queues, and panics in its first turn.
+struct Bomb(Vec<VirtQueue>);
+
+impl Worker for Bomb {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn add_queue(&mut self, queue: VirtQueue) {
+        self.0.push(queue);
+    }
+
+    fn remove_queue(&mut self, _: u16) -> Removed {
+        self.0.pop().into()
+    }
+
+    fn turn(&mut self, _: u16) -> Result<Turn, QueueBroken> {
+        panic!("this panic is part of the test")
+    }
+}
+
+/// A device whose worker, or whose code that makes one, panics needs a reset and says so once; others on the same
+/// thread go on, and after the reset it works.
+pub fn e1_a_panic_fails_the_device_alone(factory: Factory) {
+    let eager = eager(factory);
+    let refusals: [Refusal; 2] =
+        [|| Ok(Box::new(Bomb(Vec::new()))), || panic!("this panic is part of the test")];
+    let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
+    let mut other = TestDriver::with_runtime(factory(), runtime.clone());
+    other.start(0);
+    for refuse in refusals {
+        let device = Refusing { device: factory(), refused: AtomicBool::new(false), refuse };
+        let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+        driver.start_live(0);
+        // The worker has its first turn on its own thread.
+        driver.wait_interrupt();
+        while driver.reports().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(driver.status() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK | NEEDS_RESET);
+        let message = "this panic is part of the test".to_owned();
+        assert_eq!(driver.reports(), [DeviceEvent::Panicked { message }]);
+        works(&mut other, &eager);
+        driver.device().quiesce().unwrap();
+        driver.device().resume().unwrap();
+        driver.start(0);
+        works(&mut driver, &eager);
+        assert_eq!(driver.reports().len(), 1);
+    }
 }

@@ -6,8 +6,8 @@ use virtio_bindings::bindings::virtio_mmio as reg;
 
 use super::{Factory, eager, probe, serve, works};
 use crate::SharedLoop;
+use crate::features::EVENT_IDX;
 use crate::testing::{Desc, TestDriver};
-use crate::transport::features::EVENT_IDX;
 use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
 /// A reset while chains are with the device: afterwards it leaves guest memory alone, and starts afresh.
@@ -16,7 +16,7 @@ pub fn reset_in_mid_flight(factory: Factory) {
     let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
     let mut driver = TestDriver::with_runtime(factory(), runtime);
     for round in 0..20 {
-        let wanted = if round % 2 == 0 { u64::MAX } else { 0 };
+        let wanted = if round % 2 == 0 { u128::MAX } else { 0 };
         let features = driver.start(wanted);
         assert_eq!(features & !driver.offered(), 0);
         let queues = driver.queue_count();
@@ -41,14 +41,14 @@ pub fn reset_in_mid_flight(factory: Factory) {
     works(&mut driver, &eager);
     driver.device().reset().unwrap();
     assert_eq!(driver.status(), 0);
-    driver.start(u64::MAX);
+    driver.start(u128::MAX);
     works(&mut driver, &eager);
     assert_eq!(driver.reports(), []);
 }
 
 /// A quiet device touches nothing, and goes on as if it had never been quiet.
 pub fn quiesce_and_resume(factory: Factory) {
-    for wanted in [0, u64::MAX] {
+    for wanted in [0, u128::MAX] {
         let mut plain = TestDriver::boxed(factory());
         let mut paused = TestDriver::boxed(factory());
         plain.device().quiesce().unwrap();
@@ -113,7 +113,7 @@ pub fn kicks_before_the_driver_is_ready(factory: Factory) {
 /// Thousands of kicks for nothing raise nothing and change nothing.
 pub fn kick_storm(factory: Factory) {
     let eager = eager(factory);
-    for wanted in [0, u64::MAX] {
+    for wanted in [0, u128::MAX] {
         let mut driver = TestDriver::boxed(factory());
         driver.start(wanted);
         driver.pump();

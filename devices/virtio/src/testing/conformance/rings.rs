@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Factory, eager, needs_reset, works};
 use crate::SharedLoop;
+use crate::features::EVENT_IDX;
 use crate::testing::{Desc, TestDriver, Used};
-use crate::transport::features::EVENT_IDX;
 use crate::transport::status::NEEDS_RESET;
 
 /// The outcome of breaking an eager queue; on the others, that no harm was done. Then everything works again.
-fn breaks(factory: Factory, eager: &[u16], wanted: u64, what: &str, hostile: &dyn Fn(&mut TestDriver, u16)) {
+fn breaks(factory: Factory, eager: &[u16], wanted: u128, what: &str, hostile: &dyn Fn(&mut TestDriver, u16)) {
     let queues = TestDriver::boxed(factory()).queue_count();
     for queue in 0..queues {
         let mut driver = TestDriver::boxed(factory());
@@ -42,7 +42,7 @@ pub fn a2_duplicate_heads(factory: Factory) {
     let eager = eager(factory);
     for &queue in &eager {
         let mut driver = TestDriver::boxed(factory());
-        driver.start(u64::MAX);
+        driver.start(u128::MAX);
         let segment = driver.buffer(64);
         driver.ring(queue).set_desc(3, Desc::writable(segment));
         driver.ring(queue).publish(3);
@@ -141,7 +141,7 @@ pub fn a4_hostile_chains(factory: Factory) {
     ];
     let eager = eager(factory);
     for (what, hostile) in cases {
-        breaks(factory, &eager, u64::MAX, what, hostile);
+        breaks(factory, &eager, u128::MAX, what, hostile);
     }
     let unwanted = |d: &mut TestDriver, q: u16| {
         d.ring(q).set_desc_at(TABLE, GOOD);
@@ -155,7 +155,7 @@ pub fn a8_one_descriptor_for_ever(factory: Factory) {
     let eager = eager(factory);
     for &queue in &eager {
         let mut driver = TestDriver::boxed(factory());
-        driver.start(u64::MAX);
+        driver.start(u128::MAX);
         let segment = driver.buffer(64);
         driver.ring(queue).set_desc(0, Desc::writable(segment));
         for _ in 0..4 {
@@ -194,7 +194,7 @@ pub fn a16_ring_rewritten_while_in_use(factory: Factory) {
     let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
     let mut driver = TestDriver::with_runtime(factory(), runtime);
     for round in 0..4u64 {
-        driver.start(if round % 2 == 0 { u64::MAX } else { 0 });
+        driver.start(if round % 2 == 0 { u128::MAX } else { 0 });
         let rings: Vec<_> = (0..driver.queue_count()).map(|queue| driver.ring(queue).clone()).collect();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -1,0 +1,136 @@
+//! Rows about saving, restoring, and moving between machines.
+
+use std::borrow::Cow;
+
+use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{Device, DeviceState, Handover};
+use virtio_bindings::bindings::virtio_mmio as reg;
+
+use super::{Factory, eager, probe, works};
+use crate::testing::TestDriver;
+
+/// In the middle of I/O the device is saved and another one goes on from there: each chain comes back exactly once, and
+/// no kick or interrupt is lost, with and without EVENT_IDX (row A18).
+pub fn save_and_restore_mid_io(factory: Factory) {
+    let eager = eager(factory);
+    for wanted in [0, u128::MAX] {
+        let mut driver = TestDriver::boxed(factory());
+        driver.start(wanted);
+        works(&mut driver, &eager);
+        for round in 0..6 {
+            for &queue in &eager {
+                // Served, and not yet looked at; then kicked, and nobody took the turn; then not even kicked.
+                let next = driver.ring(queue).next_used();
+                driver.ring(queue).set_used_event(next);
+                (0..3).for_each(|_| probe(&mut driver, queue));
+                driver.kick(queue);
+                (0..2).for_each(|_| probe(&mut driver, queue));
+                if round % 2 == 0 {
+                    driver.doorbell(queue).signal().unwrap();
+                }
+                driver.ring(queue).set_used_event(next.wrapping_add(4));
+            }
+            driver.interrupts();
+            let pending = driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+            if !driver.move_to(factory()) {
+                return;
+            }
+            assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS) & pending, pending);
+            if !eager.is_empty() {
+                assert!(driver.interrupts() > 0, "what was pending is not raised again");
+            }
+            driver.pump();
+            for &queue in &eager {
+                assert!(driver.interrupts() > 0 || queue != eager[0], "an interrupt is lost");
+                assert_eq!(std::iter::from_fn(|| driver.used(queue)).count(), 5);
+            }
+            driver.acknowledge();
+            works(&mut driver, &eager);
+        }
+        assert_eq!(driver.reports(), []);
+    }
+}
+
+/// A device that left its machine works in the next one.
+pub fn detached_and_attached_again(factory: Factory) {
+    let eager = eager(factory);
+    let mut driver = TestDriver::boxed(factory());
+    for wanted in [0, u128::MAX, 0] {
+        driver.start(wanted);
+        works(&mut driver, &eager);
+        let old = driver.port();
+        driver.attach_again();
+        assert_eq!(driver.status(), 0);
+        // The machine that it left cannot reach it any more.
+        let status =
+            ossature_bus::Access { offset: reg::VIRTIO_MMIO_STATUS.into(), size: ossature_bus::Size::B4 };
+        driver.start(wanted);
+        let _ = old.write(status, 0).unwrap();
+        works(&mut driver, &eager);
+    }
+    assert_eq!(driver.reports(), []);
+}
+
+fn saved(device: &mut dyn Device) -> Option<SavedState<'static>> {
+    match device.save().unwrap() {
+        DeviceState::Saved(Handover { state, .. }) => Some(state),
+        _ => None,
+    }
+}
+
+/// Each field of a saved device set to 0, 1, its maximum and its neighbours, whatever its width, and the payload cut at
+/// each length: the device refuses it and is as it was, or becomes exactly what it says, and goes on somehow.
+pub fn d2_mutated_states(factory: Factory) {
+    let eager = eager(factory);
+    let mut driver = TestDriver::boxed(factory());
+    driver.start(u128::MAX);
+    works(&mut driver, &eager);
+    driver.acknowledge();
+    driver.device().quiesce().unwrap();
+    let Some(state) = saved(driver.device()) else { return };
+    let (mut refused, mut taken) = (0, 0);
+    let mut try_it = |payload: Vec<u8>| {
+        let changed = SavedState::new(state.kind.clone(), state.version, Cow::Owned(payload));
+        let before = saved(driver.device()).unwrap();
+        match driver.device().restore(Handover::new(changed.clone())) {
+            Err(_) => {
+                assert_eq!(saved(driver.device()).unwrap(), before, "a refused state has changed the device");
+                refused += 1;
+            }
+            Ok(()) => {
+                assert_eq!(saved(driver.device()).unwrap(), changed);
+                driver.device().resume().unwrap();
+                driver.pump();
+                driver.device().quiesce().unwrap();
+                let again = saved(driver.device()).unwrap();
+                assert_eq!(driver.device().restore(Handover::new(again)), Ok(()));
+                taken += 1;
+            }
+        }
+    };
+    for width in [1, 2, 4, 8] {
+        for at in 0..=state.payload.len().saturating_sub(width) {
+            let mut bytes = [0; 8];
+            bytes[..width].copy_from_slice(&state.payload[at..at + width]);
+            let value = u64::from_le_bytes(bytes);
+            for value in [0, 1, u64::MAX, value.wrapping_sub(1), value.wrapping_add(1)] {
+                let mut payload = state.payload.to_vec();
+                payload[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                if payload != *state.payload {
+                    try_it(payload);
+                }
+            }
+        }
+    }
+    for len in 0..state.payload.len() {
+        try_it(state.payload[..len].to_vec());
+    }
+    assert!(refused > 0 && taken > 0, "no field is checked, or none is free");
+    let other = SavedState::new("another", state.version, state.payload.clone());
+    let refusal = driver.device().restore(Handover::new(other));
+    assert!(matches!(refusal, Err(StateError::Kind { .. })), "{refusal:?}");
+    driver.device().restore(Handover::new(state)).unwrap();
+    driver.device().resume().unwrap();
+    driver.start(0);
+    works(&mut driver, &eager);
+}
