@@ -3,10 +3,11 @@
 //! Given guest memory, a description of the machine and a kernel image, this crate writes what a guest
 //! expects to find when it starts, and returns the registers with which its boot processor starts. It knows
 //! no device and no hypervisor: devices appear as [`Node`]s (a kind, addresses, interrupts), registers as
-//! [`x86_64::cpu::CpuState`]. Everything compiles and is tested on any host architecture.
+//! [`x86_64::cpu::CpuState`]. What only guests of one architecture have is in that architecture's module, which
+//! compiles and is tested on any host.
 //!
 //! ```
-//! use ossature_boot::{BootProtocol, Node, NodeKind, NodeRange, Platform, RamRange};
+//! use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 //! use ossature_boot::x86_64::{self, BootSpec};
 //! use ossature_memory::{GuestMmap, vm_memory::GuestAddress};
 //!
@@ -23,23 +24,15 @@
 //! # }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let mem = GuestMmap::from_ranges(&[(GuestAddress(0), 64 << 20)])?;
-//! let platform = Platform {
-//!     cpus: vec![0, 1],
-//!     ram: vec![RamRange { base: 0, len: 64 << 20 }],
-//!     nodes: vec![Node {
-//!         id: "com1".into(),
-//!         kind: NodeKind::Serial16550,
-//!         ranges: vec![NodeRange::Io { base: 0x3f8, len: 8 }],
-//!         interrupts: vec![4],
-//!     }],
-//! };
+//! let com1 = Node::new(
+//!     "com1",
+//!     NodeKind::Serial16550,
+//!     vec![NodeRange::Io { base: 0x3f8, len: 8 }],
+//!     vec![NodeInterrupt::new(4, Trigger::Edge)],
+//! );
+//! let platform = Platform::new(vec![0, 1], vec![RamRange::new(0, 64 << 20)], vec![com1]);
 //! let image = kernel_image(); // or a `std::fs::File`
-//! let booted = x86_64::prepare(&mem, &platform, &BootSpec {
-//!     kernel: image.as_slice().into(),
-//!     initrd: None,
-//!     cmdline: "console=ttyS0",
-//!     protocol: BootProtocol::Auto,
-//! })?;
+//! let booted = x86_64::prepare(&mem, &platform, &BootSpec::new(&image[..], "console=ttyS0"))?;
 //! assert_eq!(booted.cpu.rip, 0x100_0000);
 //! # Ok(())
 //! # }
@@ -47,22 +40,19 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
-mod bzimage;
 mod cmdline;
-mod elf;
-mod kernel;
+mod image;
 mod load;
 mod platform;
-mod source;
-#[cfg(test)]
-mod testing;
 mod unpack;
 pub mod x86_64;
 
 pub use cmdline::CmdlineError;
-pub use elf::Segment;
-pub use kernel::{BootProtocol, Entry, Kernel, KernelError, UnknownProtocol};
-pub use load::Loaded;
-pub use platform::{Node, NodeKind, NodeRange, Platform, RamRange};
-pub use source::Source;
+pub use image::ImageSource;
+pub use load::{LoadSegment, Loaded};
+pub use platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 pub use unpack::{MAX_UNPACKED, UnpackError};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,15 +8,39 @@ use std::os::unix::fs::FileExt;
 use ossature_memory::{FilePiece, GuestMmap, map_file};
 use vm_memory::GuestAddress;
 
-use crate::elf::Segment;
-use crate::source::Source;
+use crate::image::ImageSource;
 
 const PAGE: u64 = 4096;
 
+/// A piece of a kernel image and its place in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadSegment {
+    /// Where its bytes start in the image.
+    pub file_offset: u64,
+    /// How many bytes the image holds.
+    pub file_len: u64,
+    /// Where it goes in guest-physical memory.
+    pub guest_addr: u64,
+    /// How many bytes it occupies there; those that the image does not hold must read as zero.
+    pub mem_len: u64,
+}
+
+impl LoadSegment {
+    pub(crate) fn contains(&self, addr: u64) -> bool {
+        addr.checked_sub(self.guest_addr).is_some_and(|at| at < self.mem_len)
+    }
+
+    /// The first address after it; parsing has checked that it does not wrap.
+    pub(crate) fn end(&self) -> u64 {
+        self.guest_addr.saturating_add(self.mem_len)
+    }
+}
+
 /// How the bytes of images got into guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Loaded {
-    /// Bytes that the guest sees in the page cache, until somebody writes their page.
+    /// Bytes that the guest sees in the page cache, until their page is written.
     pub mapped: u64,
     /// Bytes that were written to guest memory. Where an image was unpacked first, pages of zeros are not.
     pub copied: u64,
@@ -30,10 +54,10 @@ impl AddAssign for Loaded {
 }
 
 /// Puts what the image holds of `segments` into guest memory, which reads as zero before.
-pub(crate) fn load(source: &Source, segments: &[Segment], mem: &GuestMmap) -> io::Result<Loaded> {
+pub(crate) fn load(source: &ImageSource, segments: &[LoadSegment], mem: &GuestMmap) -> io::Result<Loaded> {
     let mut loaded = Loaded::default();
     let mut copies = segments.to_vec();
-    if let Source::Mapped(file) = source {
+    if let ImageSource::Mapped(file) = source {
         // Of segments that overlap, the last one wins. A list that is worked off in order says that by itself.
         if !overlap(segments) {
             copies.clear();
@@ -55,12 +79,12 @@ pub(crate) fn load(source: &Source, segments: &[Segment], mem: &GuestMmap) -> io
 /// What of a segment can be mapped. Adds what cannot to `copies`: all of it where its place in a page of the file is
 /// not that in a page of the guest, else what does not fill its page.
 fn split(
-    segment: &Segment,
-    all: &[Segment],
+    segment: &LoadSegment,
+    all: &[LoadSegment],
     file: &File,
-    copies: &mut Vec<Segment>,
+    copies: &mut Vec<LoadSegment>,
 ) -> io::Result<Option<FilePiece>> {
-    let part = |from: u64, to: u64| Segment {
+    let part = |from: u64, to: u64| LoadSegment {
         file_offset: segment.file_offset + from,
         guest_addr: segment.guest_addr + from,
         file_len: to - from,
@@ -81,9 +105,9 @@ fn split(
     Ok((piece.len != 0).then_some(piece))
 }
 
-/// Whether the page that holds the last byte of a segment may show all of the file's page: nobody else has a part of
-/// it, and the rest is zeros in the file, too.
-fn has_last_page(segment: &Segment, all: &[Segment], file: &File) -> io::Result<bool> {
+/// Returns true if the page with the last byte of a segment may be a page of the file: no other segment has a part of
+/// it, and the rest of it is zero in the file, too.
+fn has_last_page(segment: &LoadSegment, all: &[LoadSegment], file: &File) -> io::Result<bool> {
     let end = segment.guest_addr + segment.file_len;
     let first = end - end % PAGE;
     let next = first.saturating_add(PAGE);
@@ -96,7 +120,7 @@ fn has_last_page(segment: &Segment, all: &[Segment], file: &File) -> io::Result<
     let mut at = segment.file_offset + segment.file_len;
     while !rest.is_empty() {
         match file.read_at(rest, at)? {
-            // Behind the file's end, a mapping has zeros.
+            // After the end of the file, a mapping has zeros.
             0 => break,
             read => {
                 let (read, after) = rest.split_at_mut(read.min(rest.len()));
@@ -111,7 +135,7 @@ fn has_last_page(segment: &Segment, all: &[Segment], file: &File) -> io::Result<
     Ok(true)
 }
 
-fn overlap(segments: &[Segment]) -> bool {
+fn overlap(segments: &[LoadSegment]) -> bool {
     let mut sorted: Vec<_> = segments.iter().filter(|segment| segment.mem_len != 0).collect();
     sorted.sort_unstable_by_key(|segment| segment.guest_addr);
     sorted.iter().zip(sorted.iter().skip(1)).any(|(low, high)| low.end() > high.guest_addr)

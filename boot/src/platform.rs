@@ -1,9 +1,12 @@
 //! What the boot tables describe: processors, RAM and the nodes that the machine assigned.
 
-/// A machine, as far as its guest has to be told about it.
+pub use ossature_memory::layout::{NodeKind, Trigger};
+
+/// A machine as its guest is told about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Platform {
-    /// The local APIC ids of the processors, boot processor first.
+    /// The processors, boot processor first, by the ids that the interrupt controller knows them by.
     pub cpus: Vec<u32>,
     /// RAM, ascending, from address 0, holes left out.
     pub ram: Vec<RamRange>,
@@ -11,8 +14,16 @@ pub struct Platform {
     pub nodes: Vec<Node>,
 }
 
+impl Platform {
+    /// A machine of these processors, RAM and devices.
+    pub fn new(cpus: Vec<u32>, ram: Vec<RamRange>, nodes: Vec<Node>) -> Self {
+        Self { cpus, ram, nodes }
+    }
+}
+
 /// A range of guest-physical addresses backed by RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RamRange {
     /// First byte.
     pub base: u64,
@@ -20,8 +31,16 @@ pub struct RamRange {
     pub len: u64,
 }
 
+impl RamRange {
+    /// `len` bytes from the guest-physical address `base` on.
+    pub const fn new(base: u64, len: u64) -> Self {
+        Self { base, len }
+    }
+}
+
 /// A device as the guest is told about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Node {
     /// The device's name in the machine, for errors.
     pub id: String,
@@ -29,32 +48,37 @@ pub struct Node {
     pub kind: NodeKind,
     /// The addresses that it answers.
     pub ranges: Vec<NodeRange>,
-    /// The global system interrupts that it raises, as edges.
-    pub interrupts: Vec<u32>,
+    /// The interrupts that it raises.
+    pub interrupts: Vec<NodeInterrupt>,
 }
 
-/// What kind of device a [`Node`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum NodeKind {
-    /// A virtio-mmio transport: one memory range, one interrupt.
-    VirtioMmio,
-    /// A 16550 UART: eight ports, one interrupt.
-    Serial16550,
-    /// An MC146818-compatible clock: its ports, and its interrupt if it has one.
-    Rtc,
-    /// An i8042 keyboard controller: ports 0x60 and 0x64 (or one range that holds both), and its interrupt
-    /// if it has one.
-    I8042,
-    /// Three byte-wide ports in this order: ACPI sleep control, sleep status, and the reset register
-    /// (which takes [`RESET_VALUE`](crate::acpi::RESET_VALUE)); an interrupt stands for the power button.
-    AcpiPower,
-    /// A pvpanic port.
-    Pvpanic,
+impl Node {
+    /// A device of this name and kind with these addresses and interrupts.
+    pub fn new(
+        id: impl Into<String>,
+        kind: NodeKind,
+        ranges: Vec<NodeRange>,
+        interrupts: Vec<NodeInterrupt>,
+    ) -> Self {
+        Self { id: id.into(), kind, ranges, interrupts }
+    }
+
+    /// All its ports, one by one.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let io = |range: &NodeRange| match *range {
+            NodeRange::Io { base, len } => Some((base, len)),
+            NodeRange::Memory { .. } => None,
+        };
+        self.ranges
+            .iter()
+            .filter_map(io)
+            .flat_map(|(base, len)| (0..len).filter_map(move |i| base.checked_add(i)))
+    }
 }
 
 /// Addresses of a [`Node`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NodeRange {
     /// Guest-physical memory.
     Memory {
@@ -70,4 +94,21 @@ pub enum NodeRange {
         /// Number of ports.
         len: u16,
     },
+}
+
+/// An interrupt of a [`Node`]. Several nodes may raise the same one if it is level-triggered for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeInterrupt {
+    /// The global system interrupt.
+    pub number: u32,
+    /// How it is raised.
+    pub trigger: Trigger,
+}
+
+impl NodeInterrupt {
+    /// The global system interrupt `number`, raised like this.
+    pub const fn new(number: u32, trigger: Trigger) -> Self {
+        Self { number, trigger }
+    }
 }

@@ -1,4 +1,4 @@
-//! Unpacking the compressed kernel inside a bzImage.
+//! Unpacking the compressed kernel that an image carries.
 //!
 //! Every format ends with the unpacked size as a little-endian 32-bit number: gzip's own trailer, or one
 //! that the kernel's build appends. It bounds the output from the start, so that no payload grows beyond
@@ -7,7 +7,7 @@
 use std::io::{self, BufReader};
 use std::ops::Range;
 
-use crate::source::{Source, SourceReader};
+use crate::image::{ImageReader, ImageSource};
 
 /// The largest kernel that is unpacked, in bytes. Debian's are about 55 MB.
 pub const MAX_UNPACKED: u64 = 512 << 20;
@@ -44,7 +44,7 @@ pub enum UnpackError {
     },
 }
 
-type Input<'a> = BufReader<SourceReader<'a>>;
+type Input<'a> = BufReader<ImageReader<'a>>;
 /// Gives what the payload unpacks to, or `claimed` bytes of it and a few more if it is more than that.
 type Decoder = fn(input: Input, claimed: u64) -> io::Result<Vec<u8>>;
 
@@ -65,7 +65,7 @@ const FORMATS: &[Format] = &[
 const TRAILER: u64 = 4;
 
 /// Unpacks the payload that `range` of `source` holds.
-pub(crate) fn payload(source: &Source, range: Range<u64>) -> Result<Vec<u8>, UnpackError> {
+pub(crate) fn payload(source: &ImageSource, range: Range<u64>) -> Result<Vec<u8>, UnpackError> {
     let len = range.end.saturating_sub(range.start);
     let mut magic = [0; 6];
     let mut trailer = [0; TRAILER as usize];
@@ -119,7 +119,7 @@ fn xz(input: Input, claimed: u64) -> io::Result<Vec<u8>> {
     read(lzma_rust2::XzReader::new_mem_limit(input, false, MEMORY), claimed)
 }
 
-/// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB but for the last.
+/// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB except the last.
 #[cfg(feature = "lz4")]
 fn lz4(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
     use std::io::{BufRead, Read};

@@ -1,46 +1,69 @@
 //! x86_64: everything that a guest kernel finds in memory and in its registers when it starts.
 
+pub mod acpi;
+mod bzimage;
 pub mod cpu;
+mod elf;
+mod error;
+mod kernel;
 pub mod layout;
 pub mod memory_map;
 mod reset_vector;
 mod start_info;
+#[cfg(test)]
+pub(crate) mod testing;
 mod zero_page;
 
-use std::io;
 use std::ops::Range;
 
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::acpi::{self, AcpiError};
-use crate::cmdline::{self, CmdlineError};
-use crate::elf::Segment;
-use crate::kernel::{BootProtocol, Entry, Kernel, KernelError};
-use crate::load::{self, Loaded};
+use crate::cmdline;
+use crate::image::ImageSource;
+use crate::load::{self, LoadSegment, Loaded};
 use crate::platform::{Platform, RamRange};
-use crate::source::Source;
 use cpu::CpuState;
+
+pub use error::{BootError, KernelError};
+pub use kernel::{BootProtocol, Entry, Kernel, UnknownProtocol};
 
 const PAGE: u64 = 4096;
 /// What an x86_64 kernel takes if it does not say: `COMMAND_LINE_SIZE` without the NUL.
 const DEFAULT_CMDLINE_LIMIT: usize = layout::CMDLINE_SIZE - 1;
 
 /// What the guest runs.
+///
+/// ```
+/// # use ossature_boot::x86_64::{BootProtocol, BootSpec};
+/// # let (kernel, initrd) = ([0u8; 16], [0u8; 16]);
+/// let mut spec = BootSpec::new(&kernel[..], "console=ttyS0");
+/// spec.initrd = Some(initrd[..].into());
+/// spec.protocol = BootProtocol::Pvh;
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct BootSpec<'a> {
     /// An ELF `vmlinux` or a bzImage.
-    pub kernel: Source<'a>,
+    pub kernel: ImageSource<'a>,
     /// The initial RAM disk.
-    pub initrd: Option<Source<'a>>,
+    pub initrd: Option<ImageSource<'a>>,
     /// The command line: printable ASCII.
     pub cmdline: &'a str,
     /// How the kernel is entered.
     pub protocol: BootProtocol,
 }
 
+impl<'a> BootSpec<'a> {
+    /// This kernel with this command line, without an initial RAM disk, entered by [`BootProtocol::Auto`].
+    pub fn new(kernel: impl Into<ImageSource<'a>>, cmdline: &'a str) -> Self {
+        Self { kernel: kernel.into(), initrd: None, cmdline, protocol: BootProtocol::Auto }
+    }
+}
+
 /// What was put where, and how the boot processor starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Booted {
     /// State of the boot processor.
     pub cpu: CpuState,
@@ -56,93 +79,16 @@ pub struct Booted {
     pub loaded: Loaded,
 }
 
-/// Why a guest cannot be prepared.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BootError {
-    /// The kernel.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The command line.
-    #[error(transparent)]
-    Cmdline(#[from] CmdlineError),
-    /// The ACPI tables.
-    #[error(transparent)]
-    Acpi(#[from] AcpiError),
-    /// The initial RAM disk cannot be read.
-    #[error("the initrd cannot be read")]
-    ReadInitrd {
-        /// The failure.
-        source: io::Error,
-    },
-    /// The initial RAM disk has no bytes.
-    #[error("the initrd is empty")]
-    EmptyInitrd,
-    /// There is no room for the initial RAM disk.
-    #[error("the initrd of {len} bytes does not fit: between the kernel's end at {kernel_end:#x} and the limit at \
-        {limit:#x} there are {} bytes", limit.saturating_sub(*kernel_end))]
-    InitrdTooLarge {
-        /// Its size in bytes.
-        len: u64,
-        /// End of the memory that the kernel needs.
-        kernel_end: u64,
-        /// Where the initial RAM disk has to end: the end of low RAM, or what the kernel allows.
-        limit: u64,
-    },
-    /// RAM does not cover what every PC has.
-    #[error("RAM has to begin at address 0 and exceed 1 MiB; {len} bytes begin there")]
-    NoLowRam {
-        /// Length of the RAM at address 0.
-        len: u64,
-    },
-    /// A range of RAM is empty, wraps, overlaps the one before or lies below it.
-    #[error("RAM range {base:#x}+{len:#x} is empty, out of order or overlaps the one before")]
-    BadRamRange {
-        /// First byte.
-        base: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-    /// More ranges of RAM than the memory map has room for.
-    #[error("{count} ranges of RAM; the memory map has room for {limit}")]
-    TooManyRamRanges {
-        /// How many there are.
-        count: usize,
-        /// How many are possible.
-        limit: usize,
-    },
-    /// The platform lists RAM that the guest memory does not have.
-    #[error("guest memory at {addr:#x} is not backed by RAM, although the platform says so")]
-    NotRam {
-        /// Guest-physical address.
-        addr: u64,
-    },
-}
-
-impl BootError {
-    fn not_ram(addr: u64) -> Self {
-        Self::NotRam { addr }
-    }
-}
-
-/// Where the parts lie that the kernel is told about.
-struct Placed {
-    initrd: Option<Range<u64>>,
-    rsdp: u64,
-}
-
 /// Puts a kernel and everything that it needs into guest memory, which must read as zero before.
+///
+/// Images are read at absolute offsets, so that a machine that is reset in place can zero its memory and call this
+/// again with the same open files.
 ///
 /// ```
 /// # use ossature_boot::x86_64::{self, BootSpec};
 /// # fn demo(mem: &ossature_memory::GuestMmap, platform: &ossature_boot::Platform) -> Result<(), Box<dyn std::error::Error>> {
 /// let kernel = std::fs::File::open("vmlinux")?;
-/// let booted = x86_64::prepare(mem, platform, &BootSpec {
-///     kernel: (&kernel).into(),
-///     initrd: None,
-///     cmdline: "console=ttyS0",
-///     protocol: Default::default(),
-/// })?;
+/// let booted = x86_64::prepare(mem, platform, &BootSpec::new(&kernel, "console=ttyS0"))?;
 /// println!("entered at {:#x}", booted.cpu.rip);
 /// # Ok(()) }
 /// ```
@@ -162,7 +108,7 @@ pub fn describe(
     mem: &GuestMmap,
     platform: &Platform,
     kernel: &Kernel,
-    initrd: Option<Source>,
+    initrd: Option<ImageSource>,
     cmdline: &str,
 ) -> Result<Booted, BootError> {
     fits(kernel, &platform.ram)?;
@@ -171,7 +117,7 @@ pub fn describe(
 
     let limit = header.map_or(DEFAULT_CMDLINE_LIMIT, |header| header.cmdline_size.get() as usize);
     cmdline::check(cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
-    // The NUL behind it is there: guest memory reads as zero.
+    // The NUL after it is there: guest memory reads as zero.
     let at = layout::CMDLINE;
     mem.write_slice(cmdline.as_bytes(), GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
 
@@ -184,18 +130,17 @@ pub fn describe(
     reset_vector::write(mem, platform)?;
 
     let entry = kernel.entry();
-    let placed = Placed { initrd, rsdp };
     match entry {
-        Entry::Pvh(_) => start_info::write(mem, &map, &placed)?,
+        Entry::Pvh(_) => start_info::write(mem, &map, initrd.as_ref(), rsdp)?,
         // An unpacked kernel has left behind what its setup header speaks of.
         Entry::Linux64(_) => {
             let header = header.filter(|_| kernel.unpacked().is_none());
-            zero_page::write(mem, &map, &placed, header)?;
+            zero_page::write(mem, &map, initrd.as_ref(), rsdp, header)?;
         }
     }
     let cpu = cpu::prepare(mem, entry, kernel.end)?;
     let start = kernel.segments().iter().map(|segment| segment.guest_addr).min().unwrap_or_default();
-    Ok(Booted { cpu, entry, kernel: start..kernel.end, initrd: placed.initrd, rsdp, loaded })
+    Ok(Booted { cpu, entry, kernel: start..kernel.end, initrd, rsdp, loaded })
 }
 
 /// Refuses a kernel that needs memory which is not RAM, or which the entry protocols do not reach.
@@ -216,7 +161,7 @@ fn load_initrd(
     mem: &GuestMmap,
     platform: &Platform,
     kernel: &Kernel,
-    initrd: Source,
+    initrd: ImageSource,
 ) -> Result<(Range<u64>, Loaded), BootError> {
     let len = initrd.size().map_err(|source| BootError::ReadInitrd { source })?;
     if len == 0 {
@@ -231,7 +176,7 @@ fn load_initrd(
     let Some(start) = start else {
         return Err(BootError::InitrdTooLarge { len, kernel_end: kernel.end, limit });
     };
-    let place = Segment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len };
+    let place = LoadSegment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len };
     let loaded = load::load(&initrd, &[place], mem).map_err(|source| BootError::ReadInitrd { source })?;
     Ok((start..start + len, loaded))
 }

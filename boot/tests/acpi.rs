@@ -7,12 +7,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ossature_boot::{Node, NodeKind, NodeRange, Platform, acpi};
+use ossature_boot::x86_64::acpi;
+use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 const BASE: u64 = 0xe_0000;
 
-fn node(kind: NodeKind, ranges: Vec<NodeRange>, interrupts: Vec<u32>) -> Node {
-    Node { id: format!("{kind:?}"), kind, ranges, interrupts }
+fn node(kind: NodeKind, ranges: Vec<NodeRange>, edges: Vec<u32>) -> Node {
+    let interrupts = edges.into_iter().map(|number| NodeInterrupt::new(number, Trigger::Edge)).collect();
+    Node::new(format!("{kind:?}"), kind, ranges, interrupts)
 }
 
 fn io(base: u16, len: u16) -> NodeRange {
@@ -33,7 +35,17 @@ fn everything() -> Platform {
         node(NodeKind::AcpiPower, vec![io(0x600, 3)], vec![9]),
         node(NodeKind::Pvpanic, vec![io(0x505, 1)], vec![]),
     ];
-    Platform { cpus: vec![0, 1, 2, 300], ram: Vec::new(), nodes }
+    Platform::new(vec![0, 1, 2, 300], Vec::new(), nodes)
+}
+
+/// Three virtio devices with level-triggered interrupts, of which two share one.
+fn levels() -> Platform {
+    let virtio = |base, number| {
+        let interrupts = vec![NodeInterrupt::new(number, Trigger::Level)];
+        Node::new("virtio", NodeKind::VirtioMmio, vec![NodeRange::Memory { base, len: 0x1000 }], interrupts)
+    };
+    let nodes = vec![virtio(0xd000_0000, 5), virtio(0xd000_1000, 5), virtio(0xd000_2000, 20)];
+    Platform::new(vec![0], Vec::new(), nodes)
 }
 
 /// The tables by lower-case signature, the RSDP first.
@@ -105,9 +117,10 @@ fn accepted(dir: &Path, name: &str, table: &[u8]) -> PathBuf {
 #[test]
 fn iasl_accepts_every_table() {
     let dir = tempfile::tempdir().unwrap();
-    let many = Platform { cpus: (0..255).collect(), ..everything() };
-    let bare = Platform { cpus: vec![0], ..Default::default() };
-    for (case, platform) in [("everything", everything()), ("many", many), ("bare", bare)] {
+    let many = Platform::new((0..255).collect(), Vec::new(), everything().nodes);
+    let bare = Platform::new(vec![0], Vec::new(), Vec::new());
+    let cases = [("everything", everything()), ("many", many), ("bare", bare), ("levels", levels())];
+    for (case, platform) in cases {
         let dir = dir.path().join(case);
         fs::create_dir(&dir).unwrap();
         for (name, table) in tables(&platform).iter().filter(|(name, _)| name != "rsdp") {
@@ -140,5 +153,25 @@ fn the_dsdt_reads_as_it_is_meant() {
         "Name (\\_S5, Package (0x01)",
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn level_triggered_lines_read_as_they_are_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = |name: &str| {
+        let tables = tables(&levels());
+        let (name, table) = tables.iter().find(|(found, _)| found == name).unwrap();
+        let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
+        source.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let dsdt = words("dsdt");
+    let shared = "Interrupt (ResourceConsumer, Level, ActiveHigh, Shared, ,, ) { 0x00000005, }";
+    let exclusive = "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive, ,, ) { 0x00000014, }";
+    assert_eq!((dsdt.matches(shared).count(), dsdt.matches(exclusive).count()), (2, 1), "{dsdt}");
+    let madt = words("apic");
+    assert_eq!(madt.matches("[Interrupt Source Override]").count(), 1, "{madt}");
+    for part in ["Source : 05", "Interrupt : 00000005", "Polarity : 1", "Trigger Mode : 3"] {
+        assert!(madt.contains(part), "{part} is not in {madt}");
     }
 }

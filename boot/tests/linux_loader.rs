@@ -8,8 +8,8 @@ use std::io::Cursor;
 
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{BzImage, KernelLoader, bootparam, elf::start_info};
-use ossature_boot::x86_64::{BootSpec, Booted, prepare};
-use ossature_boot::{BootProtocol, Platform, RamRange};
+use ossature_boot::x86_64::{BootProtocol, BootSpec, Booted, prepare};
+use ossature_boot::{Platform, RamRange};
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -23,15 +23,11 @@ fn memory() -> GuestMmap {
 
 fn prepared(kernel: &[u8], protocol: BootProtocol) -> (GuestMmap, Booted) {
     let mem = memory();
-    let ram = vec![RamRange { base: 0, len: MEMORY }];
-    let platform = Platform { cpus: vec![0], ram, nodes: Vec::new() };
+    let platform = Platform::new(vec![0], vec![RamRange::new(0, MEMORY)], Vec::new());
     let initrd = [3; 5000];
-    let spec = BootSpec {
-        kernel: kernel.into(),
-        initrd: Some(initrd.as_slice().into()),
-        cmdline: CMDLINE,
-        protocol,
-    };
+    let mut spec = BootSpec::new(kernel, CMDLINE);
+    spec.initrd = Some(initrd.as_slice().into());
+    spec.protocol = protocol;
     let booted = prepare(&mem, &platform, &spec).unwrap();
     (mem, booted)
 }

@@ -6,8 +6,10 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use super::{AcpiError, S5_SLEEP_TYPE};
-use crate::platform::{Node, NodeKind, NodeRange, Platform};
+use super::S5_SLEEP_TYPE;
+use super::error::AcpiError;
+use super::lines::Lines;
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 /// `Notify` value for a pressed power button (ACPI 6.5, table 5.162).
 const BUTTON_PRESSED: u8 = 0x80;
@@ -25,14 +27,14 @@ const LIMITS: [(NodeKind, usize); 6] = [
 /// What most devices take, in bytes.
 const ENCODED: usize = 128;
 
-pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiError> {
+pub(crate) fn body(platform: &Platform, lines: &Lines, out: &mut Vec<u8>) -> Result<(), AcpiError> {
     for (kind, limit) in LIMITS {
         if platform.nodes.iter().filter(|node| node.kind == kind).count() > limit {
             return Err(AcpiError::TooManyNodes { kind, limit });
         }
     }
-    let mut devices =
-        Devices { aml: Encoded(Vec::with_capacity(ENCODED * platform.nodes.len())), ..Devices::default() };
+    let aml = Encoded(Vec::with_capacity(ENCODED * platform.nodes.len()));
+    let mut devices = Devices { lines, aml, virtio: 0, serial: 0 };
     for node in &platform.nodes {
         devices.add(node)?;
     }
@@ -44,7 +46,6 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
 }
 
 /// AML that is ready.
-#[derive(Default)]
 struct Encoded(Vec<u8>);
 
 impl Aml for Encoded {
@@ -54,14 +55,14 @@ impl Aml for Encoded {
 }
 
 /// The devices so far, and how many there are of those that are numbered.
-#[derive(Default)]
-struct Devices {
+struct Devices<'a> {
+    lines: &'a Lines<'a>,
     aml: Encoded,
     virtio: u16,
     serial: u8,
 }
 
-impl Devices {
+impl Devices<'_> {
     fn add(&mut self, node: &Node) -> Result<(), AcpiError> {
         match node.kind {
             NodeKind::VirtioMmio => {
@@ -89,6 +90,8 @@ impl Devices {
                 self.power_button(node);
                 Ok(())
             }
+            NodeKind::Hidden => Ok(()),
+            kind => Err(AcpiError::UnknownKind { id: node.id.clone(), kind }),
         }
     }
 
@@ -98,23 +101,61 @@ impl Devices {
         for child in rest {
             child.to_aml_bytes(&mut body);
         }
-        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&resources(node)?])).to_aml_bytes(&mut body);
+        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.resources(node)?]))
+            .to_aml_bytes(&mut body);
         Device::new(name.into(), vec![&Encoded(body)]).to_aml_bytes(&mut self.aml.0);
         Ok(())
     }
 
     /// A button, and the generic event device (5.6.9) whose interrupt means that it was pressed.
     fn power_button(&mut self, node: &Node) {
-        let Some(&gsi) = node.interrupts.first() else { return };
+        let Some(&line) = node.interrupts.first() else { return };
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
         Device::new("PWRB".into(), vec![&hid]).to_aml_bytes(&mut self.aml.0);
         let hid = Name::new("_HID".into(), &"ACPI0013");
         let uid = Name::new("_UID".into(), &ZERO);
-        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt(gsi)]));
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.interrupt(line)]));
         let button = Path::new("PWRB");
         let pressed = Notify::new(&button, &BUTTON_PRESSED);
         let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
         Device::new("GED_".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(&mut self.aml.0);
+    }
+
+    fn resources(&self, node: &Node) -> Result<Encoded, AcpiError> {
+        if node.ranges.is_empty() {
+            return Err(node.invalid("a range"));
+        }
+        let mut out = Vec::with_capacity(ENCODED);
+        for range in &node.ranges {
+            match *range {
+                NodeRange::Memory { base, len } => {
+                    let last = len.checked_sub(1).and_then(|rest| base.checked_add(rest));
+                    let last =
+                        last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
+                    match (u32::try_from(base), u32::try_from(len), u32::try_from(last)) {
+                        (Ok(base), Ok(len), Ok(_)) => {
+                            Memory32Fixed::new(true, base, len).to_aml_bytes(&mut out)
+                        }
+                        _ => Memory64Fixed { base, last, len }.to_aml_bytes(&mut out),
+                    }
+                }
+                NodeRange::Io { base, len } => {
+                    let fits = len > 0 && base.checked_add(len - 1).is_some();
+                    let len = u8::try_from(len).ok().filter(|_| fits);
+                    let len = len.ok_or_else(|| node.invalid("ranges of 1 to 255 ports below 0x10000"))?;
+                    IO::new(base, base, 1, len).to_aml_bytes(&mut out);
+                }
+            }
+        }
+        for &line in &node.interrupts {
+            self.interrupt(line).to_aml_bytes(&mut out);
+        }
+        Ok(Encoded(out))
+    }
+
+    /// The descriptor of an active-high line.
+    fn interrupt(&self, NodeInterrupt { number, trigger }: NodeInterrupt) -> Interrupt {
+        Interrupt::new(true, trigger == Trigger::Edge, false, self.lines.is_shared(number), number)
     }
 }
 
@@ -127,36 +168,6 @@ fn separate_ports(node: &Node) -> Result<Node, AcpiError> {
     }
     let ranges = [DATA, COMMAND].map(|base| NodeRange::Io { base, len: 1 }).into();
     Ok(Node { ranges, ..node.clone() })
-}
-
-fn resources(node: &Node) -> Result<Encoded, AcpiError> {
-    if node.ranges.is_empty() {
-        return Err(node.invalid("a range"));
-    }
-    let mut out = Vec::with_capacity(ENCODED);
-    for range in &node.ranges {
-        match *range {
-            NodeRange::Memory { base, len } => {
-                let last = len.checked_sub(1).and_then(|rest| base.checked_add(rest));
-                let last =
-                    last.ok_or_else(|| node.invalid("memory ranges that are not empty and do not wrap"))?;
-                match (u32::try_from(base), u32::try_from(len), u32::try_from(last)) {
-                    (Ok(base), Ok(len), Ok(_)) => Memory32Fixed::new(true, base, len).to_aml_bytes(&mut out),
-                    _ => Memory64Fixed { base, last, len }.to_aml_bytes(&mut out),
-                }
-            }
-            NodeRange::Io { base, len } => {
-                let fits = len > 0 && base.checked_add(len - 1).is_some();
-                let len = u8::try_from(len).ok().filter(|_| fits);
-                let len = len.ok_or_else(|| node.invalid("ranges of 1 to 255 ports below 0x10000"))?;
-                IO::new(base, base, 1, len).to_aml_bytes(&mut out);
-            }
-        }
-    }
-    for &gsi in &node.interrupts {
-        interrupt(gsi).to_aml_bytes(&mut out);
-    }
-    Ok(Encoded(out))
 }
 
 /// Memory above 4 GiB that a device uses (ACPI 6.5, 6.4.3.5.1): acpi_tables only has the descriptor of a bridge,
@@ -184,9 +195,4 @@ impl Aml for Memory64Fixed {
             sink.qword(field);
         }
     }
-}
-
-/// Edge-triggered, active high, not shared.
-fn interrupt(gsi: u32) -> Interrupt {
-    Interrupt::new(true, true, false, false, gsi)
 }

@@ -1,11 +1,9 @@
 use std::io::Write;
 
-use ossature_memory::{Backing, MapFileError, Ram, RamConfig};
+use ossature_memory::{Backing, Ram, RamConfig};
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
-use crate::kernel::{BootProtocol, Kernel, KernelError};
-use crate::testing::{LOAD, TEXT, elf};
 
 /// Bytes that name their place in the file, none of them zero.
 fn byte(at: u64) -> u8 {
@@ -24,8 +22,8 @@ fn ram() -> Ram {
     Ram::new(&RamConfig::new(1 << 20)).unwrap()
 }
 
-fn segment(file_offset: u64, file_len: u64, guest_addr: u64, mem_len: u64) -> Segment {
-    Segment { file_offset, file_len, guest_addr, mem_len }
+fn segment(file_offset: u64, file_len: u64, guest_addr: u64, mem_len: u64) -> LoadSegment {
+    LoadSegment { file_offset, file_len, guest_addr, mem_len }
 }
 
 /// All of guest memory.
@@ -36,13 +34,13 @@ fn contents(mem: &GuestMmap) -> Vec<u8> {
 }
 
 /// Loads both ways, which must not make a difference in memory; returns what was mapped and what was copied.
-fn load_both(file: &File, segments: &[Segment]) -> (u64, u64) {
+fn load_both(file: &File, segments: &[LoadSegment]) -> (u64, u64) {
     let (copied, mapped) = (ram(), ram());
-    let count = load(&Source::File(file), segments, copied.map()).unwrap();
+    let count = load(&ImageSource::File(file), segments, &copied.map()).unwrap();
     let bytes = segments.iter().map(|segment| segment.file_len).sum::<u64>();
     assert_eq!(count, Loaded { mapped: 0, copied: bytes });
-    let count = load(&Source::Mapped(file), segments, mapped.map()).unwrap();
-    assert!(contents(copied.map()) == contents(mapped.map()), "the two ways differ: {segments:x?}");
+    let count = load(&ImageSource::Mapped(file), segments, &mapped.map()).unwrap();
+    assert!(contents(&copied.map()) == contents(&mapped.map()), "the two ways differ: {segments:x?}");
     assert_eq!(count.mapped + count.copied, bytes);
     (count.mapped, count.copied)
 }
@@ -107,42 +105,10 @@ fn c3_of_overlapping_segments_the_last_one_wins_either_way() {
 }
 
 #[test]
-fn c3_a_file_that_is_cut_short_after_it_was_parsed_is_an_error() {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&elf()).unwrap();
-    let kernel = Kernel::open(Source::Mapped(&file), BootProtocol::Auto).unwrap();
-    file.set_len(0x1001).unwrap();
-    let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
-    let Err(KernelError::Read { source }) = kernel.load(ram.map()) else { panic!("it was loaded") };
-    let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<MapFileError>());
-    assert!(matches!(inner, Some(MapFileError::Truncated { has: 0x1001, .. })), "{source}");
-}
-
-#[test]
-fn a_kernel_of_pages_is_not_copied_and_an_unpacked_one_is() {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&elf()).unwrap();
-    let load = |file: &File| {
-        let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
-        let kernel = Kernel::open(Source::Mapped(file), BootProtocol::Auto).unwrap();
-        let loaded = kernel.load(ram.map()).unwrap();
-        let mut text = vec![0; TEXT.len() + 1];
-        ram.dma().read(GuestAddress(LOAD), &mut text).unwrap();
-        assert_eq!(text.strip_suffix(&[0]), Some(TEXT));
-        loaded
-    };
-    let loaded = load(&file);
-    assert_eq!((loaded.copied, loaded.mapped > 0), (0, true));
-    let mut packed = tempfile::tempfile().unwrap();
-    packed.write_all(&crate::testing::bzimage(&crate::testing::lz4(&elf()))).unwrap();
-    let loaded = load(&packed);
-    assert_eq!((loaded.mapped, loaded.copied > 0), (0, true));
-}
-
-#[test]
 fn guest_memory_that_cannot_be_mapped_over_is_an_error_that_says_so() {
-    let shared = Ram::new(&RamConfig { backing: Backing::Memfd, ..RamConfig::new(1 << 20) }).unwrap();
+    let shared = Ram::new(&RamConfig::new(1 << 20).backing(Backing::Memfd)).unwrap();
     let file = image(0x1000, 0x1000);
-    let error = load(&Source::Mapped(&file), &[segment(0, 0x1000, 0, 0x1000)], shared.map()).unwrap_err();
+    let error =
+        load(&ImageSource::Mapped(&file), &[segment(0, 0x1000, 0, 0x1000)], &shared.map()).unwrap_err();
     assert!(error.to_string().contains("shared"), "{error}");
 }

@@ -1,7 +1,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::testing::lz4 as pack_lz4;
+use crate::x86_64::testing::lz4 as pack_lz4;
 
 /// Something that compresses.
 fn sample(len: u32) -> Vec<u8> {
@@ -12,7 +12,7 @@ fn unpack(payload_bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
     let mut image = b"before".to_vec();
     image.extend(payload_bytes);
     image.extend(b"behind");
-    payload(&Source::Bytes(&image), 6..6 + payload_bytes.len() as u64)
+    payload(&ImageSource::Bytes(&image), 6..6 + payload_bytes.len() as u64)
 }
 
 fn with_size(mut packed: Vec<u8>, size: usize) -> Vec<u8> {

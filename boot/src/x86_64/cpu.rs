@@ -5,8 +5,9 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
-use super::{BootError, layout};
-use crate::kernel::Entry;
+use super::error::BootError;
+use super::kernel::Entry;
+use super::layout;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_PG: u64 = 1 << 31;
@@ -55,6 +56,7 @@ pub struct DescriptorTable {
 /// The state in which the boot processor starts. What is not named is as after a reset, or 0; segments are
 /// present and of privilege level 0. The other processors wait for their start-up interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CpuState {
     /// Instruction pointer.
     pub rip: u64,

@@ -1,8 +1,8 @@
 //! The memory map that the guest is given (e820).
 
+use super::error::BootError;
 use super::layout;
 use crate::platform::RamRange;
-use crate::x86_64::BootError;
 
 /// What a range of the memory map is; the numbers are those of e820 and of PVH alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,8 +28,8 @@ pub struct MemoryMapEntry {
 /// The most entries that the zero page and our PVH block both hold.
 pub const MAX_ENTRIES: usize = 80;
 
-/// The memory map of a machine with `ram`: all of it, but for the last part of the first MiB, which is
-/// reserved for what PCs have there and holds the ACPI tables.
+/// The memory map of a machine with `ram`: all of it except the last part of the first MiB, which is reserved for what
+/// PCs have there and holds the ACPI tables.
 ///
 /// # Errors
 /// RAM has to begin at 0, reach beyond the first MiB, ascend without overlap, and have few enough ranges.

@@ -7,8 +7,9 @@
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootError, layout};
-use crate::acpi::reset_register;
+use super::acpi::reset_register;
+use super::error::BootError;
+use super::layout;
 use crate::platform::Platform;
 
 /// Writes code that resets the machine, if it has a port for that.

@@ -1,13 +1,15 @@
 //! The PVH start info. Xen's `public/arch-x86/hvm/start_info.h`, version 1.
 
+use std::ops::Range;
+
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::error::BootError;
 use super::layout;
 use super::memory_map::{MAX_ENTRIES, MemoryMapEntry};
-use super::{BootError, Placed};
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -52,21 +54,26 @@ const _: () = assert!(
 );
 
 /// Writes the start info and what it points to, all in one page.
-pub(super) fn write(mem: &GuestMmap, map: &[MemoryMapEntry], placed: &Placed) -> Result<(), BootError> {
+pub(super) fn write(
+    mem: &GuestMmap,
+    map: &[MemoryMapEntry],
+    initrd: Option<&Range<u64>>,
+    rsdp: u64,
+) -> Result<(), BootError> {
     let start = layout::START_INFO;
     let info = StartInfo {
         magic: MAGIC.into(),
         version: VERSION.into(),
         flags: 0.into(),
-        nr_modules: u32::from(placed.initrd.is_some()).into(),
-        modlist_paddr: if placed.initrd.is_some() { start + MODULES as u64 } else { 0 }.into(),
+        nr_modules: u32::from(initrd.is_some()).into(),
+        modlist_paddr: if initrd.is_some() { start + MODULES as u64 } else { 0 }.into(),
         cmdline_paddr: layout::CMDLINE.into(),
-        rsdp_paddr: placed.rsdp.into(),
+        rsdp_paddr: rsdp.into(),
         memmap_paddr: (start + MEMORY_MAP as u64).into(),
         memmap_entries: (map.len() as u32).into(),
         reserved: 0.into(),
     };
-    let initrd = placed.initrd.clone().unwrap_or_default();
+    let initrd = initrd.cloned().unwrap_or_default();
     let module = Module {
         paddr: initrd.start.into(),
         size: (initrd.end - initrd.start).into(),

@@ -1,15 +1,17 @@
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 
+use ossature_memory::{Ram, RamConfig};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
+use super::bzimage::SetupHeader;
 use super::*;
-use crate::bzimage::SetupHeader;
-use crate::testing::{
+use crate::CmdlineError;
+use crate::x86_64::testing::{
     LOAD, PVH_ENTRY, bzimage, bzimage_with, elf, elf_with_notes, lz4, machine, setup_header,
 };
 
 fn spec<'a>(kernel: &'a [u8], cmdline: &'a str, protocol: BootProtocol) -> BootSpec<'a> {
-    BootSpec { kernel: kernel.into(), initrd: None, cmdline, protocol }
+    BootSpec { protocol, ..BootSpec::new(kernel, cmdline) }
 }
 
 fn bytes(mem: &GuestMmap, addr: u64, len: usize) -> Vec<u8> {
@@ -174,7 +176,7 @@ fn c3_initrd_overlap() {
     );
     assert!(matches!(place(&elf, BootProtocol::Auto, 64, 0), Err(BootError::EmptyInitrd)));
 
-    // bzImage: behind what it needs to unpack itself, and not above what it allows.
+    // bzImage: after what it needs to unpack itself, and not above what it allows.
     let kernel_end = LOAD + 0x80_0000;
     let mut header = setup_header();
     header.initrd_addr_max = (0x2ff_ffff).into();
@@ -189,10 +191,10 @@ fn c3_initrd_overlap() {
 
 #[test]
 fn an_initrd_stays_below_the_gap() {
-    let ram = [RamRange { base: 0, len: 64 << 20 }, RamRange { base: 1 << 32, len: 64 << 20 }];
+    let ram = [RamRange::new(0, 64 << 20), RamRange::new(1 << 32, 64 << 20)];
     let mem =
         GuestMmap::from_ranges(&ram.map(|range| (GuestAddress(range.base), range.len as usize))).unwrap();
-    let platform = Platform { cpus: vec![0], ram: ram.into(), nodes: Vec::new() };
+    let platform = Platform::new(vec![0], ram.into(), Vec::new());
     let kernel = elf();
     let mut spec = spec(&kernel, "", BootProtocol::Auto);
     let initrd = [1; 10];
@@ -249,4 +251,41 @@ fn only_a_few_pages_below_one_mib_are_written() {
     };
     assert_eq!(written(BootProtocol::Pvh), [0x6, 0xe0]);
     assert_eq!(written(BootProtocol::Linux64), [0x6, 0x7, 0x9, 0xa, 0xb, 0xe0]);
+}
+
+/// All of guest memory.
+fn contents(ram: &Ram) -> Vec<u8> {
+    bytes(&ram.map(), 0, ram.slots().map(|slot| slot.size as usize).sum())
+}
+
+#[test]
+fn a_machine_that_is_reset_in_place_is_prepared_again_from_the_same_files() {
+    let on_disk = |bytes: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    };
+    let (elf, bzimage, initrd) = (on_disk(&elf()), on_disk(&bzimage(&lz4(&elf()))), on_disk(&[7; 5000]));
+    let (_, platform) = machine(32);
+    for source in [ImageSource::File, ImageSource::Mapped] {
+        for kernel in [&elf, &bzimage] {
+            for protocol in [BootProtocol::Auto, BootProtocol::Linux64] {
+                let mut spec = BootSpec::new(source(kernel), "quiet");
+                spec.initrd = Some(source(&initrd));
+                spec.protocol = protocol;
+                let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
+                let first = prepare(&ram.map(), &platform, &spec).unwrap();
+                let before = contents(&ram);
+                // The guest has written everywhere; reset leaves zeros, and somebody has moved the files' positions.
+                let zero = vec![0; before.len()];
+                ram.dma().write(GuestAddress(0), &vec![0xee; before.len()]).unwrap();
+                ram.dma().write(GuestAddress(0), &zero).unwrap();
+                for mut file in [kernel, &initrd] {
+                    file.seek(SeekFrom::Start(123)).unwrap();
+                }
+                assert_eq!(prepare(&ram.map(), &platform, &spec).unwrap(), first);
+                assert!(contents(&ram) == before, "{spec:?}");
+            }
+        }
+    }
 }

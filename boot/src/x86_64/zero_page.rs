@@ -1,14 +1,16 @@
 //! The zero page (`boot_params`) of the 64-bit Linux protocol. `Documentation/arch/x86/zero-page.rst`.
 
+use std::ops::Range;
+
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
+use super::bzimage::{MAGIC, SETUP_HEADER, SetupHeader};
+use super::error::BootError;
 use super::layout;
 use super::memory_map::{MAX_ENTRIES, MemoryMapEntry};
-use super::{BootError, Placed};
-use crate::bzimage::{MAGIC, SETUP_HEADER, SetupHeader};
 
 /// The loader id of those that have none assigned.
 const LOADER_OTHER: u8 = 0xff;
@@ -44,7 +46,8 @@ const _: () = assert!(size_of::<ZeroPage>() == 0x1000 && MAX_ENTRIES <= 128);
 pub(super) fn write(
     mem: &GuestMmap,
     map: &[MemoryMapEntry],
-    placed: &Placed,
+    initrd: Option<&Range<u64>>,
+    rsdp: u64,
     header: Option<&SetupHeader>,
 ) -> Result<(), BootError> {
     let mut page = ZeroPage::new_zeroed();
@@ -57,12 +60,12 @@ pub(super) fn write(
     });
     page.header.type_of_loader = LOADER_OTHER;
     page.header.cmd_line_ptr = (layout::CMDLINE as u32).into();
-    if let Some(initrd) = &placed.initrd {
+    if let Some(initrd) = initrd {
         // Both are below 4 GiB: `layout::INITRD_LIMIT`.
         page.header.ramdisk_image = (initrd.start as u32).into();
         page.header.ramdisk_size = ((initrd.end - initrd.start) as u32).into();
     }
-    page.acpi_rsdp_addr = placed.rsdp.into();
+    page.acpi_rsdp_addr = rsdp.into();
     page.e820_entries = map.len() as u8;
     for (slot, entry) in page.e820_table.iter_mut().zip(map) {
         slot.addr = entry.base.into();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::machine;
+use crate::x86_64::testing::machine;
 
 fn read(mem: &GuestMmap, addr: u64) -> u64 {
     mem.read_obj(GuestAddress(addr)).unwrap()

@@ -2,7 +2,7 @@ use super::*;
 use MemoryKind::{Ram, Reserved};
 
 fn ram(ranges: &[(u64, u64)]) -> Vec<RamRange> {
-    ranges.iter().map(|&(base, len)| RamRange { base, len }).collect()
+    ranges.iter().map(|&(base, len)| RamRange::new(base, len)).collect()
 }
 
 fn entry((base, len, kind): (u64, u64, MemoryKind)) -> MemoryMapEntry {

@@ -1,12 +1,12 @@
 use std::fs::File;
 use std::io::Write;
 
-use ossature_memory::{Ram, RamConfig};
+use ossature_memory::{MapFileError, Ram, RamConfig};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::testing::{
+use crate::x86_64::testing::{
     DATA, LOAD, PROGRAM_HEADER, PROGRAM_HEADERS, PVH_ENTRY, TEXT, bzimage, bzimage_with, elf, elf_with_notes,
     lz4, machine, setup_header,
 };
@@ -114,8 +114,12 @@ fn files_and_bytes_load_alike() {
     let elf = elf();
     let bzimage = bzimage(&lz4(&elf));
     let on_disk = [file(&elf), file(&bzimage)];
-    let sources =
-        [Source::from(&elf[..]), Source::from(&on_disk[0]), (&bzimage[..]).into(), (&on_disk[1]).into()];
+    let sources = [
+        ImageSource::from(&elf[..]),
+        ImageSource::from(&on_disk[0]),
+        (&bzimage[..]).into(),
+        (&on_disk[1]).into(),
+    ];
     for source in sources {
         let (mem, _) = machine(32);
         Kernel::open(source, BootProtocol::Auto).unwrap().load(&mem).unwrap();
@@ -146,11 +150,44 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
     assert!(matches!(kernel.load(&mem), Err(KernelError::Read { .. })));
 }
 
+#[test]
+fn c3_a_file_that_is_cut_short_after_it_was_parsed_is_an_error() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&elf()).unwrap();
+    let kernel = Kernel::open(ImageSource::Mapped(&file), BootProtocol::Auto).unwrap();
+    file.set_len(0x1001).unwrap();
+    let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
+    let Err(KernelError::Read { source }) = kernel.load(&ram.map()) else { panic!("it was loaded") };
+    let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<MapFileError>());
+    assert!(matches!(inner, Some(MapFileError::Truncated { has: 0x1001, .. })), "{source}");
+}
+
+#[test]
+fn a_kernel_of_pages_is_not_copied_and_an_unpacked_one_is() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&elf()).unwrap();
+    let load = |file: &File| {
+        let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
+        let kernel = Kernel::open(ImageSource::Mapped(file), BootProtocol::Auto).unwrap();
+        let loaded = kernel.load(&ram.map()).unwrap();
+        let mut text = vec![0; TEXT.len() + 1];
+        ram.dma().read(GuestAddress(LOAD), &mut text).unwrap();
+        assert_eq!(text.strip_suffix(&[0]), Some(TEXT));
+        loaded
+    };
+    let loaded = load(&file);
+    assert_eq!((loaded.copied, loaded.mapped > 0), (0, true));
+    let mut packed = tempfile::tempfile().unwrap();
+    packed.write_all(&bzimage(&lz4(&elf()))).unwrap();
+    let loaded = load(&packed);
+    assert_eq!((loaded.mapped, loaded.copied > 0), (0, true));
+}
+
 /// Guest memory is larger than the image, and smaller than what lies may claim.
 fn never_panics(image: &[u8]) {
     let (mem, platform) = machine(32);
     for protocol in [BootProtocol::Auto, BootProtocol::Pvh, BootProtocol::Linux64] {
-        let spec = BootSpec { kernel: image.into(), initrd: Some(TEXT.into()), cmdline: "quiet", protocol };
+        let spec = BootSpec { initrd: Some(TEXT.into()), protocol, ..BootSpec::new(image, "quiet") };
         if let Ok(booted) = prepare(&mem, &platform, &spec) {
             assert!(booted.kernel.end <= booted.initrd.unwrap().start);
         }
@@ -160,8 +197,8 @@ fn never_panics(image: &[u8]) {
     }
     let ram = Ram::new(&RamConfig::new(32 << 20)).unwrap();
     let on_disk = file(image);
-    if let Ok(kernel) = Kernel::open(Source::Mapped(&on_disk), BootProtocol::Auto) {
-        if kernel.load(ram.map()).is_ok() {
+    if let Ok(kernel) = Kernel::open(ImageSource::Mapped(&on_disk), BootProtocol::Auto) {
+        if kernel.load(&ram.map()).is_ok() {
             reads_to_the_end(&kernel, &ram);
         }
     }

@@ -11,7 +11,7 @@ fn pages_of_zeros_in_memory_are_left_alone() {
     image[0x3fff] = 3;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&image).unwrap();
-    for (source, all) in [(Source::Bytes(&image), false), (Source::File(&file), true)] {
+    for (source, all) in [(ImageSource::Bytes(&image), false), (ImageSource::File(&file), true)] {
         let mem = GuestMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let read = |addr, len| {
             let mut bytes = vec![0; len];
@@ -35,7 +35,7 @@ fn pages_of_zeros_in_memory_are_left_alone() {
 #[test]
 fn ranges_behind_the_end_are_errors() {
     let mem = GuestMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    let source = Source::Bytes(&[1; 16]);
+    let source = ImageSource::Bytes(&[1; 16]);
     for (offset, len) in [(0, 17), (16, 1), (u64::MAX, 2), (1, u64::MAX)] {
         let result = source.copy_to_guest(offset, len, &mem, GuestAddress(0));
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);

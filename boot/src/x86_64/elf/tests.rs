@@ -1,11 +1,11 @@
 use super::*;
-use crate::testing::{
+use crate::x86_64::testing::{
     DATA, LOAD, PROGRAM_HEADER, PROGRAM_HEADERS, PVH_ENTRY, TEXT, elf, elf_with_notes, note,
 };
 
 fn parse(image: &[u8]) -> Result<Elf, KernelError> {
     let head = &image[..image.len().min(4096)];
-    Elf::parse(&Source::Bytes(image), image.len() as u64, head)
+    Elf::parse(&ImageSource::Bytes(image), image.len() as u64, head)
 }
 
 /// The image of [`elf`] with `bytes` at `offset`.
@@ -19,8 +19,8 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
 fn segments_and_both_entries_are_found() {
     let elf = parse(&elf()).unwrap();
     let text =
-        Segment { file_offset: 0x1000, file_len: TEXT.len() as u64, guest_addr: LOAD, mem_len: 0x1000 };
-    let data = Segment {
+        LoadSegment { file_offset: 0x1000, file_len: TEXT.len() as u64, guest_addr: LOAD, mem_len: 0x1000 };
+    let data = LoadSegment {
         file_offset: 0x2000,
         file_len: DATA.len() as u64,
         guest_addr: LOAD + 0x20_0000,

@@ -1,11 +1,22 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::acpi::RESET_VALUE;
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Trigger};
 
 const BASE: u64 = 0xe_0000;
 
-fn node(kind: NodeKind, ranges: &[NodeRange], interrupts: &[u32]) -> Node {
-    Node { id: "it".into(), kind, ranges: ranges.into(), interrupts: interrupts.into() }
+fn node(kind: NodeKind, ranges: &[NodeRange], edges: &[u32]) -> Node {
+    let interrupts = edges.iter().map(|&number| NodeInterrupt::new(number, Trigger::Edge)).collect();
+    Node::new("it", kind, ranges.into(), interrupts)
+}
+
+/// The same with its interrupts level-triggered.
+fn level(mut node: Node) -> Node {
+    for interrupt in &mut node.interrupts {
+        interrupt.trigger = Trigger::Level;
+    }
+    node
 }
 
 fn io(base: u16, len: u16) -> NodeRange {
@@ -13,7 +24,7 @@ fn io(base: u16, len: u16) -> NodeRange {
 }
 
 fn with_nodes(nodes: Vec<Node>) -> Platform {
-    Platform { cpus: vec![0], ram: Vec::new(), nodes }
+    Platform::new(vec![0], Vec::new(), nodes)
 }
 
 /// The table with this signature, and its address.
@@ -95,7 +106,7 @@ fn power_off_and_reset_are_offered_where_they_work() {
 
 /// The (type, id, uid) of each processor in the MADT, and what follows them.
 fn processors(cpus: Vec<u32>) -> (Vec<(u8, u32, u32)>, Vec<u8>) {
-    let platform = Platform { cpus, ..Default::default() };
+    let platform = Platform::new(cpus, Vec::new(), Vec::new());
     let tables = tables(&platform, BASE, 0x2_0000).unwrap();
     let mut rest = &table(&tables, b"APIC").1[44..];
     let mut found = Vec::new();
@@ -127,9 +138,9 @@ fn large_apic_ids_are_x2apics() {
 
 #[test]
 fn processors_are_there_and_differ() {
-    let error = |cpus| tables(&Platform { cpus, ..Default::default() }, BASE, 0x2_0000).unwrap_err();
+    let error = |cpus| tables(&Platform::new(cpus, Vec::new(), Vec::new()), BASE, 0x2_0000).unwrap_err();
     assert_eq!(error(vec![]), AcpiError::NoCpu);
-    assert_eq!(error(vec![3, 1, 3]), AcpiError::DuplicateApicId { id: 3 });
+    assert_eq!(error(vec![3, 1, 3]), AcpiError::DuplicateCpu { id: 3 });
 }
 
 #[test]
@@ -168,16 +179,72 @@ fn devices_of_which_there_is_one() {
         (NodeKind::Pvpanic, [io(0x505, 1)], 1),
         (NodeKind::Serial16550, [io(0x3f8, 8)], 15),
     ] {
-        let with = |count| tables(&with_nodes(vec![node(kind, &ranges, &[4]); count]), BASE, 0x2_0000);
+        let with = |count| tables(&with_nodes(vec![level(node(kind, &ranges, &[4])); count]), BASE, 0x2_0000);
         with(at_most).unwrap();
         assert!(matches!(with(at_most + 1), Err(AcpiError::TooManyNodes { .. })), "{kind:?}");
     }
 }
 
+/// The descriptor of interrupt `number` in the DSDT: its flags (ACPI 6.5, 6.4.3.6).
+fn descriptors(tables: &[u8], number: u32) -> Vec<u8> {
+    let dsdt = table(tables, b"DSDT").1;
+    let found = dsdt.windows(9).filter(|bytes| bytes[..3] == [0x89, 6, 0] && bytes[4] == 1);
+    found.filter(|bytes| bytes[5..] == number.to_le_bytes()).map(|bytes| bytes[3]).collect()
+}
+
+#[test]
+fn a_line_is_described_by_its_trigger_and_by_who_shares_it() {
+    const EDGE: u8 = 1 << 1;
+    const SHARED: u8 = 1 << 3;
+    const CONSUMER: u8 = 1;
+    let virtio = |base, gsi| node(NodeKind::VirtioMmio, &[NodeRange::Memory { base, len: 0x1000 }], &[gsi]);
+    let nodes = vec![
+        virtio(0xd000_0000, 5),
+        level(virtio(0xd000_1000, 6)),
+        level(virtio(0xd000_2000, 7)),
+        level(virtio(0xd000_3000, 7)),
+        level(node(NodeKind::AcpiPower, &[io(0x600, 3)], &[7])),
+        level(virtio(0xd000_4000, 20)),
+    ];
+    let tables = tables(&with_nodes(nodes), BASE, 0x2_0000).unwrap();
+    assert_eq!(descriptors(&tables, 5), [CONSUMER | EDGE]);
+    assert_eq!(descriptors(&tables, 6), [CONSUMER]);
+    assert_eq!(descriptors(&tables, 7), [CONSUMER | SHARED; 3]);
+    assert_eq!(descriptors(&tables, 20), [CONSUMER]);
+    // On the ISA bus, what is not an edge takes an override; once for all who share it, and not for other lines.
+    let madt = table(&tables, b"APIC").1;
+    let io_apic = 44 + 8;
+    let overrides = &madt[io_apic + 12..];
+    assert_eq!(
+        overrides,
+        [[2, 10, 0, 6, 6, 0, 0, 0, 0b1101, 0], [2, 10, 0, 7, 7, 0, 0, 0, 0b1101, 0]].concat()
+    );
+}
+
+#[test]
+fn only_levels_are_shared() {
+    let clock = || node(NodeKind::Rtc, &[io(0x70, 2)], &[8]);
+    let button = || node(NodeKind::AcpiPower, &[io(0x600, 3)], &[8]);
+    for (clock, button) in [(clock(), button()), (level(clock()), button()), (clock(), level(button()))] {
+        let button = Node { id: "button".into(), ..button };
+        let error = tables(&with_nodes(vec![clock, button]), BASE, 0x2_0000).unwrap_err();
+        let (first, second) = ("it".into(), "button".into());
+        assert_eq!(error, AcpiError::SharedEdge { number: 8, first, second });
+    }
+    tables(&with_nodes(vec![level(clock()), level(button())]), BASE, 0x2_0000).unwrap();
+}
+
+#[test]
+fn hidden_devices_are_not_described() {
+    let hidden = node(NodeKind::Hidden, &[], &[]);
+    let with = tables(&with_nodes(vec![hidden]), BASE, 0x2_0000).unwrap();
+    assert_eq!(with, tables(&with_nodes(vec![]), BASE, 0x2_0000).unwrap());
+}
+
 #[test]
 fn tables_that_do_not_fit() {
     let memory = NodeRange::Memory { base: 0xd000_0000, len: 0x1000 };
-    let nodes = |count| with_nodes(vec![node(NodeKind::VirtioMmio, &[memory], &[5]); count]);
+    let nodes = |count| with_nodes(vec![level(node(NodeKind::VirtioMmio, &[memory], &[5])); count]);
     tables(&nodes(1000), BASE, 0x2_0000).unwrap();
     let error = tables(&nodes(4000), BASE, 0x2_0000).unwrap_err();
     assert!(matches!(error, AcpiError::TooLarge { nodes: 4000, cpus: 1, room: 0x2_0000, .. }), "{error}");
@@ -205,9 +272,13 @@ fn any_node() -> impl Strategy<Value = Node> {
     (
         prop::sample::select(kinds.to_vec()),
         prop::collection::vec(range, 0..4),
-        prop::collection::vec(any::<u32>(), 0..3),
+        prop::collection::vec(prop_oneof![any::<u32>(), 0u32..4], 0..3),
+        any::<bool>(),
     )
-        .prop_map(|(kind, ranges, interrupts)| node(kind, &ranges, &interrupts))
+        .prop_map(|(kind, ranges, interrupts, is_level)| {
+            let node = node(kind, &ranges, &interrupts);
+            if is_level { level(node) } else { node }
+        })
 }
 
 proptest! {
@@ -218,7 +289,7 @@ proptest! {
         base: u64,
         room in 0u64..0x1000,
     ) {
-        let platform = Platform { cpus, ram: Vec::new(), nodes };
+        let platform = Platform::new(cpus, Vec::new(), nodes);
         if let Ok(tables) = tables(&platform, base, room) {
             prop_assert!(tables.len() as u64 <= room);
         }

@@ -1,12 +1,12 @@
 use super::*;
-use crate::testing::{LOAD, bzimage, bzimage_with, setup_header};
+use crate::x86_64::testing::{LOAD, bzimage, bzimage_with, setup_header};
 
 fn parse(image: &[u8]) -> Result<BzImage, KernelError> {
     BzImage::parse(image.len() as u64, &image[..image.len().min(4096)])
 }
 
 /// What the 64-bit entry of an image with a changed setup header is.
-fn segment(change: impl FnOnce(&mut SetupHeader)) -> Result<(Segment, u64), KernelError> {
+fn segment(change: impl FnOnce(&mut SetupHeader)) -> Result<(LoadSegment, u64), KernelError> {
     let mut header = setup_header();
     change(&mut header);
     parse(&bzimage_with(header, &[0; 64]))?.segment()
@@ -25,7 +25,8 @@ fn the_code_goes_where_the_header_prefers() {
     let image = bzimage(&[0; 64]);
     assert!(has_magic(&image) && !has_magic(&image[1..]) && !has_magic(&image[..0x205]));
     let (segment, entry) = parse(&image).unwrap().segment().unwrap();
-    let expected = Segment { file_offset: 1024, file_len: 0x240 + 64, guest_addr: LOAD, mem_len: 0x80_0000 };
+    let expected =
+        LoadSegment { file_offset: 1024, file_len: 0x240 + 64, guest_addr: LOAD, mem_len: 0x80_0000 };
     assert_eq!((segment, entry), (expected, LOAD + 0x200));
     assert_eq!(parse(&image).unwrap().payload().unwrap(), 1024 + 0x240..1024 + 0x240 + 64);
 }

@@ -7,8 +7,8 @@ use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::elf::Segment;
-use crate::kernel::KernelError;
+use super::error::KernelError;
+use crate::load::LoadSegment;
 
 /// Offset of the setup header in a bzImage and in the zero page.
 pub(crate) const SETUP_HEADER: usize = 0x1f1;
@@ -67,7 +67,7 @@ pub(crate) struct SetupHeader {
     pub kernel_info_offset: U32,
 }
 
-/// Whether an image that starts with `head` is a bzImage.
+/// Returns true if an image that starts with `head` is a bzImage.
 pub(crate) fn has_magic(head: &[u8]) -> bool {
     head.get(MAGIC_OFFSET..).is_some_and(|rest| rest.starts_with(&MAGIC))
 }
@@ -75,7 +75,7 @@ pub(crate) fn has_magic(head: &[u8]) -> bool {
 /// A bzImage with a valid setup header.
 #[derive(Clone, Debug)]
 pub(crate) struct BzImage {
-    /// The header, zero behind the end that the image gives for it.
+    /// The header, zero after the end that the image gives for it.
     pub header: SetupHeader,
     /// The protected-mode code, as a range of the file.
     code: Range<u64>,
@@ -84,7 +84,7 @@ pub(crate) struct BzImage {
 impl BzImage {
     /// Parses an image of `len` bytes whose first bytes are `head`; [`has_magic`] holds.
     pub fn parse(len: u64, head: &[u8]) -> Result<Self, KernelError> {
-        // The header ends where the jump over it lands: two bytes behind 0x200, plus the jump's distance.
+        // The header ends where the jump over it lands: two bytes after 0x200, plus the jump's distance.
         let end = MAGIC_OFFSET + usize::from(head.get(0x201).copied().unwrap_or_default());
         let mut header = SetupHeader::default();
         let size = (end - SETUP_HEADER).min(size_of::<SetupHeader>());
@@ -122,14 +122,14 @@ impl BzImage {
 
     /// Where the image is loaded to unpack itself, with the memory that it needs for that, and its 64-bit
     /// entry point.
-    pub fn segment(&self) -> Result<(Segment, u64), KernelError> {
+    pub fn segment(&self) -> Result<(LoadSegment, u64), KernelError> {
         let header = &self.header;
         if header.version < VERSION_64 || header.xloadflags.get() & KERNEL_64 == 0 {
             return Err(KernelError::NoLinux64Entry { version: header.version.get() });
         }
         let invalid = |field, value| Err(KernelError::InvalidBzImage { field, value });
         let file_len = self.code.end - self.code.start;
-        // syssize may be rounded up, but not by more than a unit; less is a signature behind the code.
+        // syssize may be rounded up, but not by more than a unit; less is a signature after the code.
         let declared = u64::from(header.syssize.get()) * 16;
         if declared > file_len.next_multiple_of(16) {
             let needs = self.code.start + declared;
@@ -148,7 +148,7 @@ impl BzImage {
         if mem_len < file_len {
             return invalid("init_size", mem_len);
         }
-        let segment = Segment { file_offset: self.code.start, file_len, guest_addr, mem_len };
+        let segment = LoadSegment { file_offset: self.code.start, file_len, guest_addr, mem_len };
         Ok((segment, guest_addr + ENTRY_64))
     }
 }

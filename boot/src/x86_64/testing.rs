@@ -4,7 +4,7 @@ use ossature_memory::GuestMmap;
 use vm_memory::GuestAddress;
 use zerocopy::IntoBytes;
 
-use crate::bzimage::{MAGIC, SETUP_HEADER, SetupHeader};
+use super::bzimage::{MAGIC, SETUP_HEADER, SetupHeader};
 use crate::platform::{Platform, RamRange};
 
 pub(crate) const LOAD: u64 = 0x100_0000;
@@ -18,8 +18,7 @@ pub(crate) const PROGRAM_HEADER: usize = 56;
 /// Guest memory and a platform of this many MiB.
 pub(crate) fn machine(mib: u64) -> (GuestMmap, Platform) {
     let mem = GuestMmap::from_ranges(&[(GuestAddress(0), (mib << 20) as usize)]).unwrap();
-    let ram = vec![RamRange { base: 0, len: mib << 20 }];
-    (mem, Platform { cpus: vec![0], ram, nodes: Vec::new() })
+    (mem, Platform::new(vec![0], vec![RamRange::new(0, mib << 20)], Vec::new()))
 }
 
 /// One ELF note, padded to 4 bytes.
@@ -92,7 +91,7 @@ pub(crate) fn setup_header() -> SetupHeader {
     }
 }
 
-/// A bzImage with this setup header, but for the sizes, and this payload.
+/// A bzImage with this setup header, except for the sizes, and this payload.
 pub(crate) fn bzimage_with(mut header: SetupHeader, payload: &[u8]) -> Vec<u8> {
     let code_len = 0x240 + payload.len();
     header.syssize = (code_len.div_ceil(16) as u32).into();

@@ -3,7 +3,7 @@
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, RESET_VALUE};
+use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, RESET_VALUE};
 use crate::platform::{NodeKind, Platform};
 
 // IA-PC boot architecture flags, 5.2.9.3.
@@ -55,7 +55,7 @@ pub(super) fn fadt(platform: &Platform, dsdt: u64) -> Result<FADT, AcpiError> {
 }
 
 /// The port that resets the machine, and what to write there.
-pub(crate) fn reset_register(platform: &Platform) -> Option<(u16, u8)> {
+pub(in crate::x86_64) fn reset_register(platform: &Platform) -> Option<(u16, u8)> {
     let find = |kind| platform.nodes.iter().find(|node| node.kind == kind);
     match find(NodeKind::AcpiPower) {
         Some(node) => Some((node.ports().nth(2)?, RESET_VALUE)),

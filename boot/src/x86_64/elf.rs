@@ -5,8 +5,9 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::kernel::KernelError;
-use crate::source::Source;
+use super::error::KernelError;
+use crate::image::ImageSource;
+use crate::load::LoadSegment;
 
 pub(crate) const MAGIC: [u8; 4] = *b"\x7fELF";
 
@@ -58,34 +59,10 @@ struct ProgramHeader {
     align: U64,
 }
 
-/// A piece of a kernel image and its place in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where its bytes start in the image.
-    pub file_offset: u64,
-    /// How many bytes the image holds.
-    pub file_len: u64,
-    /// Where it goes in guest-physical memory.
-    pub guest_addr: u64,
-    /// How many bytes it occupies there; those that the image does not hold must read as zero.
-    pub mem_len: u64,
-}
-
-impl Segment {
-    fn contains(&self, addr: u64) -> bool {
-        addr.checked_sub(self.guest_addr).is_some_and(|at| at < self.mem_len)
-    }
-
-    /// The first address behind it; parsing has checked that it does not wrap.
-    pub(crate) fn end(&self) -> u64 {
-        self.guest_addr.saturating_add(self.mem_len)
-    }
-}
-
 /// A parsed and validated ELF image.
 #[derive(Debug)]
 pub(crate) struct Elf {
-    pub segments: Vec<Segment>,
+    pub segments: Vec<LoadSegment>,
     /// The ELF header's entry point: Linux's `startup_64`.
     pub entry: u64,
     /// The PVH note's entry point.
@@ -94,7 +71,7 @@ pub(crate) struct Elf {
 
 impl Elf {
     /// Parses an image of `len` bytes whose first bytes are `head`.
-    pub fn parse(source: &Source, len: u64, head: &[u8]) -> Result<Self, KernelError> {
+    pub fn parse(source: &ImageSource, len: u64, head: &[u8]) -> Result<Self, KernelError> {
         let header = header(head, len)?;
         let mut segments = Vec::new();
         let mut pvh_entry = None;
@@ -111,7 +88,7 @@ impl Elf {
         Ok(Self { segments, entry: header.entry.get(), pvh_entry })
     }
 
-    /// Whether `addr` lies in memory that the image fills.
+    /// Returns true if `addr` lies in memory that the image fills.
     pub fn contains(&self, addr: u64) -> bool {
         self.segments.iter().any(|segment| segment.contains(addr))
     }
@@ -159,7 +136,7 @@ fn machine_name(machine: u16) -> &'static str {
 }
 
 fn program_headers(
-    source: &Source,
+    source: &ImageSource,
     len: u64,
     head: &[u8],
     header: &FileHeader,
@@ -193,8 +170,8 @@ fn within(what: &'static str, offset: u64, len: u64, has: u64) -> Result<(), Ker
     if needs <= has { Ok(()) } else { Err(KernelError::Truncated { what, needs, has }) }
 }
 
-fn segment(ph: &ProgramHeader, len: u64) -> Result<Segment, KernelError> {
-    let segment = Segment {
+fn segment(ph: &ProgramHeader, len: u64) -> Result<LoadSegment, KernelError> {
+    let segment = LoadSegment {
         file_offset: ph.offset.get(),
         file_len: ph.filesz.get(),
         guest_addr: ph.paddr.get(),
@@ -211,7 +188,7 @@ fn segment(ph: &ProgramHeader, len: u64) -> Result<Segment, KernelError> {
 }
 
 /// The PVH entry point, if this segment of notes has one.
-fn pvh_note(source: &Source, len: u64, ph: &ProgramHeader) -> Result<Option<u32>, KernelError> {
+fn pvh_note(source: &ImageSource, len: u64, ph: &ProgramHeader) -> Result<Option<u32>, KernelError> {
     let (offset, size) = (ph.offset.get(), ph.filesz.get());
     within("the notes", offset, size, len)?;
     if size > MAX_NOTES {

@@ -11,9 +11,11 @@ const PAGE_SIZE: usize = 4096;
 
 /// An image (a kernel or an initial RAM disk) to be read at random offsets.
 ///
-/// A file is read straight into guest memory, without a buffer between. Its cursor moves.
+/// A file is read straight into guest memory, without a buffer between, at absolute offsets: its position does not
+/// matter, but it moves, so that two threads cannot load from one open file description at the same time.
 #[derive(Clone, Copy, Debug)]
-pub enum Source<'a> {
+#[non_exhaustive]
+pub enum ImageSource<'a> {
     /// An open regular file or block device.
     File(&'a File),
     /// The same, whose pages are mapped copy-on-write into guest memory where they meet pages of the guest, and
@@ -24,19 +26,19 @@ pub enum Source<'a> {
     Bytes(&'a [u8]),
 }
 
-impl<'a> From<&'a File> for Source<'a> {
+impl<'a> From<&'a File> for ImageSource<'a> {
     fn from(file: &'a File) -> Self {
         Self::File(file)
     }
 }
 
-impl<'a> From<&'a [u8]> for Source<'a> {
+impl<'a> From<&'a [u8]> for ImageSource<'a> {
     fn from(bytes: &'a [u8]) -> Self {
         Self::Bytes(bytes)
     }
 }
 
-impl Source<'_> {
+impl ImageSource<'_> {
     /// Length in bytes. Fails on what has no length or no random access: folders, pipes, terminals.
     pub fn size(&self) -> io::Result<u64> {
         match self {
@@ -95,8 +97,8 @@ impl Source<'_> {
     }
 
     /// A reader of the `len` bytes from `offset` on.
-    pub(crate) fn reader(&self, offset: u64, len: u64) -> SourceReader<'_> {
-        SourceReader { source: *self, at: offset, left: len }
+    pub(crate) fn reader(&self, offset: u64, len: u64) -> ImageReader<'_> {
+        ImageReader { source: *self, at: offset, left: len }
     }
 }
 
@@ -124,14 +126,14 @@ fn slice(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
     bytes.get(start..end)
 }
 
-/// Reads part of a [`Source`] from its start to its end. Does not buffer.
-pub(crate) struct SourceReader<'a> {
-    source: Source<'a>,
+/// Reads part of a [`ImageSource`] from its start to its end. Does not buffer.
+pub(crate) struct ImageReader<'a> {
+    source: ImageSource<'a>,
     at: u64,
     left: u64,
 }
 
-impl Read for SourceReader<'_> {
+impl Read for ImageReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = (buf.len() as u64).min(self.left) as usize;
         let Some(buf) = buf.get_mut(..want) else { return Ok(0) };
