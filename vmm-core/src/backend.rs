@@ -1,79 +1,51 @@
 //! What a hypervisor does for a machine: the traits that KVM and the scripted back end implement.
 
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use ossature_bus::{Event, Size};
+use ossature_bus::{AddressSpace, Event, MsiMessage, Size};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Ram, RegisterPage};
 
-use crate::{Buses, KickSignal, Kicker, Registers, StatsReader, Step, Vcpu, VcpuError, VmError};
+use crate::{
+    Buses, GuestDirtyLog, Ioeventfd, Irqfd, Kicker, MemorySlot, MsiRoute, Registers, StatsReader, Step, Vcpu,
+    VcpuError, VcpuState, VmConfig, VmError, VmState,
+};
 
 pub(crate) mod sealed {
     /// Keeps the traits of this module to this crate, so that they can grow.
     pub trait Sealed {}
 }
 
-/// Where the interrupt controllers of a machine are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Irqchip {
-    /// In the kernel. Halted vCPUs wait in the kernel too.
-    #[default]
-    Kernel,
-    /// There are none: no interrupts, one vCPU, and HLT ends [`Vcpu::run_once`] with [`Step::Halted`]. For
-    /// guests of a few instructions.
-    None,
-}
-
-/// What a virtual machine has from the start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmConfig {
-    /// How many vCPUs the guest is told about, from 1: one package with as many cores.
-    pub cpus: u32,
-    /// Interrupt controllers.
-    pub irqchip: Irqchip,
-    /// Whether there is an i8254 timer (x86, with [`Irqchip::Kernel`]). Linux does without: it has the TSC
-    /// deadline timer and kvmclock.
-    pub pit: bool,
-    /// What interrupts a vCPU that runs.
-    pub kick: KickSignal,
-}
-
-impl Default for VmConfig {
-    fn default() -> Self {
-        Self { cpus: 1, irqchip: Irqchip::default(), pit: false, kick: KickSignal::default() }
-    }
-}
-
-/// A write by the guest that wakes somebody up without leaving the kernel (an ioeventfd).
+/// A write by the guest that signals an event without leaving the kernel (an ioeventfd).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Doorbell {
     /// Where.
     pub address: DoorbellAddress,
-    /// Width of the write. With a memory address and no value, writes of any width ring: KVM then need not
-    /// decode the guest's instruction.
+    /// Width of the write. With no value, writes of any width ring: KVM then need not decode the guest's
+    /// instruction.
     pub size: Size,
     /// The value that must be written; `None` for any.
     pub value: Option<u64>,
 }
 
+impl Doorbell {
+    /// A doorbell at `address` that a write of `size` and `value` rings, or any write where there is no value.
+    pub fn new(address: DoorbellAddress, size: Size, value: Option<u64>) -> Self {
+        Self { address, size, value }
+    }
+}
+
 /// Address of a [`Doorbell`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DoorbellAddress {
     /// An I/O port.
     Pio(u16),
     /// Guest-physical memory.
     Mmio(u64),
-}
-
-/// A message-signalled interrupt: what a device writes where (PCI 3.0, section 6.8).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MsiMessage {
-    /// Address.
-    pub address: u64,
-    /// Data.
-    pub data: u32,
 }
 
 /// A way to get virtual machines. [`Kvm`](crate::Kvm) is the real one, a [`Script`](crate::scripted::Script)
@@ -86,36 +58,55 @@ pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
 /// A virtual machine: RAM, interrupts, doorbells and vCPUs. Everything is released when it and its vCPUs
 /// are dropped. The methods can be called from any thread; they are for setting up, not for hot paths.
 pub trait Vm: Debug + Send + Sync + sealed::Sealed {
-    /// Gives the guest its RAM, once. The memory stays mapped until the machine and its vCPUs are gone.
+    /// Gives the guest its RAM, once. Slots that are added to it and removed from it later come and go for the guest too,
+    /// for as long as this value lives. The memory stays mapped until the machine and its vCPUs are gone.
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError>;
 
-    /// Lets the guest read `page` at `address` without an exit; writes reach the bus. `Ok(false)` where the
-    /// host cannot: reads then reach the bus too.
-    fn map_register_page(&self, address: GuestAddress, page: Arc<RegisterPage>) -> Result<bool, VmError>;
+    /// Lets the guest read `page` at `address` without an exit for as long as the slot lives; writes reach the bus.
+    /// `None` where the host cannot: reads then reach the bus too.
+    fn map_register_page(
+        &self,
+        address: GuestAddress,
+        page: &Arc<RegisterPage>,
+    ) -> Result<Option<MemorySlot>, VmError>;
 
-    /// Connects an event to interrupt line `gsi`: each signal raises an edge.
-    fn irqfd(&self, event: &Arc<Event>, gsi: u32) -> Result<(), VmError>;
+    /// Connects an event to interrupt line `gsi`: each signal raises an edge. With `resample`, a signal asserts the
+    /// level line until the guest acknowledges it, which signals `resample` and deasserts the line.
+    fn irqfd(&self, event: &Arc<Event>, gsi: u32, resample: Option<&Arc<Event>>) -> Result<Irqfd, VmError>;
+
+    /// Asserts or deasserts level line `gsi`.
+    fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError>;
 
     /// Connects a guest's write to an event: it signals, and the vCPU goes on.
-    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<(), VmError>;
+    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError>;
 
     /// Allocates an interrupt line that sends `message`, for [`irqfd`](Self::irqfd).
-    fn add_msi_route(&self, message: MsiMessage) -> Result<u32, VmError>;
-
-    /// Changes what the line `gsi`, got from [`add_msi_route`](Self::add_msi_route), sends.
-    fn set_msi_route(&self, gsi: u32, message: MsiMessage) -> Result<(), VmError>;
+    fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError>;
 
     /// Creates vCPU `index`, from 0, with its view of the buses. vCPU 0 starts to run; the others wait until
     /// the guest starts them, where the machine has interrupt controllers.
     fn create_vcpu(&self, index: u32, buses: Buses) -> Result<Vcpu, VmError>;
 
-    /// Switches the log of pages that the guest writes on or off.
-    fn set_dirty_log(&self, on: bool) -> Result<(), VmError>;
+    /// Starts to log the pages of the machine's RAM that vCPUs and this process write, with all pages clean. One log at a
+    /// time. Writes that run at the same time may be missed: start while the machine is paused, or treat all RAM as dirty
+    /// once afterwards.
+    fn dirty_log(&self, ram: &Ram) -> Result<GuestDirtyLog, VmError>;
 
-    /// Takes the log: calls `visit` for each slot of RAM with its first address and a bitmap of the base pages
-    /// that were written since the log was switched on or last taken, lowest bit first. Pages that KVM has only
-    /// made writable may be among them.
-    fn take_dirty_log(&self, visit: &mut dyn FnMut(GuestAddress, &[u64])) -> Result<(), VmError>;
+    /// The state of what the hypervisor itself has of the machine: interrupt controllers, timer, clock. The vCPUs must
+    /// be paused.
+    fn state(&self) -> Result<VmState, VmError>;
+
+    /// Goes back to a state of this machine, or one of the same configuration; the guest's clock too. The vCPUs must be
+    /// paused, and get their states afterwards. After an error, the machine has to be reset.
+    fn set_state(&self, state: &VmState) -> Result<(), VmError>;
+
+    /// Resets interrupt controllers and timer, as power-on does. The guest's clock goes on. The vCPUs must be paused.
+    /// Connections stay; a level line that a device asserts still is.
+    fn reset(&self) -> Result<(), VmError>;
+
+    /// The descriptor of the virtual machine, for what this crate has no method for; `None` where there is none, as in
+    /// a scripted machine.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
     /// The hypervisor's own counters of this machine.
     fn stats_reader(&self) -> Result<StatsReader, VmError>;
@@ -131,6 +122,18 @@ pub(crate) trait VcpuBackend: Debug + Send {
     fn registers(&self) -> Result<Registers, VmError>;
     /// See [`Vcpu::set_registers`].
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError>;
+    /// See [`Vcpu::state`].
+    fn state(&mut self, buses: &mut Buses) -> Result<VcpuState, VmError>;
+    /// See [`Vcpu::set_state`].
+    fn set_state(&mut self, state: &VcpuState, buses: &mut Buses) -> Result<(), VmError>;
+    /// See [`Vcpu::reset`].
+    fn reset(&mut self, buses: &mut Buses) -> Result<(), VmError>;
+    /// See [`Vcpu::notify_paused`].
+    fn notify_paused(&self) -> Result<(), VmError>;
+    /// See [`Vcpu::last_access`].
+    fn last_access(&self) -> Option<(AddressSpace, u64)>;
+    /// See [`Vcpu::descriptor`].
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
     /// See [`Vcpu::stats_reader`].
     fn stats_reader(&self) -> Result<StatsReader, VmError>;
 }

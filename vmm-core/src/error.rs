@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use ossature_memory::DirtyLogError;
+
 /// Something that KVM must be able to do for this crate to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -124,6 +126,28 @@ pub enum VmError {
         /// The value.
         value: u64,
     },
+    /// Dirty pages cannot be logged.
+    #[error("dirty pages cannot be logged")]
+    DirtyLog {
+        /// Why not.
+        source: DirtyLogError,
+    },
+    /// A vCPU cannot have the features that were asked for.
+    #[error("vCPU {index} cannot be as it is configured")]
+    VcpuConfig {
+        /// The vCPU.
+        index: u32,
+        /// The feature, and what is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A state that this machine or vCPU cannot be in.
+    #[error("the state cannot be taken over: its {part} is {reason}")]
+    InvalidState {
+        /// The part of it.
+        part: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A system call failed.
     #[error("{call} failed")]
     Call {
@@ -140,6 +164,19 @@ pub enum VmError {
     },
 }
 
+impl VmError {
+    /// What a listener of this crate said.
+    pub(crate) fn from_listener(error: Box<dyn Error + Send + Sync>) -> Self {
+        let refused = Self::Unsupported { what: "this guest memory" };
+        error.downcast().map_or(refused, |error: Box<Self>| *error)
+    }
+
+    /// A state that another back end made.
+    pub(crate) fn foreign_state() -> Self {
+        Self::InvalidState { part: "back end", reason: "another one" }
+    }
+}
+
 fn list(missing: &[Capability]) -> String {
     missing.iter().map(Capability::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -150,9 +187,9 @@ fn list(missing: &[Capability]) -> String {
 /// ```
 /// # use std::io::Error;
 /// let error = ossature_core::VmError::Call { call: "KVM_CREATE_VM", source: Error::from_raw_os_error(24) };
-/// assert_eq!(ossature_core::describe(&error), "KVM_CREATE_VM failed: Too many open files (os error 24)");
+/// assert_eq!(ossature_core::error_chain(&error), "KVM_CREATE_VM failed: Too many open files (os error 24)");
 /// ```
-pub fn describe(error: &(dyn Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let (mut text, mut next) = (error.to_string(), error.source());
     while let Some(error) = next {
         let what = error.to_string();

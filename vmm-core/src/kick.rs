@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::signal::SIGRTMIN;
 
-/// The signal that interrupts `KVM_RUN`, and who keeps it from doing anything else.
+/// The signal that interrupts `KVM_RUN`, and what keeps it from doing anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KickSignal {

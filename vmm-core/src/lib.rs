@@ -2,10 +2,12 @@
 //!
 //! Three levels, each usable without the ones above it:
 //!
-//! - [`Kvm`] opens the host's KVM and makes [`Vm`]s: RAM, interrupts through eventfds, doorbells, register pages.
+//! - [`Kvm`] opens the host's KVM and makes [`Vm`]s: RAM, interrupts, doorbells, register pages. What is connected to
+//!   a [`Vm`] is a guard ([`Irqfd`], [`Ioeventfd`], [`MsiRoute`], [`MemorySlot`]); dropping it disconnects it.
 //! - A [`Vcpu`] runs the guest step by step, on whatever thread calls [`Vcpu::run_once`], and has the two
 //!   [`Buses`] answer the guest's accesses. A [`Kicker`] makes it leave the guest, from any thread.
-//! - [`machine`] builds whole machines from devices and a kernel, with vCPU threads and a life cycle.
+//! - [`machine`] builds whole machines from devices and a kernel, with vCPU threads and a life cycle: start, pause,
+//!   reset in place, stop; devices that come and go; handles and events for other threads.
 //!
 //! [`scripted`] stands in for KVM: a script plays the guest, so that a VMM's tests need no `/dev/kvm`.
 //!
@@ -35,7 +37,7 @@
 //! // On a host with KVM: `let hypervisor = Kvm::open()?`.
 //! let hypervisor = Scripted::new([Script::new().mmio_write(0xd000_0000, Size::B4, 1)]);
 //! let vm = hypervisor.create_vm(&VmConfig::default())?;
-//! let mut vcpu = vm.create_vcpu(0, Buses { pio: ports.cursor(), mmio: memory.cursor() })?;
+//! let mut vcpu = vm.create_vcpu(0, Buses::new(ports.cursor(), memory.cursor()))?;
 //! let end = loop {
 //!     match vcpu.run_once()? {
 //!         Step::Handled | Step::Interrupted => {}
@@ -57,25 +59,38 @@
 //! What the host cannot do is a [`VmError`]. A guest that cannot go on is a [`VcpuError::Crash`] with registers
 //! and code. The guest's accesses to what does not exist are no errors: reads give all ones, writes nothing, and
 //! the [`Buses`]' cursors count them.
+//!
+//! The code of a device or of the VMM that panics, on a vCPU's thread or in a handler that belongs to a machine, ends
+//! that machine with [`Outcome::Panicked`](machine::Outcome::Panicked), and no other.
 #![deny(unsafe_code)]
 
 mod arch;
 mod backend;
+mod call;
+mod config;
 mod crash;
+mod dirty_log;
 mod error;
+mod guard;
+mod irq_routes;
 mod kick;
 mod kvm;
 pub mod machine;
 pub mod scripted;
+mod state;
 mod stats;
 mod vcpu;
 
-pub use arch::{Registers, Segment, Table};
-pub use backend::{Doorbell, DoorbellAddress, Hypervisor, Irqchip, MsiMessage, Vm, VmConfig};
+pub use arch::public::*;
+pub use backend::{Doorbell, DoorbellAddress, Hypervisor, Vm};
+pub use config::{Irqchip, VmConfig};
 pub use crash::{CrashReason, VcpuCrash};
-pub use error::{Capability, VmError, describe};
+pub use dirty_log::GuestDirtyLog;
+pub use error::{Capability, VmError, error_chain};
+pub use guard::{Ioeventfd, Irqfd, MemorySlot, MsiRoute};
 pub use kick::{KickSignal, Kicker};
 pub use kvm::{Capabilities, Kvm, install_kick_handler};
+pub use state::{VcpuState, VmState};
 pub use stats::{Stat, StatsReader};
 pub use vcpu::{Buses, Step, Vcpu, VcpuError};
 

@@ -37,7 +37,7 @@
 //! let scripted = Scripted::new([guest]);
 //! let vm = scripted.create_vm(&VmConfig::default())?;
 //! let memory = Bus::new(AddressSpace::Mmio);
-//! let mut vcpu = vm.create_vcpu(0, Buses { pio: ports.cursor(), mmio: memory.cursor() })?;
+//! let mut vcpu = vm.create_vcpu(0, Buses::new(ports.cursor(), memory.cursor()))?;
 //! let end = loop {
 //!     match vcpu.run_once()? {
 //!         Step::Handled => {}
@@ -51,6 +51,7 @@
 
 mod vcpu;
 mod vm;
+mod wiring;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,9 +75,11 @@ enum Action {
     PioExpect { port: u16, size: Size, value: u64 },
     MmioWrite { address: u64, size: Size, value: u64 },
     MmioExpect { address: u64, size: Size, value: u64 },
+    MmioRead { address: u64, size: Size },
     RamWrite { address: GuestAddress, bytes: Vec<u8> },
     RamExpect { address: GuestAddress, bytes: Vec<u8> },
     AwaitInterrupt { gsi: u32 },
+    ExpectLine { gsi: u32, asserted: bool },
     AwaitKick,
     Halt,
     TripleFault,
@@ -119,6 +122,11 @@ impl Script {
         self.then(Action::MmioExpect { address, size, value })
     }
 
+    /// Reads from memory that is not RAM, and takes whatever comes.
+    pub fn mmio_read(self, address: u64, size: Size) -> Self {
+        self.then(Action::MmioRead { address, size })
+    }
+
     /// Writes to RAM.
     pub fn ram_write(self, address: GuestAddress, bytes: &[u8]) -> Self {
         self.then(Action::RamWrite { address, bytes: bytes.into() })
@@ -129,7 +137,13 @@ impl Script {
         self.then(Action::RamExpect { address, bytes: bytes.into() })
     }
 
-    /// Halts until an event that is connected to line `gsi` is signalled, and takes all its signals.
+    /// Looks at level line `gsi`; another level than `asserted` ends the run with an error.
+    pub fn expect_line(self, gsi: u32, asserted: bool) -> Self {
+        self.then(Action::ExpectLine { gsi, asserted })
+    }
+
+    /// Halts until an event that is connected to line `gsi` is signalled, and takes all its signals, or until the line
+    /// is asserted.
     pub fn await_interrupt(self, gsi: u32) -> Self {
         self.then(Action::AwaitInterrupt { gsi })
     }
@@ -153,8 +167,10 @@ impl Script {
 
 /// A [`Hypervisor`] whose one machine has vCPUs that follow scripts. A clone is another handle to the same.
 ///
-/// Differences to KVM: all vCPUs run from the start; there are no counters; guest writes are seen by the RAM's
-/// own dirty tracking rather than by the dirty log.
+/// The script is the guest's whole life: after a reset, and with another state, it goes on with its next step. A state
+/// holds the registers, and a machine's the level lines.
+///
+/// Differences from KVM: all vCPUs run from the start; there are no counters.
 #[derive(Clone, Debug)]
 pub struct Scripted {
     /// Taken by the machine.
@@ -173,7 +189,7 @@ impl Scripted {
         }
     }
 
-    /// How many steps of all scripts have not been done yet. To be 0 when a test ends.
+    /// The number of steps of all scripts that have not been done yet. A test asserts that it is 0 at its end.
     pub fn remaining(&self) -> usize {
         self.remaining.load(Ordering::Acquire)
     }
@@ -186,7 +202,7 @@ impl Hypervisor for Scripted {
         let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let scripts =
             scripts.ok_or(VmError::Unsupported { what: "a second machine from the same scripts" })?;
-        Ok(Box::new(vm::ScriptedVm::new(config, scripts, Arc::clone(&self.remaining))))
+        Ok(Box::new(vm::ScriptedVm::new(config, scripts, Arc::clone(&self.remaining))?))
     }
 }
 

@@ -1,14 +1,16 @@
 //! One virtual CPU, run step by step on whatever thread calls.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
-use ossature_bus::{BusCursor, BusFault, Effect, Size};
+use ossature_bus::{AddressSpace, BusCursor, BusFault, Effect, Size};
 
 use crate::backend::VcpuBackend;
-use crate::{Kicker, Registers, StatsReader, VcpuCrash, VmError};
+use crate::{Kicker, Registers, StatsReader, VcpuCrash, VcpuState, VmError};
 
 /// A vCPU's view of the two address spaces in which devices are.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Buses {
     /// I/O ports.
     pub pio: BusCursor,
@@ -17,6 +19,11 @@ pub struct Buses {
 }
 
 impl Buses {
+    /// The cursors of one vCPU.
+    pub fn new(pio: BusCursor, mmio: BusCursor) -> Self {
+        Self { pio, mmio }
+    }
+
     /// Writes each element of `data`, which has elements of `size`, to the port: `outs` as single accesses.
     /// Returns the first effect.
     #[inline]
@@ -101,6 +108,7 @@ fn store(size: Size, bytes: &mut [u8], value: u64) {
 
 /// Why [`Vcpu::run_once`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Step {
     /// The guest's access was answered. Call again.
     Handled,
@@ -167,10 +175,22 @@ impl Vcpu {
         let step = self.backend.run_once(&mut self.buses)?;
         if step == Step::Interrupted {
             // Whoever removed a device may wait for this vCPU to notice, and has kicked it.
-            self.buses.pio.sync();
-            self.buses.mmio.sync();
+            self.sync_buses();
         }
         Ok(step)
+    }
+
+    /// Takes notice of changes of the buses without running the guest: this vCPU then no longer uses what was removed
+    /// from them. For a vCPU that is paused.
+    pub fn sync_buses(&mut self) {
+        self.buses.pio.sync();
+        self.buses.mmio.sync();
+    }
+
+    /// Where the access was that the last [`run_once`](Self::run_once) answered, or tried to: after the panic of a
+    /// device, this tells which one it was. `None` if the guest was left for another reason.
+    pub fn last_access(&self) -> Option<(AddressSpace, u64)> {
+        self.backend.last_access()
     }
 
     /// Its view of the buses, with the counts of the guest's mistakes.
@@ -193,7 +213,40 @@ impl Vcpu {
         self.backend.set_registers(registers)
     }
 
-    /// The hypervisor's own counters of this vCPU. To be got while it does not run; read at any time.
+    /// The complete state. Call it after [`Step::Interrupted`]: an access under way is completed first, and what its
+    /// device asks for is lost.
+    pub fn state(&mut self) -> Result<VcpuState, VmError> {
+        self.backend.state(&mut self.buses)
+    }
+
+    /// Goes back to a state of this vCPU, or of the one with the same index of a machine of the same configuration.
+    /// [`Step::Interrupted`] may be the next step. After an error, which names what the host refused, the vCPU is
+    /// to be reset or given another state.
+    pub fn set_state(&mut self, state: &VcpuState) -> Result<(), VmError> {
+        self.backend.set_state(state, &mut self.buses)
+    }
+
+    /// Returns to the state before the vCPU ever ran, except for the time-stamp counter, which goes on. The first reset
+    /// of a machine creates a second one for a moment, to see what that state is. [`Step::Interrupted`] may be the next
+    /// step.
+    pub fn reset(&mut self) -> Result<(), VmError> {
+        self.backend.reset(&mut self.buses)
+    }
+
+    /// Tells the guest that it was paused, so that its watchdogs do not take the time for a lockup. Call it after a
+    /// pause, before the vCPU runs again. Does nothing for guests without a paravirtual clock.
+    pub fn notify_paused(&self) -> Result<(), VmError> {
+        self.backend.notify_paused()
+    }
+
+    /// The descriptor of the vCPU, for what this crate has no method for, such as debugging; `None` where there is none,
+    /// as for a scripted vCPU.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.descriptor()
+    }
+
+    /// The hypervisor's own counters of this vCPU. Call it while the vCPU does not run; the reader can be read at any
+    /// time.
     pub fn stats_reader(&self) -> Result<StatsReader, VmError> {
         self.backend.stats_reader()
     }

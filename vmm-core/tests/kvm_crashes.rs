@@ -4,7 +4,7 @@
 mod guest;
 
 use guest::{CODE, Guest};
-use ossature_core::{CrashReason, Registers, Segment, Step, Table, Vcpu, VcpuCrash, VcpuError};
+use ossature_core::{CrashReason, Registers, SegmentRegister, Step, Table, Vcpu, VcpuCrash, VcpuError};
 
 fn crash(vcpu: &mut Vcpu) -> VcpuCrash {
     loop {
@@ -19,8 +19,8 @@ fn crash(vcpu: &mut Vcpu) -> VcpuCrash {
 /// 32-bit protected mode, flat, where each fault is one too many.
 fn protected_mode_without_handlers() -> Registers {
     let real = Registers::real_mode(CODE);
-    let data = Segment { selector: 16, base: 0, limit: u32::MAX, access: 0xc093 };
-    let code = Segment { selector: 8, access: 0xc09b, ..data };
+    let data = SegmentRegister { selector: 16, base: 0, limit: u32::MAX, access: 0xc093 };
+    let code = SegmentRegister { selector: 8, access: 0xc09b, ..data };
     let (cr0, none) = (real.cr0 | 1, Table::default());
     Registers {
         cr0,

@@ -28,7 +28,7 @@ fn end(kicker: &Kicker, seen: mpsc::Receiver<Step>, thread: thread::JoinHandle<(
 }
 
 fn kick_a_spinning_vcpu(kick: KickSignal, rounds: u32) {
-    let guest = Guest::new(VmConfig { kick, ..VmConfig::default() }, SPIN);
+    let guest = Guest::new(VmConfig::default().kick(kick), SPIN);
     let (kicker, seen, thread) = spin(guest.vcpu(0));
     for _ in 0..rounds {
         // An interruption without a kick must not stand in for one that is lost.
@@ -107,7 +107,7 @@ fn a_kicker_outlives_its_vcpu() {
 #[test]
 fn a_halted_vcpu_and_one_that_was_never_started_are_kicked_too() {
     // sti; hlt; jmp to the hlt: with interrupt controllers the kernel waits.
-    let guest = Guest::new(VmConfig { cpus: 2, ..VmConfig::default() }, &[0xfb, 0xf4, 0xeb, 0xfd]);
+    let guest = Guest::new(VmConfig::new(2), &[0xfb, 0xf4, 0xeb, 0xfd]);
     for index in 0..2 {
         let (kicker, seen, thread) = spin(guest.vcpu(index));
         for _ in 0..100 {

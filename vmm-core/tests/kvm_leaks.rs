@@ -9,7 +9,7 @@ use std::thread;
 
 use guest::Guest;
 use ossature_bus::Event;
-use ossature_core::{Step, VmConfig};
+use ossature_core::{Kvm, Step, VmConfig};
 
 fn count(folder: &str) -> usize {
     fs::read_dir(folder).expect("procfs").count()
@@ -21,9 +21,12 @@ fn vcpu_mappings() -> usize {
 }
 
 fn one_machine() {
-    let guest = Guest::new(VmConfig { cpus: 2, ..VmConfig::default() }, &[0xeb, 0xfe]); // jmp $
+    let config = VmConfig::new(2);
+    let rings = Kvm::open().expect("KVM").capabilities().dirty_ring != 0;
+    let guest = Guest::new(if rings { config.dirty_ring(1024) } else { config }, &[0xeb, 0xfe]); // jmp $
+    let mut log = guest.vm.dirty_log(&guest.ram).expect("a log");
     let event = Arc::new(Event::new().expect("an eventfd"));
-    guest.vm.irqfd(&event, 5).expect("an irqfd");
+    let line = guest.vm.irqfd(&event, 5, None).expect("an irqfd");
     let vcpus = [0, 1].map(|index| guest.vcpu(index));
     let readers = vcpus.each_ref().map(|vcpu| vcpu.stats_reader());
     let threads = vcpus.map(|mut vcpu| {
@@ -37,7 +40,8 @@ fn one_machine() {
         kicker.kick();
         thread.join().expect("a vCPU's thread");
     }
-    drop(readers);
+    log.take().expect("dirty pages");
+    drop((readers, line, log));
 }
 
 #[test]

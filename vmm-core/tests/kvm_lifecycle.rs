@@ -47,14 +47,14 @@ fn wait_until_it_counts(machine: &Machine) {
 }
 
 #[test]
-fn a_spinning_guest_stands_still_in_each_of_1000_pauses_and_goes_on_after_it() {
-    let mut machine = guest("pauses", COUNT).build(&Kvm::open().unwrap()).unwrap();
+fn a_spinning_guest_is_paused_in_each_of_1000_pauses_and_goes_on_after_it() {
+    let machine = guest("pauses", COUNT).build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
     for _ in 0..1000 {
         let paused = machine.pause().unwrap();
-        let before = counter(&paused);
+        let before = counter(&machine);
         assert_eq!(paused.state(), LifecycleState::Paused);
-        assert_eq!(counter(&paused), before);
+        assert_eq!(counter(&machine), before);
         paused.resume().unwrap();
         wait_until_it_counts(&machine);
     }
@@ -64,13 +64,12 @@ fn a_spinning_guest_stands_still_in_each_of_1000_pauses_and_goes_on_after_it() {
 #[test]
 fn three_machines_in_one_process_do_not_mind_each_other() {
     let kvm = Kvm::open().unwrap();
-    let mut machines =
-        ["one", "two", "three"].map(|name| guest(name, COUNT).statistics().build(&kvm).unwrap());
-    for machine in &mut machines {
+    let machines = ["one", "two", "three"].map(|name| guest(name, COUNT).statistics().build(&kvm).unwrap());
+    for machine in &machines {
         machine.start().unwrap();
     }
-    let [one, two, three] = &mut machines;
-    for machine in [&*one, two, three] {
+    let [one, two, three] = &machines;
+    for machine in [one, two, three] {
         wait_until_it_counts(machine);
     }
     one.pause().unwrap().keep();
@@ -106,7 +105,7 @@ fn a_guest_prints_and_powers_off() {
     }
     let output = Output::default();
     let serial = Serial::new("com1", SerialPort::COM1, backend::writer(output.clone()));
-    let mut machine = guest("prints", PRINT_AND_POWER_OFF)
+    let machine = guest("prints", PRINT_AND_POWER_OFF)
         .device(serial)
         .device(AcpiPower::new("power"))
         .build(&Kvm::open().unwrap())
@@ -139,14 +138,14 @@ fn descriptors_and_threads_are_back_where_they_were_after_a_drop() {
     let kvm = Kvm::open().unwrap();
     let round = || {
         let serial = Serial::new("com1", SerialPort::COM1, backend::none());
-        let mut machine = guest("dropped", COUNT)
+        let machine = guest("dropped", COUNT)
             .cpus(2)
             .device(serial)
             .device(AcpiPower::new("power"))
             .statistics()
             .build(&kvm)
             .unwrap();
-        machine.events().fd().unwrap();
+        machine.events().pollable().unwrap();
         machine.start().unwrap();
         wait_until_it_counts(&machine);
     };

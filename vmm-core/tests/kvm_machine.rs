@@ -3,16 +3,16 @@
 
 mod guest;
 
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use guest::Seen::{Read, Write};
 use guest::{CODE, DATA, Guest, LAPIC, MMIO};
-use ossature_bus::Event;
 use ossature_bus::Size::{B1, B4};
-use ossature_core::{
-    Doorbell, DoorbellAddress, Hypervisor, Irqchip, Kvm, MsiMessage, Registers, Step, Vcpu, VmConfig, VmError,
-};
+use ossature_bus::{Event, MsiMessage};
+use ossature_core::{Doorbell, DoorbellAddress, Hypervisor, Kvm, Registers, Step, Vcpu, VmConfig, VmError};
 use ossature_memory::RegisterPage;
 use ossature_memory::vm_memory::GuestAddress;
 
@@ -64,7 +64,7 @@ fn an_irqfd_raises_an_edge_for_each_signal() {
     );
     handle(&guest, 0x25, &[0xb0, 0x20, 0xe6, 0x20, 0xb0, 0x55]); // end of interrupt
     let event = Arc::new(Event::new().expect("an eventfd"));
-    guest.vm.irqfd(&event, 5).expect("an irqfd");
+    let _line = guest.vm.irqfd(&event, 5, None).expect("an irqfd");
     let vcpu = guest.vcpu_with(0, at_lapic());
     let kicker = vcpu.kicker();
     let (seen, thread) = run(vcpu);
@@ -94,11 +94,10 @@ fn a_message_goes_where_its_route_says_now() {
     handle(&guest, 0x41, &acknowledge);
     let to_vector = |data| MsiMessage { address: LAPIC, data };
     // A route to a vector that the guest does not handle; changed before it is used.
-    let gsi = guest.vm.add_msi_route(to_vector(0x40)).expect("a route");
-    guest.vm.set_msi_route(gsi, to_vector(0x41)).expect("another route");
-    assert!(matches!(guest.vm.set_msi_route(5, to_vector(0x41)), Err(VmError::NoSuchRoute { gsi: 5 })));
+    let route = guest.vm.add_msi_route(to_vector(0x40)).expect("a route");
+    route.set(to_vector(0x41)).expect("another message");
     let event = Arc::new(Event::new().expect("an eventfd"));
-    guest.vm.irqfd(&event, gsi).expect("an irqfd");
+    let _line = guest.vm.irqfd(&event, route.gsi(), None).expect("an irqfd");
     let vcpu = guest.vcpu_with(0, at_lapic());
     let kicker = vcpu.kicker();
     let (seen, thread) = run(vcpu);
@@ -116,7 +115,7 @@ fn a_message_goes_where_its_route_says_now() {
 #[test]
 fn a_second_vcpu_starts_when_the_first_one_says_so() {
     let guest = Guest::new(
-        VmConfig { cpus: 2, ..VmConfig::default() },
+        VmConfig::new(2),
         &[
             0x64, 0x66, 0xc7, 0x06, 0xf0, 0x00, 0xff, 0x01, 0x00, 0x00, // local APIC: on
             0x64, 0x66, 0xc7, 0x06, 0x10, 0x03, 0x00, 0x00, 0x00, 0x01, // to APIC 1:
@@ -147,23 +146,23 @@ fn doorbells_ring_without_an_exit() {
         0x64, 0xc6, 0x06, 0x60, 0x00, 0x07, // mov byte fs:[0x60], 7
         0xb0, 0x08, 0xe6, 0x90, // out 0x90, al
         0xe7, 0x90, // out 0x90, ax
+        0xe6, 0x91, // out 0x91, al
         0xf4, // hlt
     ]);
     let bells = [
-        Doorbell { address: DoorbellAddress::Mmio(MMIO + 0x50), size: B4, value: Some(5) },
-        Doorbell { address: DoorbellAddress::Mmio(MMIO + 0x60), size: B4, value: None },
-        Doorbell { address: DoorbellAddress::Pio(0x90), size: B1, value: None },
+        Doorbell::new(DoorbellAddress::Mmio(MMIO + 0x50), B4, Some(5)),
+        Doorbell::new(DoorbellAddress::Mmio(MMIO + 0x60), B4, None),
+        Doorbell::new(DoorbellAddress::Pio(0x90), B1, None),
     ];
     let events = bells.map(|bell| {
         let event = Arc::new(Event::new().expect("an eventfd"));
-        guest.vm.ioeventfd(&event, bell).expect("an ioeventfd");
-        event
+        (guest.vm.ioeventfd(&event, bell).expect("an ioeventfd"), event)
     });
     let mut vcpu = guest.vcpu(0);
     while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
-    assert_eq!(events.map(|event| event.take().expect("a count")), [1, 1, 1]);
+    assert_eq!(events.map(|(_bell, event)| event.take().expect("a count")), [1, 1, 2]);
     assert_eq!(guest.memory.take(), [Write(0x50, B4, 6)], "another value");
-    assert_eq!(guest.ports.take().len(), 1, "another width");
+    assert_eq!(guest.ports.take().len(), 1, "another port");
 }
 
 #[test]
@@ -176,19 +175,49 @@ fn a_register_page_is_read_without_an_exit() {
     ]);
     let page = Arc::new(RegisterPage::new().expect("a page"));
     page.store(4, 0x1234_5678);
-    let mapped = guest.vm.map_register_page(GuestAddress(MMIO + 0x1000), page).expect("a page");
+    let mapped = guest.vm.map_register_page(GuestAddress(MMIO + 0x1000), &page).expect("a page");
     let host = Kvm::open().expect("KVM").capabilities();
-    assert_eq!(mapped, host.register_pages);
+    assert_eq!(mapped.is_some(), host.register_pages);
     let mut vcpu = guest.vcpu(0);
     let mut steps = 0;
     while vcpu.run_once().expect("a guest that halts") != Step::Halted {
         steps += 1;
     }
     // Where the host has no such pages the read reaches the bus, where nobody answers.
-    let (value, exits) = if mapped { (0x1234_5678, 2) } else { (0xffff_ffff, 3) };
+    let (value, exits) = if mapped.is_some() { (0x1234_5678, 2) } else { (0xffff_ffff, 3) };
     assert_eq!(guest.ports.take(), [Write(0x80, B4, value)]);
     assert_eq!(guest.memory.take(), [Write(8, B4, value)]);
     assert_eq!(steps, exits);
+}
+
+#[test]
+fn a_register_page_whose_slot_is_dropped_is_read_with_an_exit() {
+    // mov eax, fs:[0]; hlt; mov eax, fs:[0]; hlt
+    let read = [0x64, 0x66, 0xa1, 0, 0, 0xf4];
+    let guest = Guest::bare(&read.repeat(2));
+    let page = Arc::new(RegisterPage::new().expect("a page"));
+    let mapped = guest.vm.map_register_page(GuestAddress(MMIO), &page).expect("a page");
+    let mut vcpu = guest.vcpu(0);
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    assert_eq!(guest.memory.take().len(), usize::from(mapped.is_none()));
+    drop(mapped);
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    assert_eq!(guest.memory.take(), [Read(0, B4)]);
+    assert_eq!(Arc::strong_count(&page), 1, "the page is let go");
+}
+
+#[test]
+fn a_doorbell_that_is_dropped_is_a_write_to_the_bus() {
+    // mov al, 8; out 0x90, al; hlt; out 0x90, al; hlt
+    let guest = Guest::bare(&[0xb0, 0x08, 0xe6, 0x90, 0xf4, 0xe6, 0x90, 0xf4]);
+    let event = Arc::new(Event::new().expect("an eventfd"));
+    let bell = Doorbell::new(DoorbellAddress::Pio(0x90), B1, None);
+    let connected = guest.vm.ioeventfd(&event, bell).expect("an ioeventfd");
+    let mut vcpu = guest.vcpu(0);
+    assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
+    drop(connected);
+    while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
+    assert_eq!((event.take().expect("a count"), guest.ports.take()), (1, vec![Write(0x90, B1, 8)]));
 }
 
 #[test]
@@ -197,35 +226,13 @@ fn writes_to_a_register_page_reach_the_bus() {
     let code = [0x64, 0x66, 0xc7, 0x06, 0, 0, 7, 0, 0, 0, 0x64, 0x66, 0xa1, 0, 0, 0xf4];
     let guest = Guest::bare(&code);
     let page = Arc::new(RegisterPage::new().expect("a page"));
-    let mapped = guest.vm.map_register_page(GuestAddress(MMIO), Arc::clone(&page)).expect("a page");
+    let mapped = guest.vm.map_register_page(GuestAddress(MMIO), &page).expect("a page");
     let mut vcpu = guest.vcpu(0);
     while vcpu.run_once().expect("a guest that halts") != Step::Halted {}
     let mut expected = vec![Write(0, B4, 7)];
-    expected.extend((!mapped).then_some(Read(0, B4)));
+    expected.extend(mapped.is_none().then_some(Read(0, B4)));
     assert_eq!(guest.memory.take(), expected);
     assert_eq!(page.load(0), 0, "only the device changes its registers");
-}
-
-#[test]
-fn the_dirty_log_has_the_pages_that_the_guest_wrote() {
-    let guest = Guest::bare(&[0xa2, 0x00, 0x20, 0xf4, 0xa2, 0x00, 0x50, 0xf4]); // mov [DATA], al; hlt; mov [0x5000], al; hlt
-    let mut vcpu = guest.vcpu(0);
-    let log = || {
-        let mut slots = Vec::new();
-        guest.vm.take_dirty_log(&mut |at, bits| slots.push((at.0, bits.to_vec()))).expect("a log");
-        assert_eq!((slots.len(), slots[0].0, slots[0].1.len()), (1, 0, 1), "one slot of 16 pages, from 0");
-        slots[0].1[0]
-    };
-    // The page with the code may be in the log too: KVM counts a page that it maps writable.
-    let (code, first, second) = (1 << 1, 1 << 2, 1 << 5);
-    guest.vm.set_dirty_log(true).expect("a log");
-    assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
-    assert_eq!(log() & !code, first);
-    assert_eq!(log(), 0, "taken");
-    assert_eq!(vcpu.run_once().expect("a guest that halts"), Step::Halted);
-    assert_eq!(log() & !code, second);
-    guest.vm.set_dirty_log(false).expect("no log");
-    assert!(guest.vm.take_dirty_log(&mut |_, _| ()).is_err(), "there is no log to take");
 }
 
 #[test]
@@ -252,17 +259,17 @@ fn kvm_counts_exits() {
 fn what_a_machine_cannot_have_is_refused() {
     let kvm = Kvm::open().expect("KVM");
     let max = kvm.capabilities().max_vcpus;
-    let too_many = VmConfig { cpus: max + 1, ..VmConfig::default() };
+    let too_many = VmConfig::new(max + 1);
     assert!(matches!(kvm.create_vm(&too_many), Err(VmError::TooManyVcpus { max: m, .. }) if m == max));
     let guest = Guest::bare(&[]);
     let event = Arc::new(Event::new().expect("an eventfd"));
-    assert!(matches!(guest.vm.irqfd(&event, 5), Err(VmError::NoIrqchip { gsi: 5 })));
+    assert!(matches!(guest.vm.irqfd(&event, 5, None), Err(VmError::NoIrqchip { gsi: 5 })));
     assert!(matches!(guest.vm.set_memory(&guest.ram), Err(VmError::MemoryAlreadySet)));
 }
 
 #[test]
 fn a_machine_can_have_a_timer_chip() {
-    let config = VmConfig { pit: true, irqchip: Irqchip::Kernel, ..VmConfig::default() };
+    let config = VmConfig::default().pit();
     // in al, 0x61; test al, 0x10 until the refresh bit toggles would need time: that the kernel answers is enough.
     let guest = Guest::new(config, &[0xe4, 0x61, 0xe6, 0x80, 0xf4]); // in al, 0x61; out 0x80, al; hlt
     let mut vcpu = guest.vcpu(0);
@@ -273,7 +280,7 @@ fn a_machine_can_have_a_timer_chip() {
 #[test]
 fn registers_read_as_they_were_set_whether_or_not_the_guest_has_run() {
     let code = [0x00, 0xc3, 0xe6, 0x80, 0xeb, 0xfa]; // add bl, al; out 0x80, al; jmp back
-    let guest = Guest::new(VmConfig { cpus: 2, ..VmConfig::default() }, &code);
+    let guest = Guest::new(VmConfig::new(2), &code);
     let set = Registers { rax: 7, rbx: 1, ..Registers::real_mode(0x1000) };
     for index in [1, 0] {
         let mut vcpu = guest.vcpu(index);
@@ -289,4 +296,19 @@ fn registers_read_as_they_were_set_whether_or_not_the_guest_has_run() {
             assert_eq!((after.rbx, after.rcx), (0x27, 5));
         }
     }
+}
+
+#[test]
+fn everything_has_a_descriptor_and_kvm_can_be_one() {
+    let opened = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm");
+    let kvm = Kvm::from_fd(opened.into()).expect("KVM");
+    assert!(kvm.as_fd().as_raw_fd() > 2);
+    let guest = Guest::bare(&[0xf4]);
+    let vcpu = guest.vcpu(0);
+    let name = |fd: Option<BorrowedFd<'_>>| {
+        let path = format!("/proc/self/fd/{}", fd.expect("a descriptor").as_raw_fd());
+        fs::read_link(path).expect("procfs").to_string_lossy().into_owned()
+    };
+    assert_eq!(name(guest.vm.descriptor()), "anon_inode:kvm-vm");
+    assert!(name(vcpu.descriptor()).starts_with("anon_inode:kvm-vcpu"));
 }

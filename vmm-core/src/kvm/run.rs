@@ -8,23 +8,20 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
-    KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO,
-    kvm_regs, kvm_run, kvm_sregs,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
-use ossature_bus::{Size, VmRequest};
+use ossature_bus::{AddressSpace, Size, VmRequest};
 use vmm_sys_util::ioctl_io_nr;
 
 use super::signal::{self, HasTarget, Target};
 use super::sys;
+use crate::arch::{self, KvmRegisters};
 use crate::kick::Kick;
 use crate::{CrashReason, KickSignal, Kicker};
-
-/// Registers in the page that the kernel is to take from there (`kvm_dirty_regs`).
-const SET: u64 = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS) as u64;
 
 ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
 
@@ -72,6 +69,8 @@ pub(super) enum Exit<'a> {
     Halt,
     /// A signal.
     Interrupted,
+    /// The ring of dirty pages has no room left.
+    DirtyRingFull,
     /// The guest asks for something through KVM's own interface.
     Request(VmRequest),
     /// It cannot go on. With the instruction's bytes, where KVM gives them.
@@ -93,30 +92,57 @@ impl VcpuRun {
         &self.shared.fd
     }
 
-    /// Whether it may have run: until then it is as KVM resets it.
+    /// True if it may have run: until then it is as KVM resets it.
     pub(super) fn has_run(&self) -> bool {
         self.entered
     }
 
-    /// Sets the registers: the kernel takes them from the page when the guest is next entered.
-    pub(super) fn set_registers(&mut self, regs: kvm_regs, sregs: kvm_sregs) {
+    /// Has the kernel take the registers when the guest is next entered. Returns false if vCPU `index` cannot have it that
+    /// way.
+    pub(super) fn leave_registers(&mut self, index: u32, registers: &KvmRegisters) -> bool {
+        // SAFETY: the page is mapped, the kernel is not in it, and nobody else accesses registers in it.
+        unsafe { arch::leave_in_page(self.shared.page, index, registers) }
+    }
+
+    /// The registers that were left and that the kernel has not taken yet.
+    pub(super) fn left_registers(&self) -> Option<KvmRegisters> {
+        // SAFETY: as above.
+        unsafe { arch::left_in_page(self.shared.page) }
+    }
+
+    /// What was left and not taken yet counts no more.
+    pub(super) fn forget_registers(&mut self) {
+        // SAFETY: as above.
+        unsafe { arch::forget_in_page(self.shared.page) }
+    }
+
+    /// Returns true if the guest may be in the middle of an access.
+    pub(super) fn has_access(&self) -> bool {
+        matches!(self.exit_reason(), KVM_EXIT_IO | KVM_EXIT_MMIO)
+    }
+
+    /// Where the access was that the last exit was for.
+    pub(super) fn last_access(&self) -> Option<(AddressSpace, u64)> {
         let page = self.shared.page.as_ptr();
-        // SAFETY: the page is mapped, the kernel is not in it, and nobody else accesses these members.
+        // SAFETY: the page is mapped, the kernel is not in it, and the exit reason says which member of the union is
+        // the valid one.
         unsafe {
-            addr_of_mut!((*page).s.regs.regs).write(regs);
-            addr_of_mut!((*page).s.regs.sregs).write(sregs);
-            addr_of_mut!((*page).kvm_dirty_regs).write(SET);
+            match self.exit_reason() {
+                KVM_EXIT_IO => {
+                    Some((AddressSpace::Pio, addr_of!((*page).__bindgen_anon_1.io.port).read().into()))
+                }
+                KVM_EXIT_MMIO => {
+                    let address = addr_of!((*page).__bindgen_anon_1.mmio.phys_addr).read_unaligned();
+                    Some((AddressSpace::Mmio, address))
+                }
+                _ => None,
+            }
         }
     }
 
-    /// The registers that were set and that the kernel has not taken yet.
-    pub(super) fn registers_to_set(&self) -> Option<(kvm_regs, kvm_sregs)> {
-        let page = self.shared.page.as_ptr();
-        // SAFETY: the page is mapped, the kernel is not in it, and what is dirty has been written before.
-        unsafe {
-            (addr_of!((*page).kvm_dirty_regs).read() & SET == SET)
-                .then(|| (addr_of!((*page).s.regs.regs).read(), addr_of!((*page).s.regs.sregs).read()))
-        }
+    /// Has the next entry complete the access under way and run nothing.
+    pub(super) fn leave_at_once(&self) {
+        self.shared.immediate_exit().swap(1, Ordering::SeqCst);
     }
 
     pub(super) fn kicker(&self) -> Kicker {
@@ -139,6 +165,9 @@ impl VcpuRun {
         match error.raw_os_error() {
             Some(libc::EINTR) => {
                 self.acknowledge_kick();
+                // Accesses are complete. Older kernels leave the reason of the exit before.
+                // SAFETY: the page is mapped, the kernel is not in it, and nobody else accesses this member.
+                unsafe { addr_of_mut!((*self.shared.page.as_ptr()).exit_reason).write(KVM_EXIT_INTR) };
                 Ok(Entered::Interrupted)
             }
             // A vCPU that waits to be started was woken.
@@ -228,6 +257,7 @@ impl VcpuRun {
                 self.acknowledge_kick();
                 Exit::Interrupted
             }
+            KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
             KVM_EXIT_SHUTDOWN => Exit::Crash(CrashReason::TripleFault, None),
             KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: the exit reason says that this member is the valid one.

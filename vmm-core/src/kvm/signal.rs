@@ -54,7 +54,7 @@ impl Drop for Bound {
 }
 
 impl Target {
-    /// Whether the calling thread is the target.
+    /// Returns true if the calling thread is the target.
     #[inline]
     pub(super) fn is_here(&self) -> bool {
         self.thread.load(Ordering::Relaxed) == this_thread()

@@ -3,19 +3,19 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kvm_bindings::{KVMIO, kvm_ioeventfd, kvm_irqfd, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_bindings::KVMIO;
+use kvm_ioctls::{Kvm, VcpuFd};
 use ossature_bus::Event;
 use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
-ioctl_iow_nr!(KVM_IRQFD, KVMIO, 0x76, kvm_irqfd);
-ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 // The type in the number is the header; the mask itself follows it.
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, u32);
@@ -28,29 +28,23 @@ pub(super) fn open_kvm(path: &Path) -> io::Result<Kvm> {
     Ok(unsafe { Kvm::from_raw_fd(fd) })
 }
 
-/// Makes memory of this process guest memory, or changes such a slot.
-///
-/// # Safety
-///
-/// The memory must stay mapped for as long as a vCPU of `vm` can run, and nothing in this process may hold a
-/// reference to it.
-pub(super) unsafe fn set_memory_region(vm: &VmFd, region: kvm_userspace_memory_region) -> errno::Result<()> {
-    // SAFETY: what the kernel does with the region is the caller's promise.
-    unsafe { vm.set_user_memory_region(region) }
+/// Takes an open device node over.
+pub(super) fn kvm_from_fd(fd: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is open, and nobody else has it any more.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }
 
-/// Connects an event to an interrupt line.
-pub(super) fn irqfd(vm: &VmFd, event: &Event, gsi: u32) -> errno::Result<()> {
-    // A descriptor is never negative here.
-    let irqfd = kvm_irqfd { fd: event.as_raw_fd().unsigned_abs(), gsi, ..Default::default() };
-    // SAFETY: the kernel reads the struct, whose size is in the ioctl's number, and nothing else.
-    status(unsafe { ioctl_with_ref(vm, KVM_IRQFD(), &irqfd) })
+/// The descriptor of something that owns it.
+pub(super) fn borrow<F: AsRawFd>(fd: &F) -> BorrowedFd<'_> {
+    // SAFETY: it stays open for as long as its owner is borrowed.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 
-/// Connects a guest's write to an event.
-pub(super) fn ioeventfd(vm: &VmFd, doorbell: &kvm_ioeventfd) -> errno::Result<()> {
-    // SAFETY: the kernel reads the struct, whose size is in the ioctl's number, and nothing else.
-    status(unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), doorbell) })
+/// Calls `f` with the event as kvm-ioctls wants it: the same descriptor, which stays the event's.
+pub(super) fn with_eventfd<R>(event: &Event, f: impl FnOnce(&EventFd) -> R) -> R {
+    // SAFETY: the descriptor is an eventfd that stays open for as long as `event` is borrowed, and it is not closed here.
+    let eventfd = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event.as_raw_fd()) });
+    f(&eventfd)
 }
 
 /// The descriptor from which the counters of a VM or a vCPU are read.

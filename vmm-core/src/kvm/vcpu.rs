@@ -1,23 +1,26 @@
 //! A vCPU of KVM: how it is set up, and what its exits come to.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, Msrs, kvm_sregs};
-use ossature_bus::Effect;
+use ossature_bus::{AddressSpace, Effect};
 use ossature_memory::vm_memory::GuestAddress;
 
 use super::run::{Entered, Exit, VcpuRun};
-use super::vm::VmShared;
-use super::{call, retry, sys};
-use crate::arch;
+use super::shared::VmShared;
+use super::sys;
+use crate::arch::{self, KvmRegisters, VcpuAccess, VcpuParts};
 use crate::backend::VcpuBackend;
+use crate::call::{call, retry};
+use crate::state::VcpuStateOf;
 use crate::{
-    Buses, CrashReason, Irqchip, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VmError,
+    Buses, CrashReason, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VcpuState, VmError,
 };
 
-/// The longest instruction (SDM vol. 2, 2.3.11).
-const MAX_INSTRUCTION: u64 = 15;
+/// More exits than one instruction can cause before it is interrupted: KVM interrupts string instructions every 1,024
+/// elements, each of which may be read and written in two pieces.
+const MAX_PIECES: u32 = 4096;
 
 /// See [`crate::Vcpu`].
 #[derive(Debug)]
@@ -28,32 +31,64 @@ pub(super) struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    /// Creates vCPU `index` with its CPUID and MSRs. The local APIC and the FPU stay as KVM resets them: LINT0
-    /// of vCPU 0 passes the PICs' interrupts on, and operating systems set up the rest.
+    /// Creates vCPU `index`.
     pub(super) fn new(vm: &Arc<VmShared>, index: u32) -> Result<Self, VmError> {
         let fd = retry(|| vm.fd.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
-        let cpuid = arch::cpuid(vm.host.cpuid()?, index, vm.cpu_features());
-        let cpuid = CpuId::from_entries(&cpuid)
-            .map_err(|_| VmError::Unsupported { what: "a processor with this many CPUID leaves" })?;
-        fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
-        let entries = arch::boot_msrs();
-        let msrs =
-            Msrs::from_entries(&entries).map_err(|_| VmError::Unsupported { what: "a list of MSRs" })?;
-        let written = fd.set_msrs(&msrs).map_err(call("KVM_SET_MSRS"))?;
-        if let Some(refused) = entries.get(written) {
-            return Err(VmError::MsrRefused { index, msr: refused.index, value: refused.data });
-        }
+        arch::init_vcpu(&fd, index, (&vm.host.kvm, &vm.host.facts), &vm.config)?;
+        vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
         Ok(Self { run, vm: Arc::clone(vm), index })
     }
 
-    fn sregs(&self) -> Result<kvm_sregs, VmError> {
-        self.run.fd().get_sregs().map_err(call("KVM_GET_SREGS"))
+    fn access(&self) -> Result<VcpuAccess<'_>, VmError> {
+        let vm = &*self.vm;
+        let host = (&vm.host.kvm, &vm.host.facts);
+        VcpuAccess::new(&vm.fd, (self.run.fd(), self.index), host, &vm.config)
+    }
+
+    /// Completes the access that the last exit was for: KVM would do so when the guest is next entered, with whatever
+    /// registers there are by then.
+    fn complete_access(&mut self, buses: &mut Buses) -> Result<(), VmError> {
+        if !self.run.has_access() {
+            return Ok(());
+        }
+        for _ in 0..MAX_PIECES {
+            self.run.leave_at_once();
+            match self.run_once(buses) {
+                // A kick that arrived meanwhile sent no signal: the flag stays.
+                Ok(Step::Interrupted) => {
+                    self.run.leave_at_once();
+                    return Ok(());
+                }
+                Ok(_) => {}
+                // No access is under way any more.
+                Err(VcpuError::Crash(_)) => return Ok(()),
+                Err(VcpuError::Call { call, source, .. }) => return Err(VmError::Call { call, source }),
+                Err(VcpuError::Script { .. }) => break,
+            }
+        }
+        Err(VmError::InvalidState { part: "access under way", reason: "endless" })
+    }
+
+    fn write(&mut self, parts: &VcpuParts, buses: &mut Buses) -> Result<(), VmError> {
+        self.complete_access(buses)?;
+        parts.write(self.access()?)?;
+        self.run.forget_registers();
+        Ok(())
     }
 
     #[cold]
     fn failed(&self, (call, source): (&'static str, io::Error)) -> VcpuError {
         VcpuError::Call { index: self.index, call, source }
+    }
+
+    #[cold]
+    fn vm_failed(&self, error: VmError) -> VcpuError {
+        let (call, source) = match error {
+            VmError::Call { call, source } => (call, source),
+            other => ("emptying the dirty rings", io::Error::other(other)),
+        };
+        self.failed((call, source))
     }
 
     #[cold]
@@ -66,13 +101,11 @@ impl KvmVcpu {
     /// The bytes at the program counter, up to the first that is not RAM.
     fn code_at(&self, registers: &Registers) -> Option<Vec<u8>> {
         let ram = self.vm.ram()?;
-        let start = registers.cs.base.wrapping_add(registers.rip);
-        let byte = |n: u64| {
-            let translation = self.run.fd().translate_gva(start.wrapping_add(n)).ok()?;
-            let present = translation.valid != 0;
-            present.then(|| ram.read_obj::<u8>(GuestAddress(translation.physical_address)).ok())?
+        let byte = |n| {
+            let address = arch::instruction_byte(self.run.fd(), registers, n)?;
+            ram.read_obj::<u8>(GuestAddress(address)).ok()
         };
-        Some((0..MAX_INSTRUCTION).map_while(byte).collect())
+        Some((0..).map_while(byte).collect())
     }
 }
 
@@ -97,6 +130,10 @@ impl VcpuBackend for KvmVcpu {
             }
             Exit::Halt => return Ok(Step::Halted),
             Exit::Interrupted => return Ok(Step::Interrupted),
+            Exit::DirtyRingFull => {
+                let full = self.vm.harvest_rings(Some(self.index));
+                return full.map(|()| Step::Handled).map_err(|error| self.vm_failed(error));
+            }
             Exit::Request(request) => Effect::Vm(request),
             Exit::Crash(reason, code) => return Err(self.crash(reason, code)),
         };
@@ -108,30 +145,49 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn registers(&self) -> Result<Registers, VmError> {
-        let (regs, sregs) = match self.run.registers_to_set() {
-            Some(set) => set,
-            None => (self.run.fd().get_regs().map_err(call("KVM_GET_REGS"))?, self.sregs()?),
-        };
-        Ok(Registers::from_kvm(&regs, &sregs))
+        let left = self.run.left_registers();
+        Ok(left.map_or_else(|| KvmRegisters::read(self.run.fd()), Ok)?.into())
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
-        let mut sregs = match self.run.registers_to_set() {
-            Some((_, sregs)) => sregs,
-            None if !self.run.has_run() && self.vm.config.irqchip == Irqchip::Kernel => {
-                arch::reset_sregs(self.index)
-            }
-            None => self.sregs()?,
-        };
-        registers.apply_to_kvm_sregs(&mut sregs);
-        let regs = registers.to_kvm_regs();
-        if self.index == 0 {
-            self.run.set_registers(regs, sregs);
+        let is_new = !self.run.has_run() && self.vm.config.has_irqchip();
+        let known = self.run.left_registers().or_else(|| KvmRegisters::new(self.index).filter(|_| is_new));
+        let mut all = known.map_or_else(|| KvmRegisters::read(self.run.fd()), Ok)?;
+        all.apply(registers);
+        if self.run.leave_registers(self.index, &all) {
             return Ok(());
         }
-        // Another vCPU may wait to be started, and what is set now must not come after what starts it.
-        self.run.fd().set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
-        self.run.fd().set_regs(&regs).map_err(call("KVM_SET_REGS"))
+        all.write(self.run.fd())
+    }
+
+    fn state(&mut self, buses: &mut Buses) -> Result<VcpuState, VmError> {
+        self.complete_access(buses)?;
+        let parts = VcpuParts::read(self.access()?, self.run.left_registers())?;
+        Ok(VcpuState(VcpuStateOf::Kvm(Box::new(parts))))
+    }
+
+    fn set_state(&mut self, state: &VcpuState, buses: &mut Buses) -> Result<(), VmError> {
+        let VcpuStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
+        self.write(parts, buses)
+    }
+
+    fn reset(&mut self, buses: &mut Buses) -> Result<(), VmError> {
+        let reset = self.vm.reset_state()?;
+        let max = self.vm.config.cpus;
+        let parts = reset.vcpus.get(self.index as usize);
+        self.write(parts.ok_or(VmError::TooManyVcpus { index: self.index, max })?, buses)
+    }
+
+    fn notify_paused(&self) -> Result<(), VmError> {
+        arch::notify_paused(self.run.fd())
+    }
+
+    fn last_access(&self) -> Option<(AddressSpace, u64)> {
+        self.run.last_access()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(sys::borrow(self.run.fd()))
     }
 
     fn stats_reader(&self) -> Result<StatsReader, VmError> {

@@ -1,124 +1,66 @@
-//! A virtual machine of KVM: memory slots, interrupts, doorbells.
+//! A virtual machine of KVM: memory, interrupts, doorbells.
 
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::error::Error;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_ioeventfd,
-    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
-};
-use kvm_ioctls::VmFd;
-use ossature_bus::Event;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use ossature_bus::{Event, MsiMessage, Size};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, PAGE_SIZE, Ram, RegisterPage};
+use ossature_memory::{DirtyLog, ListenerGuard, MemoryListener, Ram, RamError, RamSlot, RegisterPage};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
 
+use super::dirty::KvmDirtyLog;
+use super::host::Host;
+use super::shared::VmShared;
+use super::sys;
 use super::vcpu::KvmVcpu;
-use super::{Host, call, retry, sys};
-use crate::arch::{self, CpuFeatures, IrqRoutes};
+use crate::arch::VmParts;
 use crate::backend::sealed::Sealed;
+use crate::call::call;
+use crate::guard::Route;
+use crate::state::VmStateOf;
 use crate::{
-    Buses, Doorbell, DoorbellAddress, Irqchip, MsiMessage, StatsReader, Vcpu, Vm, VmConfig, VmError,
+    Buses, Doorbell, DoorbellAddress, GuestDirtyLog, Ioeventfd, Irqfd, MemorySlot, MsiRoute, StatsReader,
+    Vcpu, Vm, VmConfig, VmError, VmState,
 };
-
-/// The machine as its vCPUs keep it: what they run in must outlive them.
-#[derive(Debug)]
-pub(super) struct VmShared {
-    // Closed before the memory behind its slots goes away: fields are dropped in this order.
-    pub fd: VmFd,
-    pub config: VmConfig,
-    pub host: Arc<Host>,
-    slots: Mutex<Slots>,
-    routes: Mutex<IrqRoutes>,
-    has_irqchip: Mutex<bool>,
-}
-
-/// The memory slots of a machine, and what keeps the memory behind them mapped.
-#[derive(Debug, Default)]
-struct Slots {
-    ram: Option<Dma>,
-    ram_slots: Vec<kvm_userspace_memory_region>,
-    pages: Vec<Arc<RegisterPage>>,
-    count: u32,
-}
 
 /// See [`Vm`].
 #[derive(Debug)]
 pub(super) struct KvmVm {
     shared: Arc<VmShared>,
+    /// Not among what is shared: whoever drops that may be the one who is told.
+    memory: Mutex<Option<ListenerGuard>>,
 }
 
 impl KvmVm {
     pub(super) fn new(host: &Arc<Host>, config: &VmConfig) -> Result<Self, VmError> {
         if config.cpus > 1 {
-            let max = super::saturating(host.kvm.get_max_vcpus());
+            let max = host.max_vcpus();
             if config.cpus > max {
                 return Err(VmError::TooManyVcpus { index: config.cpus - 1, max });
             }
         }
-        let fd = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
-        fd.set_tss_address(arch::TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
-        let shared = VmShared {
-            fd,
-            config: config.clone(),
-            host: Arc::clone(host),
-            slots: Mutex::default(),
-            routes: Mutex::default(),
-            has_irqchip: Mutex::new(false),
-        };
-        Ok(Self { shared: Arc::new(shared) })
-    }
-
-    fn set_routes(&self, routes: &IrqRoutes) -> Result<(), VmError> {
-        let invalid = |_| VmError::Unsupported { what: "an interrupt table of this length" };
-        let table = KvmIrqRouting::from_entries(&routes.entries()).map_err(invalid)?;
-        self.shared.fd.set_gsi_routing(&table).map_err(call("KVM_SET_GSI_ROUTING"))
+        let shared = Arc::new(VmShared::new(host, config)?);
+        Ok(Self { shared, memory: Mutex::default() })
     }
 }
 
-impl VmShared {
-    fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+/// Makes the slots of RAM memory slots of the machine, as they come and go.
+#[derive(Debug)]
+struct Follower(Weak<VmShared>);
+
+impl MemoryListener for Follower {
+    fn slot_added(&self, slot: &RamSlot) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Some(vm) = self.0.upgrade() else { return Ok(()) };
+        Ok(vm.slots().add_ram(&vm.fd, slot)?)
     }
 
-    fn routes(&self) -> MutexGuard<'_, IrqRoutes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The machine's RAM, once it has some.
-    pub(super) fn ram(&self) -> Option<Dma> {
-        self.slots().ram.clone()
-    }
-
-    /// What of the vCPUs' CPUID this machine decides.
-    pub(super) fn cpu_features(&self) -> CpuFeatures {
-        let lapic = self.config.irqchip == Irqchip::Kernel;
-        CpuFeatures { cpus: self.config.cpus, lapic, tsc_deadline: lapic && self.host.tsc_deadline() }
-    }
-
-    fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
-        if self.config.irqchip == Irqchip::None {
-            Err(VmError::NoIrqchip { gsi })
-        } else {
-            self.create_irqchip()
+    fn slot_removed(&self, slot: &RamSlot) {
+        if let Some(vm) = self.0.upgrade() {
+            vm.slots().remove_ram(&vm.fd, slot.id);
         }
-    }
-
-    /// Creates the interrupt controllers, if there are to be any, when they are first needed: after the memory, as
-    /// far as possible. A change of the memory slots waits until the kernel has no more use for the old version of
-    /// whatever was changed before it, and the controllers are on the kernel's own bus.
-    pub(super) fn create_irqchip(&self) -> Result<(), VmError> {
-        let mut done = self.has_irqchip.lock().unwrap_or_else(PoisonError::into_inner);
-        if *done || self.config.irqchip == Irqchip::None {
-            return Ok(());
-        }
-        self.fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-        *done = true;
-        if self.config.pit {
-            // The dummy answers port 0x61, where guests gate the timer's second channel.
-            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            self.fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
-        }
-        Ok(())
     }
 }
 
@@ -126,78 +68,78 @@ impl Sealed for KvmVm {}
 
 impl Vm for KvmVm {
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
-        let mut slots = self.shared.slots();
-        if slots.ram.is_some() {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.is_some() {
             return Err(VmError::MemoryAlreadySet);
         }
-        // Kept from here on, whatever fails below: the kernel may already have one of the slots.
-        slots.ram = Some(ram.dma());
-        for slot in ram.slots() {
-            let region = kvm_userspace_memory_region {
-                slot: slots.count,
-                flags: 0,
-                guest_phys_addr: slot.guest_addr,
-                memory_size: slot.size,
-                userspace_addr: slot.host_addr,
-            };
-            // SAFETY: `slots.ram` keeps the mapping for as long as this machine or a vCPU of it lives, and
-            // guest memory is only reached through copies.
-            unsafe { sys::set_memory_region(&self.shared.fd, region) }
-                .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
-            slots.ram_slots.push(region);
-            slots.count += 1;
-        }
+        let listener = Arc::new(Follower(Arc::downgrade(&self.shared)));
+        *memory = Some(ram.listen(listener).map_err(|error| match error {
+            RamError::Listener { source, .. } => VmError::from_listener(source),
+            _ => VmError::Unsupported { what: "guest memory of this kind" },
+        })?);
+        self.shared.set_ram(ram.dma());
         Ok(())
     }
 
-    fn map_register_page(&self, address: GuestAddress, page: Arc<RegisterPage>) -> Result<bool, VmError> {
-        let mut slots = self.shared.slots();
-        let region = kvm_userspace_memory_region {
-            slot: slots.count,
-            flags: KVM_MEM_READONLY,
-            guest_phys_addr: address.0,
-            memory_size: PAGE_SIZE as u64,
-            userspace_addr: page.host_address(),
-        };
-        slots.pages.push(page);
-        // SAFETY: `slots.pages` keeps the page for as long as this machine or a vCPU of it lives; it is only
-        // reached through atomics.
-        match unsafe { sys::set_memory_region(&self.shared.fd, region) } {
+    fn map_register_page(
+        &self,
+        address: GuestAddress,
+        page: &Arc<RegisterPage>,
+    ) -> Result<Option<MemorySlot>, VmError> {
+        let vm = &self.shared;
+        let slot = match vm.slots().add_page(&vm.fd, address.0, page) {
             // What a kernel without such slots says too.
-            Err(e) if e.errno() == libc::EINVAL && !self.shared.host.register_pages() => return Ok(false),
+            Err(e) if e.errno() == libc::EINVAL && !vm.host.register_pages() => return Ok(None),
             result => result.map_err(call("KVM_SET_USER_MEMORY_REGION"))?,
-        }
-        slots.count += 1;
-        Ok(true)
+        };
+        let vm = Arc::downgrade(vm);
+        Ok(Some(MemorySlot::new(move || {
+            let Some(vm) = vm.upgrade() else { return };
+            vm.slots().remove_page(&vm.fd, slot);
+        })))
     }
 
-    fn irqfd(&self, event: &Arc<Event>, gsi: u32) -> Result<(), VmError> {
+    fn irqfd(&self, event: &Arc<Event>, gsi: u32, resample: Option<&Arc<Event>>) -> Result<Irqfd, VmError> {
         self.shared.needs_irqchip(gsi)?;
-        sys::irqfd(&self.shared.fd, event, gsi).map_err(call("KVM_IRQFD"))
+        let fd = &self.shared.fd;
+        let connected = sys::with_eventfd(event, |event| match resample {
+            None => fd.register_irqfd(event, gsi),
+            Some(resample) => {
+                sys::with_eventfd(resample, |resample| fd.register_irqfd_with_resample(event, resample, gsi))
+            }
+        });
+        connected.map_err(call("KVM_IRQFD"))?;
+        let (vm, event) = (Arc::downgrade(&self.shared), Arc::clone(event));
+        Ok(Irqfd::new(move || {
+            let Some(vm) = vm.upgrade() else { return };
+            // It was connected: there is nothing that could fail.
+            let _ = sys::with_eventfd(&event, |event| vm.fd.unregister_irqfd(event, gsi));
+        }))
     }
 
-    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<(), VmError> {
-        let request = ioeventfd_request(event, doorbell);
-        sys::ioeventfd(&self.shared.fd, &request).map_err(call("KVM_IOEVENTFD"))
+    fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
+        self.shared.needs_irqchip(gsi)?;
+        self.shared.fd.set_irq_line(gsi, asserted).map_err(call("KVM_IRQ_LINE"))
     }
 
-    fn add_msi_route(&self, message: MsiMessage) -> Result<u32, VmError> {
+    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError> {
+        ioeventfd(&self.shared.fd, event, doorbell, true).map_err(call("KVM_IOEVENTFD"))?;
+        let (vm, event) = (Arc::downgrade(&self.shared), Arc::clone(event));
+        Ok(Ioeventfd::new(move || {
+            let Some(vm) = vm.upgrade() else { return };
+            // It was connected: there is nothing that could fail.
+            let _ = ioeventfd(&vm.fd, &event, doorbell, false);
+        }))
+    }
+
+    fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError> {
         let mut routes = self.shared.routes();
         let gsi = routes.add(message)?;
         self.shared
             .needs_irqchip(gsi)
-            .and_then(|()| self.set_routes(&routes))
-            .inspect_err(|_| routes.remove_last())?;
-        Ok(gsi)
-    }
-
-    fn set_msi_route(&self, gsi: u32, message: MsiMessage) -> Result<(), VmError> {
-        let mut routes = self.shared.routes();
-        let before = routes.set(gsi, message)?;
-        self.set_routes(&routes).inspect_err(|_| {
-            // The line exists: it was set just now.
-            let _ = routes.set(gsi, before);
-        })
+            .and_then(|()| self.shared.set_routes(&routes))
+            .inspect_err(|_| routes.remove(gsi))?;
+        Ok(MsiRoute::new(gsi, Arc::new(KvmRoute { vm: Arc::downgrade(&self.shared), gsi })))
     }
 
     fn create_vcpu(&self, index: u32, buses: Buses) -> Result<Vcpu, VmError> {
@@ -205,32 +147,38 @@ impl Vm for KvmVm {
             return Err(VmError::TooManyVcpus { index, max: self.shared.config.cpus });
         }
         self.shared.create_irqchip()?;
-        Ok(Vcpu::new(Box::new(KvmVcpu::new(&self.shared, index)?), buses))
+        let vcpu = KvmVcpu::new(&self.shared, index)?;
+        self.shared.vcpu_created()?;
+        Ok(Vcpu::new(Box::new(vcpu), buses))
     }
 
-    fn set_dirty_log(&self, on: bool) -> Result<(), VmError> {
-        let slots = self.shared.slots();
-        for region in &slots.ram_slots {
-            let region = kvm_userspace_memory_region {
-                flags: if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
-                ..*region
-            };
-            // SAFETY: the slot and its memory stay as they are.
-            unsafe { sys::set_memory_region(&self.shared.fd, region) }
-                .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
-        }
-        Ok(())
+    fn dirty_log(&self, ram: &Ram) -> Result<GuestDirtyLog, VmError> {
+        let log = DirtyLog::start(ram).map_err(|source| VmError::DirtyLog { source })?;
+        Ok(GuestDirtyLog::new(log, Some(Box::new(KvmDirtyLog::start(&self.shared)?))))
     }
 
-    fn take_dirty_log(&self, visit: &mut dyn FnMut(GuestAddress, &[u64])) -> Result<(), VmError> {
-        let slots = self.shared.slots();
-        for region in &slots.ram_slots {
-            let size = region.memory_size as usize;
-            let bitmap =
-                self.shared.fd.get_dirty_log(region.slot, size).map_err(call("KVM_GET_DIRTY_LOG"))?;
-            visit(GuestAddress(region.guest_phys_addr), &bitmap);
-        }
-        Ok(())
+    fn state(&self) -> Result<VmState, VmError> {
+        let vm = &self.shared;
+        vm.create_irqchip()?;
+        let parts = VmParts::read(&vm.fd, &vm.config)?;
+        Ok(VmState(VmStateOf::Kvm(Box::new(parts))))
+    }
+
+    fn set_state(&self, state: &VmState) -> Result<(), VmError> {
+        let vm = &self.shared;
+        let VmStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
+        vm.create_irqchip()?;
+        parts.write(&vm.fd, &vm.config)
+    }
+
+    fn reset(&self) -> Result<(), VmError> {
+        let vm = &self.shared;
+        vm.create_irqchip()?;
+        vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(sys::borrow(&self.shared.fd))
     }
 
     fn stats_reader(&self) -> Result<StatsReader, VmError> {
@@ -238,25 +186,60 @@ impl Vm for KvmVm {
     }
 }
 
-fn ioeventfd_request(event: &Event, doorbell: Doorbell) -> kvm_ioeventfd {
-    let mut request =
-        kvm_ioeventfd { fd: event.as_raw_fd(), len: doorbell.size.bytes() as u32, ..Default::default() };
-    match doorbell.address {
-        DoorbellAddress::Pio(port) => {
-            request.addr = port.into();
-            request.flags |= 1 << kvm_ioeventfd_flag_nr_pio;
-        }
-        DoorbellAddress::Mmio(address) => {
-            request.addr = address;
-            if doorbell.value.is_none() {
-                // Of any width: the kernel then knows enough from the address, and skips the instruction.
-                request.len = 0;
-            }
+/// A line that sends a message, until this is dropped.
+struct KvmRoute {
+    vm: Weak<VmShared>,
+    gsi: u32,
+}
+
+impl Route for KvmRoute {
+    fn set(&self, message: MsiMessage) -> Result<(), VmError> {
+        let Some(vm) = self.vm.upgrade() else { return Ok(()) };
+        let mut routes = vm.routes();
+        let before = routes.set(self.gsi, message)?;
+        vm.set_routes(&routes).inspect_err(|_| {
+            // The line exists: it was set just now.
+            let _ = routes.set(self.gsi, before);
+        })
+    }
+}
+
+impl Drop for KvmRoute {
+    fn drop(&mut self) {
+        let Some(vm) = self.vm.upgrade() else { return };
+        let mut routes = vm.routes();
+        routes.remove(self.gsi);
+        // A route that stays in the kernel's table is one that nobody signals.
+        let _ = vm.set_routes(&routes);
+    }
+}
+
+/// Connects a doorbell, or takes it away.
+fn ioeventfd(vm: &VmFd, event: &Event, doorbell: Doorbell, connect: bool) -> errno::Result<()> {
+    /// With the width of `value`'s type, or of any width.
+    fn ioctl<T: Into<u64>>(
+        vm: &VmFd,
+        event: &EventFd,
+        address: &IoEventAddress,
+        value: T,
+        connect: bool,
+    ) -> errno::Result<()> {
+        if connect {
+            vm.register_ioevent(event, address, value)
+        } else {
+            vm.unregister_ioevent(event, address, value)
         }
     }
-    if let Some(value) = doorbell.value {
-        request.datamatch = value;
-        request.flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
-    }
-    request
+    let address = match doorbell.address {
+        DoorbellAddress::Pio(port) => IoEventAddress::Pio(port.into()),
+        DoorbellAddress::Mmio(address) => IoEventAddress::Mmio(address),
+    };
+    sys::with_eventfd(event, |event| match (doorbell.value, doorbell.size) {
+        // Of any width: the kernel then knows enough from the address, and skips the instruction.
+        (None, _) => ioctl(vm, event, &address, NoDatamatch, connect),
+        (Some(value), Size::B1) => ioctl(vm, event, &address, value as u8, connect),
+        (Some(value), Size::B2) => ioctl(vm, event, &address, value as u16, connect),
+        (Some(value), Size::B4) => ioctl(vm, event, &address, value as u32, connect),
+        (Some(value), Size::B8) => ioctl(vm, event, &address, value, connect),
+    })
 }

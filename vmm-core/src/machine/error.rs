@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 
-use ossature_bus::{AttachError, BusError, DeviceError};
+use ossature_bus::state::StateError;
+use ossature_bus::{BusError, DeviceError, ResourceName};
 use ossature_memory::RamError;
 use ossature_memory::layout::Conflict;
 
@@ -43,10 +44,10 @@ pub enum BuildError {
     Layout {
         /// Memory addresses, ports or interrupts.
         kind: &'static str,
-        /// Who with whom.
+        /// The conflict, with the names of both sides.
         conflict: Conflict,
     },
-    /// Guest memory could not be had.
+    /// Guest memory could not be allocated.
     #[error("memory: {0}")]
     Ram(#[source] RamError),
     /// The hypervisor refused.
@@ -58,20 +59,24 @@ pub enum BuildError {
         /// The device.
         id: String,
         /// Why.
-        source: AttachError,
+        source: DeviceError,
     },
     /// The buses would not take the devices, although the layout has places for them.
     #[error(transparent)]
     Bus(BusError),
-    /// A device answers another number of ranges than it asked for.
-    #[error("device {id:?} asked for {asked} ranges and answers {given}")]
-    Ports {
+    /// A device asked for registers and does not answer them.
+    #[error("device {id:?} asked for registers {name} and does not answer them")]
+    Unanswered {
         /// The device.
         id: String,
-        /// Ranges that it asked for.
-        asked: usize,
-        /// Ports that it gave.
-        given: usize,
+        /// The registers.
+        name: ResourceName,
+    },
+    /// A device has a name that belongs to a part of the machine itself.
+    #[error("device id {id:?} is the machine's own; give the device another one")]
+    ReservedId {
+        /// The name.
+        id: String,
     },
     /// What the machine is to run cannot be loaded.
     #[error("{source}")]
@@ -89,7 +94,7 @@ pub enum BuildError {
     },
 }
 
-/// All that keeps a machine from being built, not only the first.
+/// All errors that keep a machine from being built, not only the first.
 #[derive(Debug)]
 pub struct BuildErrors(pub(crate) Vec<BuildError>);
 
@@ -151,6 +156,91 @@ pub enum LifecycleError {
         id: String,
         /// Its error.
         source: DeviceError,
+    },
+    /// The machine is not built yet, or its owner has given it back.
+    #[error("cannot {call} a machine that is not there")]
+    Gone {
+        /// What was called.
+        call: &'static str,
+    },
+    /// A device cannot be added.
+    #[error("{errors}")]
+    Build {
+        /// Everything that is wrong.
+        errors: BuildErrors,
+    },
+    /// No device has this id.
+    #[error("the machine has no device {id:?}")]
+    NoSuchDevice {
+        /// The id.
+        id: String,
+    },
+    /// A device that is to take another one's place asks for other things, or is another kind of device.
+    #[error("device {id:?} is not of the kind of the one that it is to replace")]
+    DifferentDevice {
+        /// The device.
+        id: String,
+    },
+    /// A device cannot be saved.
+    #[error("device {id:?} cannot be saved: {reason}")]
+    Unsupported {
+        /// The device.
+        id: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A device refused a state.
+    #[error("device {id:?} refuses its state: {source}")]
+    State {
+        /// The device.
+        id: String,
+        /// Why.
+        source: StateError,
+    },
+    /// A state is of a machine with other devices.
+    #[error("device {id:?} {}", if *missing { "has no state there" } else { "is not in this machine" })]
+    OtherDevices {
+        /// The device.
+        id: String,
+        /// The machine has the device, but not the state.
+        missing: bool,
+    },
+    /// A state is of a machine with another number of vCPUs.
+    #[error("a state of {found} vCPUs, and the machine has {expected}")]
+    OtherVcpus {
+        /// The state's.
+        found: u32,
+        /// The machine's.
+        expected: u32,
+    },
+    /// A range of addresses cannot go back to where it began.
+    #[error("the registers {name} of device {id:?} cannot go back to where they were at first")]
+    Moved {
+        /// The device.
+        id: String,
+        /// The registers.
+        name: ResourceName,
+    },
+    /// No vCPU has this index, or its thread has ended.
+    #[error("there is no vCPU {index} to reach")]
+    NoSuchVcpu {
+        /// The index.
+        index: u32,
+    },
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The buses refused an edit.
+    #[error(transparent)]
+    Bus(BusError),
+    /// Guest memory failed.
+    #[error("memory: {0}")]
+    Memory(#[source] RamError),
+    /// What the machine runs cannot be loaded again.
+    #[error("{source}")]
+    Payload {
+        /// Why.
+        source: PayloadError,
     },
     /// The event loop could not go on.
     #[error("the event loop failed: {source}")]

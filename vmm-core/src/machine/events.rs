@@ -1,186 +1,224 @@
-//! The event stream: what happened to a machine, in order, for whoever watches it.
+//! What happened to a machine, in order, for every follower.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ossature_bus::{DeviceEvent, Event};
 
-/// Events that a reader has not taken yet are kept up to this many; later ones are counted and dropped, so
-/// that no guest can make the host's memory grow.
+use super::Outcome;
+
+/// The log keeps this many events; a follower that has not taken the oldest by then has missed it, so that no guest
+/// can make the host's memory grow.
 const CAPACITY: usize = 256;
 
 /// Something that happened to a machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum MachineEvent {
     /// All vCPUs run.
     Started,
-    /// All vCPUs and devices stand still.
+    /// All vCPUs and devices are paused.
     Paused,
     /// All vCPUs and devices run again.
     Resumed,
-    /// The guest asked for a reset. The machine has stopped.
+    /// The machine was reset in place: its guest starts again.
     Reset,
-    /// The guest powered off. The machine has stopped.
-    Shutdown,
     /// The guest's kernel reported that it has panicked. The guest runs on until it stops by itself.
     GuestPanic,
-    /// A vCPU cannot go on (triple fault, emulation failure, failed entry). The machine has stopped.
-    Crashed {
-        /// What happened, with registers.
-        reason: String,
+    /// A device was added.
+    DeviceAdded {
+        /// Its id.
+        id: String,
     },
-    /// The VMM stopped the machine.
-    Stopped,
-    /// A device's host side reports something.
+    /// A device was removed.
+    DeviceRemoved {
+        /// Its id.
+        id: String,
+    },
+    /// A device took the place of another one of the same id.
+    DeviceReplaced {
+        /// Its id.
+        id: String,
+    },
+    /// A device reports something.
     Device {
         /// The device's id.
         id: String,
         /// What.
         event: DeviceEvent,
     },
+    /// The machine has ended. The last event of every machine.
+    Ended(Outcome),
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct Log {
     events: VecDeque<MachineEvent>,
-    dropped: u64,
-    /// Readers that wait: nobody else needs to be woken.
+    /// How many events came before those.
+    gone: u64,
+    /// The followers' descriptors.
+    descriptors: Vec<Weak<Event>>,
+    /// Followers that wait: nobody else needs to be woken.
     waiting: usize,
-    /// Made when somebody asks for a descriptor: most machines are watched by `wait` alone.
-    fd: Option<Arc<Event>>,
-}
-
-impl Queue {
-    fn pop(&mut self) -> Option<MachineEvent> {
-        let event = self.events.pop_front();
-        if self.events.is_empty() {
-            if let Some(fd) = &self.fd {
-                let _ = fd.take();
-            }
-        }
-        event
-    }
 }
 
 /// The sending side, shared by vCPU threads, devices and the machine. Never blocks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EventLog {
-    shared: Arc<(Mutex<Queue>, Condvar)>,
+    shared: Arc<(Mutex<Log>, Condvar)>,
 }
 
 impl EventLog {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Log> {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn push(&self, event: MachineEvent) {
-        let mut queue = self.lock();
-        if queue.events.len() == CAPACITY {
-            queue.dropped += 1;
+        let mut log = self.lock();
+        if matches!(log.events.back(), Some(MachineEvent::Ended(_))) {
             return;
         }
-        queue.events.push_back(event);
-        if let Some(fd) = &queue.fd {
-            // An eventfd that cannot be written is one whose reader will find the count already set.
-            let _ = fd.signal();
+        if log.events.len() == CAPACITY {
+            log.events.pop_front();
+            log.gone += 1;
         }
-        let wake = queue.waiting > 0;
-        drop(queue);
+        log.events.push_back(event);
+        log.descriptors.retain(|descriptor| match descriptor.upgrade() {
+            // One that cannot be written is one whose reader will find the count already set.
+            Some(descriptor) => {
+                let _ = descriptor.signal();
+                true
+            }
+            None => false,
+        });
+        let wake = log.waiting > 0;
+        drop(log);
         if wake {
             self.shared.1.notify_all();
         }
     }
 
     pub(crate) fn stream(&self) -> EventStream {
-        EventStream { log: self.clone() }
+        EventStream { log: self.clone(), next: 0, missed: 0, descriptor: None }
     }
 }
 
-/// The reading side of a machine's events. Clones share one queue: each event is read once.
-#[derive(Clone, Debug)]
+/// A follower of a machine's events. Each follower sees every event, from the first that is still kept; a clone goes on
+/// from where it was cloned.
+#[derive(Debug)]
 pub struct EventStream {
     log: EventLog,
+    /// The number of the next event to take.
+    next: u64,
+    missed: u64,
+    descriptor: Option<Arc<Event>>,
+}
+
+impl Clone for EventStream {
+    fn clone(&self) -> Self {
+        Self { log: self.log.clone(), next: self.next, missed: self.missed, descriptor: None }
+    }
 }
 
 impl EventStream {
+    fn take(&mut self, log: &Log) -> Option<MachineEvent> {
+        if self.next < log.gone {
+            self.missed += log.gone - self.next;
+            self.next = log.gone;
+        }
+        let event = log.events.get((self.next - log.gone) as usize)?.clone();
+        self.next += 1;
+        Some(event)
+    }
+
     /// The next event, if there is one.
-    pub fn try_next(&self) -> Option<MachineEvent> {
-        self.log.lock().pop()
+    pub fn try_next(&mut self) -> Option<MachineEvent> {
+        let log = self.log.clone();
+        let log = log.lock();
+        let event = self.take(&log);
+        // With the lock: what is signalled from here on is for events that come.
+        if self.next == log.gone + log.events.len() as u64 {
+            if let Some(descriptor) = &self.descriptor {
+                let _ = descriptor.take();
+            }
+        }
+        event
     }
 
     /// The next event, waiting for it up to `timeout`.
-    pub fn next_timeout(&self, timeout: Duration) -> Option<MachineEvent> {
-        let until = Instant::now() + timeout;
-        let mut queue = self.log.lock();
-        while queue.events.is_empty() {
-            let left = until.checked_duration_since(Instant::now())?;
-            queue.waiting += 1;
-            queue = self.log.shared.1.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-            queue.waiting -= 1;
+    pub fn next_timeout(&mut self, timeout: Duration) -> Option<MachineEvent> {
+        let deadline = Instant::now().checked_add(timeout);
+        let shared = self.log.clone();
+        let mut log = shared.lock();
+        loop {
+            if let Some(event) = self.take(&log) {
+                return Some(event);
+            }
+            let left = match deadline {
+                Some(deadline) => deadline.checked_duration_since(Instant::now())?,
+                None => timeout,
+            };
+            log.waiting += 1;
+            log = shared.shared.1.wait_timeout(log, left).unwrap_or_else(PoisonError::into_inner).0;
+            log.waiting -= 1;
         }
-        queue.pop()
     }
 
-    /// How many events were dropped because nobody read the stream.
-    pub fn dropped(&self) -> u64 {
-        self.log.lock().dropped
+    /// The number of events that this follower has missed because it was too slow.
+    pub fn missed(&self) -> u64 {
+        self.missed
     }
 
-    /// A descriptor that is readable while events wait, for a VMM's own loop. It lives as long as the stream.
-    pub fn fd(&self) -> io::Result<RawFd> {
-        let mut queue = self.log.lock();
-        if let Some(fd) = &queue.fd {
-            return Ok(fd.as_raw_fd());
+    /// Gives the follower a descriptor, which most do not need.
+    pub fn pollable(mut self) -> io::Result<PollableEvents> {
+        let descriptor = Arc::new(Event::new()?);
+        let mut log = self.log.lock();
+        if self.next < log.gone + log.events.len() as u64 {
+            descriptor.signal()?;
         }
-        let fd = Arc::new(Event::new()?);
-        if !queue.events.is_empty() {
-            fd.signal()?;
-        }
-        let raw = fd.as_raw_fd();
-        queue.fd = Some(fd);
-        Ok(raw)
+        log.descriptors.push(Arc::downgrade(&descriptor));
+        drop(log);
+        self.descriptor = Some(Arc::clone(&descriptor));
+        Ok(PollableEvents { stream: self, descriptor })
+    }
+}
+
+/// An [`EventStream`] with a descriptor that is readable while there are events to take, for an event loop.
+#[derive(Debug)]
+pub struct PollableEvents {
+    stream: EventStream,
+    descriptor: Arc<Event>,
+}
+
+impl Deref for PollableEvents {
+    type Target = EventStream;
+
+    fn deref(&self) -> &EventStream {
+        &self.stream
+    }
+}
+
+impl DerefMut for PollableEvents {
+    fn deref_mut(&mut self) -> &mut EventStream {
+        &mut self.stream
+    }
+}
+
+impl AsFd for PollableEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl AsRawFd for PollableEvents {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_come_in_order_and_wake_a_descriptor() {
-        let log = EventLog::default();
-        let stream = log.stream();
-        log.push(MachineEvent::Started);
-        let fd = stream.fd().unwrap();
-        assert_eq!(stream.fd().unwrap(), fd, "one descriptor for a stream");
-        log.push(MachineEvent::Shutdown);
-        assert_eq!(stream.try_next(), Some(MachineEvent::Started));
-        assert_eq!(stream.next_timeout(Duration::ZERO), Some(MachineEvent::Shutdown));
-        assert_eq!(stream.try_next(), None);
-        assert_eq!(stream.next_timeout(Duration::ZERO), None);
-    }
-
-    #[test]
-    fn b13_a_flood_of_events_is_bounded_and_counted() {
-        let log = EventLog::default();
-        for _ in 0..CAPACITY + 7 {
-            log.push(MachineEvent::GuestPanic);
-        }
-        let stream = log.stream();
-        assert_eq!(stream.dropped(), 7);
-        assert_eq!(std::iter::from_fn(|| stream.try_next()).count(), CAPACITY);
-    }
-
-    #[test]
-    fn a_reader_that_waits_is_woken() {
-        let log = EventLog::default();
-        let stream = log.stream();
-        let reader = std::thread::spawn(move || stream.next_timeout(Duration::from_secs(60)));
-        log.push(MachineEvent::Reset);
-        assert_eq!(reader.join().unwrap(), Some(MachineEvent::Reset));
-    }
-}
+mod tests;

@@ -1,122 +1,204 @@
 //! Where everything is: devices' requests in, addresses and interrupts out. Pure: nothing is asked of the host.
 
-use std::ops::RangeInclusive;
-
-use ossature_bus::{AddressSpace, Placement, Requires};
+use ossature_bus::{AddressSpace, Placement, Requires, Trigger};
+use ossature_memory::host_page_size;
 use ossature_memory::layout::{self, Conflict, Request, Space};
 
 use super::error::BuildError;
+use crate::arch;
 
-/// Where one device's ranges and interrupts are, in the order in which it asked.
+/// Where one device's registers and interrupts are, in the order in which it asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    pub(super) ranges: Vec<u64>,
+    /// Where the registers begin; `None` while they are in no address space.
+    pub(super) registers: Vec<Option<u64>>,
     pub(super) interrupts: Vec<u32>,
 }
 
-/// Where devices are put.
-const MMIO: RangeInclusive<u64> = 0xd000_0000..=0xdfff_ffff;
-/// Where those may be that ask for just that: outside RAM, the I/O APIC, the local APICs, and the pages that KVM
-/// keeps for itself.
-const MMIO_FIXED: [RangeInclusive<u64>; 3] =
-    [0xc000_0000..=0xfebf_ffff, 0xfec0_1000..=0xfedf_ffff, 0xfee0_1000..=0xfffb_bfff];
-/// Above the ports of old, below those that PCI firmware hands out.
-const PIO: RangeInclusive<u64> = 0xc000..=0xcfff;
-const PIO_FIXED: [RangeInclusive<u64>; 1] = [0..=0xffff];
-/// Pins of the I/O APIC without a convention: not the timer's (0, 2), the keyboard's (1), the serial ports' (3, 4),
-/// the clock's (8) or the FPU's (13).
-const GSI: [RangeInclusive<u64>; 3] = [5..=7, 9..=12, 14..=23];
-const GSI_FIXED: [RangeInclusive<u64>; 1] = [0..=23];
+/// A device that is to get a place, or has one that it keeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) id: &'a str,
+    pub(super) requires: &'a Requires,
+    pub(super) place: Option<&'a Place>,
+}
 
 /// Finds a place for everything, or says everything that is in the way.
-pub(super) fn plan(ids: &[&str], requires: &[Requires]) -> Result<Vec<Place>, Vec<BuildError>> {
-    let mut errors = contradictions(ids, requires);
-    let mut ranges = |kind, space: AddressSpace, places: Space| {
-        let requests = requests(ids, requires, |requires| {
-            let ranges = requires.ranges.iter().filter(|range| range.space == space);
-            ranges.map(|range| (range.size, range.align, range.placement)).collect()
-        });
-        solve(kind, &places, &requests, &mut errors)
-    };
-    let mmio_space = Space::new([MMIO]).with_fixed_only(MMIO_FIXED);
-    let mut mmio = ranges("memory addresses", AddressSpace::Mmio, mmio_space);
-    let mut pio = ranges("ports", AddressSpace::Pio, Space::new([PIO]).with_fixed_only(PIO_FIXED));
-    let lines = requests(ids, requires, |requires| {
-        requires.interrupts.iter().map(|interrupt| (1, 1, interrupt.placement)).collect()
-    });
-    let mut lines = solve("interrupts", &Space::new(GSI).with_fixed_only(GSI_FIXED), &lines, &mut errors);
+pub(super) fn plan(asked: &[Asked<'_>]) -> Result<Vec<Place>, Vec<BuildError>> {
+    let mut errors: Vec<_> =
+        asked.iter().flat_map(|asked| contradictions(asked.id, asked.requires)).collect();
+    let memory = registers(asked, AddressSpace::Mmio, "memory addresses", arch::memory_space(), &mut errors);
+    let ports = registers(asked, AddressSpace::Pio, "ports", arch::port_space(), &mut errors);
+    let lines = interrupts(asked, &mut errors);
     if !errors.is_empty() {
         return Err(errors);
     }
-
-    let places = requires.iter().map(|requires| {
-        let ranges = requires.ranges.iter().filter_map(|range| match range.space {
-            AddressSpace::Mmio => mmio.next(),
-            AddressSpace::Pio => pio.next(),
+    let (mut memory, mut ports, mut lines) = (memory.into_iter(), ports.into_iter(), lines.into_iter());
+    let places = asked.iter().map(|asked| {
+        let registers = asked.requires.registers.iter().map(|request| match request.space {
+            AddressSpace::Mmio => memory.next().flatten(),
+            AddressSpace::Pio => ports.next().flatten(),
         });
-        let ranges = ranges.collect();
-        let interrupts = lines.by_ref().take(requires.interrupts.len());
-        Place { ranges, interrupts: interrupts.map(|line| line as u32).collect() }
+        Place {
+            registers: registers.collect(),
+            interrupts: lines.by_ref().take(asked.requires.interrupts.len()).collect(),
+        }
     });
     Ok(places.collect())
 }
 
-/// One request to the solver per item, in the order of the devices.
-fn requests(
-    ids: &[&str],
-    requires: &[Requires],
-    items: impl Fn(&Requires) -> Vec<(u64, u64, Placement)>,
-) -> Vec<Request> {
-    let one =
-        |owner: &str, (size, align, placement)| Request { owner: owner.to_owned(), size, align, placement };
-    let of = |(id, requires): (&&str, _)| {
-        items(requires).into_iter().map(|item| one(id, item)).collect::<Vec<_>>()
-    };
-    ids.iter().zip(requires).flat_map(of).collect()
+/// The places of all registers in `space`, in the order of the devices.
+fn registers(
+    asked: &[Asked<'_>],
+    space: AddressSpace,
+    kind: &'static str,
+    mut room: Space,
+    errors: &mut Vec<BuildError>,
+) -> Vec<Option<u64>> {
+    let mut requests = Vec::new();
+    // Whether each of the registers is anywhere.
+    let mut anywhere = Vec::new();
+    for asked in asked {
+        for (index, request) in asked.requires.registers.iter().enumerate() {
+            if request.space != space {
+                continue;
+            }
+            let kept = asked.place.map(|place| place.registers.get(index).copied().flatten());
+            anywhere.push(kept != Some(None));
+            let placement = match kept {
+                Some(None) => continue,
+                Some(Some(base)) => {
+                    // It may have been moved to where no device is put at first.
+                    room = room.with_fixed_only([base..=base.saturating_add(request.size.saturating_sub(1))]);
+                    Placement::Fixed(base)
+                }
+                None => request.placement,
+            };
+            let owner = asked.id.to_owned();
+            requests.push(Request { owner, size: request.size, align: request.align, placement });
+        }
+    }
+    let mut places = solve(kind, &room, &requests, errors).into_iter();
+    anywhere.into_iter().map(|somewhere| if somewhere { places.next() } else { None }).collect()
 }
 
-fn solve(
-    kind: &'static str,
-    space: &Space,
-    requests: &[Request],
-    errors: &mut Vec<BuildError>,
-) -> std::vec::IntoIter<u64> {
-    let places = layout::solve(space, requests).unwrap_or_else(|conflicts: Vec<Conflict>| {
+/// The lines of all interrupts, in the order of the devices. Edges have their lines for themselves; levels share where
+/// there are not enough.
+fn interrupts(asked: &[Asked<'_>], errors: &mut Vec<BuildError>) -> Vec<u32> {
+    struct Wanted<'a> {
+        owner: &'a str,
+        trigger: Trigger,
+        placement: Placement,
+    }
+    let mut wanted = Vec::new();
+    for asked in asked {
+        for (index, request) in asked.requires.interrupts.iter().enumerate() {
+            let kept = asked.place.and_then(|place| place.interrupts.get(index));
+            let placement = kept.map_or(request.placement, |&line| Placement::Fixed(line.into()));
+            wanted.push(Wanted { owner: asked.id, trigger: request.trigger, placement });
+        }
+    }
+    let mut requests: Vec<Request> = Vec::new();
+    let mut request = |owner: &str, placement| {
+        requests.push(Request { owner: owner.to_owned(), size: 1, align: 1, placement });
+        requests.len() - 1
+    };
+    // Which request each interrupt is answered by.
+    let mut answered: Vec<Option<usize>> = vec![None; wanted.len()];
+    let mut shared: Vec<(u64, usize)> = Vec::new();
+    let mut floating = Vec::new();
+    for (index, wanted) in wanted.iter().enumerate() {
+        let answer = match (wanted.trigger, wanted.placement) {
+            (Trigger::Edge, placement) => Some(request(wanted.owner, placement)),
+            (Trigger::Level, Placement::Fixed(line)) => {
+                let known = shared.iter().find(|(other, _)| *other == line).map(|(_, request)| *request);
+                Some(known.unwrap_or_else(|| {
+                    let new = request(wanted.owner, wanted.placement);
+                    shared.push((line, new));
+                    new
+                }))
+            }
+            (Trigger::Level, Placement::Any) => {
+                floating.push(index);
+                None
+            }
+        };
+        if let Some(place) = answered.get_mut(index) {
+            *place = answer;
+        }
+    }
+    let fixed = |line: u64| wanted.iter().any(|wanted| wanted.placement == Placement::Fixed(line));
+    let edges = wanted.iter().filter(|w| w.trigger == Trigger::Edge && w.placement == Placement::Any).count();
+    let free = arch::lines().filter(|line| !fixed(*line)).count().saturating_sub(edges);
+    // Who shares with whom depends on the names alone.
+    floating.sort_by_key(|&index| wanted.get(index).map(|wanted| wanted.owner));
+    let own = floating.len().min(free);
+    let mut sharers: Vec<usize> = shared.iter().map(|(_, request)| *request).collect();
+    for (nth, index) in floating.into_iter().enumerate() {
+        let owner = wanted.get(index).map_or("", |wanted| wanted.owner);
+        let answer = match sharers.get(nth.wrapping_sub(own) % sharers.len().max(1)) {
+            Some(&other) if nth >= own => other,
+            _ => {
+                let new = request(owner, Placement::Any);
+                sharers.push(new);
+                new
+            }
+        };
+        if let Some(place) = answered.get_mut(index) {
+            *place = Some(answer);
+        }
+    }
+    let lines = solve("interrupts", &arch::line_space(), &requests, errors);
+    answered.into_iter().filter_map(|answer| lines.get(answer?).map(|line| *line as u32)).collect()
+}
+
+fn solve(kind: &'static str, space: &Space, requests: &[Request], errors: &mut Vec<BuildError>) -> Vec<u64> {
+    layout::solve(space, requests).unwrap_or_else(|conflicts: Vec<Conflict>| {
         errors.extend(conflicts.into_iter().map(|conflict| BuildError::Layout { kind, conflict }));
         Vec::new()
-    });
-    places.into_iter()
+    })
 }
 
-/// Requests that do not fit each other.
-fn contradictions(ids: &[&str], requires: &[Requires]) -> Vec<BuildError> {
+/// Requests of one device that contradict each other.
+fn contradictions(id: &str, requires: &Requires) -> Vec<BuildError> {
     let mut errors = Vec::new();
-    for (id, requires) in ids.iter().zip(requires) {
-        let mut bad = |what: String| errors.push(BuildError::BadRequest { id: (*id).to_owned(), what });
-        for doorbell in &requires.doorbells {
-            let inside = requires.ranges.get(doorbell.range).is_some_and(|range| {
-                doorbell.offset.checked_add(doorbell.size.bytes()).is_some_and(|end| end <= range.size)
-            });
-            if !inside {
+    let mut bad = |what: String| errors.push(BuildError::BadRequest { id: id.to_owned(), what });
+    let mut names = Vec::new();
+    let page = host_page_size() as u64;
+    for request in &requires.registers {
+        names.push(("registers", request.name));
+        for doorbell in &request.doorbells {
+            names.push(("doorbell", doorbell.name));
+            let end = doorbell.offset.checked_add(doorbell.size.bytes());
+            if end.is_none_or(|end| end > request.size) {
                 bad(format!(
-                    "a doorbell at {:#x} of its range {}, which has no such place",
-                    doorbell.offset, doorbell.range
+                    "a doorbell {} at {:#x} of its {}, which have no such place",
+                    doorbell.name, doorbell.offset, request.name
                 ));
             }
         }
-        for &page in &requires.pages {
-            let whole = requires.ranges.get(page).is_some_and(|range| {
-                range.space == AddressSpace::Mmio && range.size == PAGE && range.align % PAGE == 0
-            });
-            if !whole {
-                bad(format!("a register page for its range {page}, which is not one page of memory"));
+        let whole = request.space == AddressSpace::Mmio && request.size == page && request.align % page == 0;
+        if request.page && !whole {
+            bad(format!("a register page for its {}, which are not one page of memory", request.name));
+        }
+    }
+    names.extend(requires.interrupts.iter().map(|request| ("interrupt", request.name)));
+    names.extend(requires.messages.iter().map(|request| ("messages", request.name)));
+    names.sort();
+    for pair in names.windows(2) {
+        if let [one, other] = pair {
+            if one == other {
+                bad(format!("two things named {}, both {}", one.1, one.0));
             }
+        }
+    }
+    for request in &requires.interrupts {
+        if request.resample && request.trigger != Trigger::Level {
+            bad(format!("an acknowledgement of its {}, which is not a level interrupt", request.name));
         }
     }
     errors
 }
-
-const PAGE: u64 = ossature_memory::PAGE_SIZE as u64;
 
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
-    Access, AddressSpace, Assigned, AttachError, Attached, BusFault, DeviceError, DeviceEvent, Effect,
-    InterruptRequest, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall, Trigger,
-    VmRequest,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Effect, EventLoop, Handover,
+    InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size, Syscall, VmRequest,
 };
 use ossature_memory::RamConfig;
 
+use super::control::Shared;
+use super::mailbox::Mailbox;
+use super::status::Peer;
+use super::vcpu_thread::VcpuThread;
 use super::*;
-use crate::Hypervisor;
 use crate::scripted::{Script, Scripted};
+use crate::{Hypervisor, Registers};
+
+mod devices;
+mod failing;
+mod reset;
+mod watching;
 
 const PORT: u16 = 0x80;
 
@@ -21,15 +29,21 @@ const PORT: u16 = 0x80;
 #[derive(Clone, Default)]
 struct Probe {
     id: &'static str,
-    counts: Arc<[AtomicU32; 3]>,
+    counts: Arc<[AtomicU32; 5]>,
     assigned: Arc<Mutex<Option<Assigned>>>,
     refuses: Option<&'static str>,
-    extra_port: bool,
+    silent: bool,
+    /// Held by a test while the device is not to get on with its quiescing.
+    gate: Arc<Mutex<()>>,
 }
 
 const QUIESCED: usize = 0;
 const RESUMED: usize = 1;
 const READS: usize = 2;
+const RESET: usize = 3;
+const DETACHED: usize = 4;
+
+const SAVED_READS: Field = Field::new(1, "reads");
 
 impl Probe {
     fn named(id: &'static str) -> Self {
@@ -47,7 +61,7 @@ impl Probe {
     fn step(&self, what: usize, name: &str) -> Result<(), DeviceError> {
         self.add(what);
         match self.refuses {
-            Some(step) if step == name => Err(DeviceError { reason: format!("no {name}"), source: None }),
+            Some(step) if step == name => Err(DeviceError::new(format!("no {name}"))),
             _ => Ok(()),
         }
     }
@@ -66,7 +80,7 @@ impl Mmio for Probe {
             2 => Effect::Vm(VmRequest::GuestPanic),
             3 => {
                 let assigned = self.assigned.lock().unwrap();
-                let events = &assigned.as_ref().unwrap().events;
+                let events = assigned.as_ref().unwrap().events();
                 events.report(DeviceEvent::HostError { reason: "the disk is gone".to_owned() });
                 Effect::None
             }
@@ -81,29 +95,27 @@ impl Device for Probe {
     }
 
     fn requires(&self) -> Requires {
-        let range = RangeRequest {
-            space: AddressSpace::Pio,
-            size: 1,
-            align: 1,
-            placement: Placement::Fixed(PORT.into()),
-        };
-        let interrupt = InterruptRequest { placement: Placement::Fixed(5), trigger: Trigger::Edge };
-        Requires { ranges: vec![range], interrupts: vec![interrupt], ..Requires::default() }
+        Requires::new()
+            .registers(RegistersRequest::ports("port", 1).fixed(PORT.into()))
+            .interrupt(InterruptRequest::edge("irq").fixed(5))
     }
 
-    fn attach(&mut self, assigned: Assigned) -> Result<Attached, AttachError> {
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         if self.refuses == Some("attach") {
-            let source = Some(io::ErrorKind::NotFound.into());
-            return Err(AttachError { reason: "its cable is missing".to_owned(), source });
+            return Err(DeviceError::new("its cable is missing")
+                .with_source(io::Error::from(io::ErrorKind::NotFound)));
+        }
+        if !self.silent {
+            assigned.registers("port")?.answer(Arc::new(self.clone()));
         }
         *self.assigned.lock().unwrap() = Some(assigned);
-        let port: Arc<dyn Mmio> = Arc::new(self.clone());
-        let ports = vec![port; if self.extra_port { 2 } else { 1 }];
-        Ok(Attached { ports, node: NodeHint::Hidden })
+        Ok(NodeKind::Hidden)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
-        self.step(QUIESCED, "quiesce")
+        let step = self.step(QUIESCED, "quiesce");
+        drop(self.gate.lock().unwrap());
+        step
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
@@ -111,19 +123,36 @@ impl Device for Probe {
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {
+        self.step(RESET, "reset")
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        if self.refuses == Some("save") {
+            return Ok(DeviceState::Unsupported { reason: "a stubborn probe" });
+        }
+        let mut fields = Encoder::new("org.example.probe", 1);
+        fields.u32(SAVED_READS, self.count(READS));
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        if self.refuses == Some("restore") {
+            return Err(StateError::Unsupported { reason: "a stubborn probe" });
+        }
+        let mut fields = Decoder::new(&handover.state, "org.example.probe", 1..=1)?;
+        let reads = fields.u32(SAVED_READS)?;
+        fields.finish()?;
+        self.counts[READS].store(reads, Ordering::SeqCst);
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Stateless
-    }
-
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported { reason: "a probe" })
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        *self.assigned.lock().unwrap() = None;
+        self.step(DETACHED, "detach")
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        &[]
+        &[Syscall("write")]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
@@ -145,29 +174,31 @@ fn ask(value: u64) -> Script {
 }
 
 fn events(machine: &Machine) -> Vec<MachineEvent> {
-    let stream = machine.events();
+    let mut stream = machine.events();
     std::iter::from_fn(|| stream.try_next()).collect()
 }
 
 #[test]
 fn a_guest_that_powers_off_stops_every_vcpu() {
     let probe = Probe::named("probe");
-    let mut machine = machine(vec![ask(0), Script::new(), Script::new()], &probe);
+    let machine = machine(vec![ask(0), Script::new(), Script::new()], &probe);
     assert_eq!(machine.state(), LifecycleState::Created);
     machine.start().unwrap();
     assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown));
     assert_eq!(machine.state(), LifecycleState::Stopped);
-    assert_eq!(events(&machine), [MachineEvent::Started, MachineEvent::Shutdown]);
+    assert_eq!(events(&machine), [MachineEvent::Started, MachineEvent::Ended(Outcome::Shutdown)]);
     assert_eq!(probe.count(QUIESCED), 1, "what devices had begun is finished when wait returns");
     let mut metrics = Vec::new();
     machine.metrics(&mut |scope, name, value| metrics.push((scope.to_owned(), name.to_owned(), value)));
-    assert_eq!(metrics, [("probe".to_owned(), "reads".to_owned(), 1)]);
+    assert_eq!(metrics[0], ("probe".to_owned(), "reads".to_owned(), 1));
+    assert_eq!(metrics[1], ("machine".to_owned(), "refused_moves".to_owned(), 0));
+    assert_eq!(machine.syscalls().into_iter().collect::<Vec<_>>(), [Syscall("write")]);
 }
 
 #[test]
 fn phases_follow_each_other_up_to_the_first_run() {
     let probe = Probe::named("probe");
-    let mut machine = machine(vec![ask(0), Script::new()], &probe);
+    let machine = machine(vec![ask(0), Script::new()], &probe);
     assert!(machine.first_runs().is_empty());
     machine.start().unwrap();
     machine.wait().unwrap();
@@ -184,34 +215,39 @@ fn phases_follow_each_other_up_to_the_first_run() {
 #[test]
 fn each_end_is_told_apart() {
     let probe = Probe::named("probe");
-    let mut reset = machine(vec![ask(1)], &probe);
+    let reset = machine(vec![ask(1)], &probe);
     reset.start().unwrap();
     assert!(matches!(reset.wait().unwrap(), Outcome::Reset));
 
-    let mut panicked = machine(vec![ask(2).pio_write(PORT, Size::B1, 1)], &probe);
+    let panicked = machine(vec![ask(2).pio_write(PORT, Size::B1, 1)], &probe);
     panicked.start().unwrap();
     assert!(matches!(panicked.wait().unwrap(), Outcome::Reset));
     assert!(panicked.guest_panicked());
-    assert_eq!(events(&panicked), [MachineEvent::Started, MachineEvent::GuestPanic, MachineEvent::Reset]);
+    assert_eq!(
+        events(&panicked),
+        [MachineEvent::Started, MachineEvent::GuestPanic, MachineEvent::Ended(Outcome::Reset)]
+    );
 
-    let mut crashed = machine(vec![Script::new().triple_fault()], &probe);
+    let crashed = machine(vec![Script::new().triple_fault()], &probe);
     crashed.start().unwrap();
     let Outcome::Crashed(error) = crashed.wait().unwrap() else { panic!("not a crash") };
     assert!(error.to_string().starts_with("vCPU 0: triple fault"), "{error}");
 
-    let mut unexpected = machine(vec![Script::new().pio_expect(PORT, Size::B1, 8)], &probe);
+    let unexpected = machine(vec![Script::new().pio_expect(PORT, Size::B1, 8)], &probe);
     unexpected.start().unwrap();
     let Outcome::Crashed(error) = unexpected.wait().unwrap() else { panic!("not a crash") };
     assert!(error.to_string().contains("step 0"), "{error}");
 
-    let mut buggy = machine(vec![ask(99), Script::new()], &probe);
+    let buggy = machine(vec![ask(99), Script::new()], &probe);
     buggy.start().unwrap();
-    assert!(matches!(buggy.wait().unwrap(), Outcome::ThreadPanicked));
+    let panicked = Outcome::Panicked { part: "probe".to_owned(), message: "a bug in a device".to_owned() };
+    assert_eq!(buggy.wait().unwrap(), panicked);
+    assert_eq!(events(&buggy).last(), Some(&MachineEvent::Ended(panicked)));
 }
 
 #[test]
 fn a_device_reports_into_the_event_stream() {
-    let mut machine = machine(vec![ask(3).pio_write(PORT, Size::B1, 0)], &Probe::named("disk"));
+    let machine = machine(vec![ask(3).pio_write(PORT, Size::B1, 0)], &Probe::named("disk"));
     machine.start().unwrap();
     machine.wait().unwrap();
     let event = DeviceEvent::HostError { reason: "the disk is gone".to_owned() };
@@ -221,19 +257,19 @@ fn a_device_reports_into_the_event_stream() {
 #[test]
 fn pause_stops_vcpus_then_devices_and_resume_starts_them_again() {
     let probe = Probe::named("probe");
-    let mut machine = machine(vec![Script::new(), Script::new()], &probe);
+    let machine = machine(vec![Script::new(), Script::new()], &probe);
     machine.start().unwrap();
     for round in 1..=20 {
         let paused = machine.pause().unwrap();
         assert_eq!(paused.state(), LifecycleState::Paused);
-        assert_eq!((probe.count(QUIESCED), probe.count(RESUMED)), (round, round - 1));
+        assert_eq!((probe.count(QUIESCED), probe.count(RESUMED)), (round, round));
         if round % 2 == 0 {
             paused.resume().unwrap();
         }
         // Else the guard goes out of scope.
     }
     assert_eq!(machine.state(), LifecycleState::Running);
-    assert_eq!(probe.count(RESUMED), 20);
+    assert_eq!(probe.count(RESUMED), 21, "the first time with the start");
 
     machine.pause().unwrap().keep();
     assert_eq!(machine.state(), LifecycleState::Paused);
@@ -247,7 +283,7 @@ fn every_call_that_does_not_fit_the_state_is_refused_by_name() {
         Err(error @ LifecycleError::Illegal { .. }) => assert_eq!(error.to_string(), text),
         other => panic!("{text}: {other:?}"),
     };
-    let mut machine = machine(vec![Script::new()], &Probe::named("probe"));
+    let machine = machine(vec![Script::new()], &Probe::named("probe"));
     refused(machine.pause().map(drop), "cannot pause a machine that is created");
     refused(machine.resume(), "cannot resume a machine that is created");
     refused(machine.wait().map(drop), "cannot wait for a machine that is created");
@@ -257,7 +293,7 @@ fn every_call_that_does_not_fit_the_state_is_refused_by_name() {
     machine.pause().unwrap().keep();
     refused(machine.start(), "cannot start a machine that is paused");
     refused(machine.pause().map(drop), "cannot pause a machine that is paused");
-    refused(machine.wait().map(drop), "cannot wait for a machine that is paused");
+    assert_eq!(machine.wait_timeout(Duration::ZERO).unwrap(), None, "it may go on and end");
     machine.stop().unwrap();
     refused(machine.start(), "cannot start a machine that is stopped");
     refused(machine.pause().map(drop), "cannot pause a machine that is stopped");
@@ -268,7 +304,7 @@ fn every_call_that_does_not_fit_the_state_is_refused_by_name() {
 
 #[test]
 fn a_machine_that_never_started_stops() {
-    let mut machine = machine(vec![Script::new()], &Probe::named("probe"));
+    let machine = machine(vec![Script::new()], &Probe::named("probe"));
     assert!(matches!(machine.stop().unwrap(), Outcome::Stopped));
     assert_eq!(machine.state(), LifecycleState::Stopped);
 }
@@ -277,7 +313,7 @@ fn a_machine_that_never_started_stops() {
 fn a_handle_of_the_builder_stops_the_machine_before_it_has_started() {
     let builder = Machine::builder("test").memory(RamConfig::new(1 << 20));
     let handle = builder.handle();
-    let mut machine = builder.build(&Scripted::new([Script::new()])).unwrap();
+    let machine = builder.build(&Scripted::new([Script::new()])).unwrap();
     handle.stop();
     let error = machine.start().unwrap_err();
     assert!(matches!(error, LifecycleError::Illegal { state: LifecycleState::Stopped, .. }), "{error}");
@@ -285,22 +321,24 @@ fn a_handle_of_the_builder_stops_the_machine_before_it_has_started() {
 }
 
 #[test]
-fn who_ends_a_machine_that_is_about_to_name_its_vcpus_ends_them_too() {
+fn a_machine_that_ends_before_it_knows_its_vcpus_ends_them_too() {
     let shared = Arc::new(Shared::new());
-    shared.end(Outcome::Stopped);
-    let vm = Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap();
-    let [pio, mmio] =
-        [AddressSpace::Pio, AddressSpace::Mmio].map(|space| ossature_bus::Bus::new(space).cursor());
-    let vcpu = vm.create_vcpu(0, crate::Buses { pio, mmio }).unwrap();
+    let status = Arc::clone(&shared.status);
+    status.end(Outcome::Stopped);
+    let vm = Arc::from(Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap());
+    let ram = Arc::new(Ram::new(&RamConfig::new(1 << 20)).unwrap());
+    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)));
+    let vcpu = board.vm().create_vcpu(0, board.buses()).unwrap();
     let mailbox = Arc::new(Mailbox::new());
-    shared.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);
+    status.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);
     // A vCPU without an order to stop would run its empty script for ever.
-    vcpu_thread::spawn("test", 0, vcpu, mailbox, shared).unwrap().join().unwrap();
+    let thread = VcpuThread { index: 0, mailbox, status, board, on_start: None };
+    thread.spawn("test", vcpu).unwrap().join().unwrap();
 }
 
 #[test]
 fn a_handle_stops_a_machine_that_is_waited_for() {
-    let mut machine = machine(vec![Script::new()], &Probe::named("probe"));
+    let machine = machine(vec![Script::new()], &Probe::named("probe"));
     machine.start().unwrap();
     let handle = machine.handle();
     assert!(handle.outcome().is_none());
@@ -312,23 +350,23 @@ fn a_handle_stops_a_machine_that_is_waited_for() {
 #[test]
 fn a_device_that_cannot_quiesce_leaves_the_machine_running() {
     let probe = Probe { refuses: Some("quiesce"), ..Probe::named("stubborn") };
-    let mut machine = machine(vec![Script::new()], &probe);
+    let machine = machine(vec![Script::new()], &probe);
     machine.start().unwrap();
     let error = machine.pause().unwrap_err();
     assert_eq!(error.to_string(), "device \"stubborn\": no quiesce");
     assert_eq!(machine.state(), LifecycleState::Running);
-    assert_eq!(probe.count(RESUMED), 1);
+    assert_eq!(probe.count(RESUMED), 2);
 }
 
 #[test]
 fn a_dropped_machine_stops() {
     let probe = Probe::named("probe");
-    let mut machine = machine(vec![Script::new()], &probe);
+    let machine = machine(vec![Script::new()], &probe);
     machine.start().unwrap();
-    let stream = machine.events();
+    let mut stream = machine.events();
     drop(machine);
     assert_eq!(stream.next_timeout(Duration::ZERO), Some(MachineEvent::Started));
-    assert_eq!(stream.next_timeout(Duration::ZERO), Some(MachineEvent::Stopped));
+    assert_eq!(stream.next_timeout(Duration::ZERO), Some(MachineEvent::Ended(Outcome::Stopped)));
     assert_eq!(probe.count(QUIESCED), 1);
 }
 
@@ -357,8 +395,10 @@ fn a_wrong_configuration_is_told_in_full() {
     let refuses =
         build(Machine::builder("x").device(Probe { refuses: Some("attach"), ..Probe::named("net0") }));
     assert_eq!(refuses.to_string(), "device \"net0\" cannot be attached: its cable is missing");
-    let ports = build(Machine::builder("x").device(Probe { extra_port: true, ..Probe::named("odd") }));
-    assert_eq!(ports.to_string(), "device \"odd\" asked for 1 ranges and answers 2");
+    let silent = build(Machine::builder("x").device(Probe { silent: true, ..Probe::named("odd") }));
+    assert_eq!(silent.to_string(), "device \"odd\" asked for registers port and does not answer them");
+    let reserved = build(Machine::builder("x").device(Probe::named("vcpu0")));
+    assert_eq!(reserved.to_string(), "device id \"vcpu0\" is the machine's own; give the device another one");
     let payload = build(Machine::builder("x").payload(Linux::new("/no/such/kernel")));
     assert!(payload.to_string().starts_with("kernel /no/such/kernel: No such file"), "{payload}");
 }
@@ -366,7 +406,7 @@ fn a_wrong_configuration_is_told_in_full() {
 #[test]
 fn d3_a_machine_that_ends_while_it_is_paused_stays_ended() {
     for _ in 0..50 {
-        let mut machine = machine(vec![ask(0), Script::new()], &Probe::named("probe"));
+        let machine = machine(vec![ask(0), Script::new()], &Probe::named("probe"));
         machine.start().unwrap();
         // The guest powers off at any moment of this.
         match machine.pause() {

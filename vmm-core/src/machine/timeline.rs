@@ -4,7 +4,7 @@ use std::time::Instant;
 
 /// One step on a machine's way to its guest, by the monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
+pub struct BuildPhase {
     /// What was done: `layout`, `memory`, `vm`, `devices`, `payload`, `vcpus` or `start`, in this order.
     pub name: &'static str,
     /// When it began.
@@ -17,7 +17,7 @@ pub struct Phase {
 #[derive(Debug)]
 pub(super) struct Stopwatch {
     last: Instant,
-    phases: Vec<Phase>,
+    phases: Vec<BuildPhase>,
 }
 
 impl Stopwatch {
@@ -27,12 +27,12 @@ impl Stopwatch {
 
     /// Ends the phase `name`, which began where the last one ended.
     pub(super) fn lap(&mut self, name: &'static str) {
-        let phase = Phase { name, start: self.last, end: Instant::now() };
+        let phase = BuildPhase { name, start: self.last, end: Instant::now() };
         self.last = phase.end;
         self.phases.push(phase);
     }
 
-    pub(super) fn phases(self) -> Vec<Phase> {
+    pub(super) fn phases(self) -> Vec<BuildPhase> {
         self.phases
     }
 }

@@ -1,149 +1,97 @@
 //! A vCPU on its own thread: runs until told otherwise, and is told only between two exits.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use super::outcome::{Outcome, Shared};
+use ossature_bus::{Effect, Panic};
+
+use super::board::Board;
+use super::mailbox::Mailbox;
+use super::outcome::Outcome;
+use super::status::Status;
 use crate::{Step, Vcpu};
 
-/// What the machine wants of a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    Run,
-    Pause,
-    Stop,
+/// Called on each vCPU's thread before it runs, with the vCPU's index: to pin the thread, to install a filter. An error
+/// ends the machine.
+pub(super) type OnThreadStart = Arc<dyn Fn(u32) -> io::Result<()> + Send + Sync>;
+
+/// What a vCPU's thread reaches.
+pub(super) struct VcpuThread {
+    pub(super) index: u32,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) status: Arc<Status>,
+    pub(super) board: Arc<Board>,
+    pub(super) on_start: Option<OnThreadStart>,
 }
 
-/// What the vCPU's thread does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Running,
-    Paused,
-    Exited,
-}
-
-/// The mailbox between the machine and one vCPU thread. The thread reads it only after an interrupted
-/// KVM_RUN, when its pending I/O is complete; it never waits while it holds the lock.
-#[derive(Debug)]
-pub(crate) struct Mailbox {
-    state: Mutex<(Order, Phase)>,
-    changed: Condvar,
-    first_run: OnceLock<Instant>,
-}
-
-impl Mailbox {
-    pub(crate) fn new() -> Self {
-        Self {
-            state: Mutex::new((Order::Run, Phase::Running)),
-            changed: Condvar::new(),
-            first_run: OnceLock::new(),
-        }
+impl VcpuThread {
+    /// Starts the thread. It gives the vCPU back when it ends.
+    pub(super) fn spawn(self, machine: &str, vcpu: Vcpu) -> io::Result<JoinHandle<Vcpu>> {
+        // The kernel keeps 15 bytes of a thread's name: the vCPU comes first, it tells the threads apart.
+        let name = format!("vcpu{}:{machine}", self.index);
+        std::thread::Builder::new().name(name).spawn(move || self.run(vcpu))
     }
 
-    /// When the thread first entered the guest, if it has.
-    pub(crate) fn first_run(&self) -> Option<Instant> {
-        self.first_run.get().copied()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Order, Phase)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves an order; [`Order::Stop`] is final. The caller then kicks the vCPU.
-    pub(crate) fn order(&self, order: Order) {
-        let mut state = self.lock();
-        if state.0 != Order::Stop {
-            state.0 = order;
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Waits until the thread stands still (paused or gone).
-    pub(crate) fn wait_still(&self) {
-        let mut state = self.lock();
-        while state.1 == Phase::Running {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// The thread's side: stands still while the order is to pause. False: time to stop.
-    fn obey(&self) -> bool {
-        let mut state = self.lock();
-        while state.0 == Order::Pause {
-            if state.1 != Phase::Paused {
-                state.1 = Phase::Paused;
-                self.changed.notify_all();
+    fn run(self, mut vcpu: Vcpu) -> Vcpu {
+        let part = format!("vcpu{}", self.index);
+        let started = self.on_start.as_ref().map_or(Ok(()), |on_start| {
+            Panic::catch(|| on_start(self.index)).unwrap_or_else(|panic| Err(io::Error::other(panic.message)))
+        });
+        match started {
+            Err(error) => {
+                let reason = format!("the hook for its thread: {error}");
+                self.status.end(Outcome::Failed { part, reason });
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Nothing of the vCPU is left half done by a panic: its exits are complete before a device is called.
+            Ok(()) => {
+                while let Err(panic) = Panic::catch(|| self.run_guest(&mut vcpu)) {
+                    let device =
+                        vcpu.last_access().and_then(|(space, address)| self.board.owner(space, address));
+                    self.status.panicked(device.unwrap_or_else(|| part.clone()), panic.message);
+                }
+            }
         }
-        if state.0 == Order::Run {
-            state.1 = Phase::Running;
-        }
-        state.0 == Order::Run
+        self.mailbox.exited();
+        vcpu
     }
 
-    fn exited(&self) {
-        self.lock().1 = Phase::Exited;
-        self.changed.notify_all();
-    }
-}
-
-/// Starts the thread of vCPU `index`.
-pub(crate) fn spawn(
-    machine: &str,
-    index: u32,
-    vcpu: Vcpu,
-    mailbox: Arc<Mailbox>,
-    shared: Arc<Shared>,
-) -> io::Result<JoinHandle<Vcpu>> {
-    // The kernel keeps 15 bytes of a thread's name: the vCPU comes first, it tells the threads apart.
-    let name = format!("vcpu{index}:{machine}");
-    std::thread::Builder::new().name(name).spawn(move || {
-        let exit = ExitGuard { mailbox, shared };
-        run(vcpu, &exit.mailbox, &exit.shared)
-    })
-}
-
-fn run(mut vcpu: Vcpu, mailbox: &Mailbox, shared: &Shared) -> Vcpu {
-    while mailbox.obey() {
-        mailbox.first_run.get_or_init(Instant::now);
-        loop {
-            match vcpu.run_once() {
-                Ok(Step::Handled) => {}
-                Ok(Step::Interrupted) => break,
-                Ok(Step::Effect(effect)) => {
-                    if shared.carry_out(effect) {
+    /// Runs until it is time to stop.
+    fn run_guest(&self, vcpu: &mut Vcpu) {
+        // A vCPU that cannot tell its guest of a pause runs all the same.
+        while self.mailbox.wait_while_paused(vcpu, |vcpu| _ = vcpu.notify_paused()) {
+            self.mailbox.enters();
+            loop {
+                match vcpu.run_once() {
+                    Ok(Step::Handled) => {}
+                    Ok(Step::Interrupted) => break,
+                    Ok(Step::Effect(effect)) => {
+                        if self.carry_out(effect) {
+                            break;
+                        }
+                    }
+                    Ok(Step::Halted) => {
+                        self.status.end(Outcome::Halted);
+                        break;
+                    }
+                    Err(error) => {
+                        self.status.end(Outcome::Crashed(Arc::new(error)));
                         break;
                     }
                 }
-                Ok(Step::Halted) => {
-                    shared.end(Outcome::Halted);
-                    break;
-                }
-                Err(error) => {
-                    shared.crashed(error);
-                    break;
-                }
             }
         }
     }
-    vcpu
-}
 
-/// Tells the machine that the thread is gone, also when a device's code panicked on it.
-struct ExitGuard {
-    mailbox: Arc<Mailbox>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for ExitGuard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.shared.thread_panicked();
+    /// Carries out what a device asks for. Returns true if the vCPU is to look at its mailbox.
+    fn carry_out(&self, effect: Effect) -> bool {
+        match effect {
+            Effect::Vm(request) => self.status.carry_out(request),
+            Effect::Remap(id) => {
+                self.board.remap(id);
+                false
+            }
+            _ => false,
         }
-        self.mailbox.exited();
     }
 }

@@ -1,14 +1,15 @@
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc;
 use std::thread;
 
-use ossature_bus::{AddressSpace, Bus, Event};
+use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio, MsiMessage};
 use ossature_memory::{Ram, RamConfig, RegisterPage};
 
 use super::*;
-use crate::{Buses, CrashReason, Doorbell, DoorbellAddress, Irqchip, MsiMessage, Step, Vcpu, VcpuError};
+use crate::{Buses, CrashReason, Doorbell, DoorbellAddress, Irqchip, Step, Vcpu, VcpuError};
 
 fn empty_buses() -> Buses {
-    Buses { pio: Bus::new(AddressSpace::Pio).cursor(), mmio: Bus::new(AddressSpace::Mmio).cursor() }
+    Buses::new(Bus::new(AddressSpace::Pio).cursor(), Bus::new(AddressSpace::Mmio).cursor())
 }
 
 fn machine(script: Script) -> (Scripted, Box<dyn Vm>) {
@@ -79,23 +80,26 @@ fn ram_that_is_not_there_is_an_error_of_the_script() {
 
 #[test]
 fn doorbells_ring_instead_of_reaching_the_bus() {
-    let bell = |address, size, value| Doorbell { address, size, value };
     let (any, five, port) =
         (DoorbellAddress::Mmio(0x50), DoorbellAddress::Mmio(0x60), DoorbellAddress::Pio(0x70));
     let script = Script::new()
         .mmio_write(0x50, Size::B2, 9)
         .mmio_write(0x60, Size::B4, 5)
         .pio_write(0x70, Size::B1, 0)
-        // Not these: another value, another width, another width of a port.
+        .pio_write(0x70, Size::B2, 0)
+        // Not these: another value, another width, another port.
         .mmio_write(0x60, Size::B4, 6)
         .mmio_write(0x60, Size::B2, 5)
-        .pio_write(0x70, Size::B2, 0);
+        .pio_write(0x71, Size::B1, 0);
     let (scripted, vm) = machine(script);
-    let bells = [bell(any, Size::B4, None), bell(five, Size::B4, Some(5)), bell(port, Size::B1, None)];
+    let bells = [
+        Doorbell::new(any, Size::B4, None),
+        Doorbell::new(five, Size::B4, Some(5)),
+        Doorbell::new(port, Size::B1, None),
+    ];
     let events = bells.map(|bell| {
         let event = Arc::new(Event::new().unwrap());
-        vm.ioeventfd(&event, bell).unwrap();
-        event
+        (vm.ioeventfd(&event, bell).unwrap(), event)
     });
     let mut vcpu = vcpu(&*vm);
     for exit in 1..=3 {
@@ -103,7 +107,7 @@ fn doorbells_ring_instead_of_reaching_the_bus() {
         assert_eq!(scripted.remaining(), 3 - exit);
     }
     assert_eq!((vcpu.buses().mmio.faults().unmapped, vcpu.buses().pio.faults().unmapped), (2, 1));
-    assert_eq!(events.map(|event| event.take().unwrap()), [1, 1, 1]);
+    assert_eq!(events.map(|(_bell, event)| event.take().unwrap()), [1, 1, 2]);
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn register_pages_answer_reads_of_any_width() {
         .halt();
     let (_, vm) = machine(script);
     let page = Arc::new(RegisterPage::new().unwrap());
-    assert!(vm.map_register_page(GuestAddress(0xd000_0000), Arc::clone(&page)).unwrap());
+    let _slot = vm.map_register_page(GuestAddress(0xd000_0000), &page).unwrap().unwrap();
     page.store(4, 0x4433_2211);
     assert_eq!(vcpu(&*vm).run_once().unwrap(), Step::Halted);
 }
@@ -125,10 +129,9 @@ fn register_pages_answer_reads_of_any_width() {
 fn interrupts_wake_the_step_that_awaits_them() {
     let (scripted, vm) = machine(Script::new().await_interrupt(5).await_interrupt(24).halt());
     let (wired, message) = (Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap()));
-    vm.irqfd(&wired, 5).unwrap();
-    let gsi = vm.add_msi_route(MsiMessage { address: 0xfee0_0000, data: 33 }).unwrap();
-    vm.set_msi_route(gsi, MsiMessage { address: 0xfee0_0000, data: 34 }).unwrap();
-    vm.irqfd(&message, gsi).unwrap();
+    let route = vm.add_msi_route(MsiMessage { address: 0xfee0_0000, data: 33 }).unwrap();
+    route.set(MsiMessage { address: 0xfee0_0000, data: 34 }).unwrap();
+    let _lines = [vm.irqfd(&wired, 5, None).unwrap(), vm.irqfd(&message, route.gsi(), None).unwrap()];
     let mut vcpu = vcpu(&*vm);
     let guest = thread::spawn(move || vcpu.run_once().unwrap());
     message.signal().unwrap();
@@ -141,7 +144,7 @@ fn interrupts_wake_the_step_that_awaits_them() {
 fn a_kick_interrupts_a_wait_which_then_goes_on() {
     let (_, vm) = machine(Script::new().await_interrupt(5).halt());
     let event = Arc::new(Event::new().unwrap());
-    vm.irqfd(&event, 5).unwrap();
+    let _line = vm.irqfd(&event, 5, None).unwrap();
     let mut vcpu = vcpu(&*vm);
     let kicker = vcpu.kicker();
     let (steps, seen) = mpsc::channel();
@@ -174,7 +177,7 @@ fn an_idle_vcpu_can_be_kicked_and_kicks_are_not_lost() {
 #[test]
 fn waiting_for_a_line_that_nobody_drives_is_an_error() {
     let (_, vm) = machine(Script::new().await_interrupt(7));
-    assert_eq!(script_error(&mut vcpu(&*vm)).1, "no event is connected to interrupt 7");
+    assert_eq!(script_error(&mut vcpu(&*vm)).1, "nothing is connected to interrupt 7");
 }
 
 #[test]
@@ -194,9 +197,74 @@ fn a_crash_carries_the_registers() {
 #[test]
 fn limits_are_kvms() {
     let scripted = Scripted::new([]);
-    let vm = scripted.create_vm(&VmConfig { irqchip: Irqchip::None, ..VmConfig::default() }).unwrap();
+    let vm = scripted.create_vm(&VmConfig::default().irqchip(Irqchip::None)).unwrap();
     assert!(matches!(scripted.create_vm(&VmConfig::default()), Err(VmError::Unsupported { .. })));
     assert!(matches!(vm.create_vcpu(1, empty_buses()), Err(VmError::TooManyVcpus { index: 1, max: 1 })));
     let event = Arc::new(Event::new().unwrap());
-    assert!(matches!(vm.irqfd(&event, 4), Err(VmError::NoIrqchip { gsi: 4 })));
+    assert!(matches!(vm.irqfd(&event, 4, None), Err(VmError::NoIrqchip { gsi: 4 })));
+}
+
+/// Panics at each access.
+struct Panics;
+
+impl Mmio for Panics {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        panic!("a device's mistake");
+    }
+    fn write(&self, _: Access, _: u64) -> Result<Effect, BusFault> {
+        panic!("a device's mistake");
+    }
+}
+
+#[test]
+fn e1_a_vcpu_goes_on_with_its_next_step_after_a_panic_of_a_device() {
+    let (scripted, vm) =
+        machine(Script::new().pio_write(0x70, Size::B1, 1).mmio_expect(0x80, Size::B4, 0).halt());
+    let (ports, memory) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
+    ports.insert(0x70, 1, "panics", Arc::new(Panics)).unwrap();
+    memory.insert(0x80, 4, "panics", Arc::new(Panics)).unwrap();
+    let mut vcpu = vm.create_vcpu(0, Buses::new(ports.cursor(), memory.cursor())).unwrap();
+    assert_eq!(vcpu.last_access(), None);
+    for place in [(AddressSpace::Pio, 0x70), (AddressSpace::Mmio, 0x80)] {
+        panic::catch_unwind(AssertUnwindSafe(|| vcpu.run_once())).unwrap_err();
+        assert_eq!(vcpu.last_access(), Some(place));
+    }
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
+    assert_eq!((vcpu.last_access(), scripted.remaining()), (None, 0));
+}
+
+#[test]
+fn the_script_goes_on_over_resets_and_states() {
+    let (scripted, vm) = machine(
+        Script::new().expect_line(5, true).halt().expect_line(5, false).halt().expect_line(5, true).halt(),
+    );
+    let mut vcpu = vcpu(&*vm);
+    let registers = crate::Registers::real_mode(0x1234);
+    vcpu.set_registers(&registers).unwrap();
+    vm.set_irq_line(5, true).unwrap();
+    let (state, machine) = (vcpu.state().unwrap(), vm.state().unwrap());
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
+    vcpu.reset().unwrap();
+    vm.reset().unwrap();
+    assert_ne!(vcpu.registers().unwrap(), registers);
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
+    vcpu.set_state(&state).unwrap();
+    vm.set_state(&machine).unwrap();
+    assert_eq!(vcpu.registers().unwrap(), registers);
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
+    assert_eq!(scripted.remaining(), 0);
+}
+
+#[test]
+fn what_was_removed_is_unused_once_a_paused_vcpu_has_taken_notice() {
+    let (_, vm) = machine(Script::new());
+    let ports = Bus::new(AddressSpace::Pio);
+    ports.insert(0x70, 1, "panics", Arc::new(Panics)).unwrap();
+    let mut vcpu =
+        vm.create_vcpu(0, Buses::new(ports.cursor(), Bus::new(AddressSpace::Mmio).cursor())).unwrap();
+    vcpu.sync_buses();
+    let retired = ports.remove(0x70).unwrap();
+    assert!(!retired.is_passed());
+    vcpu.sync_buses();
+    assert!(retired.is_passed());
 }

@@ -2,20 +2,22 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ossature_bus::{Effect, Event, Size};
+use ossature_bus::{AddressSpace, Effect, Event, Size};
 use ossature_memory::vm_memory::GuestAddress;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::vm::Board;
+use super::wiring::Wiring;
 use super::{Action, Script};
 use crate::backend::VcpuBackend;
 use crate::kick::Kick;
+use crate::state::VcpuStateOf;
 use crate::{
-    Buses, CrashReason, DoorbellAddress, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VmError,
+    Buses, CrashReason, DoorbellAddress, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError,
+    VcpuState, VmError,
 };
 
 /// See [`Script`].
@@ -24,9 +26,11 @@ pub(super) struct ScriptedVcpu {
     index: u32,
     steps: Vec<Action>,
     next: usize,
+    /// True while a step is played: a device has panicked in it if it still is when the next one begins.
+    playing: bool,
     registers: Registers,
     kick: Arc<KickEvent>,
-    board: Arc<Board>,
+    wiring: Arc<Wiring>,
     remaining: Arc<AtomicUsize>,
 }
 
@@ -62,12 +66,21 @@ impl ScriptedVcpu {
     pub(super) fn new(
         index: u32,
         script: Script,
-        board: Arc<Board>,
+        wiring: Arc<Wiring>,
         remaining: Arc<AtomicUsize>,
     ) -> Result<Self, VmError> {
         let kick = Event::new().map_err(|source| VmError::Call { call: "eventfd", source })?;
         let (steps, kick) = (script.steps, Arc::new(KickEvent(kick)));
-        Ok(Self { index, steps, next: 0, registers: Registers::default(), kick, board, remaining })
+        Ok(Self {
+            index,
+            steps,
+            next: 0,
+            playing: false,
+            registers: Registers::default(),
+            kick,
+            wiring,
+            remaining,
+        })
     }
 
     fn play(&self, action: &Action, buses: &mut Buses) -> Result<Played, Failure> {
@@ -94,7 +107,7 @@ impl ScriptedVcpu {
                 Ok(exit(effect))
             }
             Action::MmioExpect { address, size, value } => {
-                if let Some(got) = self.board.page_value(*address, *size) {
+                if let Some(got) = self.wiring.page_value(*address, *size) {
                     expect(format_args!("register page {address:#x}"), *size, *value, got)?;
                     return Ok(Played::Inside);
                 }
@@ -103,12 +116,26 @@ impl ScriptedVcpu {
                 expect(format_args!("memory {address:#x}"), *size, *value, u64::from_le_bytes(data))?;
                 Ok(exit(Effect::None))
             }
+            Action::MmioRead { address, size } => {
+                if self.wiring.page_value(*address, *size).is_some() {
+                    return Ok(Played::Inside);
+                }
+                buses.read_memory(*address, bytes_of_mut(*size, &mut [0; 8]));
+                Ok(exit(Effect::None))
+            }
             Action::RamWrite { address, bytes } => {
-                self.board.ram().ok_or_else(no_ram)?.write(*address, bytes).map_err(not_ram)?;
+                self.wiring.ram().ok_or_else(no_ram)?.write(*address, bytes).map_err(not_ram)?;
                 Ok(Played::Inside)
             }
             Action::RamExpect { address, bytes } => self.expect_ram(*address, bytes),
             Action::AwaitInterrupt { gsi } => self.await_interrupt(*gsi),
+            Action::ExpectLine { gsi, asserted } => {
+                if self.wiring.is_asserted(*gsi) != *asserted {
+                    let level = if *asserted { "asserted" } else { "deasserted" };
+                    return Err(Failure::Expectation(format!("line {gsi} is not {level}")));
+                }
+                Ok(Played::Inside)
+            }
             Action::AwaitKick => {
                 self.await_any(&[&self.kick.0])?;
                 Ok(Played::Exit(Step::Interrupted))
@@ -119,14 +146,14 @@ impl ScriptedVcpu {
     }
 
     fn rings(&self, address: DoorbellAddress, size: Size, value: u64) -> Result<bool, Failure> {
-        let Some(event) = self.board.doorbell(address, size, value) else { return Ok(false) };
+        let Some(event) = self.wiring.doorbell(address, size, value) else { return Ok(false) };
         event.signal().map_err(|e| Failure::Host("signalling a doorbell", e))?;
         Ok(true)
     }
 
     fn expect_ram(&self, address: GuestAddress, bytes: &[u8]) -> Result<Played, Failure> {
         let mut got = vec![0; bytes.len()];
-        self.board.ram().ok_or_else(no_ram)?.read(address, &mut got).map_err(not_ram)?;
+        self.wiring.ram().ok_or_else(no_ram)?.read(address, &mut got).map_err(not_ram)?;
         if got != bytes {
             let reason = format!("expected {bytes:02x?} in RAM at {:#x}, found {got:02x?}", address.0);
             return Err(Failure::Expectation(reason));
@@ -135,15 +162,22 @@ impl ScriptedVcpu {
     }
 
     fn await_interrupt(&self, gsi: u32) -> Result<Played, Failure> {
-        let lines = self.board.interrupts(gsi);
-        if lines.is_empty() {
-            return Err(Failure::Expectation(format!("no event is connected to interrupt {gsi}")));
+        let lines = self.wiring.lines(gsi);
+        if lines.is_empty() && !self.wiring.has_level(gsi) {
+            return Err(Failure::Expectation(format!("nothing is connected to interrupt {gsi}")));
         }
-        let all: Vec<_> = lines.iter().map(|event| &**event).chain([&self.kick.0]).collect();
+        let edges = lines.iter().map(|line| &*line.event);
+        let all: Vec<_> = edges.chain([self.wiring.asserted(), &self.kick.0]).collect();
         loop {
-            let mut raised = 0;
-            for event in &lines {
-                raised += take(event)?;
+            take(self.wiring.asserted())?;
+            let mut raised = u64::from(self.wiring.is_asserted(gsi));
+            for line in &lines {
+                let signals = take(&line.event)?;
+                if let Some(resample) = line.resample.as_ref().filter(|_| signals > 0) {
+                    // The guest acknowledges at once.
+                    resample.signal().map_err(|e| Failure::Host("signalling an acknowledgement", e))?;
+                }
+                raised += signals;
             }
             if raised > 0 {
                 return Ok(Played::Inside);
@@ -177,6 +211,19 @@ impl ScriptedVcpu {
         }
     }
 
+    /// The access of a step.
+    fn access_of(&self, step: usize) -> Option<(AddressSpace, u64)> {
+        match self.steps.get(step)? {
+            Action::PioWrite { port, .. }
+            | Action::PioWriteBytes { port, .. }
+            | Action::PioExpect { port, .. } => Some((AddressSpace::Pio, (*port).into())),
+            Action::MmioWrite { address, .. } | Action::MmioExpect { address, .. } => {
+                Some((AddressSpace::Mmio, *address))
+            }
+            _ => None,
+        }
+    }
+
     fn step_done(&mut self) {
         self.next += 1;
         self.remaining.fetch_sub(1, Ordering::AcqRel);
@@ -185,6 +232,10 @@ impl ScriptedVcpu {
 
 impl VcpuBackend for ScriptedVcpu {
     fn run_once(&mut self, buses: &mut Buses) -> Result<Step, VcpuError> {
+        if std::mem::take(&mut self.playing) {
+            // As KVM completes the access, whatever became of it.
+            self.step_done();
+        }
         loop {
             // Between two steps of its script a vCPU can be kicked, unless the kick is what the step is about.
             let action = self.steps.get(self.next);
@@ -197,7 +248,10 @@ impl VcpuBackend for ScriptedVcpu {
                 self.await_any(&[&self.kick.0]).map_err(|e| self.failed(e))?;
                 return Ok(Step::Interrupted);
             };
-            match self.play(action, buses).map_err(|e| self.failed(e))? {
+            self.playing = true;
+            let played = self.play(action, buses);
+            self.playing = false;
+            match played.map_err(|e| self.failed(e))? {
                 Played::Inside => self.step_done(),
                 Played::Exit(step) => {
                     self.step_done();
@@ -229,6 +283,34 @@ impl VcpuBackend for ScriptedVcpu {
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
         self.registers = *registers;
         Ok(())
+    }
+
+    fn state(&mut self, _: &mut Buses) -> Result<VcpuState, VmError> {
+        Ok(VcpuState(VcpuStateOf::Scripted(Box::new(self.registers))))
+    }
+
+    fn set_state(&mut self, state: &VcpuState, _: &mut Buses) -> Result<(), VmError> {
+        let VcpuStateOf::Scripted(registers) = &state.0 else { return Err(VmError::foreign_state()) };
+        self.registers = **registers;
+        Ok(())
+    }
+
+    fn reset(&mut self, _: &mut Buses) -> Result<(), VmError> {
+        self.registers = Registers::default();
+        Ok(())
+    }
+
+    fn notify_paused(&self) -> Result<(), VmError> {
+        Ok(())
+    }
+
+    fn last_access(&self) -> Option<(AddressSpace, u64)> {
+        let step = if self.playing { Some(self.next) } else { self.next.checked_sub(1) };
+        self.access_of(step?)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn stats_reader(&self) -> Result<StatsReader, VmError> {

@@ -1,18 +1,22 @@
-//! The machine around scripted vCPUs: what is connected to it.
+//! The machine around scripted vCPUs.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ossature_bus::{Event, Size};
+use ossature_bus::{Event, MsiMessage};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Dma, PAGE_SIZE, Ram, RegisterPage};
+use ossature_memory::{DirtyLog, Ram, RegisterPage};
 
 use super::Script;
 use super::vcpu::ScriptedVcpu;
-use crate::arch::IrqRoutes;
+use super::wiring::{Line, Wiring};
 use crate::backend::sealed::Sealed;
+use crate::guard::Route;
+use crate::state::VmStateOf;
 use crate::{
-    Buses, Doorbell, DoorbellAddress, Irqchip, MsiMessage, StatsReader, Vcpu, Vm, VmConfig, VmError,
+    Buses, Doorbell, GuestDirtyLog, Ioeventfd, Irqchip, Irqfd, MemorySlot, MsiRoute, StatsReader, Vcpu, Vm,
+    VmConfig, VmError, VmState,
 };
 
 /// See [`Vm`].
@@ -21,27 +25,17 @@ pub(super) struct ScriptedVm {
     config: VmConfig,
     scripts: Mutex<Vec<Script>>,
     remaining: Arc<AtomicUsize>,
-    board: Arc<Board>,
-}
-
-/// What the vCPUs see of the machine.
-#[derive(Debug, Default)]
-pub(super) struct Board {
-    connected: Mutex<Connected>,
-}
-
-#[derive(Debug, Default)]
-struct Connected {
-    ram: Option<Dma>,
-    pages: Vec<(u64, Arc<RegisterPage>)>,
-    interrupts: Vec<(u32, Arc<Event>)>,
-    doorbells: Vec<(Doorbell, Arc<Event>)>,
-    routes: IrqRoutes,
+    wiring: Arc<Wiring>,
 }
 
 impl ScriptedVm {
-    pub(super) fn new(config: &VmConfig, scripts: Vec<Script>, remaining: Arc<AtomicUsize>) -> Self {
-        Self { config: config.clone(), scripts: Mutex::new(scripts), remaining, board: Arc::default() }
+    pub(super) fn new(
+        config: &VmConfig,
+        scripts: Vec<Script>,
+        remaining: Arc<AtomicUsize>,
+    ) -> Result<Self, VmError> {
+        let wiring = Arc::new(Wiring::new()?);
+        Ok(Self { config: config.clone(), scripts: Mutex::new(scripts), remaining, wiring })
     }
 
     fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
@@ -49,44 +43,21 @@ impl ScriptedVm {
     }
 }
 
-impl Board {
-    fn connected(&self) -> MutexGuard<'_, Connected> {
-        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A line that sends a message, until this is dropped.
+struct ScriptedRoute {
+    wiring: Arc<Wiring>,
+    gsi: u32,
+}
 
-    pub(super) fn ram(&self) -> Option<Dma> {
-        self.connected().ram.clone()
+impl Route for ScriptedRoute {
+    fn set(&self, message: MsiMessage) -> Result<(), VmError> {
+        self.wiring.connected().routes.set(self.gsi, message).map(drop)
     }
+}
 
-    /// The events that raise line `gsi`.
-    pub(super) fn interrupts(&self, gsi: u32) -> Vec<Arc<Event>> {
-        self.connected()
-            .interrupts
-            .iter()
-            .filter(|(line, _)| *line == gsi)
-            .map(|(_, e)| Arc::clone(e))
-            .collect()
-    }
-
-    /// The event that a write rings.
-    pub(super) fn doorbell(&self, address: DoorbellAddress, size: Size, value: u64) -> Option<Arc<Event>> {
-        let rings = |bell: &Doorbell| {
-            let any_width = bell.value.is_none() && matches!(address, DoorbellAddress::Mmio(_));
-            bell.address == address
-                && (any_width || bell.size == size)
-                && bell.value.is_none_or(|v| v == value & size.mask())
-        };
-        self.connected().doorbells.iter().find(|(bell, _)| rings(bell)).map(|(_, e)| Arc::clone(e))
-    }
-
-    /// What a read of a register page gives.
-    pub(super) fn page_value(&self, address: u64, size: Size) -> Option<u64> {
-        let connected = self.connected();
-        let inside = |base: u64| address >= base && address - base <= PAGE_SIZE as u64 - size.bytes();
-        let (base, page) = connected.pages.iter().find(|(base, _)| inside(*base))?;
-        let offset = (address - base) as usize;
-        let byte = |at: usize| u64::from(page.load(at & !3) >> (8 * (at & 3)) & 0xff);
-        Some((0..size as usize).rev().fold(0, |value, n| value << 8 | byte(offset + n)))
+impl Drop for ScriptedRoute {
+    fn drop(&mut self) {
+        self.wiring.connected().routes.remove(self.gsi);
     }
 }
 
@@ -94,7 +65,7 @@ impl Sealed for ScriptedVm {}
 
 impl Vm for ScriptedVm {
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
-        match &mut self.board.connected().ram {
+        match &mut self.wiring.connected().ram {
             Some(_) => Err(VmError::MemoryAlreadySet),
             none => {
                 *none = Some(ram.dma());
@@ -103,29 +74,36 @@ impl Vm for ScriptedVm {
         }
     }
 
-    fn map_register_page(&self, address: GuestAddress, page: Arc<RegisterPage>) -> Result<bool, VmError> {
-        self.board.connected().pages.push((address.0, page));
-        Ok(true)
+    fn map_register_page(
+        &self,
+        address: GuestAddress,
+        page: &Arc<RegisterPage>,
+    ) -> Result<Option<MemorySlot>, VmError> {
+        let undo = self.wiring.connect(|connected| &mut connected.pages, (address.0, Arc::clone(page)));
+        Ok(Some(MemorySlot::new(undo)))
     }
 
-    fn irqfd(&self, event: &Arc<Event>, gsi: u32) -> Result<(), VmError> {
+    fn irqfd(&self, event: &Arc<Event>, gsi: u32, resample: Option<&Arc<Event>>) -> Result<Irqfd, VmError> {
         self.needs_irqchip(gsi)?;
-        self.board.connected().interrupts.push((gsi, Arc::clone(event)));
+        let line = Line { gsi, event: Arc::clone(event), resample: resample.cloned() };
+        Ok(Irqfd::new(self.wiring.connect(|connected| &mut connected.lines, line)))
+    }
+
+    fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
+        self.needs_irqchip(gsi)?;
+        self.wiring.set_level(gsi, asserted);
         Ok(())
     }
 
-    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<(), VmError> {
-        self.board.connected().doorbells.push((doorbell, Arc::clone(event)));
-        Ok(())
+    fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError> {
+        let undo = self.wiring.connect(|connected| &mut connected.doorbells, (doorbell, Arc::clone(event)));
+        Ok(Ioeventfd::new(undo))
     }
 
-    fn add_msi_route(&self, message: MsiMessage) -> Result<u32, VmError> {
-        let gsi = self.board.connected().routes.add(message)?;
-        self.needs_irqchip(gsi).map(|()| gsi)
-    }
-
-    fn set_msi_route(&self, gsi: u32, message: MsiMessage) -> Result<(), VmError> {
-        self.board.connected().routes.set(gsi, message).map(drop)
+    fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError> {
+        let gsi = self.wiring.connected().routes.add(message)?;
+        let route = ScriptedRoute { wiring: Arc::clone(&self.wiring), gsi };
+        self.needs_irqchip(gsi).map(|()| MsiRoute::new(gsi, Arc::new(route)))
     }
 
     fn create_vcpu(&self, index: u32, buses: Buses) -> Result<Vcpu, VmError> {
@@ -134,16 +112,35 @@ impl Vm for ScriptedVm {
         }
         let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
         let script = scripts.get_mut(index as usize).map(std::mem::take).unwrap_or_default();
-        let vcpu = ScriptedVcpu::new(index, script, Arc::clone(&self.board), Arc::clone(&self.remaining))?;
+        let vcpu = ScriptedVcpu::new(index, script, Arc::clone(&self.wiring), Arc::clone(&self.remaining))?;
         Ok(Vcpu::new(Box::new(vcpu), buses))
     }
 
-    fn set_dirty_log(&self, _: bool) -> Result<(), VmError> {
+    fn dirty_log(&self, ram: &Ram) -> Result<GuestDirtyLog, VmError> {
+        let log = DirtyLog::start(ram).map_err(|source| VmError::DirtyLog { source })?;
+        Ok(GuestDirtyLog::new(log, None))
+    }
+
+    fn state(&self) -> Result<VmState, VmError> {
+        let connected = self.wiring.connected();
+        let asserted = connected.levels.iter().filter(|(_, asserted)| **asserted).map(|(gsi, _)| *gsi);
+        Ok(VmState(VmStateOf::Scripted(asserted.collect())))
+    }
+
+    fn set_state(&self, state: &VmState) -> Result<(), VmError> {
+        let VmStateOf::Scripted(asserted) = &state.0 else { return Err(VmError::foreign_state()) };
+        self.reset()?;
+        asserted.iter().for_each(|gsi| self.wiring.set_level(*gsi, true));
         Ok(())
     }
 
-    fn take_dirty_log(&self, _: &mut dyn FnMut(GuestAddress, &[u64])) -> Result<(), VmError> {
+    fn reset(&self) -> Result<(), VmError> {
+        self.wiring.connected().levels.values_mut().for_each(|asserted| *asserted = false);
         Ok(())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn stats_reader(&self) -> Result<StatsReader, VmError> {

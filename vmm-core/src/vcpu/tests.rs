@@ -29,7 +29,7 @@ fn buses() -> (Buses, Arc<Log>) {
     let (pio, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
     pio.insert(0, 0x1_0000, "log", log.clone()).unwrap();
     mmio.insert(0, 1 << 40, "log", log.clone()).unwrap();
-    (Buses { pio: pio.cursor(), mmio: mmio.cursor() }, log)
+    (Buses::new(pio.cursor(), mmio.cursor()), log)
 }
 
 #[test]

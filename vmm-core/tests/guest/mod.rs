@@ -36,6 +36,11 @@ impl Recorder {
     pub fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
+
+    /// Returns true if it is among those that have not been taken.
+    pub fn seen(&self, seen: Seen) -> bool {
+        self.0.lock().unwrap().contains(&seen)
+    }
 }
 
 impl Mmio for Recorder {
@@ -74,7 +79,12 @@ impl Guest {
 
     /// As [`new`](Self::new), without interrupt controllers: HLT ends a run.
     pub fn bare(code: &[u8]) -> Self {
-        Self::new(VmConfig { irqchip: Irqchip::None, ..VmConfig::default() }, code)
+        Self::new(VmConfig::default().irqchip(Irqchip::None), code)
+    }
+
+    /// Another view of its buses.
+    pub fn buses(&self) -> Buses {
+        Buses::new(self.buses.0.cursor(), self.buses.1.cursor())
     }
 
     /// vCPU `index` in real mode at [`CODE`].
@@ -84,8 +94,7 @@ impl Guest {
 
     /// vCPU `index` with these registers, and FS at [`MMIO`] unless it is elsewhere.
     pub fn vcpu_with(&self, index: u32, mut registers: Registers) -> Vcpu {
-        let buses = Buses { pio: self.buses.0.cursor(), mmio: self.buses.1.cursor() };
-        let mut vcpu = self.vm.create_vcpu(index, buses).unwrap();
+        let mut vcpu = self.vm.create_vcpu(index, self.buses()).unwrap();
         if registers.fs.base == 0 {
             registers.fs.base = MMIO;
         }

@@ -1,11 +1,17 @@
 //! From the state in which a payload wants to start to a vCPU's registers.
 
-use ossature_boot::x86_64::cpu::{CpuState, DescriptorTable, SegmentRegister};
+use ossature_boot::x86_64::cpu;
 
-use super::{Registers, Segment, Table};
+use super::registers::{Registers, SegmentRegister, Table};
+use crate::VmError;
 
-impl From<CpuState> for Registers {
-    fn from(state: CpuState) -> Self {
+/// How a vCPU starts that boot's loader has prepared.
+pub(crate) fn start_registers(state: cpu::CpuState) -> Result<Registers, VmError> {
+    Ok(state.into())
+}
+
+impl From<cpu::CpuState> for Registers {
+    fn from(state: cpu::CpuState) -> Self {
         let data = state.data.into();
         Self {
             rip: state.rip,
@@ -30,8 +36,8 @@ impl From<CpuState> for Registers {
     }
 }
 
-impl From<SegmentRegister> for Segment {
-    fn from(segment: SegmentRegister) -> Self {
+impl From<cpu::SegmentRegister> for SegmentRegister {
+    fn from(segment: cpu::SegmentRegister) -> Self {
         /// The segment is present and of privilege level 0.
         const PRESENT: u16 = 1 << 7;
         let bit = |set: bool, at: u32| u16::from(set) << at;
@@ -49,8 +55,8 @@ impl From<SegmentRegister> for Segment {
     }
 }
 
-impl From<DescriptorTable> for Table {
-    fn from(table: DescriptorTable) -> Self {
+impl From<cpu::DescriptorTable> for Table {
+    fn from(table: cpu::DescriptorTable) -> Self {
         Self { base: table.base, limit: table.limit }
     }
 }

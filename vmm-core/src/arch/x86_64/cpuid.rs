@@ -1,120 +1,185 @@
-//! CPUID: what the host's processor and KVM offer, with the guest's own topology.
+//! The CPUID of a vCPU, leaf by leaf, as whoever configures a machine edits it.
 
-use kvm_bindings::kvm_cpuid_entry2;
+use std::fmt;
+use std::sync::Arc;
 
-/// What of a vCPU's CPUID is the machine's choice rather than the host's.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CpuFeatures {
-    /// vCPUs in the machine: cores of one package, one thread each.
-    pub cpus: u32,
-    /// Whether there is a local APIC.
-    pub lapic: bool,
-    /// Whether the local APIC's timer has a TSC-deadline mode.
-    pub tsc_deadline: bool,
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+
+/// What the instruction gives for one leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the names are the processor's
+pub struct CpuidRegisters {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
 }
 
-const SIGNIFICANT_INDEX: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-
-/// Leaf 1, ECX.
-const X2APIC: u32 = 1 << 21;
-const TSC_DEADLINE: u32 = 1 << 24;
-const HYPERVISOR: u32 = 1 << 31;
-/// Leaf 1, EDX: the package has more than one logical processor.
-const HTT: u32 = 1 << 28;
-/// Leaf 0x8000_0001, ECX (AMD): the same, and they are cores.
-const CMP_LEGACY: u32 = 1 << 1;
-
-/// Levels of leaf 0xb.
-const LEVEL_THREAD: u32 = 1;
-const LEVEL_CORE: u32 = 2;
-
-/// The CPUID of vCPU `index`, whose APIC id is the same number.
-pub(crate) fn cpuid(
-    supported: &[kvm_cpuid_entry2],
-    index: u32,
-    features: CpuFeatures,
-) -> Vec<kvm_cpuid_entry2> {
-    let cpus = features.cpus.max(1);
-    let mut entries: Vec<_> = supported.iter().filter(|e| !is_topology_leaf(e.function)).copied().collect();
-    for entry in &mut entries {
-        patch(entry, index, cpus, features);
-    }
-    for leaf in [0xb, 0x1f] {
-        if supported.iter().any(|e| e.function == leaf) {
-            entries.extend(topology(leaf, index, cpus));
-        }
-    }
-    entries
+/// Why a vCPU cannot have this CPUID.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuidError {
+    /// There is no such leaf.
+    #[error("there is no CPUID leaf {leaf:#x}, subleaf {subleaf}")]
+    Missing {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+    },
+    /// The leaf is the same for every ECX.
+    #[error("CPUID leaf {leaf:#x} has no subleaves, and cannot get subleaf {subleaf}")]
+    NoSubleaves {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+    },
+    /// There are as many leaves as KVM takes.
+    #[error("CPUID leaf {leaf:#x}, subleaf {subleaf}, is beyond the {max} that are possible")]
+    Full {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+        /// How many there can be.
+        max: usize,
+    },
+    /// The host cannot have it like that.
+    #[error("CPUID leaf {leaf:#x}, subleaf {subleaf}: {reason}")]
+    Refused {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+        /// Why not.
+        reason: String,
+    },
 }
 
-/// Extended topology (SDM vol. 2A, CPUID): made anew, because the host's describes the host.
-fn is_topology_leaf(function: u32) -> bool {
-    matches!(function, 0xb | 0x1f)
+/// The CPUID of one vCPU: leaves, some of which have subleaves.
+#[derive(Clone, PartialEq)]
+pub struct Cpuid {
+    pub(super) entries: Vec<kvm_cpuid_entry2>,
 }
 
-/// Bits that hold the numbers below `count`.
-fn id_bits(count: u32) -> u32 {
-    count.next_power_of_two().trailing_zeros()
+/// Leaves whose contents depend on ECX (SDM vol. 2A, CPUID; APM vol. 3, E.4).
+fn has_subleaves(leaf: u32) -> bool {
+    matches!(
+        leaf,
+        0x4 | 0x7 | 0xb | 0xd | 0xf | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1a | 0x1b | 0x1d
+            ..=0x20 | 0x23 | 0x24 | 0x8000_001d | 0x8000_0020 | 0x8000_0026
+    )
 }
 
-fn patch(entry: &mut kvm_cpuid_entry2, index: u32, cpus: u32, features: CpuFeatures) {
-    match entry.function {
-        0x1 => {
-            // Initial APIC id and logical processors of the package, as far as 8 bits go.
-            entry.ebx = entry.ebx & 0xffff | index.min(0xff) << 24 | (1 << id_bits(cpus)).min(0xff) << 16;
-            entry.ecx |= HYPERVISOR;
-            set(&mut entry.ecx, TSC_DEADLINE, features.lapic && features.tsc_deadline);
-            set(&mut entry.ecx, X2APIC, features.lapic);
-            set(&mut entry.edx, HTT, cpus > 1);
-        }
-        // Intel's caches: the first two levels belong to one core, the third to the package.
-        0x4 => {
-            let (kind, level) = (entry.eax & 0x1f, entry.eax >> 5 & 0x7);
-            if kind != 0 {
-                let sharing = if level >= 3 { (1 << id_bits(cpus)) - 1 } else { 0 };
-                entry.eax =
-                    entry.eax & 0x3fff | (sharing & 0xfff) << 14 | (((1 << id_bits(cpus)) - 1) & 0x3f) << 26;
-            }
-        }
-        0x8000_0001 if cpus == 1 => entry.ecx &= !CMP_LEGACY,
-        // AMD's cores per package (APM vol. 3, E.4.7).
-        0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | id_bits(cpus) << 12 | (cpus - 1).min(0xff),
-        // AMD's caches, as leaf 4.
-        0x8000_001d => {
-            let (kind, level) = (entry.eax & 0x1f, entry.eax >> 5 & 0x7);
-            if kind != 0 {
-                let sharing = if level >= 3 { cpus - 1 } else { 0 };
-                entry.eax = entry.eax & 0x3fff | (sharing & 0xfff) << 14;
-            }
-        }
-        // AMD's extended APIC id, core (one thread each) and node (one).
-        0x8000_001e => {
-            entry.eax = index;
-            entry.ebx = index & 0xff;
-            entry.ecx = 0;
-            entry.edx = 0;
-        }
-        _ => {}
+/// The leaf whose EAX is the last leaf of the range that `leaf` is in.
+fn first_of_range(leaf: u32) -> Option<u32> {
+    match leaf {
+        0..0x1_0000 => Some(0),
+        0x4000_0000..0x4000_0100 => Some(0x4000_0000),
+        0x8000_0000..0x8001_0000 => Some(0x8000_0000),
+        _ => None,
     }
 }
 
-fn set(register: &mut u32, bit: u32, on: bool) {
-    if on { *register |= bit } else { *register &= !bit }
+impl Cpuid {
+    fn position(&self, leaf: u32, subleaf: u32) -> Option<usize> {
+        self.entries.iter().position(|entry| {
+            let indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == leaf && (!indexed || entry.index == subleaf)
+        })
+    }
+
+    /// What the guest reads, with `leaf` in EAX and `subleaf` in ECX. `None` if the leaf is not there, where the guest
+    /// reads what its processor gives for such leaves.
+    pub fn get(&self, leaf: u32, subleaf: u32) -> Option<CpuidRegisters> {
+        let entry = self.entries.get(self.position(leaf, subleaf)?)?;
+        Some(CpuidRegisters { eax: entry.eax, ebx: entry.ebx, ecx: entry.ecx, edx: entry.edx })
+    }
+
+    /// Replaces a leaf or a subleaf, or adds it. A leaf without subleaves has subleaf 0. A leaf that is beyond the last one
+    /// of its range becomes the last.
+    pub fn set(&mut self, leaf: u32, subleaf: u32, registers: CpuidRegisters) -> Result<(), CpuidError> {
+        let indexed = match self.entries.iter().find(|entry| entry.function == leaf) {
+            Some(entry) => entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+            None => has_subleaves(leaf),
+        };
+        if !indexed && subleaf != 0 {
+            return Err(CpuidError::NoSubleaves { leaf, subleaf });
+        }
+        let CpuidRegisters { eax, ebx, ecx, edx } = registers;
+        let flags = if indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
+        let entry = kvm_cpuid_entry2 {
+            function: leaf,
+            index: subleaf,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
+        let position = self.position(leaf, subleaf).unwrap_or(self.entries.len());
+        if position == KVM_MAX_CPUID_ENTRIES {
+            return Err(CpuidError::Full { leaf, subleaf, max: KVM_MAX_CPUID_ENTRIES });
+        }
+        match self.entries.get_mut(position) {
+            Some(present) => *present = entry,
+            None => self.entries.push(entry),
+        }
+        let first = first_of_range(leaf).filter(|first| *first != leaf);
+        let first = first.and_then(|first| self.position(first, 0)).and_then(|at| self.entries.get_mut(at));
+        if let Some(first) = first {
+            first.eax = first.eax.max(leaf);
+        }
+        Ok(())
+    }
+
+    /// Changes a leaf or a subleaf that is there.
+    pub fn update(
+        &mut self,
+        leaf: u32,
+        subleaf: u32,
+        change: impl FnOnce(&mut CpuidRegisters),
+    ) -> Result<(), CpuidError> {
+        let mut registers = self.get(leaf, subleaf).ok_or(CpuidError::Missing { leaf, subleaf })?;
+        change(&mut registers);
+        self.set(leaf, subleaf, registers)
+    }
+
+    /// Removes a leaf with all its subleaves. To hide one that is not the last of its range, set it to zeros: Intel's
+    /// processors answer for a leaf that is not there with the last one.
+    pub fn remove(&mut self, leaf: u32) -> Result<(), CpuidError> {
+        let before = self.entries.len();
+        self.entries.retain(|entry| entry.function != leaf);
+        if self.entries.len() == before { Err(CpuidError::Missing { leaf, subleaf: 0 }) } else { Ok(()) }
+    }
+
+    /// Each leaf with its subleaf.
+    pub fn leaves(&self) -> impl Iterator<Item = (u32, u32)> + use<'_> {
+        self.entries.iter().map(|entry| (entry.function, entry.index))
+    }
 }
 
-/// One thread per core, all cores in one package, and the empty level that ends the list.
-fn topology(leaf: u32, index: u32, cpus: u32) -> [kvm_cpuid_entry2; 3] {
-    let level = |number, kind, shift, count| kvm_cpuid_entry2 {
-        function: leaf,
-        index: number,
-        flags: SIGNIFICANT_INDEX,
-        eax: shift,
-        ebx: count,
-        ecx: number | kind << 8,
-        edx: index,
-        ..kvm_cpuid_entry2::default()
-    };
-    [level(0, LEVEL_THREAD, 0, 1), level(1, LEVEL_CORE, id_bits(cpus), cpus), level(2, 0, 0, 0)]
+impl fmt::Debug for Cpuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let leaf = |e: &kvm_cpuid_entry2| {
+            format!("{:#x}.{}: {:08x} {:08x} {:08x} {:08x}", e.function, e.index, e.eax, e.ebx, e.ecx, e.edx)
+        };
+        f.debug_list().entries(self.entries.iter().map(leaf)).finish()
+    }
+}
+
+/// Edits the CPUID of a vCPU, whose index it gets.
+#[derive(Clone)]
+pub(crate) struct CpuidHook(pub(super) Arc<Edit>);
+
+type Edit = dyn Fn(&mut Cpuid, u32) -> Result<(), CpuidError> + Send + Sync;
+
+impl fmt::Debug for CpuidHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CpuidHook")
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,41 @@
-//! x86: registers, CPUID, the MSRs that a boot needs, interrupt routes.
+//! x86: registers, CPUID, MSRs, complete states, interrupt routes, set-up.
 
 mod boot;
+mod config;
 mod cpuid;
+mod guest_cpuid;
+mod host;
 mod irq;
 mod msrs;
+#[allow(unsafe_code)]
+mod native;
+#[allow(unsafe_code)]
+mod page;
+#[allow(unsafe_code)]
+mod plain;
 mod registers;
+mod setup;
+mod spaces;
+mod vcpu_state;
+mod vm_state;
+#[allow(unsafe_code)]
+mod xsave;
 
-pub(crate) use cpuid::{CpuFeatures, cpuid};
-pub(crate) use irq::IrqRoutes;
-pub(crate) use msrs::boot_msrs;
-pub(crate) use registers::reset_sregs;
-pub use registers::{Registers, Segment, Table};
+pub(crate) use boot::start_registers;
+pub(crate) use config::ArchConfig;
+pub(crate) use host::HostFacts;
+pub(crate) use irq::{WIRED_LINES, WiredLine, wired_lines};
+pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page};
+pub(crate) use registers::Registers;
+pub(crate) use setup::{
+    NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte, notify_paused, prepare_vm,
+};
+pub(crate) use spaces::{is_reserved, line_space, lines, memory_space, port_space};
+pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
+pub(crate) use vm_state::VmParts;
 
-/// Three pages below the BIOS area that Intel hosts without unrestricted guests use for real mode. KVM puts
-/// its identity map on the page before them. No RAM and no device may be there.
-pub(crate) const TSS_ADDRESS: usize = 0xfffb_d000;
+/// What this crate's users see of the architecture.
+pub(crate) mod public {
+    pub use super::cpuid::{Cpuid, CpuidError, CpuidRegisters};
+    pub use super::registers::{Registers, SegmentRegister, Table};
+}

@@ -3,10 +3,16 @@
 use std::fmt;
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use ossature_bus::state::{Decoder, Encoder, Field, StateError};
+
+use super::plain::Plain;
+
+const REGS: Field = Field::new(1, "registers");
+const SREGS: Field = Field::new(2, "system registers");
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
+pub struct SegmentRegister {
     /// Selector.
     pub selector: u16,
     /// Base address.
@@ -49,14 +55,14 @@ pub struct Registers {
     pub r15: u64,
     pub rip: u64,
     pub rflags: u64,
-    pub cs: Segment,
-    pub ds: Segment,
-    pub es: Segment,
-    pub fs: Segment,
-    pub gs: Segment,
-    pub ss: Segment,
-    pub tr: Segment,
-    pub ldt: Segment,
+    pub cs: SegmentRegister,
+    pub ds: SegmentRegister,
+    pub es: SegmentRegister,
+    pub fs: SegmentRegister,
+    pub gs: SegmentRegister,
+    pub ss: SegmentRegister,
+    pub tr: SegmentRegister,
+    pub ldt: SegmentRegister,
     pub gdt: Table,
     pub idt: Table,
     pub cr0: u64,
@@ -79,23 +85,35 @@ const REAL_MODE_CODE: u16 = 0x9b;
 impl Registers {
     /// Real mode with all segments at 0, about to execute at `ip`: the least that runs code.
     pub fn real_mode(ip: u16) -> Self {
-        let data = Segment { limit: 0xffff, access: REAL_MODE_DATA, ..Segment::default() };
+        let data = SegmentRegister { limit: 0xffff, access: REAL_MODE_DATA, ..SegmentRegister::default() };
         Self {
             rip: ip.into(),
             rflags: RFLAGS_RESET,
-            cs: Segment { access: REAL_MODE_CODE, ..data },
+            cs: SegmentRegister { access: REAL_MODE_CODE, ..data },
             ds: data,
             es: data,
             fs: data,
             gs: data,
             ss: data,
-            tr: Segment { limit: 0xffff, access: 0x8b, ..Segment::default() },
-            ldt: Segment { limit: 0xffff, access: 0x82, ..Segment::default() },
+            tr: SegmentRegister { limit: 0xffff, access: 0x8b, ..SegmentRegister::default() },
+            ldt: SegmentRegister { limit: 0xffff, access: 0x82, ..SegmentRegister::default() },
             gdt: Table { base: 0, limit: 0xffff },
             idt: Table { base: 0, limit: 0xffff },
             cr0: CR0_ET,
             ..Self::default()
         }
+    }
+
+    /// The registers as the fields of a state.
+    pub(crate) fn encode(&self, fields: &mut Encoder) {
+        let mut sregs = kvm_sregs::default();
+        self.apply_to_kvm_sregs(&mut sregs);
+        fields.bytes(REGS, self.to_kvm_regs().to_bytes()).bytes(SREGS, sregs.to_bytes());
+    }
+
+    /// The registers that are the fields of a state.
+    pub(crate) fn decode(fields: &mut Decoder<'_>) -> Result<Self, StateError> {
+        Ok(Self::from_kvm(&Plain::decode(fields, REGS)?, &Plain::decode(fields, SREGS)?))
     }
 
     pub(crate) fn from_kvm(regs: &kvm_regs, sregs: &kvm_sregs) -> Self {
@@ -191,7 +209,7 @@ pub(crate) fn reset_sregs(index: u32) -> kvm_sregs {
     kvm_sregs { apic_base: BASE | ENABLED | bootstrap, ..kvm_sregs::default() }
 }
 
-fn segment_from_kvm(s: &kvm_segment) -> Segment {
+fn segment_from_kvm(s: &kvm_segment) -> SegmentRegister {
     let bit = |value: u8, shift: u32| u16::from(value & 1) << shift;
     let access = u16::from(s.type_ & 0xf)
         | bit(s.s, 4)
@@ -201,10 +219,10 @@ fn segment_from_kvm(s: &kvm_segment) -> Segment {
         | bit(s.l, 13)
         | bit(s.db, 14)
         | bit(s.g, 15);
-    Segment { selector: s.selector, base: s.base, limit: s.limit, access }
+    SegmentRegister { selector: s.selector, base: s.base, limit: s.limit, access }
 }
 
-fn segment_to_kvm(s: &Segment) -> kvm_segment {
+fn segment_to_kvm(s: &SegmentRegister) -> kvm_segment {
     let bit = |shift: u32| (s.access >> shift & 1) as u8;
     kvm_segment {
         base: s.base,
@@ -223,7 +241,7 @@ fn segment_to_kvm(s: &Segment) -> kvm_segment {
     }
 }
 
-impl fmt::Display for Segment {
+impl fmt::Display for SegmentRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

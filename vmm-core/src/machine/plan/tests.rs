@@ -1,85 +1,101 @@
-use ossature_bus::{DoorbellRequest, InterruptRequest, RangeRequest, Size, Trigger};
+use ossature_bus::{DoorbellRequest, InterruptRequest, RegistersRequest, Size};
 
 use super::*;
 
-fn range(space: AddressSpace, size: u64, placement: Placement) -> RangeRequest {
-    RangeRequest { space, size, align: size, placement }
-}
-
-fn interrupt(placement: Placement) -> InterruptRequest {
-    InterruptRequest { placement, trigger: Trigger::Edge }
-}
-
 /// What a virtio-mmio transport asks for.
 fn virtio() -> Requires {
-    Requires {
-        ranges: vec![range(AddressSpace::Mmio, 0x1000, Placement::Any)],
-        interrupts: vec![interrupt(Placement::Any)],
-        doorbells: vec![DoorbellRequest { range: 0, offset: 0x50, size: Size::B4, value: Some(0) }],
-        pages: vec![0],
-    }
+    let bell = DoorbellRequest::new("kick", 0x50, Size::B4).value(0);
+    Requires::new()
+        .registers(RegistersRequest::memory("registers", 0x1000).with_page().doorbell(bell))
+        .interrupt(InterruptRequest::edge("irq"))
 }
 
 fn com1() -> Requires {
-    Requires {
-        ranges: vec![range(AddressSpace::Pio, 8, Placement::Fixed(0x3f8))],
-        interrupts: vec![interrupt(Placement::Fixed(4))],
-        ..Requires::default()
-    }
+    Requires::new()
+        .registers(RegistersRequest::ports("ports", 8).fixed(0x3f8))
+        .interrupt(InterruptRequest::edge("irq").fixed(4))
+}
+
+fn level() -> Requires {
+    Requires::new().interrupt(InterruptRequest::level("irq"))
+}
+
+/// The places of new devices.
+fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
+    let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
+    plan(&asked)
+}
+
+fn place(registers: &[u64], interrupts: &[u32]) -> Place {
+    let registers = registers.iter().copied().map(Some).collect();
+    Place { registers, interrupts: interrupts.to_vec() }
 }
 
 #[test]
 fn each_device_gets_its_own_places_in_the_order_in_which_it_asked() {
-    let both = Requires {
-        ranges: vec![
-            range(AddressSpace::Pio, 4, Placement::Any),
-            range(AddressSpace::Mmio, 0x2000, Placement::Any),
-            range(AddressSpace::Pio, 1, Placement::Fixed(0x80)),
-        ],
-        interrupts: vec![interrupt(Placement::Any), interrupt(Placement::Fixed(11))],
-        ..Requires::default()
-    };
-    let places = plan(&["disk", "com1", "both"], &[virtio(), com1(), both]).unwrap();
-    assert_eq!(places[0], Place { ranges: vec![0xd000_2000], interrupts: vec![6] });
-    assert_eq!(places[1], Place { ranges: vec![0x3f8], interrupts: vec![4] });
-    assert_eq!(places[2], Place { ranges: vec![0xc000, 0xd000_0000, 0x80], interrupts: vec![5, 11] });
+    let both = Requires::new()
+        .registers(RegistersRequest::ports("a", 4).align(4))
+        .registers(RegistersRequest::memory("b", 0x2000))
+        .registers(RegistersRequest::ports("c", 1).fixed(0x80))
+        .interrupt(InterruptRequest::edge("a"))
+        .interrupt(InterruptRequest::edge("b").fixed(11));
+    let places = places(&[("disk", virtio()), ("com1", com1()), ("both", both)]).unwrap();
+    assert_eq!(places[0], place(&[0xd000_2000], &[6]));
+    assert_eq!(places[1], place(&[0x3f8], &[4]));
+    assert_eq!(places[2], place(&[0xc000, 0xd000_0000, 0x80], &[5, 11]));
 }
 
 #[test]
 fn places_do_not_depend_on_the_order_of_the_devices() {
-    let one = plan(&["a", "b", "com1"], &[virtio(), virtio(), com1()]).unwrap();
-    let other = plan(&["com1", "b", "a"], &[com1(), virtio(), virtio()]).unwrap();
-    assert_eq!(one[0], other[2]);
-    assert_eq!(one[1], other[1]);
+    let one = places(&[("a", virtio()), ("b", virtio()), ("com1", com1()), ("l", level())]).unwrap();
+    let other = places(&[("l", level()), ("com1", com1()), ("b", virtio()), ("a", virtio())]).unwrap();
+    assert!(one.iter().eq(other.iter().rev()));
+}
+
+#[test]
+fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
+    let requires = [("a", virtio()), ("b", virtio())];
+    let first = places(&requires).unwrap();
+    let mut moved = first[0].clone();
+    // It has been moved to where no device is put at first.
+    moved.registers[0] = Some(0x1_0000_0000);
+    let gone = Place { registers: vec![None], ..first[1].clone() };
+    let new = virtio();
+    let asked = [
+        Asked { id: "a", requires: &requires[0].1, place: Some(&moved) },
+        Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
+        Asked { id: "c", requires: &new, place: None },
+    ];
+    let places = plan(&asked).unwrap();
+    assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[7])]);
 }
 
 #[test]
 fn everything_wrong_is_told_at_once() {
-    let ram = Requires {
-        ranges: vec![range(AddressSpace::Mmio, 0x1000, Placement::Fixed(0x1000))],
-        ..Requires::default()
-    };
-    let apic = Requires {
-        ranges: vec![range(AddressSpace::Mmio, 0x1000, Placement::Fixed(0xfec0_0000))],
-        ..Requires::default()
-    };
-    let port = Requires {
-        ranges: vec![range(AddressSpace::Pio, 2, Placement::Fixed(0x1_0000))],
-        ..Requires::default()
-    };
-    let bell = Requires {
-        doorbells: vec![DoorbellRequest { range: 0, offset: 0x1000, size: Size::B4, value: None }],
-        pages: vec![1],
-        ..virtio()
-    };
-    let ids = ["com1", "serial", "ram", "apic", "port", "bell"];
-    let errors = plan(&ids, &[com1(), com1(), ram, apic, port, bell]).unwrap_err();
+    let fixed = |base| Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(base));
+    let port = Requires::new().registers(RegistersRequest::ports("ports", 2).fixed(0x1_0000));
+    let bell = DoorbellRequest::new("kick", 0x1000, Size::B4);
+    let bell = virtio()
+        .registers(RegistersRequest::memory("window", 0x1000).doorbell(bell))
+        .registers(RegistersRequest::ports("tail", 1).with_page())
+        .interrupt(InterruptRequest::edge("tail").resampled());
+    let errors = places(&[
+        ("com1", com1()),
+        ("serial", com1()),
+        ("ram", fixed(0x1000)),
+        ("apic", fixed(0xfec0_0000)),
+        ("port", port),
+        ("bell", bell),
+    ])
+    .unwrap_err();
     let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
     assert_eq!(
         texts,
         [
-            "device \"bell\" asks for a doorbell at 0x1000 of its range 0, which has no such place",
-            "device \"bell\" asks for a register page for its range 1, which is not one page of memory",
+            "device \"bell\" asks for a doorbell kick at 0x1000 of its window, which have no such place",
+            "device \"bell\" asks for a register page for its tail, which are not one page of memory",
+            "device \"bell\" asks for two things named kick, both doorbell",
+            "device \"bell\" asks for an acknowledgement of its tail, which is not a level interrupt",
             "memory addresses: apic requests 0xfec00000+0x1000, which is outside the space",
             "memory addresses: ram requests 0x1000+0x1000, which is outside the space",
             "ports: port requests 0x10000+0x2, which is outside the space",
@@ -92,10 +108,35 @@ fn everything_wrong_is_told_at_once() {
 #[test]
 fn running_out_of_interrupts_names_those_without_one() {
     let ids: Vec<String> = (0..18).map(|i| format!("disk{i:02}")).collect();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let requires: Vec<Requires> = ids.iter().map(|_| virtio()).collect();
-    assert!(plan(&ids[..17], &requires[..17]).is_ok());
-    let errors = plan(&ids, &requires).unwrap_err();
+    let devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), virtio())).collect();
+    assert!(places(&devices[..17]).is_ok());
+    let errors = places(&devices).unwrap_err();
     assert_eq!(errors.len(), 1);
     assert_eq!(errors[0].to_string(), "interrupts: no room for disk17, which requests 0x1 aligned to 0x1");
+}
+
+#[test]
+fn level_interrupts_share_lines_once_they_run_out() {
+    let ids: Vec<String> = (0..64).map(|i| format!("disk{i:02}")).collect();
+    let mut devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), level())).collect();
+    devices.push(("com1", com1()));
+    devices.push(("edge", virtio()));
+    let places = places(&devices).unwrap();
+    let edge = places[65].interrupts[0];
+    let lines: Vec<u32> = places[..64].iter().map(|place| place.interrupts[0]).collect();
+    assert!(!lines.contains(&edge) && !lines.contains(&4));
+    let sharers = |line| lines.iter().filter(|other| **other == line).count();
+    // Sixteen lines for sixty-four devices.
+    assert!(lines.iter().all(|&line| sharers(line) == 4), "{lines:?}");
+}
+
+#[test]
+fn level_interrupts_at_one_place_share_it_and_an_edge_does_not() {
+    let fixed =
+        |trigger: fn(&'static str) -> InterruptRequest| Requires::new().interrupt(trigger("irq").fixed(6));
+    let level = || fixed(InterruptRequest::level);
+    let both = places(&[("a", level()), ("b", level())]).unwrap();
+    assert_eq!(both, [place(&[], &[6]), place(&[], &[6])]);
+    let errors = places(&[("a", level()), ("b", fixed(InterruptRequest::edge))]).unwrap_err();
+    assert_eq!(errors[0].to_string(), "interrupts: b at 0x6+0x1 overlaps a at 0x6+0x1");
 }

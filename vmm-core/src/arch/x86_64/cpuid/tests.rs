@@ -1,92 +1,54 @@
 use super::*;
 
-const LAPIC: CpuFeatures = CpuFeatures { cpus: 1, lapic: true, tsc_deadline: true };
+const ONES: CpuidRegisters = CpuidRegisters { eax: 1, ebx: 1, ecx: 1, edx: 1 };
 
-fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
-    let [eax, ebx, ecx, edx] = regs;
-    kvm_cpuid_entry2 { function, index, flags: 0, eax, ebx, ecx, edx, ..Default::default() }
-}
-
-fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> [u32; 4] {
-    let mut found = entries.iter().filter(|e| e.function == function && e.index == index);
-    let e = found.next().expect("leaf");
-    assert!(found.next().is_none(), "leaf {function:#x}.{index} twice");
-    [e.eax, e.ebx, e.ecx, e.edx]
-}
-
-fn host() -> Vec<kvm_cpuid_entry2> {
-    vec![
-        leaf(0x0, 0, [0x1f, 1, 2, 3]),
-        leaf(0x1, 0, [0xa0671, 0xff10_0800, 0, 0x1789_fbff]),
-        leaf(0x4, 0, [0x1c00_4121, 0, 0, 0]),
-        leaf(0x4, 3, [0x1c03_c163, 0, 0, 0]),
-        leaf(0x4, 4, [0, 0, 0, 0]),
-        leaf(0xb, 0, [1, 2, 0x100, 0x77]),
-        leaf(0xb, 1, [4, 16, 0x201, 0x77]),
-        leaf(0x1f, 0, [1, 2, 0x100, 0x77]),
-        leaf(0x8000_0008, 0, [0x3030, 0x1000, 0x700f, 0]),
-        leaf(0x8000_001d, 0, [0x4121, 0, 0, 0]),
-        leaf(0x8000_001d, 3, [0xc_4163, 0, 0, 0]),
-        leaf(0x8000_001e, 0, [0x77, 0x107, 0x302, 9]),
-    ]
-}
-
-#[test]
-fn each_vcpu_has_its_own_apic_id_everywhere() {
-    for index in 0..4 {
-        let cpuid = cpuid(&host(), index, CpuFeatures { cpus: 4, ..LAPIC });
-        assert_eq!(find(&cpuid, 1, 0)[1] >> 24, index);
-        for (leaf, sub) in [(0xb, 0), (0xb, 1), (0xb, 2), (0x1f, 0), (0x1f, 1), (0x1f, 2)] {
-            assert_eq!(find(&cpuid, leaf, sub)[3], index);
-        }
-        assert_eq!(find(&cpuid, 0x8000_001e, 0), [index, index, 0, 0]);
+fn cpuid() -> Cpuid {
+    let leaf =
+        |function, index, flags, eax| kvm_cpuid_entry2 { function, index, flags, eax, ..Default::default() };
+    let indexed = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+    Cpuid {
+        entries: vec![leaf(0, 0, 0, 0xd), leaf(1, 0, 0, 5), leaf(4, 0, indexed, 1), leaf(4, 1, indexed, 2)],
     }
 }
 
 #[test]
-fn the_topology_is_one_package_of_single_threaded_cores() {
-    for (cpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (255, 8)] {
-        let cpuid = cpuid(&host(), 0, CpuFeatures { cpus, ..LAPIC });
-        assert_eq!(find(&cpuid, 0xb, 0), [0, 1, 0x100, 0], "{cpus} CPUs");
-        assert_eq!(find(&cpuid, 0xb, 1), [bits, cpus, 0x201, 0], "{cpus} CPUs");
-        assert_eq!(find(&cpuid, 0xb, 2), [0, 0, 2, 0], "{cpus} CPUs");
-        let amd = find(&cpuid, 0x8000_0008, 0)[2];
-        assert_eq!((amd & 0xff, amd >> 12 & 0xf), (cpus - 1, bits), "{cpus} CPUs");
-        assert_eq!(find(&cpuid, 1, 0)[1] >> 16 & 0xff, (1 << bits).min(0xff), "{cpus} CPUs");
-        assert_eq!(find(&cpuid, 1, 0)[3] & HTT != 0, cpus > 1, "{cpus} CPUs");
-    }
+fn leaves_are_read_as_the_guest_reads_them() {
+    let eax = |leaf, subleaf| cpuid().get(leaf, subleaf).map(|registers| registers.eax);
+    assert_eq!(
+        [eax(1, 0), eax(1, 7), eax(4, 1), eax(4, 2), eax(2, 0)],
+        [Some(5), Some(5), Some(2), None, None]
+    );
 }
 
 #[test]
-fn the_third_cache_level_is_shared_by_the_package_and_the_others_by_nobody() {
-    let cpuid = cpuid(&host(), 0, CpuFeatures { cpus: 3, ..LAPIC });
-    let sharing = |leaf, sub| find(&cpuid, leaf, sub)[0] >> 14 & 0xfff;
-    assert_eq!((sharing(4, 0), sharing(4, 3)), (0, 3));
-    assert_eq!((sharing(0x8000_001d, 0), sharing(0x8000_001d, 3)), (0, 2));
-    assert_eq!(find(&cpuid, 4, 0)[0] >> 26, 3, "cores of the package");
-    assert_eq!(find(&cpuid, 4, 4)[0], 0, "the end of the list stays");
+fn leaves_are_added_overridden_and_removed() {
+    let mut cpuid = cpuid();
+    cpuid.set(1, 0, ONES).unwrap();
+    cpuid.set(4, 2, ONES).unwrap();
+    cpuid.set(7, 0, ONES).unwrap();
+    cpuid.update(4, 0, |leaf| leaf.edx = 9).unwrap();
+    assert_eq!([cpuid.get(1, 0), cpuid.get(4, 2), cpuid.get(7, 0)], [Some(ONES); 3]);
+    assert_eq!(cpuid.get(4, 0).unwrap(), CpuidRegisters { eax: 1, edx: 9, ..Default::default() });
+    cpuid.remove(4).unwrap();
+    assert_eq!(cpuid.leaves().collect::<Vec<_>>(), [(0, 0), (1, 0), (7, 0)]);
 }
 
 #[test]
-fn apic_features_follow_the_machine() {
-    let ecx = |features| find(&cpuid(&host(), 0, features), 1, 0)[2];
-    assert_eq!(ecx(LAPIC), HYPERVISOR | X2APIC | TSC_DEADLINE);
-    assert_eq!(ecx(CpuFeatures { tsc_deadline: false, ..LAPIC }), HYPERVISOR | X2APIC);
-    assert_eq!(ecx(CpuFeatures { lapic: false, ..LAPIC }), HYPERVISOR);
+fn errors_name_the_leaf() {
+    let mut cpuid = cpuid();
+    assert_eq!(cpuid.remove(9), Err(CpuidError::Missing { leaf: 9, subleaf: 0 }));
+    assert_eq!(cpuid.update(4, 5, |_| ()), Err(CpuidError::Missing { leaf: 4, subleaf: 5 }));
+    assert_eq!(cpuid.set(1, 1, ONES), Err(CpuidError::NoSubleaves { leaf: 1, subleaf: 1 }));
+    let full = (0..).find_map(|n| cpuid.set(0x4000_0000 + n, 0, ONES).err()).unwrap();
+    assert!(matches!(full, CpuidError::Full { leaf, max: 256, .. } if leaf == 0x4000_0000 + 252), "{full}");
 }
 
 #[test]
-fn what_the_machine_does_not_choose_is_the_hosts() {
-    let cpuid = cpuid(&host(), 3, CpuFeatures { cpus: 4, ..LAPIC });
-    assert_eq!(find(&cpuid, 0, 0), [0x1f, 1, 2, 3]);
-    assert_eq!(find(&cpuid, 1, 0)[0], 0xa0671);
-    assert_eq!(find(&cpuid, 1, 0)[1] & 0xffff, 0x0800);
-    assert_eq!(find(&cpuid, 0x8000_0008, 0)[..2], [0x3030, 0x1000]);
-}
-
-#[test]
-fn a_host_without_extended_topology_leaves_gets_none() {
-    let host: Vec<_> = host().into_iter().filter(|e| !is_topology_leaf(e.function)).collect();
-    let cpuid = cpuid(&host, 0, LAPIC);
-    assert!(!cpuid.iter().any(|e| is_topology_leaf(e.function)));
+fn a_leaf_beyond_the_last_becomes_the_last() {
+    let mut cpuid = cpuid();
+    cpuid.set(0x14, 0, ONES).unwrap();
+    cpuid.set(0x8000_0001, 0, ONES).unwrap();
+    assert_eq!(cpuid.get(0, 0).unwrap().eax, 0x14);
+    cpuid.set(7, 0, ONES).unwrap();
+    assert_eq!(cpuid.get(0, 0).unwrap().eax, 0x14);
 }

@@ -5,7 +5,7 @@ use super::*;
 fn registers() -> impl Strategy<Value = Registers> {
     (any::<[u64; 16]>(), any::<(u16, u64, u32, u16)>(), any::<(u64, u16)>()).prop_map(|(g, s, t)| {
         // Bits 8 to 11 of the access rights belong to the limit.
-        let segment = Segment { selector: s.0, base: s.1, limit: s.2, access: s.3 & 0xf0ff };
+        let segment = SegmentRegister { selector: s.0, base: s.1, limit: s.2, access: s.3 & 0xf0ff };
         Registers {
             rax: g[0],
             rbp: g[1],
@@ -46,7 +46,7 @@ fn setting_registers_keeps_the_apic_base_and_pending_interrupts() {
 
 #[test]
 fn segments_that_are_not_present_are_unusable() {
-    assert_eq!(segment_to_kvm(&Segment::default()).unusable, 1);
+    assert_eq!(segment_to_kvm(&SegmentRegister::default()).unusable, 1);
     assert_eq!(segment_to_kvm(&Registers::real_mode(0).cs).unusable, 0);
 }
 

@@ -14,6 +14,17 @@ fn messages_get_the_lines_after_the_wired_ones() {
 }
 
 #[test]
+fn a_freed_line_is_handed_out_again() {
+    let mut routes = IrqRoutes::default();
+    let first = routes.add(message(1)).unwrap();
+    let second = routes.add(message(2)).unwrap();
+    routes.remove(first);
+    assert!(routes.set(first, message(3)).is_err());
+    assert_eq!(routes.entries().iter().filter(|e| e.type_ == KVM_IRQ_ROUTING_MSI).count(), 1);
+    assert_eq!([routes.add(message(4)).unwrap(), routes.add(message(5)).unwrap()], [first, second + 1]);
+}
+
+#[test]
 fn only_messages_can_be_changed() {
     let mut routes = IrqRoutes::default();
     for gsi in [0, 23, 24, u32::MAX] {
@@ -34,9 +45,9 @@ fn the_wired_lines_are_kvms_own() {
 #[test]
 fn a_full_table_is_an_error_that_says_so() {
     let mut routes = IrqRoutes::default();
-    for n in 0..MAX_MESSAGES {
+    for n in 0..4096 - 40 {
         routes.add(message(n)).unwrap();
     }
-    assert!(matches!(routes.add(message(0)), Err(VmError::NoFreeRoute { max: MAX_MESSAGES })));
+    assert!(matches!(routes.add(message(0)), Err(VmError::NoFreeRoute { max: 4056 })));
     assert_eq!(routes.entries().len(), 4096);
 }

@@ -1,0 +1,25 @@
+//! 64-bit Arm. What of it is not there yet is refused with [`VmError::Unsupported`](crate::VmError::Unsupported): vCPUs,
+//! the interrupt controller, states. Scripted machines work.
+
+mod irq;
+#[allow(unsafe_code)]
+mod registers;
+mod setup;
+mod spaces;
+mod state;
+
+pub(crate) use irq::{WIRED_LINES, WiredLine, wired_lines};
+pub(crate) use registers::{
+    KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page, start_registers,
+};
+pub(crate) use setup::{
+    ArchConfig, HostFacts, NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte,
+    notify_paused, prepare_vm,
+};
+pub(crate) use spaces::{is_reserved, line_space, lines, memory_space, port_space};
+pub(crate) use state::{VcpuAccess, VcpuParts, VmParts};
+
+/// What this crate's users see of the architecture.
+pub(crate) mod public {
+    pub use super::registers::Registers;
+}

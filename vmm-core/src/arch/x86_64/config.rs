@@ -1,0 +1,42 @@
+//! What a virtual machine has on this architecture only.
+
+use std::sync::Arc;
+
+use super::cpuid::{Cpuid, CpuidError, CpuidHook};
+
+/// The part of a [`VmConfig`](crate::VmConfig) that other architectures have not.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ArchConfig {
+    /// True if there is an i8254 timer.
+    pub(crate) pit: bool,
+    pub(crate) cpuid: Option<CpuidHook>,
+}
+
+impl crate::VmConfig {
+    /// With an i8254 timer, with [`Irqchip::Kernel`](crate::Irqchip::Kernel) only. Linux does without: it has the TSC
+    /// deadline timer and kvmclock.
+    #[must_use]
+    pub fn pit(mut self) -> Self {
+        self.arch.pit = true;
+        self
+    }
+
+    /// With a CPUID that `edit` changes: it is called for each vCPU with what the vCPU would have (the host's, with the
+    /// guest's topology, caches as the topology shares them) and with the vCPU's index, whenever one is created, and again
+    /// at the first reset. It must do the same each time.
+    ///
+    /// ```
+    /// use ossature_core::VmConfig;
+    ///
+    /// // The guest shall not see AVX-512 (leaf 7, EBX, bit 16).
+    /// let config = VmConfig::new(2).cpuid(|cpuid, _| cpuid.update(7, 0, |leaf| leaf.ebx &= !(1 << 16)));
+    /// ```
+    #[must_use]
+    pub fn cpuid(
+        mut self,
+        edit: impl Fn(&mut Cpuid, u32) -> Result<(), CpuidError> + Send + Sync + 'static,
+    ) -> Self {
+        self.arch.cpuid = Some(CpuidHook(Arc::new(edit)));
+        self
+    }
+}

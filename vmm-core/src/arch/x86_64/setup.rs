@@ -1,0 +1,115 @@
+//! How KVM's virtual machines and vCPUs are set up.
+
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use super::cpuid::{Cpuid, CpuidError};
+use super::guest_cpuid::{CpuFeatures, cpuid};
+use super::registers::Registers;
+use super::{HostFacts, msrs};
+use crate::call::call;
+use crate::{Capability, VmConfig, VmError};
+
+/// Three pages below the BIOS area that Intel hosts without unrestricted guests use for real mode. KVM puts
+/// its identity map on the page before them. No RAM and no device may be there.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// What a machine needs before anything else.
+pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
+    vm.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))
+}
+
+/// What a machine cannot be made without.
+pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
+    (Capability::UserMemory, Cap::UserMemory),
+    (Capability::Irqchip, Cap::Irqchip),
+    (Capability::IrqRouting, Cap::IrqRouting),
+    (Capability::Irqfd, Cap::Irqfd),
+    (Capability::Ioeventfd, Cap::Ioeventfd),
+    (Capability::ImmediateExit, Cap::ImmediateExit),
+    (Capability::SyncRegs, Cap::SyncRegs),
+];
+
+/// The newest of them: a kernel that has it has the others.
+pub(crate) const NEWEST: Cap = Cap::SyncRegs;
+
+/// Creates the interrupt controllers that exist before the vCPUs, and the timer if there is to be one.
+pub(crate) fn before_vcpus(vm: &VmFd, config: &VmConfig) -> Result<(), VmError> {
+    vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+    if config.arch.pit {
+        // The dummy answers port 0x61, where guests gate the timer's second channel.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+    }
+    Ok(())
+}
+
+/// Creates the interrupt controllers that exist after all vCPUs: none.
+pub(crate) fn after_vcpus(_: &VmFd, _: &VmConfig) -> Result<(), VmError> {
+    Ok(())
+}
+
+/// Tells the guest that it was paused. It may have no clock to tell it by.
+pub(crate) fn notify_paused(vcpu: &VcpuFd) -> Result<(), VmError> {
+    match vcpu.kvmclock_ctrl() {
+        Err(e) if e.errno() == libc::EINVAL => Ok(()),
+        result => result.map_err(call("KVM_KVMCLOCK_CTRL")),
+    }
+}
+
+/// The longest instruction (SDM vol. 2, 2.3.11).
+const MAX_INSTRUCTION: u64 = 15;
+
+/// The guest-physical address of byte `n` of the instruction that `registers` are at. `None` if it does not have it, or
+/// if nothing is mapped there.
+pub(crate) fn instruction_byte(vcpu: &VcpuFd, registers: &Registers, n: u64) -> Option<u64> {
+    let address = registers.cs.base.wrapping_add(registers.rip).wrapping_add(n);
+    let translation = (n < MAX_INSTRUCTION).then(|| vcpu.translate_gva(address).ok())??;
+    (translation.valid != 0).then_some(translation.physical_address)
+}
+
+/// Gives vCPU `index` its CPUID and MSRs. The local APIC and the FPU stay as KVM resets them: LINT0 of vCPU 0 passes
+/// the PICs' interrupts on, and operating systems set up the rest.
+pub(crate) fn init_vcpu(
+    vcpu: &VcpuFd,
+    index: u32,
+    (kvm, host): (&Kvm, &HostFacts),
+    config: &VmConfig,
+) -> Result<(), VmError> {
+    let lapic = config.has_irqchip();
+    let features = CpuFeatures { cpus: config.cpus, lapic, tsc_deadline: lapic && host.tsc_deadline(kvm) };
+    let default = cpuid(host.cpuid(kvm)?, index, features);
+    match &config.arch.cpuid {
+        None => set_cpuid(vcpu, &default)?,
+        Some(hook) => {
+            let mut edited = default.clone();
+            let failed = |source: CpuidError| VmError::VcpuConfig { index, source: source.into() };
+            hook.0(&mut edited, index).map_err(failed)?;
+            if let Err(error) = set_cpuid(vcpu, &edited) {
+                return Err(culprit(vcpu, &default, &edited).map_or(error, failed));
+            }
+        }
+    }
+    msrs::write_all(vcpu, index, &msrs::boot())
+}
+
+fn set_cpuid(vcpu: &VcpuFd, cpuid: &Cpuid) -> Result<(), VmError> {
+    let cpuid = CpuId::from_entries(&cpuid.entries)
+        .map_err(|_| VmError::Unsupported { what: "a processor with this many CPUID leaves" })?;
+    vcpu.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))
+}
+
+/// The first leaf that KVM refuses to have edited, which it does not say itself.
+fn culprit(vcpu: &VcpuFd, default: &Cpuid, edited: &Cpuid) -> Option<CpuidError> {
+    let mut changed: Vec<_> = default.leaves().chain(edited.leaves()).collect();
+    changed.retain(|(leaf, subleaf)| default.get(*leaf, *subleaf) != edited.get(*leaf, *subleaf));
+    changed.into_iter().find_map(|(leaf, subleaf)| {
+        let mut one = default.clone();
+        match edited.get(leaf, subleaf) {
+            Some(registers) => one.set(leaf, subleaf, registers).ok()?,
+            None => one.entries.retain(|entry| (entry.function, entry.index) != (leaf, subleaf)),
+        }
+        let reason = |error| crate::error_chain(&error);
+        set_cpuid(vcpu, &one).err().map(|error| CpuidError::Refused { leaf, subleaf, reason: reason(error) })
+    })
+}

@@ -1,0 +1,55 @@
+use std::borrow::Cow;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parts() -> VcpuParts {
+    VcpuParts {
+        regs: kvm_regs { rbx: 7, ..Default::default() },
+        sregs: kvm_sregs { cr3: 0x1000, ..Default::default() },
+        xsave: (0..1024).collect(),
+        xcrs: kvm_xcrs::default(),
+        debug: kvm_debugregs { dr7: 0x400, ..Default::default() },
+        events: kvm_vcpu_events::default(),
+        msrs: vec![(0x10, u64::MAX), (0x174, 8)],
+        lapic: Some(kvm_lapic_state::default()),
+        mp_state: Some(1),
+        tsc_khz: 2_000_000,
+    }
+}
+
+#[test]
+fn a_state_survives_the_way_through_bytes() {
+    let bare = VcpuParts { lapic: None, mp_state: None, ..parts() };
+    for parts in [parts(), bare] {
+        assert_eq!(VcpuParts::from_saved(&parts.to_saved()), Ok(parts));
+    }
+}
+
+#[test]
+fn d2_parts_of_other_lengths_are_refused() {
+    let refused = |parts: VcpuParts| VcpuParts::from_saved(&parts.to_saved()).unwrap_err();
+    refused(VcpuParts { xsave: vec![0; MAX_XSAVE / 4 + 1], ..parts() });
+    refused(VcpuParts { msrs: vec![(0, 0); MAX_MSRS + 1], ..parts() });
+    let mut short = Encoder::new(KIND, VERSION);
+    short.bytes(REGS, &[0; 8]);
+    assert!(VcpuParts::from_saved(&short.finish()).is_err());
+}
+
+proptest! {
+    #[test]
+    fn d2_any_bytes_are_a_state_or_an_error(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in any::<prop::sample::Index>()) {
+        let mut saved = parts().to_saved();
+        let mut bytes = saved.payload.to_vec();
+        for (at, byte) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.index(2 * bytes.len()));
+        saved.payload = Cow::Owned(bytes);
+        if let Ok(parts) = VcpuParts::from_saved(&saved) {
+            prop_assert!(parts.msrs.len() <= MAX_MSRS);
+        }
+    }
+}

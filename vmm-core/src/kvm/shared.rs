@@ -1,0 +1,143 @@
+//! What a machine and its vCPUs share.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KvmIrqRouting, kvm_enable_cap};
+use kvm_ioctls::{VcpuFd, VmFd};
+use ossature_memory::Dma;
+
+use super::host::Host;
+use super::reset::ResetState;
+use super::ring::{self, Rings};
+use super::slots::Slots;
+use crate::arch;
+use crate::call::{call, retry};
+use crate::irq_routes::IrqRoutes;
+use crate::{VmConfig, VmError};
+
+/// The machine as its vCPUs keep it: what they run in must outlive them.
+#[derive(Debug)]
+pub(super) struct VmShared {
+    // Closed before the memory behind its slots goes away: fields are dropped in this order.
+    pub fd: VmFd,
+    pub config: VmConfig,
+    pub host: Arc<Host>,
+    ram: OnceLock<Dma>,
+    // Taken in this order.
+    slots: Mutex<Slots>,
+    rings: Mutex<Rings>,
+    routes: Mutex<IrqRoutes>,
+    has_irqchip: Mutex<bool>,
+    /// How many were created.
+    vcpus: AtomicU32,
+    /// Once somebody has asked for a reset.
+    reset: Mutex<Option<Arc<ResetState>>>,
+}
+
+impl VmShared {
+    pub(super) fn new(host: &Arc<Host>, config: &VmConfig) -> Result<Self, VmError> {
+        let fd = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
+        arch::prepare_vm(&fd)?;
+        if let Some(entries) = config.dirty_ring {
+            let bytes = u64::from(entries).saturating_mul(ring::ENTRY as u64);
+            let cap = kvm_enable_cap {
+                cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+                args: [bytes, 0, 0, 0],
+                ..Default::default()
+            };
+            fd.enable_cap(&cap).map_err(call("KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING_ACQ_REL"))?;
+        }
+        Ok(Self {
+            fd,
+            config: config.clone(),
+            host: Arc::clone(host),
+            ram: OnceLock::new(),
+            slots: Mutex::default(),
+            rings: Mutex::default(),
+            routes: Mutex::default(),
+            has_irqchip: Mutex::new(false),
+            vcpus: AtomicU32::new(0),
+            reset: Mutex::default(),
+        })
+    }
+
+    /// The RAM, once.
+    pub(super) fn set_ram(&self, ram: Dma) {
+        // Set before: the caller knows.
+        let _ = self.ram.set(ram);
+    }
+
+    pub(super) fn rings(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the ring of a new vCPU, if it has one.
+    pub(super) fn add_ring(&self, index: u32, vcpu: &VcpuFd) -> Result<(), VmError> {
+        let Some(entries) = self.config.dirty_ring else { return Ok(()) };
+        let added = self.rings().add(index, vcpu, entries as usize);
+        added.map_err(|source| VmError::Call { call: "mmap of a dirty ring", source })
+    }
+
+    /// Empties the rings of dirty pages. `full` is a vCPU that has left the guest because its ring is full.
+    pub(super) fn harvest_rings(&self, full: Option<u32>) -> Result<(), VmError> {
+        let slots = self.slots();
+        self.rings().harvest(&self.fd, &slots, full).map_err(call("KVM_RESET_DIRTY_RINGS"))
+    }
+
+    pub(super) fn set_routes(&self, routes: &IrqRoutes) -> Result<(), VmError> {
+        let invalid = |_| VmError::Unsupported { what: "an interrupt table of this length" };
+        let table = KvmIrqRouting::from_entries(&routes.entries()).map_err(invalid)?;
+        self.fd.set_gsi_routing(&table).map_err(call("KVM_SET_GSI_ROUTING"))
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn routes(&self) -> MutexGuard<'_, IrqRoutes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine's RAM, once it has some.
+    pub(super) fn ram(&self) -> Option<Dma> {
+        let mut ram = self.ram.get()?.clone();
+        ram.refresh();
+        Some(ram)
+    }
+
+    /// The state before the machine ran.
+    pub(super) fn reset_state(&self) -> Result<Arc<ResetState>, VmError> {
+        let mut reset = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = &*reset {
+            return Ok(Arc::clone(state));
+        }
+        let state = Arc::new(ResetState::of(&self.host, &self.config)?);
+        *reset = Some(Arc::clone(&state));
+        Ok(state)
+    }
+
+    /// Takes notice of a new vCPU: some interrupt controllers are created after the last one.
+    pub(super) fn vcpu_created(&self) -> Result<(), VmError> {
+        let created = self.vcpus.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = created == self.config.cpus && self.config.has_irqchip();
+        if all { arch::after_vcpus(&self.fd, &self.config) } else { Ok(()) }
+    }
+
+    pub(super) fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
+        if !self.config.has_irqchip() { Err(VmError::NoIrqchip { gsi }) } else { self.create_irqchip() }
+    }
+
+    /// Creates the interrupt controllers, if there are to be any, when they are first needed: after the memory, as
+    /// far as possible. A change of the memory slots waits until the kernel has no more use for the old version of
+    /// whatever was changed before it, and the controllers are on the kernel's own bus.
+    pub(super) fn create_irqchip(&self) -> Result<(), VmError> {
+        let mut done = self.has_irqchip.lock().unwrap_or_else(PoisonError::into_inner);
+        if *done || !self.config.has_irqchip() {
+            return Ok(());
+        }
+        arch::before_vcpus(&self.fd, &self.config)?;
+        *done = true;
+        Ok(())
+    }
+}

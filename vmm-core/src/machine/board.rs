@@ -1,0 +1,497 @@
+//! The board: which devices a machine has, where they are, and what connects them. It alone carries out what devices
+//! ask for, and takes each device through its life.
+
+mod remap;
+mod replace;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange};
+use ossature_bus::state_file::is_reserved_id;
+use ossature_bus::{
+    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, MetricVisitor, Panic, RangeId,
+    Registration, Requires, Retired, Syscall,
+};
+use ossature_memory::Ram;
+
+use super::error::{BuildError, BuildErrors, LifecycleError};
+use super::lines::Lines;
+use super::plan::{self, Asked, Place};
+use super::status::Status;
+use super::wiring::{self, WiredRange, Wiring};
+use crate::{Buses, StatsReader, Vm};
+
+/// A device and what it was given.
+struct Slot {
+    device: Box<dyn Device>,
+    requires: Requires,
+    /// Where it was put at first: a reset takes it back there.
+    place: Place,
+    kind: NodeKind,
+    assigned: Assigned,
+}
+
+/// A device that has a place and nothing else yet.
+pub(super) struct Placed {
+    device: Box<dyn Device>,
+    requires: Requires,
+    place: Place,
+}
+
+/// Finds places for the devices of a machine that has none yet, or says everything that is in the way.
+pub(super) fn place(devices: Vec<Box<dyn Device>>) -> Result<Vec<Placed>, Vec<BuildError>> {
+    place_beside(&[], devices)
+}
+
+pub(super) struct Board {
+    // Dropped in this order: devices, then the hypervisor's machine, and then connections, which go with it.
+    slots: Mutex<Vec<Slot>>,
+    vm: Arc<dyn Vm>,
+    /// By the device's id. Taken by vCPUs too: held for no longer than an edit.
+    wired: Mutex<BTreeMap<String, Wiring>>,
+    pio: Bus,
+    mmio: Bus,
+    lines: Lines,
+    status: Arc<Status>,
+    next_range: AtomicU32,
+    refused_moves: AtomicU64,
+    /// The hypervisor's counters, by scope.
+    statistics: Mutex<Vec<(String, StatsReader)>>,
+    ram: Arc<Ram>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Board {
+    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Self {
+        Self {
+            slots: Mutex::default(),
+            vm,
+            wired: Mutex::default(),
+            pio: Bus::new(AddressSpace::Pio),
+            mmio: Bus::new(AddressSpace::Mmio),
+            lines: Lines::default(),
+            status,
+            next_range: AtomicU32::new(0),
+            refused_moves: AtomicU64::new(0),
+            statistics: Mutex::default(),
+            ram,
+        }
+    }
+
+    pub(super) fn vm(&self) -> &Arc<dyn Vm> {
+        &self.vm
+    }
+
+    pub(super) fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    pub(super) fn buses(&self) -> Buses {
+        Buses { pio: self.pio.cursor(), mmio: self.mmio.cursor() }
+    }
+
+    fn bus(&self, space: AddressSpace) -> &Bus {
+        match space {
+            AddressSpace::Mmio => &self.mmio,
+            AddressSpace::Pio => &self.pio,
+        }
+    }
+
+    /// What the guest is told about: processors, RAM and the devices as they are.
+    pub(super) fn platform(&self, cpus: u32) -> Platform {
+        let slots = lock(&self.slots);
+        Platform::new(
+            (0..cpus).collect(),
+            self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
+            slots.iter().filter_map(Slot::node).collect(),
+        )
+    }
+
+    /// Adds a device beside those that are there, which keep their places.
+    pub(super) fn add(&self, device: Box<dyn Device>) -> Result<(), BuildErrors> {
+        let mut slots = lock(&self.slots);
+        let placed = place_beside(&slots, vec![device]).map_err(BuildErrors)?;
+        slots.extend(self.connect(placed, true)?);
+        Ok(())
+    }
+
+    /// Adds the devices of a new machine.
+    pub(super) fn add_placed(&self, placed: Vec<Placed>) -> Result<(), BuildErrors> {
+        let slots = self.connect(placed, false)?;
+        *lock(&self.slots) = slots;
+        Ok(())
+    }
+
+    /// Connects and attaches devices, and puts them on the buses. All of them, or none. The guest may run meanwhile if
+    /// they are added `live`.
+    fn connect(&self, placed: Vec<Placed>, live: bool) -> Result<Vec<Slot>, BuildError> {
+        let ranges: Vec<Vec<WiredRange>> = placed
+            .iter()
+            .map(|Placed { device, requires, place }| {
+                wiring::ranges(&*self.vm, device.id(), requires, place, !live, || self.next_range())
+            })
+            .collect::<Result<_, _>>()?;
+        let mut attached: Vec<(Slot, Wiring)> = Vec::with_capacity(placed.len());
+        for (placed, ranges) in placed.into_iter().zip(ranges) {
+            match self.attach(placed, ranges, live) {
+                Ok(one) => attached.push(one),
+                Err(error) => {
+                    detach_all(attached);
+                    return Err(error);
+                }
+            }
+        }
+        // Until they are known here, whatever a vCPU has a device ask for waits.
+        let mut wired = lock(&self.wired);
+        if let Err(error) = self.register(&attached) {
+            drop(wired);
+            detach_all(attached);
+            return Err(BuildError::Bus(error));
+        }
+        let slots = attached.into_iter().map(|(slot, wiring)| {
+            wired.insert(slot.device.id().to_owned(), wiring);
+            slot
+        });
+        Ok(slots.collect())
+    }
+
+    fn next_range(&self) -> RangeId {
+        RangeId(self.next_range.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn attach(
+        &self,
+        placed: Placed,
+        ranges: Vec<WiredRange>,
+        live: bool,
+    ) -> Result<(Slot, Wiring), BuildError> {
+        let Placed { mut device, requires, place } = placed;
+        let id = device.id().to_owned();
+        let events = self.status.sink(&id);
+        let (mut wiring, assigned) =
+            Wiring::new(&self.vm, &self.ram, &self.lines, (&id, events), (&requires, &place), ranges)?;
+        let kind = caught(|| device.attach(assigned.clone()))
+            .map_err(|source| BuildError::Attach { id: id.clone(), source })?;
+        if let Some(silent) = assigned.all_registers().iter().find(|registers| registers.port().is_none()) {
+            let name = silent.name();
+            // It is in the way of nobody: it has not been resumed.
+            let _ = caught(|| device.detach());
+            return Err(BuildError::Unanswered { id, name });
+        }
+        if let Err(error) = if live { wiring.map_pages(&*self.vm) } else { Ok(()) } {
+            let _ = caught(|| device.detach());
+            return Err(error.into());
+        }
+        Ok((Slot { device, requires, place, kind, assigned }, wiring))
+    }
+
+    /// Puts what answers on the buses.
+    fn register(&self, attached: &[(Slot, Wiring)]) -> Result<(), ossature_bus::BusError> {
+        let of = |space| {
+            let all = attached
+                .iter()
+                .flat_map(|(slot, wiring)| wiring.ranges.iter().map(move |range| (slot.device.id(), range)));
+            all.filter_map(move |(id, range)| {
+                let base = range.registers.base().filter(|_| range.request.space == space)?;
+                let device = range.registers.port()?;
+                Some(Registration::new(base, range.request.size, id, device))
+            })
+        };
+        self.pio.insert_all(of(AddressSpace::Pio))?;
+        self.mmio.insert_all(of(AddressSpace::Mmio)).inspect_err(|_| {
+            for registration in of(AddressSpace::Pio) {
+                drop(self.pio.remove(registration.base));
+            }
+        })
+    }
+
+    /// Removes a device. `sync` makes every vCPU take notice of the buses; from then on nothing reaches the device. One
+    /// that cannot be quiesced stays, unless it `must_go`.
+    pub(super) fn remove(
+        &self,
+        id: &str,
+        must_go: bool,
+        sync: impl FnOnce() -> Result<(), LifecycleError>,
+    ) -> Result<Box<dyn Device>, LifecycleError> {
+        let mut slots = lock(&self.slots);
+        let at = position(&slots, id)?;
+        if let Some(slot) = slots.get_mut(at) {
+            let quiet = self.step(&mut *slot.device, |device| device.quiesce());
+            quiet.or_else(|source| if must_go { Ok(()) } else { Err(failed(id, source)) })?;
+        }
+        let mut slot = slots.remove(at);
+        let wiring = lock(&self.wired).remove(id);
+        let mut retired = Vec::new();
+        for range in wiring.iter().flat_map(|wiring| &wiring.ranges) {
+            let Some(base) = range.registers.base() else { continue };
+            retired.extend(self.bus(range.request.space).remove(base).ok());
+        }
+        drop(wiring);
+        sync()?;
+        retired.iter().for_each(Retired::wait);
+        caught(|| slot.device.detach()).map_err(|source| failed(id, source))?;
+        Ok(slot.device)
+    }
+
+    /// The id of the device that answers `address`.
+    pub(super) fn owner(&self, space: AddressSpace, address: u64) -> Option<String> {
+        let wired = lock(&self.wired);
+        let answers = |range: &WiredRange| {
+            let inside = |base: u64| address >= base && address - base < range.request.size;
+            range.request.space == space && range.registers.base().is_some_and(inside)
+        };
+        let mut devices = wired.iter();
+        devices.find(|(_, wiring)| wiring.ranges.iter().any(answers)).map(|(id, _)| id.clone())
+    }
+
+    /// Takes a device of the machine through a step. If it panics, the machine ends (row E1).
+    fn step<R>(
+        &self,
+        device: &mut dyn Device,
+        step: impl FnOnce(&mut dyn Device) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        Panic::catch(|| step(device)).unwrap_or_else(|panic| {
+            let error = panicked(&panic);
+            self.status.panicked(device.id(), panic.message);
+            Err(error)
+        })
+    }
+
+    /// Takes each device through a step; the first failure is told, but none is left out.
+    fn each(&self, step: impl Fn(&mut dyn Device) -> Result<(), DeviceError>) -> Result<(), LifecycleError> {
+        let mut first = Ok(());
+        for slot in lock(&self.slots).iter_mut() {
+            if let Err(source) = self.step(&mut *slot.device, &step) {
+                first = first.and(Err(failed(slot.device.id(), source)));
+            }
+        }
+        first
+    }
+
+    pub(super) fn quiesce(&self) -> Result<(), LifecycleError> {
+        self.each(|device| device.quiesce())
+    }
+
+    pub(super) fn resume(&self) -> Result<(), LifecycleError> {
+        self.each(|device| device.resume())
+    }
+
+    pub(super) fn resume_one(&self, id: &str) -> Result<(), LifecycleError> {
+        let mut slots = lock(&self.slots);
+        let at = position(&slots, id)?;
+        let Some(slot) = slots.get_mut(at) else { return Ok(()) };
+        self.step(&mut *slot.device, |device| device.resume()).map_err(|source| failed(id, source))
+    }
+
+    /// Resets each device, and takes ranges that were moved back to where they began.
+    pub(super) fn reset(&self) -> Result<(), LifecycleError> {
+        self.each(|device| device.reset())?;
+        let slots = lock(&self.slots);
+        let mut wired = lock(&self.wired);
+        // One may be where another one belongs: all that have moved are taken out first.
+        for back in [false, true] {
+            for slot in slots.iter() {
+                let Some(wiring) = wired.get_mut(slot.device.id()) else { continue };
+                let ranges = wiring.ranges.iter_mut().zip(&slot.place.registers);
+                for (range, &place) in ranges.filter(|(range, place)| range.registers.base() != **place) {
+                    let to = place.filter(|_| back);
+                    if !self.move_range(range, to) {
+                        let (id, name) = (slot.device.id().to_owned(), range.request.name);
+                        return Err(LifecycleError::Moved { id, name });
+                    }
+                    range.registers.moved(to);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The states of all devices that have one, by id.
+    pub(super) fn save(&self) -> Result<Vec<(String, Handover<'static>)>, LifecycleError> {
+        let mut states = Vec::new();
+        for slot in lock(&self.slots).iter_mut() {
+            let id = slot.device.id().to_owned();
+            let saved = self.step(&mut *slot.device, |device| device.save());
+            match saved.map_err(|source| failed(&id, source))? {
+                DeviceState::Saved(handover) => states.push((id, handover)),
+                DeviceState::Unsupported { reason } => {
+                    return Err(LifecycleError::Unsupported { id, reason });
+                }
+                _ => {}
+            }
+        }
+        Ok(states)
+    }
+
+    /// Restores all devices from the states of a machine of the same devices, or refuses and leaves them as they were.
+    pub(super) fn restore(&self, states: Vec<(String, Handover<'static>)>) -> Result<(), LifecycleError> {
+        let before = self.save()?;
+        let ids = |states: &[(String, Handover<'static>)]| -> BTreeSet<String> {
+            states.iter().map(|(id, _)| id.clone()).collect()
+        };
+        let (given, expected) = (ids(&states), ids(&before));
+        if let Some(id) = given.symmetric_difference(&expected).next() {
+            let (id, missing) = (id.clone(), expected.contains(id));
+            return Err(LifecycleError::OtherDevices { id, missing });
+        }
+        self.restore_all(states).inspect_err(|_| {
+            // Each was restored from a state of its own making a moment ago, or has not been touched.
+            let _ = self.restore_all(before);
+        })
+    }
+
+    fn restore_all(&self, states: Vec<(String, Handover<'static>)>) -> Result<(), LifecycleError> {
+        let mut slots = lock(&self.slots);
+        for (id, handover) in states {
+            let at = position(&slots, &id)?;
+            let Some(slot) = slots.get_mut(at) else { continue };
+            let restored = self.step(&mut *slot.device, |device| Ok(device.restore(handover)));
+            let restored = restored.map_err(|source| failed(&id, source))?;
+            restored.map_err(|source| LifecycleError::State { id, source })?;
+        }
+        Ok(())
+    }
+
+    /// The system calls that its devices make while the machine runs.
+    pub(super) fn syscalls(&self) -> BTreeSet<Syscall> {
+        lock(&self.slots).iter().flat_map(|slot| slot.device.syscalls()).copied().collect()
+    }
+
+    pub(super) fn set_statistics(&self, statistics: Vec<(String, StatsReader)>) {
+        *lock(&self.statistics) = statistics;
+    }
+
+    /// Shows every counter as (scope, name, value).
+    pub(super) fn metrics(&self, visit: &mut dyn FnMut(&str, &str, u64)) {
+        for slot in lock(&self.slots).iter() {
+            slot.device.metrics(&mut Scoped { scope: slot.device.id(), visit });
+        }
+        visit("machine", "refused_moves", self.refused_moves.load(Ordering::Relaxed));
+        for (scope, reader) in lock(&self.statistics).iter() {
+            for stat in reader.read().unwrap_or_default() {
+                // Histograms are for tools that read the descriptor themselves.
+                if let [value] = stat.values[..] {
+                    visit(scope, &stat.name, value);
+                }
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn node(&self) -> Option<Node> {
+        if self.kind == NodeKind::Hidden {
+            return None;
+        }
+        let ranges = self.requires.registers.iter().zip(&self.place.registers);
+        let ranges = ranges.filter_map(|(request, &base)| {
+            Some(match request.space {
+                AddressSpace::Mmio => NodeRange::Memory { base: base?, len: request.size },
+                // The plan keeps ports below 64 Ki.
+                AddressSpace::Pio => NodeRange::Io { base: base? as u16, len: request.size as u16 },
+            })
+        });
+        let interrupts = self.requires.interrupts.iter().zip(&self.place.interrupts);
+        let interrupts = interrupts.map(|(request, &line)| NodeInterrupt::new(line, request.trigger));
+        Some(Node::new(self.device.id(), self.kind, ranges.collect(), interrupts.collect()))
+    }
+}
+
+fn position(slots: &[Slot], id: &str) -> Result<usize, LifecycleError> {
+    let at = slots.iter().position(|slot| slot.device.id() == id);
+    at.ok_or_else(|| LifecycleError::NoSuchDevice { id: id.to_owned() })
+}
+
+fn failed(id: &str, source: DeviceError) -> LifecycleError {
+    LifecycleError::Device { id: id.to_owned(), source }
+}
+
+fn panicked(panic: &Panic) -> DeviceError {
+    DeviceError::new(format!("it panicked: {panic}"))
+}
+
+/// What the code of a device does that is not in the machine yet, or not any more. A panic is an error.
+fn caught<R>(f: impl FnOnce() -> Result<R, DeviceError>) -> Result<R, DeviceError> {
+    Panic::catch(f).unwrap_or_else(|panic| Err(panicked(&panic)))
+}
+
+/// Gives back devices that no guest has reached yet.
+fn detach_all(attached: Vec<(Slot, Wiring)>) {
+    for (mut slot, _) in attached {
+        // The error that brought us here is the one to tell.
+        let _ = caught(|| slot.device.detach());
+    }
+}
+
+/// Finds places for `devices` beside those in `slots`.
+fn place_beside(slots: &[Slot], devices: Vec<Box<dyn Device>>) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
+    let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
+    let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
+        id: slot.device.id(),
+        requires: &slot.requires,
+        place: Some(place),
+    });
+    let new = devices.iter().zip(&requires);
+    let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
+    let asked: Vec<Asked<'_>> = placed.chain(new).collect();
+    let mut errors = check_ids(&asked, slots.len());
+    let mut places = plan::plan(&asked).unwrap_or_else(|conflicts| {
+        errors.extend(conflicts);
+        Vec::new()
+    });
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let places = places.split_off(slots.len());
+    let parts = devices.into_iter().zip(requires).zip(places);
+    Ok(parts.map(|((device, requires), place)| Placed { device, requires, place }).collect())
+}
+
+impl Slot {
+    fn place_now(&self) -> Place {
+        let registers = self.assigned.all_registers().iter().map(|registers| registers.base()).collect();
+        Place { registers, interrupts: self.place.interrupts.clone() }
+    }
+}
+
+/// What is wrong with the names of devices, of which the first `placed` have been checked before.
+fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
+    let mut errors = Vec::new();
+    let mut seen = HashSet::new();
+    for (index, Asked { id, .. }) in asked.iter().enumerate() {
+        let known = !seen.insert(*id);
+        if index < placed {
+            continue;
+        }
+        let id = (*id).to_owned();
+        if id.is_empty() {
+            errors.push(BuildError::EmptyId { index: index - placed });
+        } else if is_reserved_id(&id) {
+            errors.push(BuildError::ReservedId { id });
+        } else if known {
+            errors.push(BuildError::DuplicateId { id });
+        }
+    }
+    errors
+}
+
+struct Scoped<'a> {
+    scope: &'a str,
+    visit: &'a mut dyn FnMut(&str, &str, u64),
+}
+
+impl MetricVisitor for Scoped<'_> {
+    fn counter(&mut self, name: &'static str, value: u64) {
+        (self.visit)(self.scope, name, value);
+    }
+
+    fn gauge(&mut self, name: &'static str, value: u64) {
+        (self.visit)(self.scope, name, value);
+    }
+}

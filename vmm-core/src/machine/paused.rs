@@ -1,0 +1,132 @@
+//! A paused machine: its vCPUs can be read and changed, its state saved and restored.
+
+use std::ops::Deref;
+
+use super::LifecycleState;
+use super::error::LifecycleError;
+use super::handle::MachineHandle;
+use super::state::MachineState;
+use crate::{Registers, VcpuState};
+
+impl MachineHandle {
+    /// Pauses all vCPUs between two instructions, then all devices. Dropping the guard resumes the machine. Fails if
+    /// the machine ends meanwhile.
+    pub fn pause(&self) -> Result<Paused, LifecycleError> {
+        let pause = self.shared.control("pause", |control| {
+            control.pause()?;
+            Ok(control.pauses)
+        })?;
+        Ok(Paused { machine: self.clone(), pause, kept: false })
+    }
+}
+
+/// A paused machine. Dropping this resumes it, unless the pause is [kept](Self::keep).
+#[derive(Debug)]
+pub struct Paused {
+    machine: MachineHandle,
+    /// Which of the machine's pauses this is.
+    pause: u64,
+    kept: bool,
+}
+
+impl Paused {
+    /// Resumes the machine. Fails if a device cannot resume, and the machine then stays paused; and if another thread
+    /// has ended this pause before.
+    pub fn resume(mut self) -> Result<(), LifecycleError> {
+        self.kept = true;
+        self.end("resume")
+    }
+
+    /// Ends this pause, and no later one.
+    fn end(&self, call: &'static str) -> Result<(), LifecycleError> {
+        self.machine.shared.control(call, |control| {
+            if control.pauses != self.pause {
+                return Err(LifecycleError::Illegal { call, state: control.state() });
+            }
+            control.resume()
+        })
+    }
+
+    /// Leaves the machine paused until [`MachineHandle::resume`] or [`MachineHandle::stop`].
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Its vCPUs.
+    pub fn vcpus(&self) -> PausedVcpus<'_> {
+        PausedVcpus { machine: &self.machine }
+    }
+
+    /// Everything about the machine but its memory: vCPUs, interrupt controllers, devices with what they have in flight.
+    pub fn save(&self) -> Result<MachineState, LifecycleError> {
+        self.machine.shared.control("save", |control| {
+            control.expect(&[LifecycleState::Paused], "save")?;
+            control.save()
+        })
+    }
+
+    /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
+    /// fit, the error names what does not; after an error that is not about a device, the machine can only be reset.
+    pub fn restore(&self, state: MachineState) -> Result<(), LifecycleError> {
+        self.machine.shared.control("restore", |control| {
+            control.expect(&[LifecycleState::Paused], "restore")?;
+            control.restore(state)
+        })
+    }
+}
+
+impl Deref for Paused {
+    type Target = MachineHandle;
+
+    fn deref(&self) -> &MachineHandle {
+        &self.machine
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if !self.kept {
+            // A device that cannot go on is an event of the machine, which stays paused.
+            let _ = self.end("resume");
+        }
+    }
+}
+
+/// The vCPUs of a paused machine, each reached on its own thread.
+#[derive(Clone, Copy, Debug)]
+pub struct PausedVcpus<'a> {
+    machine: &'a MachineHandle,
+}
+
+impl PausedVcpus<'_> {
+    fn with<R: Send + 'static>(
+        &self,
+        index: u32,
+        f: impl FnOnce(&mut crate::Vcpu) -> Result<R, crate::VmError> + Send + 'static,
+    ) -> Result<R, LifecycleError> {
+        self.machine.shared.control("reach a vCPU of", |control| {
+            control.expect(&[LifecycleState::Paused], "reach a vCPU of")?;
+            Ok(control.with_vcpu(index, f)??)
+        })
+    }
+
+    /// The registers of vCPU `index`.
+    pub fn registers(&self, index: u32) -> Result<Registers, LifecycleError> {
+        self.with(index, |vcpu| vcpu.registers())
+    }
+
+    /// Sets the registers of vCPU `index`.
+    pub fn set_registers(&self, index: u32, registers: Registers) -> Result<(), LifecycleError> {
+        self.with(index, move |vcpu| vcpu.set_registers(&registers))
+    }
+
+    /// The complete state of vCPU `index`.
+    pub fn state(&self, index: u32) -> Result<VcpuState, LifecycleError> {
+        self.with(index, |vcpu| vcpu.state())
+    }
+
+    /// Sets the complete state of vCPU `index`.
+    pub fn set_state(&self, index: u32, state: VcpuState) -> Result<(), LifecycleError> {
+        self.with(index, move |vcpu| vcpu.set_state(&state))
+    }
+}

@@ -1,0 +1,393 @@
+//! Devices that come, go, take each other's place and move while vCPUs run.
+
+use ossature_bus::{Event, RegisterRange as Range};
+
+use super::*;
+
+const COUNTER: u64 = 0xd800_0000;
+
+/// A register in memory that counts its reads, and moves where it is told to. It has everything that a board connects:
+/// a page, a doorbell, an edge and a level interrupt.
+struct Counter {
+    id: &'static str,
+    base: u64,
+    reads: Arc<AtomicU32>,
+    range: Arc<Mutex<Option<Range>>>,
+    events: Arc<Mutex<Vec<Arc<Event>>>>,
+}
+
+impl Counter {
+    fn new(id: &'static str, base: u64, reads: &Arc<AtomicU32>) -> Self {
+        Self { id, base, reads: reads.clone(), range: Arc::default(), events: Arc::default() }
+    }
+}
+
+struct CounterRegisters {
+    reads: Arc<AtomicU32>,
+    range: Range,
+}
+
+impl Mmio for CounterRegisters {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Ok(u64::from(self.reads.fetch_add(1, Ordering::SeqCst)) & 0x7fff_ffff)
+    }
+
+    fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
+        Ok(self.range.move_to((value != 0).then_some(value << 12)))
+    }
+}
+
+impl Device for Counter {
+    fn id(&self) -> &str {
+        self.id
+    }
+
+    fn requires(&self) -> Requires {
+        let bell = ossature_bus::DoorbellRequest::new("bell", 0x50, Size::B4).value(7);
+        Requires::new()
+            .registers(RegistersRequest::memory("counter", 0x1000).fixed(self.base).movable().doorbell(bell))
+            .interrupt(InterruptRequest::edge("edge"))
+            .interrupt(InterruptRequest::level("level"))
+    }
+
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let range = assigned.registers("counter")?;
+        range.answer(Arc::new(CounterRegisters { reads: self.reads.clone(), range: range.clone() }));
+        *self.range.lock().unwrap() = Some(range.clone());
+        let edge = assigned.interrupt("edge")?.event().unwrap().clone();
+        *self.events.lock().unwrap() = vec![assigned.doorbell("bell")?.clone(), edge];
+        assigned.interrupt("level")?.assert().unwrap();
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        let mut fields = Encoder::new("org.example.counter", 1);
+        fields.u32(SAVED_READS, self.reads.load(Ordering::SeqCst));
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let mut fields = Decoder::new(&handover.state, "org.example.counter", 1..=1)?;
+        let reads = fields.u32(SAVED_READS)?;
+        fields.finish()?;
+        self.reads.store(reads, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        *self.range.lock().unwrap() = None;
+        self.events.lock().unwrap().clear();
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+fn empty(scripts: Vec<Script>) -> Machine {
+    Machine::builder("board")
+        .cpus(scripts.len() as u32)
+        .memory(RamConfig::new(1 << 20))
+        .build(&Scripted::new(scripts))
+        .unwrap()
+}
+
+#[test]
+fn a_device_is_added_found_and_removed_in_every_state() {
+    let machine = empty(vec![
+        Script::new()
+            .await_kick()
+            .mmio_expect(COUNTER, Size::B4, 0)
+            .mmio_expect(COUNTER, Size::B4, 1)
+            .await_kick()
+            .mmio_expect(COUNTER, Size::B4, 0xffff_ffff)
+            .pio_write(0x80, Size::B1, 0),
+    ]);
+    let reads = Arc::default();
+    machine.add_device(Probe::named("power")).unwrap();
+    machine.start().unwrap();
+    machine.add_device(Counter::new("counter", COUNTER, &reads)).unwrap();
+    assert_eq!(
+        machine.add_device(Counter::new("counter", COUNTER + 0x1000, &reads)).unwrap_err().to_string(),
+        "device id \"counter\" is used twice; give each device a unique id"
+    );
+    // A kick lets the guest go on.
+    machine.pause().unwrap().resume().unwrap();
+    while reads.load(Ordering::SeqCst) < 2 {
+        std::thread::yield_now();
+    }
+    let paused = machine.pause().unwrap();
+    let device = paused.remove_device("counter").unwrap();
+    assert_eq!(device.id(), "counter");
+    assert_eq!(
+        paused.remove_device("counter").unwrap_err().to_string(),
+        "the machine has no device \"counter\""
+    );
+    paused.resume().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+    let changes: Vec<_> = events(&machine)
+        .into_iter()
+        .filter(|event| {
+            matches!(event, MachineEvent::DeviceAdded { .. } | MachineEvent::DeviceRemoved { .. })
+        })
+        .collect();
+    assert_eq!(changes.len(), 3);
+}
+
+#[test]
+fn a_thousand_times_added_replaced_and_removed_while_vcpus_look() {
+    // Whatever is there: the counter's next value, or nobody.
+    let looks = |script: Script| (0..30_000).fold(script, |script, _| script.mmio_read(COUNTER, Size::B4));
+    let machine = empty(vec![looks(Script::new()), looks(Script::new())]);
+    machine.start().unwrap();
+    let reads: Arc<AtomicU32> = Arc::default();
+    for _ in 0..1000 {
+        machine.add_device(Counter::new("counter", COUNTER, &reads)).unwrap();
+        let old = machine.replace_device(Counter::new("counter", COUNTER, &reads)).unwrap();
+        drop(old);
+        let device = machine.remove_device("counter").unwrap();
+        let unreached = reads.load(Ordering::SeqCst);
+        drop(device);
+        assert_eq!(reads.load(Ordering::SeqCst), unreached, "a vCPU has reached a device that was removed");
+    }
+    machine.stop().unwrap();
+}
+
+#[test]
+fn a_device_that_takes_anothers_place_has_its_state_and_its_interrupts() {
+    let machine = empty(vec![Script::new()]);
+    let (first, second) = (Arc::new(AtomicU32::new(40)), Arc::<AtomicU32>::default());
+    let old = Counter::new("counter", COUNTER, &first);
+    let old_events = old.events.clone();
+    machine.add_device(old).unwrap();
+    machine.start().unwrap();
+    let wired = old_events.lock().unwrap().clone();
+    let new = Counter::new("counter", COUNTER, &second);
+    let new_events = new.events.clone();
+    machine.replace_device(new).unwrap();
+    assert_eq!(second.load(Ordering::SeqCst), 40);
+    let same = new_events.lock().unwrap().iter().zip(&wired).all(|(new, old)| Arc::ptr_eq(new, old));
+    assert!(same && wired.len() == 2, "doorbell and interrupt are those that the guest knows");
+    assert!(old_events.lock().unwrap().is_empty(), "the old device has let go of them");
+}
+
+#[test]
+fn a_device_that_does_not_fit_leaves_the_old_one_at_work() {
+    let probe = Probe::named("probe");
+    let machine =
+        machine(vec![Script::new().await_kick().pio_expect(PORT, Size::B1, 7).await_kick()], &probe);
+    machine.start().unwrap();
+    let refused = |device: Probe, text: &str| {
+        let error = machine.replace_device(device).unwrap_err();
+        assert_eq!(error.to_string(), text);
+    };
+    refused(Probe::named("nobody"), "the machine has no device \"nobody\"");
+    refused(
+        Probe { refuses: Some("attach"), ..Probe::named("probe") },
+        "device \"probe\": its cable is missing",
+    );
+    refused(
+        Probe { refuses: Some("restore"), ..Probe::named("probe") },
+        "device \"probe\" refuses its state: the device takes no saved state: a stubborn probe",
+    );
+    let error = machine.replace_device(Counter::new("probe", COUNTER, &Arc::default())).unwrap_err();
+    assert!(matches!(error, LifecycleError::DifferentDevice { .. }), "{error}");
+    let quiet = probe.count(QUIESCED);
+    assert_eq!(probe.count(RESUMED), quiet + 1, "it goes on after each refusal");
+    assert_eq!(machine.state(), LifecycleState::Running);
+    while probe.count(READS) == 0 {
+        machine.pause().unwrap().resume().unwrap();
+    }
+}
+
+#[test]
+fn a_range_moves_where_its_device_wants_it_and_stays_where_it_cannot() {
+    let (to, ram, taken) = (COUNTER + 0x5000, 0u64, COUNTER + 0x9000);
+    let reads = Arc::default();
+    let machine = empty(vec![
+        Script::new()
+            .mmio_write(COUNTER, Size::B4, to >> 12)
+            .mmio_expect(COUNTER, Size::B4, 0xffff_ffff)
+            .mmio_expect(to, Size::B4, 0)
+            .mmio_write(to + 0x50, Size::B4, 7)
+            .mmio_write(to, Size::B4, (ram >> 12) + 0x10)
+            .mmio_expect(to, Size::B4, 1)
+            .mmio_write(to, Size::B4, taken >> 12)
+            .mmio_expect(to, Size::B4, 2)
+            .mmio_write(to, Size::B4, 0xfee0_0000 >> 12)
+            .mmio_expect(to, Size::B4, 3)
+            .mmio_write(to, Size::B4, 0)
+            .mmio_expect(to, Size::B4, 0xffff_ffff)
+            .pio_write(PORT, Size::B1, 0),
+    ]);
+    machine.add_device(Probe::named("power")).unwrap();
+    machine.add_device(Counter::new("other", taken, &Arc::default())).unwrap();
+    let counter = Counter::new("counter", COUNTER, &reads);
+    let (range, wired) = (counter.range.clone(), counter.events.clone());
+    machine.add_device(counter).unwrap();
+    let bell = wired.lock().unwrap()[0].clone();
+    machine.start().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+    assert_eq!(range.lock().unwrap().as_ref().unwrap().base(), None);
+    assert_eq!(bell.take().unwrap(), 1, "the doorbell has moved with its range");
+    let mut refused = None;
+    machine.metrics(&mut |scope, name, value| {
+        if (scope, name) == ("machine", "refused_moves") {
+            refused = Some(value);
+        }
+    });
+    assert_eq!(refused, Some(3));
+}
+
+#[test]
+fn a_reset_takes_a_moved_range_back() {
+    let reads = Arc::default();
+    let machine = Machine::builder("moved")
+        .memory(RamConfig::new(1 << 20))
+        .device(Probe::named("power"))
+        .device(Counter::new("counter", COUNTER, &reads))
+        .on_reset(OnReset::Restart)
+        .build(&Scripted::new([Script::new()
+            .mmio_write(COUNTER, Size::B4, 0)
+            .pio_write(PORT, Size::B1, 1)
+            .mmio_expect(COUNTER, Size::B4, 0)
+            .pio_write(PORT, Size::B1, 0)]))
+        .unwrap();
+    machine.start().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+}
+
+#[test]
+fn a_reset_takes_ranges_back_that_have_taken_each_others_place() {
+    let other = COUNTER + 0x1000;
+    let machine = Machine::builder("swapped")
+        .memory(RamConfig::new(1 << 20))
+        .device(Probe::named("power"))
+        .device(Counter::new("a", COUNTER, &Arc::new(AtomicU32::new(10))))
+        .device(Counter::new("b", other, &Arc::new(AtomicU32::new(20))))
+        .on_reset(OnReset::Restart)
+        .build(&Scripted::new([Script::new()
+            .mmio_write(COUNTER, Size::B4, (other + 0x1000) >> 12)
+            .mmio_write(other, Size::B4, COUNTER >> 12)
+            .mmio_write(other + 0x1000, Size::B4, other >> 12)
+            .pio_write(PORT, Size::B1, 1)
+            .mmio_expect(COUNTER, Size::B4, 10)
+            .mmio_expect(other, Size::B4, 20)
+            .pio_write(PORT, Size::B1, 0)]))
+        .unwrap();
+    machine.start().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+}
+
+#[test]
+fn a_device_of_a_machine_that_has_ended_by_itself_can_be_removed_before_anyone_has_waited() {
+    let probe = Probe::named("probe");
+    let machine = machine(vec![ask(0), Script::new()], &probe);
+    machine.start().unwrap();
+    while machine.outcome().is_none() {
+        std::thread::yield_now();
+    }
+    // No vCPU takes notice any more; a removal that waits for one waits for ever.
+    assert_eq!(machine.remove_device("probe").unwrap().id(), "probe");
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+}
+
+/// A device on a level line that others share.
+struct OnLine(&'static str, Arc<Mutex<Option<ossature_bus::Interrupt>>>);
+
+impl Device for OnLine {
+    fn id(&self) -> &str {
+        self.0
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new().interrupt(InterruptRequest::level("irq").fixed(6))
+    }
+
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        *self.1.lock().unwrap() = Some(assigned.interrupt("irq")?.clone());
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "it has none" })
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        *self.1.lock().unwrap() = None;
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+#[test]
+fn a_shared_level_line_is_asserted_until_the_last_device_lets_go() {
+    let script = Script::new().await_interrupt(6).expect_line(6, true);
+    let script = script.pio_expect(PORT, Size::B1, 7).await_interrupt(5).expect_line(6, true);
+    let script = script.pio_expect(PORT, Size::B1, 7).await_interrupt(5).expect_line(6, false);
+    let probe = Probe::named("probe");
+    let machine = machine(vec![script.pio_write(PORT, Size::B1, 0)], &probe);
+    let irqs = [Arc::default(), Arc::default()];
+    machine.add_device(OnLine("one", Arc::clone(&irqs[0]))).unwrap();
+    machine.add_device(OnLine("two", Arc::clone(&irqs[1]))).unwrap();
+    machine.start().unwrap();
+    let irq = |n: usize| irqs[n].lock().unwrap().clone().unwrap();
+    let looked = |times| {
+        while probe.count(READS) < times {
+            assert_eq!(machine.outcome(), None);
+            std::thread::yield_now();
+        }
+    };
+    let look_again = || {
+        let assigned = probe.assigned.lock().unwrap();
+        assigned.as_ref().unwrap().interrupt("irq").unwrap().signal().unwrap();
+    };
+    irq(0).assert().unwrap();
+    irq(0).assert().unwrap();
+    irq(1).assert().unwrap();
+    looked(1);
+    irq(0).deassert().unwrap();
+    irq(0).deassert().unwrap();
+    look_again();
+    looked(2);
+    // A device that is removed takes its part of the line with it.
+    machine.remove_device("two").unwrap();
+    look_again();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+}

@@ -1,0 +1,112 @@
+//! A machine on this machine's KVM that several threads reach by its handle.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
+
+mod board;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use board::{CODE, guest, number, until};
+use ossature_core::Kvm;
+use ossature_core::machine::{LifecycleState, MachineEvent, Outcome};
+use ossature_legacy::{AcpiPower, I8042};
+
+/// inc dword [0x5000]; jmp back
+const COUNT: &[u8] = &[0x66, 0xff, 0x06, 0x00, 0x50, 0xeb, 0xf9];
+
+#[test]
+fn one_waits_with_a_timeout_another_reads_metrics_and_a_third_pauses_a_thousand_times() {
+    let machine = guest("handles", &[(CODE.into(), COUNT)])
+        .device(I8042::new("keyboard"))
+        .device(AcpiPower::new("power"))
+        .statistics()
+        .build(&Kvm::open().unwrap())
+        .unwrap();
+    machine.start().unwrap();
+    let (timeouts, pauses) = (AtomicU32::new(0), AtomicU32::new(0));
+    let mut events = machine.events();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let handle = machine.handle();
+            loop {
+                match handle.wait_timeout(Duration::from_millis(1)).unwrap() {
+                    Some(outcome) => return outcome,
+                    None => timeouts.fetch_add(1, Ordering::Relaxed),
+                };
+            }
+        });
+        let without = scope.spawn(|| machine.handle().wait().unwrap());
+        let reader = scope.spawn(|| {
+            let handle = machine.handle();
+            let (mut rounds, mut exits) = (0, 0);
+            while handle.outcome().is_none() {
+                handle.metrics(&mut |scope, name, value| {
+                    rounds += u32::from(scope == "keyboard");
+                    if (scope, name) == ("vcpu0", "exits") {
+                        assert!(value >= exits, "a counter that goes back: {exits}, {value}");
+                        exits = value;
+                    }
+                });
+            }
+            rounds
+        });
+        let handle = machine.handle();
+        for _ in 0..1000 {
+            let paused = handle.pause().unwrap();
+            let before = number(&machine, 0x5000);
+            assert_eq!(paused.state(), LifecycleState::Paused);
+            assert_eq!(number(&machine, 0x5000), before, "it runs while it is paused");
+            pauses.fetch_add(1, Ordering::Relaxed);
+            paused.resume().unwrap();
+        }
+        let before = number(&machine, 0x5000);
+        until(&machine, "it counts", || number(&machine, 0x5000) != before);
+        // Both ways to wait, and a time-out that did pass.
+        until(&machine, "a time-out", || timeouts.load(Ordering::Relaxed) > 0);
+        handle.stop();
+        assert_eq!(waiter.join().unwrap(), Outcome::Stopped);
+        assert_eq!(without.join().unwrap(), Outcome::Stopped);
+        assert!(reader.join().unwrap() > 0);
+    });
+    assert_eq!(pauses.into_inner(), 1000);
+    let mut seen = (0, 0);
+    loop {
+        match events.next_timeout(Duration::from_secs(120)).expect("the end") {
+            MachineEvent::Paused => seen.0 += 1,
+            MachineEvent::Resumed => seen.1 += 1,
+            MachineEvent::Ended(outcome) => break assert_eq!(outcome, Outcome::Stopped),
+            _ => {}
+        }
+    }
+    // The log keeps the newest ones.
+    assert!(seen.0 > 0 && seen.1 > 0, "{seen:?}");
+}
+
+#[test]
+fn two_threads_pause_and_none_finds_the_machine_in_the_others_pause() {
+    let machine = guest("handles", &[(CODE.into(), COUNT)]).build(&Kvm::open().unwrap()).unwrap();
+    machine.start().unwrap();
+    let paused_by_one = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let pause = |_| {
+            scope.spawn(|| {
+                let (handle, mut done) = (machine.handle(), 0);
+                while done < 300 {
+                    // While the other one has it paused it cannot be paused: an error, never a second guard.
+                    let Ok(paused) = handle.pause() else { continue };
+                    assert_eq!(paused_by_one.fetch_add(1, Ordering::SeqCst), 0, "two have it paused");
+                    assert_eq!(paused.vcpus().registers(0).unwrap().cs.base, 0);
+                    paused_by_one.fetch_sub(1, Ordering::SeqCst);
+                    paused.resume().unwrap();
+                    done += 1;
+                }
+            })
+        };
+        for thread in [0, 1].map(pause) {
+            thread.join().unwrap();
+        }
+    });
+    assert_eq!(machine.state(), LifecycleState::Running);
+    assert_eq!(machine.stop().unwrap(), Outcome::Stopped);
+}
