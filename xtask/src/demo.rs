@@ -43,7 +43,7 @@ pub struct Demo {
 pub fn run(demo: &Demo) -> Result<u8> {
     packages::ensure()?;
     let kvm = Kvm::detect();
-    eprintln!("{}", kvm.describe());
+    eprintln!("{}", kvm.summary());
     vmm::build()?;
     if kvm == Kvm::Full {
         let folder = paths::target().join("demo").join(std::process::id().to_string());

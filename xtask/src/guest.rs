@@ -5,11 +5,10 @@
 //! console through [`crate::frame`]. What its kernel command line may say: `guest/init.sh` and `guest/main.sh`.
 
 use std::fs;
-use std::path::PathBuf;
 
 use crate::kernels::{Kernel, Module};
 use crate::tree::Tree;
-use crate::{Context, Error, Result, process};
+use crate::{Context, Result, packages, process};
 
 /// What guests need that Debian's kernels have as modules.
 const MODULES: &[&str] = &[
@@ -28,27 +27,12 @@ const MODULES: &[&str] = &[
 /// What the power button's handler is called by `acpid` of busybox.
 const POWER_BUTTON: &str = "/etc/acpi/PWRF/00000080";
 
-/// The host's statically linked busybox.
-///
-/// # Errors
-/// There is none, or it needs shared libraries, which a guest does not have.
-pub fn busybox() -> Result<PathBuf> {
-    let program = PathBuf::from("/bin/busybox");
-    // A dynamically linked ELF file names its loader near its start.
-    let is_static = fs::read(&program)
-        .is_ok_and(|bytes| !bytes.windows(9).take(4096).any(|window| window == b"ld-linux-"));
-    if is_static {
-        return Ok(program);
-    }
-    Err(Error::needs_developer("/bin/busybox is missing or dynamic: please install busybox-static"))
-}
-
 /// A tree of busybox with all its commands, a console, and the folders that Linux mounts things on.
 ///
 /// # Errors
-/// As [`busybox`].
+/// As [`packages::busybox`].
 pub fn busybox_tree() -> Result<Tree> {
-    let program = busybox()?;
+    let program = packages::busybox()?;
     let mut tree = Tree::new();
     for folder in ["/proc", "/sys", "/dev", "/run", "/root", "/tmp", "/mnt", "/new"] {
         tree.directory(folder);
@@ -91,7 +75,7 @@ pub fn tree(kernel: &Kernel) -> Result<Tree> {
 /// The tree of a guest whose kernel has its drivers built in.
 ///
 /// # Errors
-/// As [`busybox`].
+/// As [`packages::busybox`].
 pub fn tree_without_modules() -> Result<Tree> {
     let mut tree = busybox_tree()?;
     tree.file("/etc/modules", 0o644, "");

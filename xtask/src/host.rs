@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 /// Major 10 and minor 232: the numbers of `/dev/kvm` (Linux, `admin-guide/devices.txt`).
 const KVM_NUMBER: u64 = 10 << 8 | 232;
 
-/// Whether guests with stock kernels can run here.
+/// What can run guests with stock kernels here, if anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kvm {
     /// The processor's own virtualization: any guest runs.
@@ -33,8 +33,8 @@ impl Kvm {
         }
     }
 
-    /// Says in one line where guests with stock kernels run.
-    pub fn describe(&self) -> String {
+    /// One line that says where guests with stock kernels run.
+    pub fn summary(&self) -> String {
         match self {
             Kvm::Full => "this host's KVM runs stock kernels: guests run directly".to_owned(),
             Kvm::Limited => {

@@ -8,6 +8,7 @@
 //! assert!(tree.to_cpio().starts_with(b"070701"));
 //! ```
 
+pub mod bare_metal;
 pub mod cpio;
 pub mod demo;
 pub mod frame;

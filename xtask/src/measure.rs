@@ -12,9 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::report::Options;
 use crate::report::contender::{Contender, Guest, Part};
 use crate::report::figures::{Figures, Measured};
+use crate::report::options::Options;
 use crate::{Context, Error, Result, process};
 use child::Child;
 

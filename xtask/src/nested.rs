@@ -254,7 +254,7 @@ impl<'a> Follow<'a> {
         Ok(Follow { file: File::open(path).context(path.display())?, to })
     }
 
-    /// Whether there was anything to pass on.
+    /// Returns true if there was anything to pass on.
     fn pass_on(&mut self) -> bool {
         let mut buffer = [0; 65536];
         let mut any = false;

@@ -1,6 +1,9 @@
 //! Debian packages that the commands call: installed by root, named to everybody else.
 
 use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use crate::{Error, Result, process};
 
@@ -18,6 +21,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("strace", "strace"),
 ];
 
+/// How often, and how long after each other, `apt-get` is called while another process holds its locks.
+const LOCK_ATTEMPTS: usize = 300;
+const LOCK_PAUSE: Duration = Duration::from_secs(2);
+
 /// Makes sure that every program is there: installs what is missing as root on Debian, and prints
 /// which.
 ///
@@ -28,25 +35,34 @@ pub fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing.join(" ");
     if !is_debian() {
         return Err(Error::needs_developer(format!(
-            "please install what your distribution calls these Debian packages: {names}"
+            "please install what your distribution calls these Debian packages: {}",
+            missing.join(" ")
         )));
     }
-    let install = format!("apt-get install --no-install-recommends --yes {names}");
-    if !process::is_root() {
-        return Err(Error::needs_developer(format!("please run: sudo {install}")));
-    }
-    eprintln!("installing Debian packages: {names}");
-    if run_quietly(&install).is_err() {
+    if install(&missing, "").is_err() {
         update_lists()?;
-        run_quietly(&install)?;
+        install(&missing, "")?;
     }
     match self::missing() {
         still if still.is_empty() => Ok(()),
         still => Err(Error::new(format!("still missing after the installation: {}", still.join(" ")))),
     }
+}
+
+/// Installs Debian packages, or upgrades them, with these options of `apt-get`, and prints which.
+///
+/// # Errors
+/// Not root: the message holds the command to run. Or a package is unknown, or conflicts with an installed one.
+pub fn install(names: &[&str], options: &str) -> Result<()> {
+    let names = names.join(" ");
+    let command = format!("apt-get install --no-install-recommends {options} --yes {names}");
+    if !process::is_root() {
+        return Err(Error::needs_developer(format!("please run: sudo apt-get update; sudo {command}")));
+    }
+    eprintln!("installing Debian packages: {names}");
+    run_quietly(&command)
 }
 
 /// Reads the lists of packages anew.
@@ -67,16 +83,37 @@ pub fn is_debian() -> bool {
     release.lines().any(|line| line == "ID=debian")
 }
 
+/// The host's statically linked busybox.
+///
+/// # Errors
+/// There is none, or it needs shared libraries, which a guest does not have.
+pub fn busybox() -> Result<PathBuf> {
+    let program = PathBuf::from("/bin/busybox");
+    // A dynamically linked ELF file names its loader near its start.
+    let is_static = fs::read(&program)
+        .is_ok_and(|bytes| !bytes.windows(9).take(4096).any(|window| window == b"ld-linux-"));
+    if is_static {
+        return Ok(program);
+    }
+    Err(Error::needs_developer("/bin/busybox is missing or dynamic: please install busybox-static"))
+}
+
 fn run_quietly(command: &str) -> Result<()> {
     let mut apt = process::command("sh");
     apt.args(["-c", command]).env("DEBIAN_FRONTEND", "noninteractive");
+    for _ in 0..LOCK_ATTEMPTS {
+        match process::output(&mut apt) {
+            Err(error) if error.message.contains("Could not get lock") => thread::sleep(LOCK_PAUSE),
+            other => return other.map(drop),
+        }
+    }
     process::output(&mut apt).map(drop)
 }
 
 fn missing() -> Vec<&'static str> {
     let mut missing: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
-    if crate::guest::busybox().is_err() {
+    if busybox().is_err() {
         missing.push("busybox-static");
     }
     missing

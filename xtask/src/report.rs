@@ -7,6 +7,7 @@
 pub mod contender;
 pub mod figures;
 mod html;
+pub mod options;
 mod table;
 mod timeline;
 
@@ -20,12 +21,10 @@ use crate::kernels::{self, Flavour};
 use crate::nested::{Job, Machine};
 use crate::process::{self, quote, quote_path};
 use crate::{Context, Error, Result, guest, measure, packages, paths, stamp, vmm};
-use contender::{Contender, PLACEHOLDERS};
+use contender::PLACEHOLDERS;
 use figures::Figures;
+use options::Options;
 use timeline::Timeline;
-
-/// The kernel command line by default: as the example VMM's, but quiet, because a console's speed is not the point.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
 
 /// How long the nested machine may say nothing: several times what the longest step takes on a busy host.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -50,33 +49,6 @@ pub struct Report {
     out: Option<PathBuf>,
 }
 
-/// What is measured, and how.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Options {
-    /// Another VMM, which prints its guest's serial port on standard output; repeatable. The command is split into
-    /// words as by a shell and gets what stands in braces; see below
-    #[arg(long, value_name = "NAME=COMMAND", value_parser = named_command)]
-    vs: Vec<String>,
-    /// Leave QEMU's microvm out
-    #[arg(long)]
-    no_qemu: bool,
-    /// How often each figure is taken; the least counts
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    runs: u32,
-    /// A quick look: one run, little I/O, and times that depend on what else the host does
-    #[arg(long)]
-    quick: bool,
-    /// Guest memory in MiB
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65536))]
-    pub memory: u32,
-    /// Number of vCPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub cpus: u32,
-    /// Kernel command line
-    #[arg(long, default_value = CMDLINE)]
-    pub cmdline: String,
-}
-
 /// `xtask measure`: the part of the report that runs where the guests run.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Measure {
@@ -93,10 +65,6 @@ pub struct Measure {
     copied: bool,
 }
 
-fn named_command(text: &str) -> std::result::Result<String, String> {
-    Contender::parse(text).map(|_| text.to_owned())
-}
-
 fn placeholders_help() -> String {
     let width = PLACEHOLDERS.iter().map(|(name, _)| name.len() + 2).max().unwrap_or_default();
     let lines =
@@ -105,62 +73,6 @@ fn placeholders_help() -> String {
         "In the command of --vs:\n{}\nSuch as: --vs fc='firecracker --no-api --config-file {{config}}'",
         lines.collect::<String>()
     )
-}
-
-impl Options {
-    /// The VMMs, ours first.
-    pub(crate) fn contenders(&self, microvm: &Path, floor: &Path) -> Vec<Contender> {
-        let mut all = Contender::microvm(microvm).to_vec();
-        all.push(Contender::floor(floor));
-        if !self.no_qemu {
-            all.extend(Contender::qemu());
-        }
-        all.extend(self.others());
-        all
-    }
-
-    /// Those given with `--vs`.
-    fn others(&self) -> impl Iterator<Item = Contender> {
-        // Each has been parsed before.
-        self.vs.iter().filter_map(|text| Contender::parse(text).ok())
-    }
-
-    pub(crate) fn runs(&self) -> u32 {
-        if self.quick { 1 } else { self.runs }
-    }
-
-    pub(crate) fn disk_mib(&self) -> usize {
-        if self.quick { 8 } else { 32 }
-    }
-
-    pub(crate) fn net_mib(&self) -> usize {
-        if self.quick { 2 } else { 16 }
-    }
-
-    pub(crate) fn reads(&self) -> usize {
-        if self.quick { 256 } else { 2048 }
-    }
-
-    /// The same options as words of a command line.
-    fn words(&self) -> Vec<String> {
-        let mut words = Vec::new();
-        for vs in &self.vs {
-            words.extend(["--vs".to_owned(), vs.clone()]);
-        }
-        for (flag, is_on) in [("--no-qemu", self.no_qemu), ("--quick", self.quick)] {
-            words.extend(is_on.then(|| flag.to_owned()));
-        }
-        let values = [
-            ("--runs", self.runs.to_string()),
-            ("--memory", self.memory.to_string()),
-            ("--cpus", self.cpus.to_string()),
-        ];
-        for (flag, value) in values {
-            words.extend([flag.to_owned(), value]);
-        }
-        words.push(format!("--cmdline={}", self.cmdline));
-        words
-    }
 }
 
 /// Takes the figures, prints the table and writes the files. Returns the exit code: 1 if a VMM failed.
@@ -236,16 +148,7 @@ pub fn run(report: &Report) -> Result<u8> {
 /// A row or a file is not as it should be.
 pub fn check() -> Result<()> {
     let folder = paths::target().join("xtask-tests/report");
-    let options = Options {
-        vs: Vec::new(),
-        no_qemu: true,
-        runs: 1,
-        quick: true,
-        memory: 256,
-        cpus: 1,
-        cmdline: CMDLINE.to_owned(),
-    };
-    if run(&Report { options, host: false, out: Some(folder.clone()) })? != 0 {
+    if run(&Report { options: Options::quick(), host: false, out: Some(folder.clone()) })? != 0 {
         return Err(Error::new("a VMM failed: see above"));
     }
     let read = |name: &str| fs::read_to_string(folder.join(name)).context(name);
@@ -351,47 +254,4 @@ fn nested(report: &Report, input: &Path, counts_instructions: bool) -> Result<Fi
         }
     }
     Err(Error::new(format!("the nested machine stood still {ATTEMPTS} times")))
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
-    fn parse(words: &[&str]) -> std::result::Result<Options, String> {
-        let words = ["report"].iter().chain(words);
-        Line::try_parse_from(words).map(|line| line.options).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn options_survive_the_way_into_the_nested_machine() {
-        let words =
-            ["--vs", "fc=firecracker --config-file {config}", "--no-qemu", "--memory", "512", "--runs=7"];
-        let options = parse(&words).unwrap();
-        let again = parse(&options.words().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
-        assert_eq!(format!("{options:?}"), format!("{again:?}"));
-        let names: Vec<_> =
-            again.contenders(Path::new("m"), Path::new("f")).into_iter().map(|one| one.name).collect();
-        assert_eq!(names, ["microvm", "microvm-map", "floor", "fc"]);
-    }
-
-    #[test]
-    fn wrong_options_are_named() {
-        for (words, named) in [
-            (&["--vs", "firecracker"][..], "NAME=COMMAND"),
-            (&["--vs", "a=b {kernal}"], "{kernal}"),
-            (&["--runs", "0"], "--runs"),
-            (&["--memory", "1"], "--memory"),
-        ] {
-            let error = parse(words).unwrap_err();
-            assert!(error.contains(named), "{error}");
-        }
-    }
 }

@@ -1,10 +1,13 @@
 //! Every test of the workspace, each in the environment that it belongs to, and one line of counts
 //! at the end. A test that a binary lists and that ran in no environment makes the suite fail.
 
+mod aarch64;
 mod binaries;
 mod checks;
+mod consumer;
 mod environment;
 mod libtest;
+mod lock_file;
 pub mod plan;
 
 use std::process::Stdio;
@@ -15,13 +18,16 @@ use environment::Environment;
 use plan::Entry;
 
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, packages, paths, process, vmm};
+use crate::{Error, Result, bare_metal, packages, paths, process, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
-    "rustfmt", "clippy", "doc", "deny", "unit", "doctest", "loom", "kvm", "bench", "package", "report",
-    "guest",
+    "rustfmt", "clippy", "doc", "deny", "aarch64", "unit", "doctest", "loom", "kvm", "bench", "consumer",
+    "report", "guest",
 ];
+
+/// Those that run tests of the workspace.
+const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
 
 /// What a developer wants to see only; the default leaves out nothing.
 #[derive(Clone, Debug, Default)]
@@ -53,14 +59,15 @@ pub fn run(selection: Selection) -> Result<u8> {
     for check in checks::BEFORE {
         suite.check(*check);
     }
-    let tests =
-        if STEPS[4..].iter().any(|step| suite.selection.takes(step)) { suite.list() } else { Vec::new() };
+    suite.check(("aarch64", aarch64::check));
+    let lists = LISTED.iter().any(|step| suite.selection.takes(step));
+    let tests = if lists { suite.list() } else { Vec::new() };
     suite.tests("unit", Environment::Hidden, &tests);
     suite.doctests();
     suite.loom();
     suite.tests("kvm", Environment::Own, &tests);
     suite.tests("bench", Environment::Own, &tests);
-    suite.check(checks::PACKAGE);
+    suite.consumer();
     suite.check(checks::REPORT);
     suite.tests("guest", Environment::Full, &tests);
     Ok(suite.finish())
@@ -158,6 +165,7 @@ impl Suite {
         }
         if environment == Environment::Full {
             vmm::build()?;
+            bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
         }
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
@@ -200,6 +208,24 @@ impl Suite {
             } else {
                 Err(Error::new(output.status.to_string()))
             }
+        });
+    }
+
+    /// A VMM that is built from the packaged crates, outside of the workspace, and its tests.
+    fn consumer(&mut self) {
+        self.step("consumer", |suite| {
+            let tests: Result<Vec<Vec<Test>>> = consumer::build()?.iter().map(binaries::tests).collect();
+            let tests = tests?.concat();
+            suite.passed += usize::from(suite.selection.filter.is_none());
+            for environment in [Environment::Hidden, Environment::Own] {
+                let here = |test: &&Test| Environment::of(&test.binary.target) == environment;
+                let tests: Vec<&Test> = tests.iter().filter(here).collect();
+                if tests.is_empty() {
+                    return Err(Error::new(format!("the consumer has no test for {environment:?}")));
+                }
+                suite.run_tests(environment, &tests)?;
+            }
+            Ok(())
         });
     }
 

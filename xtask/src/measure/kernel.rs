@@ -96,7 +96,7 @@ impl Recorder {
         Some(recorder)
     }
 
-    /// Whether it has come to the first `KVM_RUN`.
+    /// True if it has come to the first `KVM_RUN`.
     pub fn has_run(&self) -> bool {
         fs::read_to_string(Path::new(TRACING).join("tracing_on")).is_ok_and(|text| text.trim() == "0")
     }

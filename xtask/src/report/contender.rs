@@ -1,4 +1,4 @@
-//! Who is measured: our VMM, the floor, QEMU, and what `--vs NAME=COMMAND` adds.
+//! The VMMs that are measured: ours, the floor, QEMU, and what `--vs NAME=COMMAND` adds.
 
 use std::path::{Path, PathBuf};
 

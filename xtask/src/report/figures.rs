@@ -46,7 +46,7 @@ impl Measured {
         }
     }
 
-    /// Whether a metric has a value.
+    /// Returns true if a metric has a value.
     pub fn has(&self, metric: &str) -> bool {
         self.values.contains_key(metric)
     }

@@ -57,7 +57,7 @@ impl Environment {
                 on_host(entries, &[])
             }
             (Environment::Own | Environment::Full, kvm) => {
-                println!("  {}", kvm.describe());
+                println!("  {}", kvm.summary());
                 let mut outcomes = in_nested_machines(entries)?;
                 // The emulator can stand still; a fault of ours shows again in a new machine.
                 let again: Vec<usize> =
