@@ -8,7 +8,7 @@ mod support;
 
 use std::hint::black_box;
 
-use ossature::boot::{Source, acpi, x86_64};
+use ossature::boot::x86_64::{self, acpi};
 use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
@@ -105,7 +105,6 @@ fn main() {
     count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
     let image = tables::kernel(4096);
     count("boot: kernel parsed", 1, || {
-        let source = Source::from(black_box(image.as_slice()));
-        ossature::boot::Kernel::open(source, Default::default()).unwrap()
+        x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()
     });
 }

@@ -10,8 +10,8 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use ossature::boot::x86_64::{self, BootSpec};
-use ossature::boot::{BootProtocol, Platform, Source};
+use ossature::boot::x86_64::{self, BootProtocol, BootSpec};
+use ossature::boot::{ImageSource, Platform};
 use ossature::core::machine::{Machine, Outcome, PayloadError};
 use ossature::core::{Kvm, Registers};
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
@@ -30,11 +30,11 @@ fn way(name: &str) -> Option<(RamConfig, bool, BootProtocol)> {
         UNPACKS_ITSELF => return Some((plain, false, BootProtocol::Linux64)),
         "copy" => (plain, false),
         "map" => (plain, true),
-        "copy, memfd" => (RamConfig { backing: Backing::Memfd, ..plain }, false),
-        "copy, prefault" => (RamConfig { prefault: true, ..plain }, false),
-        "copy, thp" => (RamConfig { thp: true, ..plain }, false),
-        "map, thp" => (RamConfig { thp: true, ..plain }, true),
-        "copy, 2M pages" => (RamConfig { backing: Backing::Huge2M, ..plain }, false),
+        "copy, memfd" => (plain.backing(Backing::Memfd), false),
+        "copy, prefault" => (plain.prefault(true), false),
+        "copy, thp" => (plain.thp(true), false),
+        "map, thp" => (plain.thp(true), true),
+        "copy, 2M pages" => (plain.backing(Backing::Huge2M), false),
         _ => return None,
     };
     Some((ram, mapped, BootProtocol::Auto))
@@ -71,14 +71,15 @@ fn one(kernel: &str, initrd: &str, name: &str) -> Result<(), Box<dyn Error>> {
     let (kernel, initrd) = (File::open(kernel)?, File::open(initrd)?);
     let (loaded, report) = mpsc::channel();
     let payload = move |memory: &GuestMmap, platform: &Platform| -> Result<Registers, PayloadError> {
-        let source = if mapped { Source::Mapped } else { Source::File };
-        let spec =
-            BootSpec { kernel: source(&kernel), initrd: Some(source(&initrd)), cmdline: CMDLINE, protocol };
+        let source = if mapped { ImageSource::Mapped } else { ImageSource::File };
+        let mut spec = BootSpec::new(source(&kernel), CMDLINE);
+        spec.initrd = Some(source(&initrd));
+        spec.protocol = protocol;
         let booted = x86_64::prepare(memory, platform, &spec)?;
         loaded.send(booted.loaded)?;
         Ok(Registers::from(booted.cpu))
     };
-    let mut machine = Machine::builder("loading")
+    let machine = Machine::builder("loading")
         .memory(ram)
         .payload(payload)
         .device(AcpiPower::new("power"))

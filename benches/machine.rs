@@ -33,7 +33,7 @@ fn payload(memory: &GuestMmap, _: &Platform) -> Result<Registers, PayloadError> 
 
 /// From parts to the end of the guest, and everything given back.
 fn machine(kvm: &Kvm) {
-    let mut machine = Machine::builder("bench")
+    let machine = Machine::builder("bench")
         .memory(RamConfig::new(1 << 20))
         .payload(payload)
         .device(AcpiPower::new("power"))
@@ -80,7 +80,7 @@ impl Guest {
         let (pio, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
         pio.insert(PORT.into(), 1, "port", Arc::new(Number(1))).unwrap();
         mmio.insert(REGISTER, 4096, "register", Arc::new(Number(1))).unwrap();
-        let mut vcpu = vm.create_vcpu(0, Buses { pio: pio.cursor(), mmio: mmio.cursor() }).unwrap();
+        let mut vcpu = vm.create_vcpu(0, Buses::new(pio.cursor(), mmio.cursor())).unwrap();
         let mut registers = Registers::real_mode(0x1000);
         registers.fs.base = REGISTER;
         vcpu.set_registers(&registers).unwrap();
@@ -107,7 +107,7 @@ fn exits(c: &mut Criterion) {
 /// A vCPU that runs, stopped between two instructions with its devices, and started again.
 fn pause(c: &mut Criterion) {
     const COUNTER: GuestAddress = GuestAddress(0x2000);
-    let mut machine = Machine::builder("pause")
+    let machine = Machine::builder("pause")
         .memory(RamConfig::new(1 << 20))
         .payload(|memory: &GuestMmap, _: &Platform| -> Result<Registers, PayloadError> {
             // inc word [0x2000]; jmp to itself
@@ -120,7 +120,7 @@ fn pause(c: &mut Criterion) {
     machine.start().unwrap();
     let dma = machine.ram().dma();
     let counter = || -> u16 { dma.read_obj(COUNTER).unwrap() };
-    let mut round = || {
+    let round = || {
         // A vCPU whose thread has not woken since the last round would stand still already.
         let before = counter();
         while counter() == before {
@@ -196,7 +196,7 @@ fn many(_: &mut Criterion) {
     };
     let ours = || {
         let builder = Machine::builder("many").memory(RamConfig::new(1 << 20)).payload(halt);
-        let mut machine = builder.device(AcpiPower::new("power")).build(&kvm).unwrap();
+        let machine = builder.device(AcpiPower::new("power")).build(&kvm).unwrap();
         machine.start().unwrap();
         machine
     };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::Elf;
-use ossature::boot::{Kernel, Source, acpi, x86_64};
+use ossature::boot::x86_64::{self, Kernel, acpi};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use ossature::memory::{Ram, RamConfig};
 use support::{raw, rings, tables};
@@ -62,12 +62,12 @@ fn boot(c: &mut Criterion) {
     let ram = Ram::new(&RamConfig::new(64 << 20)).unwrap();
     group.bench_function("kernel/ours", |b| {
         b.iter(|| {
-            let kernel = Kernel::open(Source::from(image.as_slice()), Default::default()).unwrap();
-            kernel.load(ram.map()).unwrap();
+            let kernel = Kernel::open(image.as_slice().into(), Default::default()).unwrap();
+            kernel.load(&ram.map()).unwrap();
         });
     });
     group.bench_function("kernel/linux_loader", |b| {
-        b.iter(|| Elf::load(&**ram.map(), None, &mut Cursor::new(&image), None).unwrap());
+        b.iter(|| Elf::load(&*ram.map(), None, &mut Cursor::new(&image), None).unwrap());
     });
     // The least of what both do.
     group.bench_function("kernel/copy", |b| {

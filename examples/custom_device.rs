@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ossature::bus::adapters::FromVmDevice;
-use ossature::bus::state::{SavedState, StateError};
+use ossature::bus::state::{Decoder, Encoder, Field, StateError};
 use ossature::bus::{
-    Access, AddressSpace, Assigned, AttachError, Attached, BusFault, Device, DeviceError, Effect,
-    MetricVisitor, Mmio, NodeHint, Placement, RangeRequest, Requires, Size, State, Syscall,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
+    NodeKind, RegistersRequest, Requires, Size, Syscall,
 };
 use ossature::core::machine::Machine;
 use ossature::core::{Kvm, Registers};
@@ -36,6 +36,10 @@ const GUEST: &[u8] = &[
     0xee, //                   out dx, al
     0xf4, //                   hlt
 ];
+
+/// What a saved greeter is called, and its one field.
+const KIND: &str = "org.example.greeter";
+const NEXT: Field = Field::new(1, "next");
 
 /// A device with one byte-wide register: each read gives the next byte of a message, then 0.
 struct Greeter {
@@ -67,13 +71,12 @@ impl Device for Greeter {
     }
 
     fn requires(&self) -> Requires {
-        let range =
-            RangeRequest { space: AddressSpace::Pio, size: 1, align: 1, placement: Placement::Fixed(0x700) };
-        Requires { ranges: vec![range], ..Requires::default() }
+        Requires::new().registers(RegistersRequest::ports("register", 1).fixed(0x700))
     }
 
-    fn attach(&mut self, _: Assigned) -> Result<Attached, AttachError> {
-        Ok(Attached { ports: vec![self.registers.clone()], node: NodeHint::Hidden })
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        assigned.registers("register")?.answer(self.registers.clone());
+        Ok(NodeKind::Hidden) // the guest knows where it is
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
@@ -89,12 +92,22 @@ impl Device for Greeter {
         Ok(())
     }
 
-    fn state(&self) -> State {
-        State::Unsupported { reason: "an example" }
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        let mut fields = Encoder::new(KIND, 1);
+        fields.u64(NEXT, self.registers.next.load(Ordering::Relaxed) as u64);
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
     }
 
-    fn restore(&mut self, _: &SavedState<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported { reason: "an example" })
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let mut fields = Decoder::new(&handover.state, KIND, 1..=1)?;
+        let next = fields.u64(NEXT)?;
+        fields.finish()?;
+        self.registers.next.store(next as usize, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
@@ -126,7 +139,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let message = b"a device of one's own says hello\n";
     let greeting = Arc::new(Greeting { message, next: AtomicUsize::new(0) });
 
-    let mut machine = Machine::builder("custom")
+    let machine = Machine::builder("custom")
         .payload(|memory: &ossature::memory::GuestMmap, _: &ossature::boot::Platform| {
             memory.write_slice(GUEST, GuestAddress(0x1000))?;
             Ok(Registers::real_mode(0x1000))

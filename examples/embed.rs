@@ -34,10 +34,10 @@ fn build(kvm: &Kvm, name: &str) -> Result<Machine, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let kvm = Kvm::open()?;
-    let mut machines =
+    let machines =
         ["one", "two", "three"].map(|name| build(&kvm, name)).into_iter().collect::<Result<Vec<_>, _>>()?;
 
-    for machine in &mut machines {
+    for machine in &machines {
         machine.start()?;
     }
     for machine in &machines {
@@ -47,12 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{machine:?} counts");
     }
 
-    if let [first, second, _] = &mut machines[..] {
+    if let [first, second, _] = &machines[..] {
         let paused = first.pause()?;
-        let before = count(&paused)?;
+        let before = count(first)?;
         thread::sleep(Duration::from_millis(50));
-        assert_eq!(before, count(&paused)?, "a paused guest stands still");
-        println!("{:?} stands still at {before}; {second:?} does not mind", &*paused);
+        assert_eq!(before, count(first)?, "a paused guest is paused");
+        println!("{:?} is paused at {before}; {second:?} does not mind", first);
         paused.resume()?;
         while count(first)? == before {
             thread::yield_now();
@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{first:?} counts again");
     }
 
-    for mut machine in machines {
+    for machine in machines {
         let outcome = machine.stop()?;
         assert!(matches!(outcome, Outcome::Stopped));
     }

@@ -55,7 +55,7 @@ impl Mmio for SerialOutput {
 
 fn main() -> Result<(), Box<dyn Error>> {
     // A virtual machine without interrupt controllers, so that HLT comes back to us.
-    let vm = Kvm::open()?.create_vm(&VmConfig { irqchip: Irqchip::None, ..VmConfig::default() })?;
+    let vm = Kvm::open()?.create_vm(&VmConfig::default().irqchip(Irqchip::None))?;
 
     // 64 KiB of RAM, with the guest in it.
     let ram = Ram::new(&RamConfig::new(0x1_0000))?;
@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = Bus::new(AddressSpace::Mmio);
 
     // A vCPU that begins at our code, and sees both.
-    let mut vcpu = vm.create_vcpu(0, Buses { pio: ports.cursor(), mmio: memory.cursor() })?;
+    let mut vcpu = vm.create_vcpu(0, Buses::new(ports.cursor(), memory.cursor()))?;
     vcpu.set_registers(&Registers::real_mode(CODE))?;
 
     // Each step is one exit from the guest; the vCPU has the bus answer the guest's accesses.
@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         match vcpu.run_once()? {
             Step::Handled | Step::Interrupted => {}
             Step::Halted => return Ok(()),
-            Step::Effect(effect) => return Err(format!("nobody here can do {effect:?}").into()),
+            step => return Err(format!("nobody here can do {step:?}").into()),
         }
     }
 }

@@ -56,6 +56,30 @@ fn boots(image: Image, protocol: &str, entered: &str, cpus: usize) {
     assert_eq!(threads, names);
 }
 
+/// What /proc/cpuinfo says of its first processor.
+fn cpuinfo<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find(|line| line.split(':').next().is_some_and(|found| found.trim() == name));
+    line.and_then(|line| line.split_once(": ")).unwrap_or_else(|| panic!("no {name} in {text}")).1
+}
+
+#[test]
+fn g7_the_guest_has_the_hosts_processor_and_its_caches() {
+    let caches = "cd /sys/devices/system/cpu/cpu0/cache; for i in index*; do
+        echo $i $(cat $i/level $i/type $i/size $i/coherency_line_size); done";
+    let answers =
+        Guest::new().args(["--cpus", "2"]).run("cpuinfo", "cat /proc/cpuinfo").run("caches", caches).boot();
+    let host = fs::read_to_string("/proc/cpuinfo").unwrap();
+    for name in ["vendor_id", "model name", "cache size", "clflush size"] {
+        assert_eq!(cpuinfo(&answers["cpuinfo"], name), cpuinfo(&host, name), "{name}");
+    }
+    let here = xtask::process::text(xtask::process::command("sh").args(["-c", caches])).unwrap();
+    assert_eq!(&answers["caches"], here.trim_end());
+    assert!(!here.trim().is_empty(), "the host has caches");
+    assert!(
+        cpuinfo(&answers["cpuinfo"], "siblings") == "2" && cpuinfo(&answers["cpuinfo"], "cpu cores") == "2"
+    );
+}
+
 #[test]
 fn a_mapped_kernel_is_in_the_page_cache_and_not_copied() {
     let image = kernel().vmlinux();
@@ -120,9 +144,7 @@ fn segments(image: &Path) -> Vec<u64> {
 
 /// The names of the threads that run the guest.
 fn vcpu_threads(guest: &Running) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid())).unwrap();
-    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap().trim().to_owned();
-    let mut names: Vec<String> = tasks.map(|task| name(task.unwrap())).collect();
+    let mut names: Vec<String> = guest.threads().into_values().collect();
     names.retain(|name| name.starts_with("vcpu"));
     names.sort();
     names

@@ -5,19 +5,15 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ossature::bus::Device;
 use ossature::core::Kvm;
-use ossature::core::machine::{Linux, Machine, Outcome};
-use ossature::legacy::{AcpiPower, Rtc, Serial, SerialPort, backend};
-use ossature::memory::RamConfig;
+use ossature::core::machine::{Machine, Outcome};
 use ossature::virtio::blk::{DiskId, NullDisk};
-use ossature::virtio::{Blk, SharedLoop, VirtioMmio};
-use support::{Guest, LIMIT, Log, kernel};
+use ossature::virtio::{Blk, MmioInterrupt, SharedLoop, VirtioMmio};
+use support::Guest;
 use xtask::process;
 
 const DEPTH: u64 = 32;
@@ -43,24 +39,27 @@ fn a_batch_of_requests_costs_one_kick_and_one_interrupt() {
         guest = guest.program(&library, fs::read(&library).unwrap());
     }
     let guest = guest.run("load", &load);
-    let (mut keyboard, ours) = UnixStream::pair().unwrap();
-    let log = Log::follow(keyboard.try_clone().unwrap());
-    let mut machine = machine(&guest, ours);
+    let disk = Blk::new(NullDisk::new(1 << 16), "disk".parse::<DiskId>().unwrap());
+    let disk = VirtioMmio::new("disk", Box::new(disk), Arc::new(SharedLoop::new(THREAD).unwrap()))
+        .with_interrupt(MmioInterrupt::AlwaysSet);
+    let (builder, mut terminal) = guest.machine("depth", [Box::new(disk) as Box<dyn Device>]);
+    let machine = builder.statistics().build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
     let mut at = |mark: &str| {
-        assert!(log.wait_for(mark, LIMIT), "no {mark:?}: {}", log.text());
+        terminal.wait_for(mark);
         let counters = counters(&machine);
-        keyboard.write_all(b"\n").unwrap();
+        terminal.type_in("\n");
         counters
     };
     let before = at("warm\n");
     let after = at("done\n");
-    assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown), "{}", log.text());
+    let outcome = machine.wait().unwrap();
+    let text = terminal.log.text();
+    assert!(matches!(outcome, Outcome::Shutdown), "{text}");
 
     let grown = |name: &str| (after[name] - before[name]) as f64;
     let requests = grown("read_requests");
-    assert!(requests >= (DEPTH * ROUNDS) as f64, "{requests} requests: {}", log.text());
-    let text = log.text();
+    assert!(requests >= (DEPTH * ROUNDS) as f64, "{requests} requests: {text}");
     let interrupts: Vec<u64> =
         text.lines().filter_map(|line| line.split_once("interrupts: ")?.1.trim().parse().ok()).collect();
     let [first, last] = interrupts[..] else { panic!("{interrupts:?}: {text}") };
@@ -117,22 +116,4 @@ fn counters(machine: &Machine) -> HashMap<String, u64> {
         counters.insert(name.to_owned(), value.trim().parse().unwrap());
     }
     counters
-}
-
-fn machine(guest: &Guest, console: UnixStream) -> Machine {
-    let disk = Blk::new(NullDisk::new(1 << 16), "disk".parse::<DiskId>().unwrap());
-    let line = backend::fds(Some(console.try_clone().unwrap().into()), Some(console.into())).unwrap();
-    let devices: Vec<Box<dyn Device>> = vec![
-        Box::new(Rtc::new("rtc")),
-        Box::new(AcpiPower::new("power")),
-        Box::new(Serial::new("com1", SerialPort::COM1, line)),
-        Box::new(VirtioMmio::new("disk", Box::new(disk), Arc::new(SharedLoop::new(THREAD).unwrap()))),
-    ];
-    Machine::builder("depth")
-        .memory(RamConfig::new(256 << 20))
-        .payload(Linux::new(kernel().vmlinux()).initrd(guest.initrd()).cmdline(guest.command_line()))
-        .devices(devices)
-        .statistics()
-        .build(&Kvm::open().unwrap())
-        .unwrap()
 }

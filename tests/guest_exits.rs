@@ -5,21 +5,16 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
 use ossature::bus::Device;
 use ossature::core::Kvm;
-use ossature::core::machine::{Linux, Machine, Outcome};
-use ossature::legacy::{AcpiPower, Rtc, Serial, SerialPort, backend};
-use ossature::memory::RamConfig;
+use ossature::core::machine::{Machine, Outcome};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::net::{self, Mac};
-use ossature::virtio::{Blk, Net, SharedLoop, VirtioMmio};
-use support::{Guest, LIMIT, Log, Tap, accept, kernel};
+use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, SharedLoop, VirtioMmio};
+use support::{Guest, Tap, accept};
 
 /// Requests of the disk, and bytes over the network, in the measured part.
 const REQUESTS: u64 = 4000;
@@ -52,26 +47,36 @@ fn requests_and_interrupts_do_not_reach_user_space() {
         let (mut stream, _) = accept(&listener);
         std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
     });
-    let (mut keyboard, ours) = UnixStream::pair().unwrap();
-    let log = Log::follow(keyboard.try_clone().unwrap());
-    let mut machine = machine(&guest, &image, &tap, ours);
+    let io = Arc::new(SharedLoop::new("io").unwrap());
+    let disk = RawFile::open(&image, OpenMode::ReadWrite).unwrap();
+    let disk = Blk::new(disk, "disk".parse::<DiskId>().unwrap());
+    let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
+    let virtio: [(&str, Box<dyn LocalDevice>); 2] = [("disk", Box::new(disk)), ("net", Box::new(net))];
+    let devices = virtio.map(|(id, device)| {
+        let device = VirtioMmio::new(id, device, io.clone()).with_interrupt(MmioInterrupt::AlwaysSet);
+        Box::new(device) as Box<dyn Device>
+    });
+    let (builder, mut terminal) = guest.machine("exits", devices);
+    let machine = builder.cpus(2).statistics().build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
     let mut at = |mark: &str| {
-        assert!(log.wait_for(mark, LIMIT), "no {mark:?}: {}", log.text());
+        terminal.wait_for(mark);
         let counters = counters(&machine);
-        keyboard.write_all(b"\n").unwrap();
+        terminal.type_in("\n");
         counters
     };
     let before = at("warm\n");
     let after = at("done\n");
-    assert!(matches!(machine.wait().unwrap(), Outcome::Shutdown), "{}", log.text());
+    let outcome = machine.wait().unwrap();
+    let text = terminal.log.text();
+    assert!(matches!(outcome, Outcome::Shutdown), "{text}");
 
     assert_eq!(received.join().unwrap(), BYTES);
     let of = |scope, name| after[&(scope, name)] - before[&(scope, name)];
     let requests = of("disk", "read_requests") + of("disk", "write_requests");
-    assert!(requests >= REQUESTS, "{requests} requests: {}", log.text());
+    assert!(requests >= REQUESTS, "{requests} requests: {text}");
     let packets = of("net", "rx_packets") + of("net", "tx_packets");
-    assert!(packets > 100, "{packets} packets: {}", log.text());
+    assert!(packets > 100, "{packets} packets: {text}");
     let requests = requests + packets;
     let sum = |counters: &Counters, name| counters[&("vcpu0", name)] + counters[&("vcpu1", name)];
     let grown = |name| sum(&after, name) - sum(&before, name);
@@ -112,27 +117,4 @@ fn counters(machine: &Machine) -> Counters {
         }
     });
     counters
-}
-
-fn machine(guest: &Guest, image: &Path, tap: &Tap, console: UnixStream) -> Machine {
-    let io = Arc::new(SharedLoop::new("io").unwrap());
-    let disk =
-        Blk::new(RawFile::open(image, OpenMode::ReadWrite).unwrap(), "disk".parse::<DiskId>().unwrap());
-    let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
-    let line = backend::fds(Some(console.try_clone().unwrap().into()), Some(console.into())).unwrap();
-    let devices: Vec<Box<dyn Device>> = vec![
-        Box::new(Rtc::new("rtc")),
-        Box::new(AcpiPower::new("power")),
-        Box::new(Serial::new("com1", SerialPort::COM1, line)),
-        Box::new(VirtioMmio::new("disk", Box::new(disk), io.clone())),
-        Box::new(VirtioMmio::new("net", Box::new(net), io)),
-    ];
-    Machine::builder("exits")
-        .cpus(2)
-        .memory(RamConfig::new(256 << 20))
-        .payload(Linux::new(kernel().vmlinux()).initrd(guest.initrd()).cmdline(guest.command_line()))
-        .devices(devices)
-        .statistics()
-        .build(&Kvm::open().unwrap())
-        .unwrap()
 }

@@ -3,20 +3,17 @@
 
 mod support;
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
 use ossature::bus::Device;
 use ossature::core::Kvm;
-use ossature::core::machine::{Linux, Machine, Outcome};
-use ossature::legacy::{I8042, Rtc, Serial, SerialPort, backend};
-use ossature::memory::RamConfig;
+use ossature::core::machine::Outcome;
+use ossature::legacy::I8042;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Ended, Guest, LIMIT, Log, Running, kernel, stamp};
+use support::{Ended, Guest, LIMIT, Running, stamp};
 use xtask::process;
 
 /// The kernel's last words before it turns the machine off.
@@ -39,6 +36,56 @@ fn a_guest_that_reboots() {
     ended.expect(0);
     assert!(ended.out.contains("reboot: Restarting system"), "{ended}");
     assert_eq!(ended.err, "", "{ended}");
+}
+
+/// How often the guest with a count starts.
+const STARTS: usize = 6;
+
+/// A guest that counts its starts on a disk. It resets until there have been `STARTS`, and then powers off.
+fn counting_guest(image: &Path) -> Guest {
+    fs::write(image, [0; 4096]).unwrap();
+    let count = format!(
+        r#"n=$(($(head -c 1 /dev/vda | tr '\0' 0) + 1))
+        printf $n | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
+        printf "start $n, up for %s\n" "$(cut -d . -f 1 /proc/uptime)"
+        read -r line </dev/console
+        [ $n = {STARTS} ] || reboot -f"#
+    );
+    Guest::new().disk(image, "").run("count", &count)
+}
+
+#[test]
+fn a_guest_that_reboots_starts_again_in_the_same_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    let mut guest = counting_guest(&image).args(["--on-reset", "restart"]).start();
+    let mut threads = Vec::new();
+    for start in 1..=STARTS {
+        guest.wait_for(&format!("start {start}, up for "));
+        threads.push(guest.threads());
+        guest.type_in("\n");
+    }
+    let ended = guest.wait();
+    ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
+    assert!(ended.out.contains(POWER_DOWN), "{ended}");
+    assert_eq!(ended.out.matches("reboot: Restarting system").count(), STARTS - 1, "{ended}");
+    assert_eq!(fs::read(&image).unwrap()[0], b'0' + STARTS as u8);
+    assert!(threads.iter().all(|then| *then == threads[0]), "the machine has the same threads: {threads:?}");
+}
+
+#[test]
+fn a_guest_that_reboots_ends_a_machine_that_is_to_exit() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    let mut guest = counting_guest(&image).args(["--on-reset", "exit"]).start();
+    guest.wait_for("start 1, up for ");
+    guest.type_in("\n");
+    let ended = guest.wait();
+    ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
+    assert!(ended.out.contains("reboot: Restarting system") && !ended.out.contains("start 2"), "{ended}");
+    assert_eq!(fs::read(&image).unwrap()[0], b'1');
 }
 
 #[test]
@@ -65,27 +112,17 @@ fn ctrl_alt_del_reboots() {
     let guest = Guest::new().hold().run("wait", "sleep 1000");
     let i8042 = I8042::new("i8042");
     let keyboard = i8042.keyboard();
-    let (mut terminal, line) = UnixStream::pair().unwrap();
-    let log = Log::follow(terminal.try_clone().unwrap());
-    let line = backend::fds(Some(line.try_clone().unwrap().into()), Some(line.into())).unwrap();
-    let mut machine = Machine::builder("keyboard")
-        .memory(RamConfig::new(256 << 20))
-        .payload(Linux::new(kernel().vmlinux()).initrd(guest.initrd()).cmdline(guest.command_line()))
-        .devices([
-            Box::new(Rtc::new("rtc")) as Box<dyn Device>,
-            Box::new(i8042),
-            Box::new(Serial::new("com1", SerialPort::COM1, line)),
-        ])
-        .build(&Kvm::open().unwrap())
-        .unwrap();
+    let (builder, mut terminal) = guest.machine("keyboard", [Box::new(i8042) as Box<dyn Device>]);
+    let machine = builder.build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
-    assert!(log.wait_for("ready\n", LIMIT), "{}", log.text());
-    terminal.write_all(b"\n").unwrap();
+    terminal.wait_for("ready\n");
+    terminal.type_in("\n");
     assert!(keyboard.press_ctrl_alt_del());
     let outcome = machine.wait().unwrap();
-    assert!(matches!(outcome, Outcome::Reset), "{outcome:?}: {}", log.text());
+    assert!(matches!(outcome, Outcome::Reset), "{outcome:?}: {}", terminal.log.text());
     drop(machine);
-    assert!(log.wait_for_end(LIMIT) && log.text().contains("reboot: Restarting system"), "{}", log.text());
+    let text = || terminal.log.text();
+    assert!(terminal.log.wait_for_end(LIMIT) && text().contains("reboot: Restarting system"), "{}", text());
 }
 
 #[test]

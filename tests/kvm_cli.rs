@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ossature::virtio::blk::{DiskIo, OpenMode, RawFile};
 use tempfile::TempDir;
 
 /// The example, which cargo builds beside the tests.
@@ -86,6 +87,8 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
     refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
+    refuses(&["--kernel", "k", "--on-reset", "again"], 2, &["--on-reset <restart|exit>", "again"]);
+    refuses(&["--kernel", "k", "--on-reset"], 2, &["--on-reset", "restart", "exit"]);
     refuses(&["--kernel", "k", "--log", "loud"], 2, &["--log"]);
 }
 
@@ -142,12 +145,12 @@ fn disks_that_cannot_be_used_are_named() {
     fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
 
     // In use by another VMM: this process has the lock.
-    let _held =
-        ossature::virtio::blk::RawFile::open(&image, ossature::virtio::blk::OpenMode::ReadWrite).unwrap();
+    let held = RawFile::open(&image, OpenMode::ReadWrite).unwrap();
+    held.lock().unwrap();
     disk(&format!("path={image}"), &[&image, "in use"]);
     let two = [&kernel, "--disk", &format!("path={image}"), "--disk", &format!("path={image},readonly")]
         .map(str::to_owned);
-    drop(_held);
+    drop(held);
     refuses(&["--kernel", &two[0], &two[1], &two[2], &two[3], &two[4]], 1, &[&image, "in use"]);
     let twice = format!("path={image},id=same,readonly");
     let args = ["--kernel", &kernel, "--disk", &twice, "--disk", &twice];

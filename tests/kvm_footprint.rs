@@ -71,7 +71,7 @@ fn machine(cpus: u32, code: &'static [u8]) -> Machine {
         Ok(Registers::real_mode(0x1000))
     };
     let builder = Machine::builder("footprint").cpus(cpus).memory(RamConfig::new(1 << 20)).payload(payload);
-    let mut machine = builder.device(AcpiPower::new("power")).build(&Kvm::open().unwrap()).unwrap();
+    let machine = builder.device(AcpiPower::new("power")).build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
     // Every vCPU's thread has been as far as the guest.
     while machine.first_runs().iter().any(Option::is_none) {
@@ -144,8 +144,8 @@ fn a_million_requests_leave_nothing_behind() {
 fn ten_thousand_pauses_leave_nothing_behind() {
     let _alone = alone();
     // inc word [0x2000]; jmp to itself
-    let mut machine = machine(2, &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa]);
-    let mut rounds = |n| (0..n).for_each(|_| machine.pause().unwrap().resume().unwrap());
+    let machine = machine(2, &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa]);
+    let rounds = |n| (0..n).for_each(|_| machine.pause().unwrap().resume().unwrap());
     // Until the queue of events that nobody reads is full.
     rounds(1000);
     let before = (written(), live());
@@ -205,14 +205,14 @@ const STAGE: &str = "OSSATURE_TEST_EXITS";
 /// went well.
 fn a_thousand_exits(code: &[u8]) -> ! {
     let kick = install_kick_handler(libc::SIGRTMIN()).unwrap();
-    let vm = Kvm::open().unwrap().create_vm(&VmConfig { kick, ..VmConfig::default() }).unwrap();
+    let vm = Kvm::open().unwrap().create_vm(&VmConfig::new(1).kick(kick)).unwrap();
     let ram = Ram::new(&RamConfig::new(1 << 20)).unwrap();
     ram.dma().write(GuestAddress(0x1000), code).unwrap();
     vm.set_memory(&ram).unwrap();
     let (pio, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
     pio.insert(0x80, 1, "port", Arc::new(Number)).unwrap();
     mmio.insert(0xd000_0000, 4096, "register", Arc::new(Number)).unwrap();
-    let mut vcpu = vm.create_vcpu(0, Buses { pio: pio.cursor(), mmio: mmio.cursor() }).unwrap();
+    let mut vcpu = vm.create_vcpu(0, Buses::new(pio.cursor(), mmio.cursor())).unwrap();
     let mut registers = Registers::real_mode(0x1000);
     registers.fs.base = 0xd000_0000;
     vcpu.set_registers(&registers).unwrap();

@@ -30,7 +30,7 @@ fn queue(driver: &Driver) -> Queue {
     queue
 }
 
-/// Ends a batch as `flush` and `park` do.
+/// Ends a batch as `flush` and `enable_kicks` do.
 fn end(queue: &mut Queue, mem: &GuestMmap) {
     black_box(queue.needs_notification(mem).unwrap());
     assert!(!queue.enable_notification(mem).unwrap());

@@ -8,14 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ossature::bus::{Event, EventSink, Syscall};
+use ossature::bus::{Event, Syscall};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Window};
 use ossature::virtio::blk::{Blk, NullDisk};
+use ossature::virtio::features::{EVENT_IDX, INDIRECT_DESC};
 use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads};
 use ossature::virtio::testing::{Desc, GuestRing};
 use ossature::virtio::{
-    ConfigInterrupt, QueueConfig, Runtime, SharedLoop, Start, Turn, VirtQueue, VirtioDevice, Worker,
+    Activation, LocalDevice, QueueSetup, QueueState, Removed, Runtime, SharedLoop, Turn, VirtQueue, Worker,
     WorkerHandle,
 };
 
@@ -111,18 +112,9 @@ impl Driver {
     /// The device's side.
     pub fn queue(&self, index: u16, dma: &Dma, doorbell: &Arc<Event>, irq: &Arc<Event>) -> VirtQueue {
         let GuestRing { size, desc, avail, used, .. } = self.ring;
-        let config = QueueConfig {
-            index,
-            max_size: size,
-            size,
-            desc,
-            avail,
-            used,
-            event_idx: true,
-            indirect: true,
-            start: 0,
-        };
-        config.build(dma.clone(), doorbell.clone(), irq.clone()).unwrap()
+        let state = QueueState::new(size).at(desc, avail, used);
+        let setup = QueueSetup::new(index, state, dma.clone(), doorbell.clone(), irq.clone().into());
+        setup.with_features(EVENT_IDX | INDIRECT_DESC).build().unwrap()
     }
 }
 
@@ -169,7 +161,7 @@ impl QueueRig {
             self.queue.complete(chain, 64).unwrap();
         }
         self.queue.flush().unwrap();
-        assert!(!self.queue.park().unwrap());
+        assert!(!self.queue.enable_kicks().unwrap());
         bytes
     }
 }
@@ -185,18 +177,13 @@ pub struct DeviceRig {
 }
 
 impl DeviceRig {
-    fn new(device: &mut dyn VirtioDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
+    fn new(device: &mut dyn LocalDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
         let (doorbell, irq) = (event(), event());
-        let queue = |(index, driver): (u16, &Driver)| driver.queue(index, &dma, &doorbell, &irq);
-        let queues = (0..).zip(&drivers).map(queue).collect();
-        let start = Start {
-            features: device.features(),
-            mem: dma.clone(),
-            queues,
-            config: ConfigInterrupt::new(|| ()),
-            events: EventSink::discard(),
-        };
-        let worker = device.start(0, start).unwrap();
+        let activation = Activation::new(device.info().features, dma.clone());
+        let mut worker = device.worker(0, &activation).unwrap();
+        for (index, driver) in (0..).zip(&drivers) {
+            worker.add_queue(driver.queue(index, &dma, &doorbell, &irq));
+        }
         Self { dma, drivers, doorbell, irq, worker }
     }
 
@@ -249,9 +236,12 @@ pub struct ThreadRig {
 impl ThreadRig {
     /// Reads, as [`DeviceRig::blk`] has them, on a thread of this name.
     pub fn blk(thread: &str) -> Self {
-        let DeviceRig { dma, mut drivers, doorbell, irq, worker } = DeviceRig::blk(Layout::Indirect);
+        let DeviceRig { dma, mut drivers, doorbell, irq, mut worker } = DeviceRig::blk(Layout::Indirect);
+        // The loop watches the doorbells of the queues that come to the worker through it.
+        let Removed::Queue(queue) = worker.remove_queue(0) else { panic!("the worker has its queue") };
         let runtime = SharedLoop::new(thread).unwrap();
-        let worker = runtime.spawn("blk", worker, Box::new(|why| panic!("{why}"))).unwrap();
+        let worker = runtime.spawn("blk", worker, Box::new(|why| panic!("{why:?}"))).unwrap();
+        worker.add_queue(queue).unwrap();
         Self { _dma: dma, driver: drivers.remove(0), doorbell, irq, _worker: worker }
     }
 

@@ -1,11 +1,10 @@
 //! A PC's legacy devices, to be saved and restored.
 
-use std::sync::Arc;
-
-use ossature::bus::state::{self, Architecture, SavedState, StateFile};
-use ossature::bus::{Access, Assigned, Device, Event, EventSink, Size, State};
+use ossature::bus::state::SavedState;
+use ossature::bus::state_file::{self, Architecture, StateFile};
+use ossature::bus::testing::TestBoard;
+use ossature::bus::{Access, Device, DeviceState, Handover, Size};
 use ossature::legacy::{I8042, Rtc, Serial, SerialPort, backend};
-use ossature::memory::{Ram, RamConfig};
 
 const ARCHITECTURE: Architecture = Architecture::X86_64;
 
@@ -20,16 +19,12 @@ impl Devices {
     /// With 16 bytes in the serial port's receiver, all quiet.
     pub fn new() -> Self {
         let mut com1 = Serial::new("com1", SerialPort::COM1, backend::none());
-        let assigned = Assigned {
-            dma: Ram::new(&RamConfig::new(4096)).unwrap().dma(),
-            interrupts: vec![Arc::new(Event::new().unwrap())],
-            doorbells: Vec::new(),
-            pages: Vec::new(),
-            events: EventSink::discard(),
-        };
-        let ports = com1.attach(assigned).unwrap().ports;
+        let mut board = TestBoard::default();
+        board.attach(&mut com1).unwrap();
+        com1.resume().unwrap();
+        let registers = board.registers()[0].port().unwrap();
         for (offset, value) in [(2, 0x07), (1, 0x01), (4, 0x0b)] {
-            let _ = ports[0].write(Access { offset, size: Size::B1 }, value).unwrap();
+            let _ = registers.write(Access { offset, size: Size::B1 }, value).unwrap();
         }
         assert_eq!(com1.input().try_write(&[b'x'; 16]), 16);
         com1.quiesce().unwrap();
@@ -44,11 +39,12 @@ impl Devices {
 
     /// Each device's registers to a file. How long it is.
     pub fn encode(&mut self) -> usize {
-        let states = self.devices.each_ref().map(|device| saved(&**device));
+        let states = self.devices.each_mut().map(|device| saved(&mut **device));
         let [com1, i8042, rtc] = &self.devices;
         let [a, b, c] = &states;
         self.out.clear();
-        state::write(&mut self.out, ARCHITECTURE, &[(com1.id(), a), (i8042.id(), b), (rtc.id(), c)]).unwrap();
+        let sections = [(com1.id(), a), (i8042.id(), b), (rtc.id(), c)];
+        state_file::write(&mut self.out, ARCHITECTURE, &sections).unwrap();
         self.out.len()
     }
 
@@ -57,7 +53,7 @@ impl Devices {
         let file = StateFile::parse(&self.file, ARCHITECTURE).unwrap();
         for device in &mut self.devices {
             let state = file.get(device.id()).unwrap();
-            device.restore(state).unwrap();
+            device.restore(Handover::new(state.borrowed())).unwrap();
         }
     }
 
@@ -69,9 +65,9 @@ impl Devices {
     }
 }
 
-fn saved(device: &dyn Device) -> SavedState<'static> {
-    match device.state() {
-        State::Saved(state) => state,
+fn saved(device: &mut dyn Device) -> SavedState<'static> {
+    match device.save().unwrap() {
+        DeviceState::Saved(handover) => handover.state,
         other => panic!("{other:?}"),
     }
 }

@@ -1,21 +1,23 @@
 //! A platform such as `microvm` has, and a kernel image.
 
-use ossature::boot::{Node, NodeKind, NodeRange, Platform, RamRange};
+use ossature::boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 
 /// Two processors, 512 MiB, the legacy devices and three virtio ones.
 pub fn platform() -> Platform {
-    let node = |id: &str, kind, ranges, interrupts| Node { id: id.into(), kind, ranges, interrupts };
+    let node = |id: &str, kind, ranges, gsi| {
+        Node::new(id, kind, ranges, vec![NodeInterrupt::new(gsi, Trigger::Edge)])
+    };
     let io = |base, len| vec![NodeRange::Io { base, len }];
     let mut nodes = vec![
-        node("rtc", NodeKind::Rtc, io(0x70, 2), vec![8]),
-        node("power", NodeKind::AcpiPower, io(0x600, 3), vec![9]),
-        node("com1", NodeKind::Serial16550, io(0x3f8, 8), vec![4]),
+        node("rtc", NodeKind::Rtc, io(0x70, 2), 8),
+        node("power", NodeKind::AcpiPower, io(0x600, 3), 9),
+        node("com1", NodeKind::Serial16550, io(0x3f8, 8), 4),
     ];
     for n in 0..3 {
         let range = NodeRange::Memory { base: 0xd000_0000 + 0x1000 * u64::from(n), len: 0x1000 };
-        nodes.push(node(&format!("virtio{n}"), NodeKind::VirtioMmio, vec![range], vec![5 + n]));
+        nodes.push(node(&format!("virtio{n}"), NodeKind::VirtioMmio, vec![range], 5 + n));
     }
-    Platform { cpus: vec![0, 1], ram: vec![RamRange { base: 0, len: 512 << 20 }], nodes }
+    Platform::new(vec![0, 1], vec![RamRange::new(0, 512 << 20)], nodes)
 }
 
 /// An ELF kernel with one page-aligned segment of `len` bytes for 16 MiB.

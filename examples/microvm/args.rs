@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use ossature::boot::BootProtocol;
+use ossature::boot::x86_64::BootProtocol;
+use ossature::core::machine::OnReset;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
 
@@ -49,6 +50,9 @@ pub struct Args {
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = serial)]
     serial: Option<String>,
+    /// What a reset by the guest does: end microvm, or start the guest again in the same virtual machine
+    #[arg(long, default_value = "exit", value_name = "restart|exit", value_parser = PossibleValuesParser::new(["restart", "exit"]).map(|what| if what == "restart" { OnReset::Restart } else { OnReset::Stop }))]
+    pub on_reset: OnReset,
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use args::Args;
 use nix::sys::{signal::*, signalfd::*};
 use ossature::bus::{Device, EventLoop, Handler, Hosted};
-use ossature::core::{Kvm, describe, install_kick_handler, machine::*};
+use ossature::core::{Kvm, error_chain, install_kick_handler, machine::*};
 use ossature::legacy::*;
 use ossature::memory::{Backing, RamConfig};
 use ossature::virtio::{blk::*, console::*, net::*, *};
@@ -22,14 +22,14 @@ use ossature::virtio::{blk::*, console::*, net::*, *};
 const GRACE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
-type Virtio = (String, Box<dyn VirtioDevice>);
+type Virtio = (String, Box<dyn LocalDevice>);
 type Keyboard = Option<Hosted<KeyFilter>>;
 
 fn main() -> ExitCode {
     let started = Instant::now();
     let args = Args::from_command_line();
     env_logger::Builder::new().filter_level(args.log).init();
-    run(&args, started).unwrap_or_else(|error| fails(&describe(&*error)))
+    run(&args, started).unwrap_or_else(|error| fails(&error_chain(&*error)))
 }
 
 fn fails(text: &str) -> ExitCode {
@@ -42,11 +42,12 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let button = power.button();
     let linux = Linux::new(&args.kernel).cmdline(&args.cmdline).protocol(args.boot).mapped(args.map_kernel);
     let memory = if args.shared_memory { Backing::Memfd } else { Backing::Anonymous };
-    let memory = RamConfig { backing: args.hugepages.unwrap_or(memory), ..RamConfig::new(args.memory) };
+    let memory = RamConfig::new(args.memory).backing(args.hugepages.clone().unwrap_or(memory));
     let mut builder = Machine::builder("microvm")
         .cpus(args.cpus)
         .memory(memory)
         .payload(args.initrd.iter().fold(linux, Linux::initrd))
+        .on_reset(args.on_reset)
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?) // the process is ours: cheaper than masks
         .device(Rtc::new("rtc"))
         .device(I8042::new("i8042"))
@@ -63,11 +64,14 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     }
     let (virtio, _keyboard) = virtio(args, &handle, &here)?;
     for (id, device) in virtio {
-        builder = builder.device(VirtioMmio::new(id, device, Arc::new(here.clone())));
+        // Linux needs no true interrupt status, and then no interrupt costs an exit.
+        let device = VirtioMmio::new(id, device, Arc::new(here.clone()));
+        builder = builder.device(device.with_interrupt(MmioInterrupt::AlwaysSet));
     }
-    let mut machine = builder.build(&Kvm::open()?)?;
+    let machine = builder.build(&Kvm::open()?)?;
 
-    let _signals = obey(&here, handle, button)?;
+    let here = machine.guard(&here, "microvm's own code");
+    let _signals = heed_signals(&here, handle, button)?;
     machine.start()?;
     let keyboard = args.console || args.serial() == "stdio";
     let terminal = if keyboard { RawTerminal::new(stdin())? } else { None };
@@ -75,8 +79,8 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     drop(terminal); // it is itself again
     if args.boot_timer {
         let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
-        for Phase { name, start, end } in machine.phases() {
-            eprintln!("microvm: {name} from {} to {} us", since(*start), since(*end));
+        for BuildPhase { name, start, end } in machine.phases() {
+            eprintln!("microvm: {name} from {} to {} us", since(start), since(end));
         }
         for (index, run) in machine.first_runs().into_iter().enumerate() {
             run.inspect(|&run| eprintln!("microvm: vcpu{index} after {} us", since(run)));
@@ -87,10 +91,10 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     }
 
     Ok(match outcome {
-        Outcome::Crashed(error) => fails(&format!("the guest crashed: {}", describe(&*error))),
+        Outcome::Crashed(error) => fails(&format!("the guest crashed: {}", error_chain(&*error))),
         _ if machine.guest_panicked() => fails("the guest's kernel panicked"),
         Outcome::Shutdown | Outcome::Reset | Outcome::Stopped => ExitCode::SUCCESS,
-        other => fails(&format!("the machine ended: {other:?}")),
+        other => fails(&format!("the machine ended: {other}")),
     })
 }
 
@@ -140,7 +144,11 @@ fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
 
 /// SIGTERM presses the power button, and stops the machine after a grace period or when it comes again; the other
 /// signals stop the machine at once. They are blocked for this thread and for all that it starts from now on.
-fn obey(here: &EventLoop, machine: MachineHandle, button: PowerButton) -> Result<Hosted<impl Handler>> {
+fn heed_signals(
+    here: &EventLoop,
+    machine: MachineHandle,
+    button: PowerButton,
+) -> Result<Hosted<impl Handler>> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block()?;
     let mut pressed = false;

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod log;
+mod machine;
 mod running;
 mod tap;
 
@@ -16,14 +17,30 @@ use std::time::Duration;
 use tempfile::TempDir;
 use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
-use xtask::{guest, vmm};
+use xtask::{guest, process, vmm};
 
 pub use log::Log;
+pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
 pub use tap::{Tap, accept};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// The SHA-256 of what a shell command of the host prints, as `sha256sum` prints it of a pipe.
+pub fn hash_of(command: &str) -> String {
+    process::text(process::command("sh").args(["-c", &format!("{command} | sha256sum")]))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+/// Checks an ext4 file system that nobody uses, and returns the SHA-256 of one of its files.
+pub fn hash_in_ext4(image: &Path, file: &str) -> String {
+    process::output(process::command("e2fsck").args(["-f", "-n"]).arg(image)).unwrap();
+    let image = process::quote_path(image);
+    hash_of(&format!("PATH=$PATH:/usr/sbin:/sbin debugfs -R 'cat {file}' {image} 2>/dev/null"))
+}
 
 /// Around the name of a command that is about to run.
 const BEGIN: char = '\u{2}';

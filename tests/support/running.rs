@@ -1,8 +1,8 @@
 //! A VMM that runs a guest, and what is left of it when it has ended.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io::Write;
 use std::ops::Index;
 use std::process::{Child, ExitStatus};
@@ -63,6 +63,16 @@ impl Running {
     /// A file of the VMM's folder below /proc.
     pub fn proc(&self, name: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap()
+    }
+
+    /// The names of the VMM's threads, by their ids.
+    pub fn threads(&self) -> BTreeMap<String, String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let thread = |task: &DirEntry| {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap();
+            (task.file_name().into_string().unwrap(), name.trim_end().to_owned())
+        };
+        tasks.map(|task| thread(&task.unwrap())).collect()
     }
 
     pub fn pid(&self) -> u32 {

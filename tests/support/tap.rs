@@ -70,7 +70,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Whether there is such a packet.
+    /// Returns true if there is such a packet.
     pub fn succeeds(mut self) -> bool {
         self.said.wait_for_end(LIMIT) && self.child.wait().unwrap().success()
     }
