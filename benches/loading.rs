@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use ossature::boot::x86_64::{self, BootProtocol, BootSpec};
 use ossature::boot::{ImageSource, Platform};
-use ossature::core::machine::{Machine, Outcome, PayloadError};
-use ossature::core::{Kvm, Registers};
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::{Backing, GuestMmap, RamConfig};
+use ossature::vmm::machine::{Machine, Outcome, PayloadError};
+use ossature::vmm::{Kvm, Registers};
 
 const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 quiet panic=-1";
 const RAM: u64 = 256 << 20;

@@ -15,11 +15,11 @@ use floor_exits::machine as floor_machine;
 use floor_exits::{Exits, MMIO, PIO, PORT, REGISTER};
 use ossature::boot::Platform;
 use ossature::bus::{AddressSpace, Bus};
-use ossature::core::machine::{Machine, Outcome, PayloadError};
-use ossature::core::{Buses, Hypervisor, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
 use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, Ram, RamConfig};
+use ossature::vmm::machine::{Machine, Outcome, PayloadError};
+use ossature::vmm::{Buses, Hypervisor, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::bus::Number;
 

@@ -13,10 +13,10 @@ use ossature::bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
     NodeKind, RegistersRequest, Requires, Size, Syscall,
 };
-use ossature::core::machine::Machine;
-use ossature::core::{Kvm, Registers};
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::vmm::machine::Machine;
+use ossature::vmm::{Kvm, Registers};
 use vm_device::MutDevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
 

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use ossature::boot::Platform;
-use ossature::core::machine::{Machine, Outcome};
-use ossature::core::{Kvm, Registers};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
+use ossature::vmm::machine::{Machine, Outcome};
+use ossature::vmm::{Kvm, Registers};
 
 const COUNTER: GuestAddress = GuestAddress(0x2000);
 const CODE: GuestAddress = GuestAddress(0x1000);

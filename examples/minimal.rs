@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use ossature::bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size};
-use ossature::core::{Buses, Hypervisor, Irqchip, Kvm, Registers, Step, VmConfig};
 use ossature::memory::vm_memory::GuestAddress;
 use ossature::memory::{Ram, RamConfig};
+use ossature::vmm::{Buses, Hypervisor, Irqchip, Kvm, Registers, Step, VmConfig};
 
 /// Where the guest finds its code and its line.
 const CODE: u16 = 0x1000;

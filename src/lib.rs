@@ -1,9 +1,18 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[doc(inline)]
 pub use ossature_boot as boot;
+#[doc(inline)]
 pub use ossature_bus as bus;
-pub use ossature_core as core;
+#[doc(inline)]
+pub use ossature_core as vmm;
+#[doc(inline)]
 pub use ossature_legacy as legacy;
+#[doc(inline)]
 pub use ossature_memory as memory;
+#[cfg(feature = "rust-vmm")]
+#[doc(inline)]
+pub use ossature_rust_vmm as rust_vmm;
+#[doc(inline)]
 pub use ossature_virtio as virtio;

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use ossature::bus::Device;
-use ossature::core::Kvm;
-use ossature::core::machine::Outcome;
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::{Blk, MmioInterrupt, SharedLoop, VirtioMmio};
+use ossature::vmm::Kvm;
+use ossature::vmm::machine::Outcome;
 use support::{Guest, LIMIT, hash_in_ext4};
 use xtask::tree::Tree;
 

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ossature::bus::Device;
-use ossature::core::Kvm;
-use ossature::core::machine::{Machine, Outcome};
 use ossature::virtio::blk::{DiskId, NullDisk};
 use ossature::virtio::{Blk, MmioInterrupt, SharedLoop, VirtioMmio};
+use ossature::vmm::Kvm;
+use ossature::vmm::machine::{Machine, Outcome};
 use support::Guest;
 use xtask::process;
 

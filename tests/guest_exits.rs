@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::thread;
 
 use ossature::bus::Device;
-use ossature::core::Kvm;
-use ossature::core::machine::{Machine, Outcome};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, SharedLoop, VirtioMmio};
+use ossature::vmm::Kvm;
+use ossature::vmm::machine::{Machine, Outcome};
 use support::{Guest, Tap, accept};
 
 /// Requests of the disk, and bytes over the network, in the measured part.

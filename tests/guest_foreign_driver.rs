@@ -14,14 +14,14 @@ use std::thread;
 use ossature::boot::x86_64::{self, BootSpec};
 use ossature::boot::{NodeKind, NodeRange, Platform};
 use ossature::bus::Device;
-use ossature::core::machine::{Machine, Outcome};
-use ossature::core::{Kvm, Registers};
 use ossature::legacy::AcpiPower;
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
+use ossature::vmm::machine::{Machine, Outcome};
+use ossature::vmm::{Kvm, Registers};
 use support::{LIMIT, Tap, Terminal};
 use xtask::bare_metal;
 

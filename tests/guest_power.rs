@@ -7,9 +7,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use ossature::bus::Device;
-use ossature::core::Kvm;
-use ossature::core::machine::Outcome;
 use ossature::legacy::I8042;
+use ossature::vmm::Kvm;
+use ossature::vmm::machine::Outcome;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};

@@ -15,14 +15,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ossature::boot::Platform;
 use ossature::bus::Device;
-use ossature::core::machine::{Linux, Machine, Outcome, Payload, PayloadError};
-use ossature::core::{Kvm, Registers};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{Backing, FileBacking, GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, Rng, SharedLoop, VirtioMmio};
+use ossature::vmm::machine::{Linux, Machine, Outcome, Payload, PayloadError};
+use ossature::vmm::{Kvm, Registers};
 use support::{Guest, LIMIT, Tap, hash_in_ext4};
 use xtask::tree::Tree;
 

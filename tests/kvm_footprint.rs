@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature::boot::Platform;
 use ossature::bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio};
-use ossature::core::machine::{Machine, PayloadError};
-use ossature::core::{Buses, Hypervisor, Kvm, Registers, Step, VmConfig, install_kick_handler};
 use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, Ram, RamConfig};
+use ossature::vmm::machine::{Machine, PayloadError};
+use ossature::vmm::{Buses, Hypervisor, Kvm, Registers, Step, VmConfig, install_kick_handler};
 use support::rings::{BATCH, DeviceRig, Layout as Chains, QueueRig};
 
 /// Bytes that are allocated, and how often any were.

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use ossature::bus::{Device, DeviceState, Syscall};
-use ossature::core::machine::{Machine, MachineHandle, Outcome};
-use ossature::core::scripted::{Script, Scripted};
 use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, SerialPort, backend};
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
 use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads};
 use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
+use ossature::vmm::machine::{Machine, MachineHandle, Outcome};
+use ossature::vmm::scripted::{Script, Scripted};
 
 /// A network where nothing happens.
 struct Silent(UnixStream);
@@ -134,7 +134,7 @@ fn a_disk_is_locked_while_its_machine_uses_it_and_not_before() {
     let (first, second) = (machine(disk()), machine(disk()));
     first.start().unwrap();
     let error = second.start().unwrap_err();
-    assert!(ossature::core::error_chain(&error).contains("in use"), "{error}");
+    assert!(ossature::vmm::error_chain(&error).contains("in use"), "{error}");
     first.pause().unwrap().keep();
     second.start().unwrap();
     assert!(first.resume().is_err());

@@ -8,8 +8,6 @@ use ossature::bus::state::StateError;
 use ossature::bus::{
     DeviceError, DeviceEvent, DeviceState, Event, Handover, MetricVisitor, Size, Syscall, Turn,
 };
-use ossature::core::machine::{Machine, MachineEvent, Outcome};
-use ossature::core::scripted::{Script, Scripted};
 use ossature::legacy::AcpiPower;
 use ossature::memory::RamConfig;
 use ossature::memory::vm_memory::GuestAddress;
@@ -17,6 +15,8 @@ use ossature::virtio::{
     Activation, DeviceInfo, DeviceType, LocalDevice, QueueBroken, Removed, Rng, SharedLoop, Source,
     VirtQueue, VirtioMmio, Worker,
 };
+use ossature::vmm::machine::{Machine, MachineEvent, Outcome};
+use ossature::vmm::scripted::{Script, Scripted};
 
 /// Where the only device of a machine has its registers, and its interrupt line.
 const REGISTERS: u64 = 0xd000_0000;

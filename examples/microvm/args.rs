@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
-use ossature::core::machine::OnReset;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
+use ossature::vmm::machine::OnReset;
 
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Debug, Parser)]

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use args::Args;
 use nix::sys::{signal::*, signalfd::*};
 use ossature::bus::{Device, EventLoop, Handler, Hosted};
-use ossature::core::{Kvm, error_chain, install_kick_handler, machine::*};
 use ossature::legacy::*;
 use ossature::memory::{Backing, RamConfig};
 use ossature::virtio::{blk::*, console::*, net::*, *};
+use ossature::vmm::{Kvm, error_chain, install_kick_handler, machine::*};
 
 /// How long a guest may take to power off once SIGTERM has pressed its power button.
 const GRACE: Duration = Duration::from_secs(10);

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use ossature::bus::Device;
-use ossature::core::machine::{Linux, Machine, MachineBuilder};
 use ossature::legacy::{AcpiPower, Rtc, Serial, SerialPort, backend};
 use ossature::memory::RamConfig;
+use ossature::vmm::machine::{Linux, Machine, MachineBuilder};
 
 use super::{Answers, Guest, LIMIT, Log};
 

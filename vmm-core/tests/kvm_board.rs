@@ -377,7 +377,8 @@ fn two_callers(setup: &[u8], vector: u64, end: &[u8], exact: bool) {
     assert_eq!(number(&machine, INTERRUPTS), before, "the line is still asserted");
     let spurious = number(&machine, SPURIOUS);
     assert!(spurious == 0 || !exact, "{spurious} interrupts without a cause");
-    assert!((ROUNDS * 3 / 2..=ROUNDS * 2).contains(&(before - spurious)), "{before} interrupts, {spurious}");
+    // One for each round at least: a handler that is slow serves both causes of a round in one go.
+    assert!((ROUNDS..=ROUNDS * 2).contains(&(before - spurious)), "{before} interrupts, {spurious}");
     // One that goes away takes its cause with it; the line is the other one's.
     callers[0].interrupt.assert().unwrap();
     drop(machine.remove_device("one").unwrap());

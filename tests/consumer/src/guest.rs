@@ -3,9 +3,9 @@
 
 use ossature::boot::{NodeRange, Platform};
 use ossature::bus::Size;
-use ossature::core::Registers;
-use ossature::core::machine::PayloadError;
-use ossature::core::scripted::Script;
+use ossature::vmm::Registers;
+use ossature::vmm::machine::PayloadError;
+use ossature::vmm::scripted::Script;
 use ossature::memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 

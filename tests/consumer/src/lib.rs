@@ -8,8 +8,8 @@ pub mod watch;
 
 use std::sync::Arc;
 
-use ossature::core::Hypervisor;
-use ossature::core::machine::{BuildErrors, Machine, MachineBuilder};
+use ossature::vmm::Hypervisor;
+use ossature::vmm::machine::{BuildErrors, Machine, MachineBuilder};
 use ossature::memory::RamConfig;
 use ossature::virtio::{Runtime, VirtioMmio};
 

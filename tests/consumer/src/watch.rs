@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::thread;
 
-use ossature::core::machine::{MachineEvent, MachineHandle};
+use ossature::vmm::machine::{MachineEvent, MachineHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// Follows all events of machines until each has ended; returns them, machine by machine.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use consumer::Vmm;
 use consumer::printer::{END, Paper};
-use ossature::core::machine::Outcome;
-use ossature::core::{CpuidRegisters, Kvm, Registers};
+use ossature::vmm::machine::Outcome;
+use ossature::vmm::{CpuidRegisters, Kvm, Registers};
 use ossature::virtio::Inline;
 use vm_memory::{Bytes, GuestAddress};
 

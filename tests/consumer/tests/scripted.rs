@@ -8,9 +8,9 @@ use consumer::Vmm;
 use consumer::guest::{self, Guest, Then};
 use consumer::printer::Paper;
 use consumer::shout::Shout;
-use ossature::core::Registers;
-use ossature::core::machine::Outcome;
-use ossature::core::scripted::{Script, Scripted};
+use ossature::vmm::Registers;
+use ossature::vmm::machine::Outcome;
+use ossature::vmm::scripted::{Script, Scripted};
 use ossature::virtio::Inline;
 
 /// A guest for this VMM. Where its device is, is known when a machine of the same parts has been built.

@@ -7,6 +7,10 @@ use super::binaries::{self, Binary};
 use super::lock_file;
 use crate::{Context, Error, Result, paths, process};
 
+/// Its tests need no more of the debug information than the lines in a panic's trace, and build faster.
+const WORKSPACE: &str = "[workspace]\nresolver = \"3\"\nmembers = [\"vmm\", \"examples\"]\n
+[profile.dev]\ndebug = \"line-tables-only\"\n";
+
 /// Where all of it is, its target folder included, which is kept.
 fn folder() -> PathBuf {
     paths::target().join("consumer")
@@ -30,20 +34,19 @@ pub fn build() -> Result<Vec<Binary>> {
     let config = folder().join("patch.toml");
     fs::write(&config, patch).context(config.display())?;
 
-    // The VMM and the facade's examples become one package, without a lock file.
-    let source = staging().join("vmm");
-    copy(manifest().parent().unwrap_or(Path::new(".")), &source)?;
-    let facade = crates.iter().find(|package| package.name == "ossature");
-    let facade = facade.ok_or_else(|| Error::new("there is no package of the facade"))?;
-    copy(&facade.unpacked().join("examples"), &source.join("examples"))?;
-    let vmm = folder().join("vmm");
-    sync(&source, &vmm)?;
+    // The VMM and the examples are the members of a workspace of their own, without a lock file.
+    let source = staging().join("workspace");
+    copy(manifest().parent().unwrap_or(Path::new(".")), &source.join("vmm"))?;
+    copy(&paths::root().join("examples"), &source.join("examples"))?;
+    write(&source.join("Cargo.toml"), WORKSPACE.as_bytes())?;
+    let workspace = folder().join("workspace");
+    sync(&source, &workspace)?;
 
-    let (manifest, target) = (vmm.join("Cargo.toml"), folder().join("target"));
+    let (manifest, target) = (workspace.join("Cargo.toml"), folder().join("target"));
     let [manifest, config, target] = [&manifest, &config, &target].map(|path| path.to_string_lossy());
     let arguments = ["--quiet", "--manifest-path", &manifest, "--config", &config, "--target-dir", &target];
-    let binaries = binaries::build(&arguments, &[])?;
-    let lock = vmm.join("Cargo.lock");
+    let binaries = binaries::build(&[&arguments[..], &["--all-targets"]].concat(), &[])?;
+    let lock = workspace.join("Cargo.lock");
     lock_file::one_version_each(&lock)?;
     let lock = fs::read_to_string(&lock).context(lock.display())?;
     match crates.iter().find(|package| !is_patched(&lock, &package.name)) {
@@ -83,7 +86,8 @@ fn package() -> Result<Vec<Package>> {
     }
     fs::create_dir_all(&staging).context(staging.display())?;
     let mut cargo = process::command("cargo");
-    cargo.args(["package", "--no-verify", "--allow-dirty", "--quiet", "--workspace", "--exclude", "xtask"]);
+    cargo.args(["package", "--no-verify", "--allow-dirty", "--quiet", "--workspace"]);
+    cargo.args(["--exclude", "xtask", "--exclude", "ossature-examples"]);
     process::output(cargo.current_dir(paths::root()))?;
     let mut packages = Vec::new();
     for file in fs::read_dir(&packed).context(packed.display())?.flatten().map(|entry| entry.path()) {

@@ -8,8 +8,8 @@ use consumer::Vmm;
 use consumer::guest::{COUNTER, Guest, Then};
 use consumer::watch;
 use ossature::bus::EventLoop;
-use ossature::core::Hypervisor;
-use ossature::core::machine::{MachineEvent, MachineHandle, Outcome};
+use ossature::vmm::Hypervisor;
+use ossature::vmm::machine::{MachineEvent, MachineHandle, Outcome};
 
 pub const GUESTS: [Guest; 2] = [
     Guest { text: "hello from the first guest", then: Then::PowerOff },

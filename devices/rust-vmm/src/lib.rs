@@ -1,0 +1,8 @@
+//! Adapters between Ossature and the crates of [rust-vmm](https://github.com/rust-vmm), both ways, and those crates
+//! themselves in one set of versions that are tested together.
+#![forbid(unsafe_code)]
+
+pub use {
+    event_manager, kvm_bindings, kvm_ioctls, linux_loader, virtio_queue, vm_device, vm_memory, vm_superio,
+    vmm_sys_util,
+};
