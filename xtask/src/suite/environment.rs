@@ -41,8 +41,8 @@ impl Environment {
     /// How long one test may take.
     pub fn limit(self) -> Duration {
         match self {
-            Environment::Hidden | Environment::Own => Duration::from_secs(180),
-            Environment::Full => Duration::from_secs(300),
+            Environment::Hidden | Environment::Own => Duration::from_secs(600),
+            Environment::Full => Duration::from_secs(900),
         }
     }
 
@@ -151,7 +151,7 @@ fn in_nested_machine(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     let words = [own_program()?, "run-plan".into(), plan, results.clone(), "1".into()];
     let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
     let job =
-        Job { limit: Some(Duration::from_secs(20 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };
+        Job { limit: Some(Duration::from_secs(40 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };
     let ended = machine.run(&job, &mut Lines::new(io::stdout()), &mut Lines::new(io::stderr()));
     let outcomes = plan::read_results(&results, entries.len());
     match ended {

@@ -17,7 +17,7 @@ use super::libtest::{self, Counts};
 use crate::{Context, Error, Result};
 
 /// The limit from which on a test is named when it starts too.
-const SLOW: Duration = Duration::from_secs(300);
+const SLOW: Duration = Duration::from_secs(900);
 
 /// One line of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
