@@ -88,6 +88,12 @@ impl Args {
         args
     }
 
+    /// Returns true if the guest's serial port or console is on standard input and output.
+    pub fn reads_keyboard(&self) -> bool {
+        self.console || self.serial() == "stdio"
+    }
+
+    /// Where the serial port goes.
     pub fn serial(&self) -> &str {
         self.serial.as_deref().unwrap_or(if self.console { "none" } else { "stdio" })
     }
