@@ -16,7 +16,7 @@ use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, Nic};
+use crate::args::{Args, Disk, Nic, SerialLine};
 use crate::report;
 
 /// What is left to its VMM of the devices that a machine has.
@@ -80,11 +80,11 @@ impl Devices {
 /// COM1, unless it goes nowhere.
 fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
     let to = args.serial();
-    let line = match to.split_once('=') {
-        None if to == "none" => return Ok(None),
-        None => backend::stdio().map(|line| line.with_escape_keys(on_key(machine))),
-        Some(("file", path)) => backend::file(path.as_ref()),
-        Some((_, path)) => backend::socket(path.as_ref()),
+    let line = match &to {
+        SerialLine::None => return Ok(None),
+        SerialLine::Stdio => backend::stdio().map(|line| line.with_escape_keys(on_key(machine))),
+        SerialLine::File(path) => backend::file(path),
+        SerialLine::Socket(path) => backend::socket(path),
     };
     let line = line.map_err(|e| format!("--serial {to}: {e}"))?;
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))

@@ -6,6 +6,7 @@
 
 mod args;
 mod devices;
+mod keys;
 mod report;
 mod signals;
 
