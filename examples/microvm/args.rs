@@ -1,7 +1,6 @@
 //! The command line of `microvm`: flags and sizes, each refused by name where it is wrong.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -10,9 +9,9 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
-use ossature::vmm::machine::OnReset;
+use ossature::vmm::machine::{OnReset, OnTripleFault};
 
-use crate::keys::{Key, Keys};
+use crate::keys::Keys;
 
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Debug, Parser)]
@@ -57,13 +56,17 @@ pub struct Args {
     /// What a reset by the guest does: end microvm, or start the guest again in the same virtual machine
     #[arg(long, default_value = "exit", value_name = "restart|exit", value_parser = PossibleValuesParser::new(["restart", "exit"]).map(|what| if what == "restart" { OnReset::Restart } else { OnReset::Stop }))]
     pub on_reset: OnReset,
+    /// What a triple fault of the guest is: a crash, or its request for a reset (Linux with reboot=t)
+    #[arg(long, default_value = "crash", value_name = "reset|crash", value_parser = PossibleValuesParser::new(["reset", "crash"]).map(|what| if what == "reset" { OnTripleFault::Reset } else { OnTripleFault::Crash }))]
+    pub on_triple_fault: OnTripleFault,
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
-    /// Log level: off, error, warn, info, debug or trace
+    /// Which of the machine's events to tell: off; error (what fails on the host); warn (what the guest's drivers do
+    /// wrong, too); info (and the rest); debug and trace add nothing
     #[arg(long, default_value = "warn")]
     pub log: log::LevelFilter,
 }
@@ -75,17 +78,6 @@ pub enum SerialLine {
     None,
     File(PathBuf),
     Socket(PathBuf),
-}
-
-impl fmt::Display for SerialLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stdio => f.write_str("stdio"),
-            Self::None => f.write_str("none"),
-            Self::File(path) => write!(f, "file={}", path.display()),
-            Self::Socket(path) => write!(f, "socket={}", path.display()),
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -136,16 +128,13 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 fn disk(text: OsString) -> Result<Disk, String> {
-    const PATH: Key = Key::Value("path", "FILE");
-    let keys = Keys::parse(&text, &[PATH, Key::Flag("readonly"), Key::Value("id", "NAME")])?;
-    let id = keys.text("id")?.map(str::to_owned);
-    Ok(Disk { path: keys.required(PATH)?.into(), readonly: keys.flag("readonly")?, id })
+    let keys = Keys::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
+    let path = keys.value("path").unwrap_or_default().into();
+    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
 }
 
 fn nic(text: OsString) -> Result<Nic, String> {
-    const TAP: Key = Key::Value("tap", "NAME");
-    let keys = Keys::parse(&text, &[TAP, Key::Value("mac", "MAC")])?;
-    keys.required(TAP)?;
+    let keys = Keys::parse(&text, &["tap=NAME", "mac=MAC"])?;
     let tap = keys.text("tap")?.unwrap_or_default().to_owned();
     let mac = keys.text("mac")?.map(|mac| mac.parse().map_err(|e| format!("mac: {e}"))).transpose()?;
     Ok(Nic { mac: mac.unwrap_or_else(|| Mac::derived(&tap)), tap })

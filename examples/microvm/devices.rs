@@ -1,6 +1,7 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
-use std::io::{stdin, stdout};
+use std::io::{self, stdin, stdout};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,14 +80,13 @@ impl Devices {
 
 /// COM1, unless it goes nowhere.
 fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
-    let to = args.serial();
-    let line = match &to {
+    let failed = |how: &str, path: &Path, e: io::Error| format!("--serial {how}={}: {e}", path.display());
+    let line = match args.serial() {
         SerialLine::None => return Ok(None),
-        SerialLine::Stdio => backend::stdio().map(|line| line.with_escape_keys(on_key(machine))),
-        SerialLine::File(path) => backend::file(path),
-        SerialLine::Socket(path) => backend::socket(path),
+        SerialLine::Stdio => backend::stdio()?.with_escape_keys(on_key(machine)),
+        SerialLine::File(path) => backend::file(&path).map_err(|e| failed("file", &path, e))?,
+        SerialLine::Socket(path) => backend::socket(&path).map_err(|e| failed("socket", &path, e))?,
     };
-    let line = line.map_err(|e| format!("--serial {to}: {e}"))?;
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
 }
 
@@ -105,6 +105,6 @@ fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
     let machine = machine.clone();
     move |key| match key {
         Escape::Quit => machine.stop(),
-        _ => report::in_raw_terminal("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
+        _ => report::say("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
     }
 }

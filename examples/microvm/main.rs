@@ -1,11 +1,21 @@
 //! A virtual machine monitor in the manner of a microvm: one kernel, virtio-mmio devices, a serial port.
-//! Ctrl-A X quits, Ctrl-A H helps; SIGTERM presses the power button. Exit code: 0 when the guest powered off or
-//! reset, or was told to quit; 1 when it crashed or something failed; 2 for wrong usage.
+//! Ctrl-A X quits, Ctrl-A H helps; SIGTERM presses the power button. The exit code says how it ended:
 //!
-//! `args` is its command line, `devices` what the guest finds, `signals` what asks it to end, `report` what it says.
+//! - 0: the guest powered off, or was told to end: by a key, by SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+//! - 1: the guest crashed, its kernel reported a panic, or something failed on the host.
+//! - 2: wrong usage.
+//! - 3: the guest asked for a reset (with `--on-reset exit`, the default). That may have been a reboot, or a panic with
+//!   `panic=-1`, which looks the same from outside: before Linux loads its pvpanic driver, as when there is no root file
+//!   system, a kernel that panics has no way to say so.
+//!
+//! Other signals that end a process end it as ever, and leave the terminal as it was.
+//!
+//! `args` is its command line, which `keys` takes apart, `devices` what the guest finds, `signals` and `events` what
+//! comes from outside and from the machine while it runs, `report` what is said at the end.
 
 mod args;
 mod devices;
+mod events;
 mod keys;
 mod report;
 mod signals;
@@ -13,6 +23,7 @@ mod signals;
 use std::error::Error;
 use std::io::stdin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ossature::bus::EventLoop;
@@ -29,16 +40,17 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn main() -> ExitCode {
     let started = Instant::now();
     let args = Args::from_command_line();
-    env_logger::Builder::new().filter_level(args.log).init();
     run(&args, started).unwrap_or_else(|error| report::failure(&error_chain(&*error)))
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
+    signals::refused_io_is_an_error()?;
     let builder = Machine::builder("microvm")
         .cpus(args.cpus)
         .memory(memory(args))
         .payload(linux(args))
         .on_reset(args.on_reset)
+        .on_triple_fault(args.on_triple_fault)
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?); // the process is ours: cheaper than masks
 
     // Whatever waits for a descriptor has its turns on this thread.
@@ -47,16 +59,19 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let machine = builder.build(&Kvm::open()?)?;
 
     let here = machine.guard(&here, "microvm's own code");
-    let _signals = signals::heed(&here, machine.handle(), devices.button.clone())?;
+    let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
+    let signals = signals::heed(&here, machine.handle(), devices.button.clone(), terminal.clone())?;
+    let _events = events::tell(&here, &machine, args.log)?;
     machine.start()?;
-    let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())? } else { None };
     let outcome = machine.wait_on(&here)?;
-    drop(terminal); // it is itself again
+    terminal.iter().for_each(|terminal| terminal.restore());
 
     if args.boot_timer {
         report::times(&machine, started, devices.stamps.take());
     }
-    Ok(report::outcome(&machine, outcome))
+    let code = report::outcome(&machine, outcome);
+    drop(machine); // whatever signal has come, its files are removed
+    Ok(signals.end(code))
 }
 
 /// The guest's RAM, and what backs it on the host.

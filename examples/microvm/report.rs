@@ -1,21 +1,21 @@
 //! What microvm says, and the exit code that it ends with. Printing never fails: there may be nobody who reads.
 
-use std::io::{Write, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use ossature::legacy::Stamp;
-use ossature::vmm::error_chain;
 use ossature::vmm::machine::{BuildPhase, Machine, Outcome};
+
+/// The exit code when the guest asked for a reset: see the first lines of `main.rs`.
+const RESET: u8 = 3;
 
 /// Says something to the user, who may have gone.
 pub fn say(text: &str) {
-    let _ = stderr().write_all(format!("microvm: {text}\n").as_bytes());
-}
-
-/// As [`say`], while the terminal is raw: it wants its own carriage returns.
-pub fn in_raw_terminal(text: &str) {
-    let _ = stderr().write_all(format!("\r\n{text}\r\n").as_bytes());
+    let mut to = stderr();
+    // A terminal that may be raw wants its own carriage returns.
+    let lines = if to.is_terminal() { text.replace('\n', "\r\n") + "\r" } else { text.to_owned() };
+    let _ = to.write_all(format!("microvm: {lines}\n").as_bytes());
 }
 
 /// Says what went wrong.
@@ -27,9 +27,10 @@ pub fn failure(text: &str) -> ExitCode {
 /// Says how the machine ended, unless it ended well.
 pub fn outcome(machine: &Machine, outcome: Outcome) -> ExitCode {
     match outcome {
-        Outcome::Crashed(error) => failure(&format!("the guest crashed: {}", error_chain(&*error))),
+        Outcome::Crashed(error) => failure(&format!("the guest crashed: {error}")),
         _ if machine.guest_panicked() => failure("the guest's kernel panicked"),
-        Outcome::Shutdown | Outcome::Reset | Outcome::Stopped => ExitCode::SUCCESS,
+        Outcome::Shutdown | Outcome::Stopped => ExitCode::SUCCESS,
+        Outcome::Reset => ExitCode::from(RESET),
         other => failure(&format!("the machine ended: {other}")),
     }
 }
@@ -41,9 +42,7 @@ pub fn times(machine: &Machine, started: Instant, stamps: Vec<Stamp>) {
         say(&format!("{name} from {} to {} us", since(start), since(end)));
     }
     for (index, run) in machine.first_runs().into_iter().enumerate() {
-        if let Some(run) = run {
-            say(&format!("vcpu{index} after {} us", since(run)));
-        }
+        run.iter().for_each(|&run| say(&format!("vcpu{index} after {} us", since(run))));
     }
     for Stamp { value, at } in stamps {
         say(&format!("stamp {value} after {} us", at.as_micros()));

@@ -39,7 +39,8 @@ pub enum TapError {
     },
     /// This user may not use it.
     #[error(
-        "tap {name:?}: no permission; give it to this user with: ip tuntap add mode tap name {name} user NAME"
+        "tap {name:?}: no permission; give it to this user with: ip tuntap add mode tap name {name} user NAME: \
+         {source}"
     )]
     Permission {
         /// The tap.
@@ -60,7 +61,7 @@ pub enum TapError {
         name: String,
     },
     /// Anything else.
-    #[error("tap {name:?}: cannot {action}")]
+    #[error("tap {name:?}: cannot {action}: {source}")]
     Io {
         /// The tap.
         name: String,
