@@ -1,6 +1,8 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
+use std::fs;
 use std::io::{self, stdin, stdout};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,6 +62,7 @@ impl Devices {
             device.with_interrupt(MmioInterrupt::AlwaysSet)
         };
         builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
+        each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
             builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
@@ -88,6 +91,25 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
         SerialLine::Socket(path) => backend::socket(&path).map_err(|e| failed("socket", &path, e))?,
     };
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
+}
+
+/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
+fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
+    // What is not there is told when it is opened.
+    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
+    for (index, disk) in disks.iter().enumerate() {
+        for other in disks.iter().skip(index + 1).filter(|other| !(disk.readonly && other.readonly)) {
+            if file(disk).is_some() && file(disk) == file(other) {
+                let (path, first) = (other.path.display(), disk.path.display());
+                return Err(format!(
+                    "--disk path={path} is in use by another disk of this machine, path={first}; \
+                     disks that share a file are readonly"
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {

@@ -39,7 +39,7 @@ pub enum DiskError {
         found: &'static str,
     },
     /// This user may not open it.
-    #[error("disk {path:?}: no permission to {}: {source}", match mode {
+    #[error("disk {path:?}: no permission to {}", match mode {
         OpenMode::ReadWrite => "read and write it; open it read-only or change its mode",
         OpenMode::ReadOnly => "read it",
     })]

@@ -39,8 +39,7 @@ pub enum TapError {
     },
     /// This user may not use it.
     #[error(
-        "tap {name:?}: no permission; give it to this user with: ip tuntap add mode tap name {name} user NAME: \
-         {source}"
+        "tap {name:?}: no permission; give it to this user with: ip tuntap add mode tap name {name} user NAME"
     )]
     Permission {
         /// The tap.
