@@ -10,7 +10,7 @@ use crate::{VmError, arch};
 const SLOW: Duration = Duration::from_nanos(100);
 
 /// This KVM emulates guests' kernels, instruction by instruction. Small guests run on it; a stock Linux kernel, whose
-/// boot takes more than a thousand million instructions, takes very long.
+/// boot takes more than a thousand million instructions, takes many minutes at best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Emulation {
@@ -29,8 +29,8 @@ impl fmt::Display for Emulation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "this host's KVM emulates its guests' kernels ({} ns for each instruction): a stock Linux kernel may take half \
-             an hour to boot on it",
+            "this host's KVM emulates its guests' kernels ({} ns for each instruction): a stock Linux kernel \
+             takes many minutes to boot on it, if it does",
             self.per_instruction.as_nanos()
         )
     }
