@@ -16,6 +16,8 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use support::{Ended, Guest, LIMIT, Running, stamp};
 use xtask::process;
 
+/// The exit code for a reset by the guest.
+const RESET: i32 = 3;
 /// The kernel's last words before it turns the machine off.
 const POWER_DOWN: &str = "reboot: Power down";
 /// Makes the kernel print from the start, so that a test need not wait for the boot.
@@ -33,7 +35,7 @@ fn a_guest_that_powers_off() {
 #[test]
 fn a_guest_that_reboots() {
     let ended = Guest::new().args(["--cpus", "2"]).run("reboot", "reboot -f").start().wait();
-    ended.expect(0);
+    ended.expect(RESET);
     assert!(ended.out.contains("reboot: Restarting system"), "{ended}");
     assert_eq!(ended.err, "", "{ended}");
 }
@@ -82,7 +84,7 @@ fn a_guest_that_reboots_ends_a_machine_that_is_to_exit() {
     guest.wait_for("start 1, up for ");
     guest.type_in("\n");
     let ended = guest.wait();
-    ended.expect(0);
+    ended.expect(RESET);
     assert_eq!(ended.err, "", "{ended}");
     assert!(ended.out.contains("reboot: Restarting system") && !ended.out.contains("start 2"), "{ended}");
     assert_eq!(fs::read(&image).unwrap()[0], b'1');
@@ -94,6 +96,31 @@ fn a_kernel_that_panics() {
     ended.expect(1);
     assert!(ended.out.contains("Kernel panic - not syncing: sysrq triggered crash"), "{ended}");
     assert_eq!(ended.err, "microvm: the guest's kernel panicked\n", "{ended}");
+}
+
+#[test]
+fn t7_a_kernel_that_panics_before_its_pvpanic_driver_is_loaded() {
+    // No root file system: the driver, a module, is never seen.
+    let ended = Guest::new().cmdline("rdinit=/nowhere").start().wait();
+    ended.expect(RESET);
+    assert!(ended.out.contains("Kernel panic - not syncing"), "{ended}");
+}
+
+#[test]
+fn t6_a_triple_fault_that_resets_the_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    let args = ["--on-triple-fault", "reset", "--on-reset", "restart", "--cpus", "2"];
+    let mut guest = counting_guest(&image).args(args).cmdline("reboot=t").start();
+    for start in 1..=STARTS {
+        guest.wait_for(&format!("start {start}, up for "));
+        guest.type_in("\n");
+    }
+    let ended = guest.wait();
+    ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
+    assert!(ended.out.contains(POWER_DOWN), "{ended}");
+    assert_eq!(fs::read(&image).unwrap()[0], b'0' + STARTS as u8);
 }
 
 #[test]

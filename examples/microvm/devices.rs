@@ -22,6 +22,9 @@ use crate::Result;
 use crate::args::{Args, Disk, Nic, SerialLine};
 use crate::report;
 
+/// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
+const OWN_LINES: usize = 12;
+
 /// What is left to its VMM of the devices that a machine has.
 pub struct Devices {
     /// The guest's power button.
@@ -56,10 +59,13 @@ impl Devices {
             builder = builder.device(timer);
         }
 
-        let virtio = |id: String, device: Box<dyn LocalDevice>| {
+        let mut lines = OWN_LINES;
+        let mut virtio = |id: String, device: Box<dyn LocalDevice>| {
             let device = VirtioMmio::new(id, device, Arc::new(here.clone()));
             // Linux needs no true interrupt status, and then no interrupt costs an exit.
-            device.with_interrupt(MmioInterrupt::AlwaysSet)
+            let interrupt = if lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
+            lines = lines.saturating_sub(1);
+            device.with_interrupt(interrupt)
         };
         builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
         each_file_is_one_disk(&args.disk)?;

@@ -57,7 +57,11 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     // Whatever waits for a descriptor has its turns on this thread.
     let here = EventLoop::new()?;
     let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
-    let machine = builder.build(&Kvm::open()?)?;
+    let kvm = Kvm::open()?;
+    let machine = builder.build(&kvm)?;
+    if let Some(emulation) = kvm.emulation()?.filter(|_| args.log >= log::Level::Warn) {
+        report::say(&format!("warning: {emulation}"));
+    }
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };

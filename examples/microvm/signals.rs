@@ -61,7 +61,7 @@ pub fn heed(
 ) -> Result<Signals<impl Handler + use<>>> {
     let job_control: &[Signal] = if terminal.is_some() { &JOB_CONTROL } else { &[] };
     let all = REQUESTS.iter().chain(&DEADLY).chain(job_control);
-    let signals: SigSet = all.copied().filter(|signal| !signal_is_ignored(*signal as i32)).collect();
+    let signals: SigSet = all.copied().collect();
     signals.thread_block()?;
     let deadly = Arc::new(AtomicI32::new(0));
     let (last, timers) = (deadly.clone(), here.clone());
@@ -69,6 +69,8 @@ pub fn heed(
     let heeded = here.on_readable(SignalFd::with_flags(&signals, SfdFlags::all())?, move |signals| {
         while let Ok(Some(signal)) = signals.read_signal() {
             match Signal::try_from(signal.ssi_signo as i32) {
+                // What is ignored arrives all the same while it is blocked.
+                Ok(signal) if signal_is_ignored(signal as i32) => {}
                 Ok(Signal::SIGTERM) if pressed.is_none() && button.press().is_ok() => {
                     let machine = machine.clone();
                     // Without a timer, a second SIGTERM is needed.

@@ -98,7 +98,7 @@ pub use error::{Capability, VmError, error_chain};
 pub use failure::Failure;
 pub use guard::{Ioeventfd, Irqfd, MemorySlot, MsiRoute};
 pub use kick::{KickSignal, Kicker};
-pub use kvm::{Capabilities, Kvm, install_kick_handler, is_ignored as signal_is_ignored};
+pub use kvm::{Capabilities, Emulation, Kvm, install_kick_handler, is_ignored as signal_is_ignored};
 pub use state::{VcpuState, VmState};
 pub use stats::{Stat, StatsReader};
 pub use vcpu::{Buses, Step, Vcpu, VcpuError};

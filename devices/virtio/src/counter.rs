@@ -1,7 +1,8 @@
 //! Counters that one worker writes and anybody reads.
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use ossature_bus::{DeviceEvent, EventSink};
 
@@ -21,19 +22,28 @@ impl Counter {
     }
 }
 
-/// The host's failures: all are counted, the first until the next reset is reported.
+/// So many different failures are reported until the next reset.
+const MAX_REPORTS: usize = 8;
+
+/// The host's failures: all are counted, and each is reported that was not yet since the last reset.
 #[derive(Debug, Default)]
 pub(crate) struct HostErrors {
     count: Counter,
-    reported: AtomicBool,
+    reported: Mutex<Vec<String>>,
 }
 
 impl HostErrors {
     /// Notes that `action` failed. Only one thread at a time may call it.
     pub(crate) fn note(&self, events: &EventSink, action: &str, error: &impl Display) {
         self.count.add(1);
-        if !self.reported.swap(true, Ordering::Relaxed) {
-            events.report(DeviceEvent::HostError { reason: format!("cannot {action}: {error}") });
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < MAX_REPORTS {
+            let reason = format!("cannot {action}: {error}");
+            if !reported.contains(&reason) {
+                reported.push(reason.clone());
+                drop(reported);
+                events.report(DeviceEvent::HostError { reason });
+            }
         }
     }
 
@@ -42,8 +52,38 @@ impl HostErrors {
         self.count.get()
     }
 
-    /// The next one is reported again.
+    /// Each is reported again.
     pub(crate) fn reset(&self) {
-        self.reported.store(false, Ordering::Relaxed);
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn e4_each_condition_is_reported_once_and_no_more_than_a_few() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        let events = EventSink::new(move |event| sink.lock().unwrap().push(event.to_string()));
+        let errors = HostErrors::default();
+        for _ in 0..3 {
+            errors.note(&events, "write", &"the disk is full");
+            errors.note(&events, "flush", &"the disk is full");
+        }
+        assert_eq!(
+            *told.lock().unwrap(),
+            ["cannot write: the disk is full", "cannot flush: the disk is full"]
+        );
+        for number in 0..100 {
+            errors.note(&events, "read", &format!("sector {number}"));
+        }
+        assert_eq!((told.lock().unwrap().len(), errors.get()), (MAX_REPORTS, 106));
+        errors.reset();
+        errors.note(&events, "write", &"the disk is full");
+        assert_eq!(told.lock().unwrap().len(), MAX_REPORTS + 1);
     }
 }

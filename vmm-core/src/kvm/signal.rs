@@ -25,8 +25,7 @@ pub fn install_kick_handler(signal: i32) -> io::Result<KickSignal> {
 }
 
 /// Returns true if this process ignores `signal`: it was started so, as by nohup(1) or in the background of a shell
-/// script, or has decided so. A VMM that heeds signals leaves such a one alone; once blocked, for a signalfd, it would
-/// arrive all the same.
+/// script, or has decided so. A VMM that heeds signals leaves such a one alone; it arrives all the same in a signalfd.
 pub fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: nothing is changed, and the kernel fills `action` when the call succeeds.
