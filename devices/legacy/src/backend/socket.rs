@@ -73,6 +73,10 @@ impl Line for SocketLine {
     fn needs_loop(&self) -> bool {
         true
     }
+
+    fn is_terminal(&self) -> bool {
+        false
+    }
 }
 
 impl Drop for SocketLine {
