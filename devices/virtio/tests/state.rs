@@ -9,7 +9,7 @@ use ossature_bus::state::{Handover, SavedState};
 use ossature_bus::{DeviceState, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 use ossature_virtio::blk::{Blk, NullDisk};
-use ossature_virtio::console::Console;
+use ossature_virtio::console::{Console, ConsoleOutput};
 use ossature_virtio::net::{Net, NetIo, Offloads};
 use ossature_virtio::testing::TestDriver;
 use ossature_virtio::{LocalDevice, Rng};
@@ -60,7 +60,7 @@ fn net() -> Box<dyn LocalDevice> {
 }
 
 fn console() -> Box<dyn LocalDevice> {
-    let console = Console::new(None, Box::new(std::io::sink()));
+    let console = Console::new(None, ConsoleOutput::writer(std::io::sink()));
     console.window().resize(132, 50);
     Box::new(console)
 }
