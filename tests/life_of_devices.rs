@@ -52,7 +52,7 @@ fn devices(io: &Arc<SharedLoop>, image: &std::path::Path) -> Vec<Box<dyn Device>
             "net",
             Box::new(Net::new(Silent(UnixStream::pair().unwrap().0), "02:00:00:00:00:01".parse().unwrap())),
         ),
-        ("console", Box::new(Console::new(None, Box::new(std::io::sink())))),
+        ("console", Box::new(Console::new(None, ConsoleOutput::writer(std::io::sink())))),
     ];
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(Serial::new("com1", SerialPort::COM1, backend::none())),
