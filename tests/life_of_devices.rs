@@ -9,6 +9,7 @@ use ossature::bus::{Device, DeviceState, Syscall};
 use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, SerialPort, backend};
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
+use ossature::virtio::console::ConsoleOutput;
 use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads};
 use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::machine::{Machine, MachineHandle, Outcome};

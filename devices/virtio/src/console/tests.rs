@@ -474,6 +474,11 @@ fn t5_a_port_is_told_the_size_of_its_window_at_start_and_when_it_changes() {
     let messages = inbox.told(&mut rig);
     assert_eq!(messages.last(), Some(&resize(25, 89)));
     assert!(messages.len() <= 2, "{messages:?}");
+    // A change while the machine is paused.
+    let queues = rig.stop();
+    window.resize(70, 20);
+    rig.start_with(&mut console, queues);
+    assert_eq!(inbox.told(&mut rig), [resize(20, 70)]);
 }
 
 #[test]

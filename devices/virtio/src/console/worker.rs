@@ -46,7 +46,12 @@ impl ConsoleWorker {
         counters: Arc<Counters>,
         activation: &Activation,
     ) -> Self {
-        let output = lock(&port).output.source().map(|fd| fd.as_raw_fd());
+        let output = {
+            let mut port = lock(&port);
+            // It may have changed while nobody was there to tell of it.
+            port.state.resized();
+            port.output.source().map(|fd| fd.as_raw_fd())
+        };
         let (window, resized) = window;
         let has = |feature: u32| activation.features & 1 << feature != 0;
         Self {
