@@ -17,7 +17,7 @@ use ossature::bus::Device;
 use ossature::legacy::AcpiPower;
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput};
+use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::machine::{Machine, Outcome};
@@ -45,7 +45,7 @@ fn g1_to_g4_a_foreign_driver_drives_every_device_and_a_second_one_after_it() {
         ("registers", Box::new(Rng::new())),
         ("rng", Box::new(Rng::new())),
         ("blk", Box::new(disk)),
-        ("console", Box::new(Console::new(Some(input), Box::new(theirs)))),
+        ("console", Box::new(Console::new(Some(input), ConsoleOutput::new(theirs).unwrap()))),
         ("net", Box::new(net)),
     ];
     let io = Arc::new(SharedLoop::new("io").unwrap());

@@ -18,7 +18,7 @@ use ossature::bus::Device;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{Backing, FileBacking, GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput};
+use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput};
 use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::machine::{Linux, Machine, Outcome, Payload, PayloadError};
@@ -49,7 +49,7 @@ fn a_guest_goes_on_after_each_of_50_round_trips() {
     let blk =
         Blk::new(RawFile::open(&image, OpenMode::ReadWrite).unwrap(), "disk".parse::<DiskId>().unwrap());
     let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
-    let console = Console::new(Some(ConsoleInput::new(input).unwrap()), Box::new(output));
+    let console = Console::new(Some(ConsoleInput::new(input).unwrap()), ConsoleOutput::new(output).unwrap());
     let virtio: [(&str, Box<dyn LocalDevice>, MmioInterrupt); 4] = [
         ("rng", Box::new(Rng::new()), MmioInterrupt::SharedLine),
         ("disk", Box::new(blk), MmioInterrupt::AlwaysSet),

@@ -9,6 +9,7 @@ use ossature::bus::{Device, DeviceState, Syscall};
 use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, SerialPort, backend};
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
+use ossature::virtio::console::ConsoleOutput;
 use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads};
 use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::machine::{Machine, MachineHandle, Outcome};
@@ -52,7 +53,7 @@ fn devices(io: &Arc<SharedLoop>, image: &std::path::Path) -> Vec<Box<dyn Device>
             "net",
             Box::new(Net::new(Silent(UnixStream::pair().unwrap().0), "02:00:00:00:00:01".parse().unwrap())),
         ),
-        ("console", Box::new(Console::new(None, Box::new(std::io::sink())))),
+        ("console", Box::new(Console::new(None, ConsoleOutput::writer(std::io::sink())))),
     ];
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(Serial::new("com1", SerialPort::COM1, backend::none())),

@@ -10,10 +10,10 @@ use std::time::Instant;
 use ossature::bus::{Device, EventLoop, Hosted};
 use ossature::legacy::{
     AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
-    backend,
+    backend, window_size,
 };
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput};
+use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
 use ossature::virtio::net::{Net, Tap};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
@@ -31,6 +31,8 @@ pub struct Devices {
     pub button: PowerButton,
     /// What the guest wrote to the boot timer's port.
     pub stamps: Stamps,
+    /// The window of the console, if there is one.
+    pub window: Option<ConsoleWindow>,
     /// Feeds the console for as long as it lives.
     _keyboard: Option<Hosted<KeyFilter>>,
 }
@@ -76,14 +78,27 @@ impl Devices {
         for (index, nic) in args.net.iter().enumerate() {
             builder = builder.device(virtio(format!("net{index}"), net(nic)?));
         }
-        let mut keyboard = None;
+        let (mut keyboard, mut window) = (None, None);
         if args.console {
-            let (filter, input) = KeyFilter::new(stdin(), on_key(&machine))?;
-            let console = Console::new(Some(ConsoleInput::new(input)?), Box::new(stdout()));
+            let input = match KeyFilter::new(stdin(), on_key(&machine))? {
+                Some((filter, input)) => {
+                    keyboard = Some(filter.on(here)?);
+                    ConsoleInput::new(input)?
+                }
+                None => ConsoleInput::new(stdin())?,
+            };
+            let console = Console::new(Some(input), ConsoleOutput::new(stdout())?);
+            fit(window.insert(console.window()));
             builder = builder.device(virtio("console".to_owned(), Box::new(console)));
-            keyboard = Some(filter.on(here)?);
         }
-        Ok((builder, Self { button, stamps, _keyboard: keyboard }))
+        Ok((builder, Self { button, stamps, window, _keyboard: keyboard }))
+    }
+}
+
+/// Gives the console the size of the window that it is shown in.
+pub fn fit(window: &ConsoleWindow) {
+    if let Some((columns, rows)) = window_size(stdout()).or_else(|| window_size(stdin())) {
+        window.resize(columns, rows);
     }
 }
 
@@ -133,6 +148,6 @@ fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
     let machine = machine.clone();
     move |key| match key {
         Escape::Quit => machine.stop(),
-        _ => report::say("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
+        _ => report::say_or_drop("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
     }
 }

@@ -7,7 +7,7 @@ use ossature::bus::{DeviceEvent, EventLoop, Handler, Hosted};
 use ossature::vmm::machine::{Machine, MachineEvent, PollableEvents};
 
 use crate::Result;
-use crate::report::say;
+use crate::report::say_or_drop;
 
 /// For this long a line is not told again, and no more than so many lines are: a guest can have its devices fail as often
 /// as it likes.
@@ -25,12 +25,12 @@ pub fn tell(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<H
             if since.elapsed() >= PERIOD {
                 (since, told) = (Instant::now(), Vec::new());
                 if std::mem::take(&mut untold) > 0 {
-                    say("there were more events, like those before or too many to tell");
+                    say_or_drop("there were more events, like those before or too many to tell");
                 }
             }
             let line = event.to_string();
             if told.len() < LINES && !told.contains(&line) {
-                say(&line);
+                say_or_drop(&line);
                 told.push(line);
             } else {
                 untold += 1;

@@ -65,7 +65,13 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
-    let signals = signals::heed(&here, machine.handle(), devices.button.clone(), terminal.clone())?;
+    let signals = signals::heed(
+        &here,
+        machine.handle(),
+        devices.button.clone(),
+        terminal.clone(),
+        devices.window.clone(),
+    )?;
     let _events = events::tell(&here, &machine, args.log)?;
     machine.start()?;
     let outcome = machine.wait_on(&here)?;

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write, stderr};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use ossature::bus::HostStream;
 use ossature::legacy::Stamp;
 use ossature::vmm::machine::{BuildPhase, Machine, Outcome};
 
@@ -12,10 +13,24 @@ const RESET: u8 = 3;
 
 /// Says something to the user, who may have gone.
 pub fn say(text: &str) {
-    let mut to = stderr();
+    let _ = stderr().write_all(line(text).as_bytes());
+}
+
+/// The same while the machine runs, unless there is no room for it: signals and devices do not wait for whoever should
+/// read it.
+pub fn say_or_drop(text: &str) {
+    let Ok(to) = HostStream::output(stderr()) else { return };
+    let line = line(text);
+    let mut rest = line.as_bytes();
+    while let Ok(n @ 1..) = to.write(rest) {
+        rest = rest.get(n..).unwrap_or_default();
+    }
+}
+
+fn line(text: &str) -> String {
     // A terminal that may be raw wants its own carriage returns.
-    let lines = if to.is_terminal() { text.replace('\n', "\r\n") + "\r" } else { text.to_owned() };
-    let _ = to.write_all(format!("microvm: {lines}\n").as_bytes());
+    let lines = if stderr().is_terminal() { text.replace('\n', "\r\n") + "\r" } else { text.to_owned() };
+    format!("microvm: {lines}\n")
 }
 
 /// Says what went wrong.

@@ -9,10 +9,12 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ossature::bus::{EventLoop, Handler, Hosted, Timer};
 use ossature::legacy::{PowerButton, RawTerminal};
+use ossature::virtio::console::ConsoleWindow;
 use ossature::vmm::machine::MachineHandle;
 use ossature::vmm::signal_is_ignored;
 
 use crate::Result;
+use crate::devices::fit;
 
 /// How long a guest may take to power off once SIGTERM has pressed its power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -58,9 +60,10 @@ pub fn heed(
     machine: MachineHandle,
     button: PowerButton,
     terminal: Option<Arc<RawTerminal>>,
+    window: Option<ConsoleWindow>,
 ) -> Result<Signals<impl Handler + use<>>> {
     let job_control: &[Signal] = if terminal.is_some() { &JOB_CONTROL } else { &[] };
-    let all = REQUESTS.iter().chain(&DEADLY).chain(job_control);
+    let all = REQUESTS.iter().chain(&DEADLY).chain(job_control).chain(&[Signal::SIGWINCH]);
     let signals: SigSet = all.copied().collect();
     signals.thread_block()?;
     let deadly = Arc::new(AtomicI32::new(0));
@@ -76,6 +79,7 @@ pub fn heed(
                     // Without a timer, a second SIGTERM is needed.
                     pressed = Some(timers.after(GRACE, move || machine.stop()).ok());
                 }
+                Ok(Signal::SIGWINCH) => window.iter().for_each(fit),
                 Ok(Signal::SIGTSTP) => {
                     terminal.iter().for_each(|terminal| terminal.restore());
                     let _ = raise(Signal::SIGSTOP);

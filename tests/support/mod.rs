@@ -10,8 +10,9 @@ mod tap;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -161,11 +162,16 @@ impl Guest {
 
     /// Starts the VMM with a pipe for each of its streams.
     pub fn start(self) -> Running {
+        self.start_through(|output| output)
+    }
+
+    /// The same, where the VMM's standard output is read through what `through` makes of it.
+    pub fn start_through<R: Read + Send + 'static>(self, through: impl FnOnce(ChildStdout) -> R) -> Running {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Running::new(child, Box::new(input), Log::follow(output), self.names, self.folder)
+        Running::new(child, Box::new(input), Log::follow(through(output)), self.names, self.folder)
     }
 
     /// Starts the VMM on `terminal`, a pseudo-terminal whose other side is `user`.

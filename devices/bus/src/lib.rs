@@ -7,6 +7,7 @@
 //!   [`Assigned`], and takes part in the machine's life.
 //! - An [`Interrupt`] is raised without knowing what is behind it: a line of its own, a shared level line, a message.
 //! - An [`EventLoop`] gives handlers of descriptors and timers their turns: queues, serial lines, signals.
+//! - A [`HostStream`] is a terminal, pipe, socket or file that they read and write without waiting.
 //! - [`state`] is the form in which devices save their registers, and [`state_file`] the file that keeps them.
 //! - [`testing`] has a board for tests of devices: no machine, no hypervisor.
 //! - [`adapters`] connect devices and buses with the devices and buses of rust-vmm's `vm-device`.
@@ -71,6 +72,7 @@ mod error;
 #[allow(unsafe_code)] // borrows a descriptor that vmm-sys-util knows as a number
 mod event;
 mod event_loop;
+mod host_stream;
 mod interrupt;
 mod panic;
 mod publish;
@@ -91,6 +93,7 @@ pub use error::DeviceError;
 pub use event::Event;
 pub use event_loop::thread::LoopThread;
 pub use event_loop::{EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, Turn, WatchError};
+pub use host_stream::HostStream;
 pub use interrupt::{Interrupt, InterruptTarget, MessageInterrupt, MessageTarget, MsiMessage};
 pub use panic::Panic;
 pub use request::{

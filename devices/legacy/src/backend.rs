@@ -4,13 +4,16 @@ pub(crate) mod line;
 mod pty;
 mod socket;
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ossature_bus::HostStream;
 
 use crate::escape::Escape;
-use line::{Fd, FdLine, Line, WriterLine};
+use line::{FdLine, Line, WriterLine};
 use pty::PtyLine;
 use socket::SocketLine;
 
@@ -29,10 +32,15 @@ impl Backend {
     /// which the guest then does not get. The call comes from the port's event loop; if it panics, the port reports
     /// [`Panicked`](ossature_bus::DeviceEvent::Panicked) and has no more turns until it is attached again.
     ///
-    /// The line is then read even if the guest does not read: the keys work when it hangs. Up to 4 KiB wait
-    /// for the guest, what comes on top is dropped, as a terminal does.
+    /// There are such keys on a terminal only: [`stdio`] and [`fds`] whose input is one, and [`pty`]. On any other line
+    /// all bytes are data, and this changes nothing.
+    ///
+    /// So that the keys work when the guest hangs, up to 4 KiB are read before the guest takes them, and wait for it.
+    /// What is typed on top stays in the terminal, keys included.
     pub fn with_escape_keys(mut self, on_key: impl FnMut(Escape) + Send + 'static) -> Self {
-        self.on_key = Some(Box::new(on_key));
+        if self.line.is_terminal() {
+            self.on_key = Some(Box::new(on_key));
+        }
         self
     }
 }
@@ -50,8 +58,9 @@ pub fn none() -> Backend {
 
 /// Output to `writer`, and no input except through [`SerialInput`](crate::SerialInput).
 ///
-/// The vCPU that sends calls `writer`, byte by byte, so it must not wait for anything, least of all for this
-/// machine; what it refuses, with `WouldBlock` too, is lost.
+/// For what is in this process: a buffer, a channel. The vCPU that sends calls `writer`, byte by byte, so it must not
+/// wait for anything, least of all for this machine; what it refuses, with `WouldBlock` too, is lost. A descriptor
+/// belongs into [`fds`], which waits for room.
 pub fn writer(writer: impl Write + Send + 'static) -> Backend {
     Backend::of(WriterLine(Box::new(writer)))
 }
@@ -61,24 +70,24 @@ pub fn writer(writer: impl Write + Send + 'static) -> Backend {
 /// A terminal must be in raw mode for the guest to get every key: see
 /// [`RawTerminal`](crate::RawTerminal).
 pub fn stdio() -> io::Result<Backend> {
-    fd_line(Some(io::stdin().as_fd()), Some(io::stdout().as_fd()))
+    let (input, output) = (HostStream::input(io::stdin())?, HostStream::output(io::stdout())?);
+    Ok(fd_line(Some(input), Some(output)))
 }
 
 /// Input from one descriptor, output to another one, which other processes may share.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
-    fd_line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
+    let input = input.map(HostStream::input).transpose()?;
+    Ok(fd_line(input, output.map(HostStream::output).transpose()?))
 }
 
-fn fd_line(input: Option<BorrowedFd<'_>>, output: Option<BorrowedFd<'_>>) -> io::Result<Backend> {
-    let input = input.map(|fd| Fd::shared(fd, false)).transpose()?;
-    let output = output.map(|fd| Fd::shared(fd, true)).transpose()?;
-    Ok(Backend::of(FdLine { input, output }))
+fn fd_line(input: Option<HostStream>, output: Option<HostStream>) -> Backend {
+    Backend::of(FdLine { input: input.map(Arc::new), output: output.map(Arc::new) })
 }
 
 /// Output to the end of the file at `path`, which is made if there is none; no input.
 pub fn file(path: &Path) -> io::Result<Backend> {
-    let file: File = OpenOptions::new().append(true).create(true).open(path)?;
-    Ok(Backend::of(FdLine { input: None, output: Some(Fd::own(file.into())?) }))
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    Ok(fd_line(None, Some(HostStream::owned(file.into())?)))
 }
 
 /// A new pseudo-terminal, and the path at which a terminal program opens it. It is raw. Output is dropped

@@ -1,97 +1,120 @@
 //! A terminal's input without the escape keys, for a device that reads from a descriptor.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use ossature_bus::{EventLoop, Handler, Hosted, Interest, Source, Turn, WatchError};
+use ossature_bus::{EventLoop, Handler, HostStream, Hosted, Interest, Source, Turn, WatchError};
 
-use crate::backend::line::Fd;
 use crate::escape::{Escape, EscapeFilter};
 
-/// How much of the input one turn takes.
-const PIECE: usize = 4096;
+/// How much waits for room in the socket to the device: as much as a terminal keeps.
+const CAPACITY: usize = 4096;
+/// The room in that socket, or what the kernel makes of it: little, because what is in there has left the terminal.
+const SOCKET: usize = 1024;
 
-/// Passes input on to a device that reads from a descriptor, such as a virtio console, without the escape keys (see
-/// [`EscapeFilter`]). They work even when the guest does not read: what the device's descriptor has no room for is
-/// dropped, as a terminal does. The end of the input is the end of what the device reads.
+/// Passes what is typed on a terminal on to a device that reads from a descriptor, such as a virtio console, without the
+/// escape keys (see [`EscapeFilter`]).
+///
+/// So that the keys work when the guest does not read, somewhat more than 4 KiB are read before the device takes them,
+/// and wait for it. What is typed on top stays in the terminal, keys included; nothing is lost. The end of the input is the end of
+/// what the device reads.
 pub struct KeyFilter {
-    input: Fd,
-    /// Gone once the input has ended.
-    guest: Option<UnixStream>,
+    input: HostStream,
+    input_open: bool,
+    device: UnixStream,
+    /// What the socket has no room for.
+    waiting: Vec<u8>,
     filter: EscapeFilter,
     on_key: Box<dyn FnMut(Escape) + Send>,
 }
 
 impl KeyFilter {
-    /// Takes a descriptor that other processes may share, such as standard input, and calls `on_key` for each escape
+    /// Takes a terminal that other processes may share, such as standard input, and calls `on_key` for each escape
     /// key, on the thread that runs the loop. If it panics, the filter and the input end, and the loop's
     /// [`on_panic`](EventLoop::on_panic) hook is told. Returns the filter and the descriptor for the device.
-    pub fn new(input: impl AsFd, on_key: impl FnMut(Escape) + Send + 'static) -> io::Result<(Self, OwnedFd)> {
-        let input = Fd::shared(input.as_fd(), false)?;
-        let (guest, device) = UnixStream::pair()?;
-        guest.set_nonblocking(true)?;
-        let this = Self { input, guest: Some(guest), filter: EscapeFilter::new(), on_key: Box::new(on_key) };
-        Ok((this, device.into()))
+    ///
+    /// `None` if `input` is not a terminal: all bytes of a pipe, a socket or a file are data, and the device reads them
+    /// there itself.
+    pub fn new(
+        input: impl AsFd,
+        on_key: impl FnMut(Escape) + Send + 'static,
+    ) -> io::Result<Option<(Self, OwnedFd)>> {
+        let input = HostStream::input(input)?;
+        if !input.is_terminal() {
+            return Ok(None);
+        }
+        let (device, theirs) = UnixStream::pair()?;
+        device.set_nonblocking(true)?;
+        rustix::net::sockopt::set_socket_send_buffer_size(&device, SOCKET)?;
+        let filter = EscapeFilter::new();
+        let on_key = Box::new(on_key);
+        let this = Self { input, input_open: true, device, waiting: Vec::new(), filter, on_key };
+        Ok(Some((this, theirs.into())))
     }
 
     /// Has its turns on `event_loop` for as long as the result lives.
     pub fn on(self, event_loop: &EventLoop) -> Result<Hosted<Self>, WatchError> {
-        let fd = self.fd();
-        let hosted = event_loop.host(self)?;
-        match hosted.handle().watch(Source { token: 0, fd, interest: Interest::Readable }) {
-            // A file that is always ready: read until it ends.
-            Err(e) if e.source.kind() != io::ErrorKind::PermissionDenied => return Err(e),
-            _ => hosted.handle().wake(0),
-        }
-        Ok(hosted)
+        event_loop.host(self)
     }
 
-    fn fd(&self) -> RawFd {
-        self.input.as_fd().as_raw_fd()
+    /// Passes on what waits.
+    fn write(&mut self) -> Turn {
+        match (&self.device).write(&self.waiting) {
+            Ok(n) => drop(self.waiting.drain(..n)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Turn::Sleep,
+            // The device is gone.
+            Err(_) => self.waiting.clear(),
+        }
+        Turn::Again
     }
 
-    /// Sends a piece of the input at once: a socket has room for a few hundred writes, however short they are.
-    fn send(&mut self, piece: &mut Vec<u8>) {
-        if let Some(guest) = self.guest.as_mut().filter(|_| !piece.is_empty()) {
-            // What there is no room for is dropped.
-            let _ = guest.write(piece);
+    /// Reads once and takes the keys out.
+    fn read(&mut self) -> Turn {
+        let mut buffer = [0; CAPACITY];
+        let room = buffer.get_mut(self.waiting.len()..).unwrap_or_default();
+        if room.is_empty() || !self.input_open {
+            return Turn::Sleep;
         }
-        piece.clear();
+        let length = match self.input.read(room) {
+            Ok(length) => length,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Turn::Again,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Turn::Sleep,
+            // The terminal is gone.
+            Err(_) => 0,
+        };
+        self.input_open = length > 0;
+        for &byte in room.iter().take(length) {
+            let (byte, key) = self.filter.push(byte);
+            self.waiting.extend(byte);
+            if let Some(key) = key {
+                (self.on_key)(key);
+            }
+        }
+        Turn::Again
     }
 }
 
 impl Handler for KeyFilter {
     fn sources(&self) -> Vec<Source> {
-        // See `on`: not every file can be watched.
-        Vec::new()
+        let (input, device) = (self.input.as_fd().as_raw_fd(), self.device.as_raw_fd());
+        vec![
+            Source { token: 0, fd: input, interest: Interest::Readable },
+            Source { token: 1, fd: device, interest: Interest::Writable },
+        ]
     }
 
     fn turn(&mut self, _: u16) -> Turn {
-        if self.guest.is_none() {
+        let wrote = if self.waiting.is_empty() { Turn::Sleep } else { self.write() };
+        let read = self.read();
+        if !self.input_open && self.waiting.is_empty() {
+            // It may be gone itself.
+            let _ = self.device.shutdown(Shutdown::Write);
             return Turn::Sleep;
         }
-        let mut buffer = [0; PIECE];
-        let length = match self.input.read(&mut buffer) {
-            Ok(length @ 1..) => length,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Turn::Again,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Turn::Sleep,
-            _ => {
-                self.guest = None;
-                return Turn::Sleep;
-            }
-        };
-        let mut piece = Vec::new();
-        for &byte in buffer.iter().take(length) {
-            let (byte, key) = self.filter.push(byte);
-            piece.extend(byte);
-            if let Some(key) = key {
-                self.send(&mut piece);
-                (self.on_key)(key);
-            }
-        }
-        self.send(&mut piece);
-        Turn::Again
+        if wrote == Turn::Again { wrote } else { read }
     }
 }
 
@@ -102,93 +125,4 @@ impl std::fmt::Debug for KeyFilter {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::Read;
-    use std::sync::mpsc::channel;
-
-    use super::*;
-
-    #[test]
-    fn escape_keys_are_taken_out_of_the_input_and_the_rest_goes_on_to_its_end() {
-        let (mut user, input) = UnixStream::pair().unwrap();
-        let (keys, pressed) = channel();
-        let (filter, device) = KeyFilter::new(input, move |key| keys.send(key).unwrap()).unwrap();
-        let event_loop = EventLoop::new().unwrap();
-        let _filter = filter.on(&event_loop).unwrap();
-        user.write_all(b"a\x01hb\x01\x01c").unwrap();
-        while event_loop.pass().unwrap() {}
-        assert_eq!(pressed.try_recv(), Ok(Escape::Help));
-        assert!(pressed.try_recv().is_err());
-        user.write_all(b"d").unwrap();
-        drop(user);
-        while event_loop.pass().unwrap() {}
-        let mut rest = Vec::new();
-        File::from(device).read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, b"ab\x01cd");
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_watched_is_read_to_its_end() {
-        let (filter, device) = KeyFilter::new(File::open("/dev/null").unwrap(), |_| ()).unwrap();
-        let event_loop = EventLoop::new().unwrap();
-        let _filter = filter.on(&event_loop).unwrap();
-        while event_loop.pass().unwrap() {}
-        assert_eq!(File::from(device).read(&mut [0; 8]).unwrap(), 0);
-    }
-
-    /// Runs the filter over a file to its end; gives what the device reads, and the keys.
-    fn filtered(input: &[u8], read: bool) -> (Vec<u8>, Vec<Escape>) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(input).unwrap();
-        let (keys, pressed) = channel();
-        let input = File::open(file.path()).unwrap();
-        let (filter, device) = KeyFilter::new(input, move |key| keys.send(key).unwrap()).unwrap();
-        let event_loop = EventLoop::new().unwrap();
-        let hosted = filter.on(&event_loop).unwrap();
-        while event_loop.pass().unwrap() {}
-        drop(hosted);
-        let mut rest = Vec::new();
-        if read {
-            File::from(device).read_to_end(&mut rest).unwrap();
-        }
-        (rest, pressed.iter().collect())
-    }
-
-    #[test]
-    fn what_is_pasted_waits_for_the_guest() {
-        let pasted: Vec<u8> = (0..64 << 10).map(|n| b'a' + (n % 23) as u8).collect();
-        let (rest, keys) = filtered(&[&pasted[..], b"\x01h"].concat(), true);
-        assert_eq!(keys, [Escape::Help]);
-        assert!(rest == pasted, "{} of {} bytes", rest.len(), pasted.len());
-    }
-
-    #[test]
-    fn b3_input_that_nobody_reads_is_dropped_and_the_keys_still_work() {
-        let endless = [&vec![b'x'; 1 << 20][..], b"\x01x"].concat();
-        assert_eq!(filtered(&endless, false).1, [Escape::Quit]);
-    }
-
-    #[test]
-    fn e1_a_callback_that_panics_ends_the_filter_and_not_the_loop() {
-        let (mut user, input) = UnixStream::pair().unwrap();
-        let (filter, device) = KeyFilter::new(input, |_| panic!("the key's code is wrong")).unwrap();
-        let (tell, told) = channel();
-        let event_loop = EventLoop::new().unwrap().on_panic(move |panic| tell.send(panic.message).unwrap());
-        let _filter = filter.on(&event_loop).unwrap();
-        let (mut other_user, input) = UnixStream::pair().unwrap();
-        let (other, other_device) = KeyFilter::new(input, |_| ()).unwrap();
-        let _other = other.on(&event_loop).unwrap();
-        user.write_all(b"a\x01h").unwrap();
-        other_user.write_all(b"b").unwrap();
-        while event_loop.pass().unwrap() {}
-        assert_eq!(told.try_recv().unwrap(), "the key's code is wrong");
-        let mut got = [0; 2];
-        assert_eq!(File::from(other_device).read(&mut got).unwrap(), 1);
-        assert_eq!(got[0], b'b');
-        // What came before the key arrives, then the end.
-        let mut rest = Vec::new();
-        File::from(device).read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, b"a");
-    }
-}
+mod tests;

@@ -18,8 +18,8 @@
 //! which may be cloned, used from any thread, and kept longer than the device. While the device is not attached they
 //! do nothing and say so.
 //!
-//! Beside the devices: [`RawTerminal`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for the keys that
-//! mean the VMM.
+//! Beside the devices: [`RawTerminal`] and [`window_size`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for
+//! the keys that mean the VMM.
 //!
 //! # Example
 //!
@@ -87,7 +87,7 @@ pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
 pub use serial::{Serial, SerialInput, SerialPort};
-pub use terminal::RawTerminal;
+pub use terminal::{RawTerminal, window_size};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

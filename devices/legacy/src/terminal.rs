@@ -1,10 +1,10 @@
-//! Raw mode of a terminal, and the way back.
+//! The user's terminal: raw mode and the way back, and the size of its window.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::getpgrp;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
 /// A terminal in raw mode: every key reaches the reader at once, none is echoed or means a signal. Dropping it restores
 /// the terminal's former modes.
@@ -76,6 +76,12 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         self.restore();
     }
+}
+
+/// The size of the window of the terminal behind `fd`, in columns and rows, 0 where nobody has set it. `None` if it is
+/// not a terminal. Each change is a SIGWINCH to the processes in the terminal's foreground.
+pub fn window_size(fd: impl AsFd) -> Option<(u16, u16)> {
+    tcgetwinsize(fd).ok().map(|size| (size.ws_col, size.ws_row))
 }
 
 #[cfg(test)]

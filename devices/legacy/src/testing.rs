@@ -2,6 +2,8 @@
 
 pub(crate) mod state;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ossature_bus::testing::TestBoard;
@@ -11,12 +13,26 @@ use ossature_bus::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// A device's board, and what the device got and gave.
 pub(crate) struct Attachment {
     pub(crate) board: TestBoard,
     pub(crate) ports: Vec<Arc<dyn Mmio>>,
     pub(crate) irqs: Vec<Arc<Event>>,
+}
+
+/// What a user types into, and the raw terminal on which it arrives.
+pub(crate) fn terminal() -> (File, OwnedFd) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let mut modes = tcgetattr(&terminal).unwrap();
+    modes.make_raw();
+    tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
+    (master.into(), terminal)
 }
 
 /// A machine that has started.

@@ -3,7 +3,9 @@
 //! version gets files of its own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests, too, may panic
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -14,6 +16,8 @@ use ossature_bus::state_file::{self, Architecture, StateFile};
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{Access, Device, DeviceState, Effect, Handover, Mmio, Size};
 use ossature_legacy::{Escape, I8042, Rtc, Serial, SerialPort, backend};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// The bytes of a golden file: two hexadecimal digits each, and `#` before what is for the reader.
 fn golden(text: &str) -> Vec<u8> {
@@ -60,14 +64,26 @@ fn saved(device: &mut dyn Device) -> SavedState<'static> {
     }
 }
 
+/// What a user types into, and the raw terminal on which it arrives.
+fn terminal() -> (File, OwnedFd) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let mut modes = tcgetattr(&terminal).unwrap();
+    modes.make_raw();
+    tcsetattr(&terminal, OptionalActions::Now, &modes).unwrap();
+    (master.into(), terminal)
+}
+
 /// A port whose driver has enabled all interrupts, with 64 bytes in the receiver, `more` typed ahead, and `out` on its
 /// way to a reader that does not read.
 fn serial() -> SavedState<'static> {
     let (mut ours, _theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     while ours.write(b"#").is_ok() {}
-    let (mut user, input) = UnixStream::pair().unwrap();
-    let line = backend::fds(Some(input.into()), Some(ours.into())).unwrap();
+    let (mut user, input) = terminal();
+    let line = backend::fds(Some(input), Some(ours.into())).unwrap();
     let (send, keys) = mpsc::channel();
     let line = line.with_escape_keys(move |key| send.send(key).unwrap());
     let mut device = Serial::new("com1", SerialPort::COM1, line);

@@ -1,4 +1,4 @@
-//! The few calls into the host kernel for which no safe crate stands: tap ioctls, file locks, readiness.
+//! The few calls into the host kernel for which no safe crate stands: tap ioctls, file locks.
 
 use std::ffi::CStr;
 use std::io;
@@ -79,12 +79,4 @@ fn set_lock(file: impl AsFd, kind: libc::c_int) -> io::Result<()> {
     };
     // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call.
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
-}
-
-/// Returns true if a read would not block: there is data, or the end.
-pub(crate) fn readable(fd: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: poll reads and writes one `pollfd`, which outlives the call; it does not wait.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready > 0
 }

@@ -6,8 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::PollFlags;
+use ossature_bus::HostStream;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
@@ -15,14 +17,14 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use super::line::{Fd, Line, Pollables};
+use super::line::{Line, Pollables, poll};
 
 /// How soon somebody who opens the terminal is noticed. The kernel has no event for it.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 pub(crate) struct PtyLine {
-    master: Fd,
+    master: Arc<HostStream>,
     /// Somebody had the terminal open at the last read: what is watched depends on it, so writes leave it alone.
     open: bool,
     /// Ticks while nobody has it open.
@@ -44,9 +46,17 @@ impl PtyLine {
         drop(slave);
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        let mut line = Self { master: Fd::own(master)?, open: true, timer: Arc::new(timer) };
+        let mut line =
+            Self { master: Arc::new(HostStream::owned(master)?), open: true, timer: Arc::new(timer) };
         line.is_open(false)?;
         Ok((line, path))
+    }
+
+    /// Returns true if nobody has the terminal open.
+    fn hung_up(&self) -> io::Result<bool> {
+        let mut fd = PollFd::new(&self.master, PollFlags::empty());
+        poll(std::slice::from_mut(&mut fd), Some(Duration::ZERO))?;
+        Ok(fd.revents().contains(PollFlags::HUP))
     }
 
     /// Takes note that somebody has the terminal open, or nobody.
@@ -63,11 +73,7 @@ impl PtyLine {
 impl Line for PtyLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // The kernel would keep the bytes for the next one that opens the terminal.
-        if self.master.hung_up()? {
-            Err(io::ErrorKind::NotConnected.into())
-        } else {
-            self.master.write(bytes)
-        }
+        if self.hung_up()? { Err(io::ErrorKind::NotConnected.into()) } else { self.master.write(bytes) }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -83,13 +89,17 @@ impl Line for PtyLine {
         if flags.is_empty() {
             Pollables::new()
         } else if self.open {
-            vec![self.master.watch(flags)]
+            vec![(self.master.clone(), flags)]
         } else {
             vec![(self.timer.clone(), PollFlags::IN)]
         }
     }
 
     fn needs_loop(&self) -> bool {
+        true
+    }
+
+    fn is_terminal(&self) -> bool {
         true
     }
 }

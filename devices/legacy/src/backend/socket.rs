@@ -78,6 +78,10 @@ impl Line for SocketLine {
     fn needs_loop(&self) -> bool {
         true
     }
+
+    fn is_terminal(&self) -> bool {
+        false
+    }
 }
 
 /// The file of a socket that listens: removed at the end, unless another one has taken its place by then.

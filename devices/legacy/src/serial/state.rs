@@ -22,12 +22,14 @@ const RAISED: Field = Field::new(10, "raised");
 const RX: Field = Field::new(11, "rx");
 const TX: Field = Field::new(12, "tx");
 const TYPEAHEAD: Field = Field::new(13, "typeahead");
+/// Only where it is so.
+const LOOPED: Field = Field::new(14, "looped");
 
 /// A port's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SerialState {
     pub(super) uart: UartState,
-    /// Input that was read for the sake of the escape keys and waits for room in the receiver.
+    /// Input that has left the line and waits for room in the receiver.
     pub(super) typeahead: Vec<u8>,
 }
 
@@ -49,6 +51,8 @@ pub(super) struct UartState {
     pub(super) rx: Vec<u8>,
     /// Output that the guest has sent and the line has not yet taken.
     pub(super) tx: Vec<u8>,
+    /// There is something in the receiver that the guest has sent to itself.
+    pub(super) looped: bool,
 }
 
 impl SerialState {
@@ -67,18 +71,22 @@ impl SerialState {
             raised,
             rx,
             tx,
+            looped,
         } = uart;
         let mut fields = Encoder::new(KIND, VERSION);
         fields.u8(IER, *ier).u8(LCR, *lcr).u8(MCR, *mcr).u8(SCRATCH, *scratch).bytes(DIVISOR, divisor);
         fields.bool(FIFO, *fifo).bool(OVERRUN, *overrun).bool(TX_READY, *tx_ready);
         fields.bool(TX_STALLED, *tx_stalled).u8(RAISED, *raised);
         fields.bytes(RX, rx).bytes(TX, tx).bytes(TYPEAHEAD, typeahead);
+        if *looped {
+            fields.bool(LOOPED, true);
+        }
         fields.finish()
     }
 
     pub(super) fn load(state: &SavedState<'_>) -> Result<Self, StateError> {
         let mut fields = Decoder::new(state, KIND, VERSION..=VERSION)?;
-        let uart = UartState {
+        let mut uart = UartState {
             ier: fields.u8_where(IER, |ier| ier & !IER_MASK == 0)?,
             lcr: fields.u8(LCR)?,
             mcr: fields.u8_where(MCR, |mcr| mcr & !MCR_MASK == 0)?,
@@ -91,8 +99,10 @@ impl SerialState {
             raised: fields.u8(RAISED)?,
             rx: fields.bytes(RX, RX_CAPACITY)?.to_vec(),
             tx: fields.bytes(TX, TX_CAPACITY)?.to_vec(),
+            looped: false,
         };
         let typeahead = fields.bytes(TYPEAHEAD, TYPEAHEAD_CAPACITY)?.to_vec();
+        uart.looped = fields.optional(LOOPED, Decoder::bool)?.unwrap_or_default();
         fields.finish()?;
         Ok(Self { uart, typeahead })
     }

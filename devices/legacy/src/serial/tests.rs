@@ -14,13 +14,15 @@ use proptest::prelude::*;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 
-use super::registers::{RX_CAPACITY, TX_CAPACITY, TYPEAHEAD_CAPACITY};
+use super::registers::{RX_CAPACITY, TX_CAPACITY};
 use super::*;
 use crate::backend;
 use crate::backend::line::{Line, Pollable, Pollables};
 use crate::escape::Escape;
 use crate::testing::state::saved;
-use crate::testing::{Attachment, attach, attach_quiet, hostile, lives_twice, metric, reset_is_complete};
+use crate::testing::{
+    Attachment, attach, attach_quiet, hostile, lives_twice, metric, reset_is_complete, terminal,
+};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -161,6 +163,10 @@ impl Line for Endless {
 
     fn needs_loop(&self) -> bool {
         true
+    }
+
+    fn is_terminal(&self) -> bool {
+        false
     }
 }
 
@@ -479,31 +485,100 @@ fn a_second_client_waits_until_the_first_has_gone() {
     assert_eq!(read_exact(&mut second, 14), b"for the second");
 }
 
-#[test]
-fn the_escape_keys_work_when_the_guest_hangs() {
-    let (read, mut write) = pipe();
+/// A line whose input is a terminal; what the user types, and the escape keys.
+fn terminal_line() -> (Backend, File, mpsc::Receiver<Escape>) {
+    let (user, terminal) = terminal();
     let (send, keys) = mpsc::channel();
-    let guest = Guest::new(input_only(read).with_escape_keys(move |key| send.send(key).unwrap()));
-    write.write_all(&[b'x'; 10_000]).unwrap();
-    write.write_all(b"\x01h\x01x").unwrap();
+    let line = backend::fds(Some(terminal), None).unwrap();
+    (line.with_escape_keys(move |key| send.send(key).unwrap()), user, keys)
+}
+
+#[test]
+fn t1_the_escape_keys_work_when_the_guest_hangs_and_nothing_that_was_typed_is_lost() {
+    let (line, mut user, keys) = terminal_line();
+    let guest = Guest::new(line);
+    let typed: Vec<u8> = (0..3000).map(|n| b'a' + (n % 23) as u8).collect();
+    user.write_all(&typed).unwrap();
+    user.write_all(b"\x01h\x01x").unwrap();
     assert_eq!([keys.recv().unwrap(), keys.recv().unwrap()], [Escape::Help, Escape::Quit]);
-    assert_eq!(guest.metric("input_lost_bytes"), 10_000 - TYPEAHEAD_CAPACITY as u64);
+    guest.write(FCR, 0x07);
+    guest.write(MCR, 0x0b);
+    assert!(guest.input(3000) == typed);
+}
+
+#[test]
+fn t1_what_is_pasted_stays_in_the_terminal_until_the_guest_reads() {
+    let (line, mut user, keys) = terminal_line();
+    let guest = Guest::open(line);
+    let pasted: Vec<u8> = (0..50_000).map(|n| b'a' + (n % 23) as u8).collect();
+    let text = [&pasted[..], b"\x01h"].concat();
+    let typist = std::thread::spawn(move || {
+        user.write_all(&text).unwrap();
+        user
+    });
+    assert!(guest.input(pasted.len()) == pasted);
+    assert_eq!(keys.recv().unwrap(), Escape::Help);
+    typist.join().unwrap();
+}
+
+#[test]
+fn t2_without_a_terminal_there_are_no_escape_keys() {
+    let (read, mut write) = pipe();
+    let guest = Guest::open(input_only(read).with_escape_keys(|key| panic!("{key:?}")));
+    write.write_all(b"a\x01x\x01hb").unwrap();
+    assert_eq!(guest.input(6), b"a\x01x\x01hb");
 }
 
 #[test]
 fn what_was_typed_ahead_arrives_when_the_guest_listens() {
-    let (read, mut write) = pipe();
-    let (send, keys) = mpsc::channel();
-    let guest = Guest::new(input_only(read).with_escape_keys(move |key| send.send(key).unwrap()));
+    let (line, mut user, keys) = terminal_line();
+    let guest = Guest::new(line);
     let text: Vec<u8> = pattern(1000).into_iter().map(|b| b.max(2)).collect();
-    write.write_all(&text).unwrap();
-    write.write_all(b"\x01\x01\x01h").unwrap();
+    user.write_all(&text).unwrap();
+    user.write_all(b"\x01\x01\x01h").unwrap();
     assert_eq!(keys.recv().unwrap(), Escape::Help);
     guest.write(FCR, 0x07);
     guest.write(IER, 0x01);
     assert_eq!(guest.machine.interrupts(), 1);
     assert_eq!(guest.input(1000), text);
     assert_eq!(guest.input(1), [1]);
+}
+
+#[test]
+fn t3_what_a_driver_throws_away_while_it_opens_the_port_comes_again() {
+    let text: Vec<u8> = (0..200).map(|n| b'a' + n % 26).collect();
+    let (read, mut write) = pipe();
+    write.write_all(&text).unwrap();
+    let guest = Guest::new(input_only(read));
+    // Each is a reset of the FIFO with something in it: the receive interrupt and RTS are on by then.
+    guest.write(IER, 0x01);
+    for fcr in [0x01, 0x03, 0x00, 0x01, 0x07, 0x01] {
+        until(|| guest.read(LSR) & 1 != 0);
+        guest.write(FCR, fcr);
+        guest.write(MCR, 0x0b);
+    }
+    assert_eq!(guest.input(200), text);
+    assert_eq!(guest.metric("input_bytes"), 200);
+    // A driver may reset it until it sees it empty.
+    write.write_all(b"x").unwrap();
+    until(|| guest.read(LSR) & 1 != 0);
+    until(|| {
+        guest.write(FCR, 0x03);
+        guest.read(LSR) & 1 == 0
+    });
+    assert_eq!(guest.input(1), b"x");
+}
+
+#[test]
+fn t3_what_was_thrown_away_comes_again_though_the_driver_only_waits_for_the_interrupt() {
+    let (read, mut write) = pipe();
+    let guest = Guest::open(input_only(read));
+    write.write_all(b"x").unwrap();
+    until(|| guest.read(LSR) & 1 != 0);
+    guest.machine.interrupts();
+    guest.write(FCR, 0x03);
+    until(|| guest.machine.interrupts() == 1);
+    assert_eq!(guest.read(DATA), b'x');
 }
 
 #[test]
@@ -628,10 +703,10 @@ fn handles_of_a_port_that_is_not_attached_say_so() {
 fn e1_a_key_callback_that_panics_is_reported_and_the_loop_goes_on() {
     let event_loop = LoopThread::start("shared").unwrap();
     let panics = Arc::new(AtomicBool::new(true));
-    let (read, mut user) = pipe();
+    let (mut user, input) = terminal();
     let (send, keys) = mpsc::channel();
     let armed = panics.clone();
-    let line = input_only(read).with_escape_keys(move |key| {
+    let line = backend::fds(Some(input), None).unwrap().with_escape_keys(move |key| {
         assert!(!armed.load(Ordering::SeqCst), "the key's code is wrong");
         send.send(key).unwrap();
     });
@@ -667,11 +742,11 @@ fn e1_a_key_callback_that_panics_is_reported_and_the_loop_goes_on() {
 
 #[test]
 fn e1_a_key_callback_may_detach_the_port() {
-    let (read, mut user) = pipe();
+    let (mut user, input) = terminal();
     let serial = Arc::new(Mutex::new(None::<Serial>));
     let (send, done) = mpsc::channel();
     let inside = serial.clone();
-    let line = input_only(read).with_escape_keys(move |_| {
+    let line = backend::fds(Some(input), None).unwrap().with_escape_keys(move |_| {
         send.send(inside.lock().unwrap().as_mut().unwrap().detach().is_ok()).unwrap();
     });
     let mut port = Serial::new("com1", SerialPort::COM1, line);

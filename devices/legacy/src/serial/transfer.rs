@@ -21,7 +21,6 @@ struct SerialCounters {
     output: u64,
     output_lost: u64,
     input: u64,
-    input_lost: u64,
     stalls: u64,
     wakeups: u64,
 }
@@ -41,8 +40,9 @@ pub(super) struct Transfer {
     pub(super) activity: Activity,
     pub(super) uart: Uart,
     pub(super) line: Box<dyn Line>,
-    /// Reads the line before the guest does, so that the keys work when the guest hangs.
+    /// Where there are escape keys, the line is read before the guest does, so that they work when the guest hangs.
     escape: Option<EscapeFilter>,
+    /// Input that has left the line and waits for room in the receiver.
     pub(super) typeahead: VecDeque<u8>,
     /// The line's input has not ended.
     input_open: bool,
@@ -174,8 +174,15 @@ impl Transfer {
         }
     }
 
-    fn wants_input(&self) -> bool {
-        self.input_open && (self.escape.is_some() || self.uart.rx_room() > 0)
+    /// How much input there is room for: in the receiver, or before it where there are escape keys.
+    fn input_room(&self) -> usize {
+        match self.escape {
+            _ if !self.input_open => 0,
+            // What the guest throws out of the receiver unread comes back here.
+            Some(_) => (TYPEAHEAD_CAPACITY - RX_CAPACITY).saturating_sub(self.typeahead.len()),
+            None if self.typeahead.is_empty() => self.uart.rx_room(),
+            None => 0,
+        }
     }
 
     /// Takes input from the line, as much as there is room for, and returns the escape keys in it.
@@ -183,31 +190,20 @@ impl Transfer {
         let mut keys = Vec::new();
         let mut buf = [0; RX_CAPACITY];
         // A turn takes at most what the receiver holds: a fast source leaves the lock to the vCPUs.
-        let room = if self.escape.is_some() { RX_CAPACITY } else { self.uart.rx_room() };
-        let Some(space) = buf.get_mut(..room).filter(|_| self.wants_input()) else { return keys };
+        let room = self.input_room().min(RX_CAPACITY);
+        let Some(space) = buf.get_mut(..room).filter(|space| !space.is_empty()) else { return keys };
         match self.line.read(space) {
             Ok(0) => self.input_open = false,
             Ok(n) => {
-                let bytes = space.get(..n).unwrap_or_default();
-                match &mut self.escape {
-                    None => {
-                        self.counters.input += self.uart.receive(bytes) as u64;
-                    }
-                    Some(filter) => {
-                        for byte in bytes {
-                            let (byte, key) = filter.push(*byte);
-                            keys.extend(key);
-                            if let Some(byte) = byte {
-                                if self.typeahead.len() < TYPEAHEAD_CAPACITY {
-                                    self.typeahead.push_back(byte);
-                                } else {
-                                    self.counters.input_lost += 1;
-                                }
-                            }
-                        }
-                        self.feed();
-                    }
+                for byte in space.iter().take(n) {
+                    let (byte, key) = match &mut self.escape {
+                        Some(filter) => filter.push(*byte),
+                        None => (Some(*byte), None),
+                    };
+                    self.typeahead.extend(byte);
+                    keys.extend(key);
                 }
+                self.feed();
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.unread = false,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -221,9 +217,21 @@ impl Transfer {
 
     /// Moves what waits for the guest into the receiver.
     fn feed(&mut self) {
-        let n = self.uart.receive(self.typeahead.as_slices().0);
-        self.typeahead.drain(..n);
-        self.counters.input += n as u64;
+        if !self.typeahead.is_empty() {
+            let n = self.uart.receive(self.typeahead.make_contiguous());
+            self.typeahead.drain(..n);
+            self.counters.input += n as u64;
+        }
+    }
+
+    /// Puts what the guest threw out of the receiver back before the rest of the input, and returns true if there is
+    /// some. A driver resets its FIFO when it opens the port, after it has said that it listens; for the guest it is a
+    /// line that was a little slower.
+    fn take_back(&mut self) -> bool {
+        let thrown = self.uart.take_thrown();
+        self.counters.input = self.counters.input.saturating_sub(thrown.len() as u64);
+        thrown.iter().rev().for_each(|byte| self.typeahead.push_front(*byte));
+        !thrown.is_empty()
     }
 
     /// Does what the guest's access allows to: sends, and wakes the loop for input. Returns true if handles wait for the
@@ -232,7 +240,10 @@ impl Transfer {
         if written == Written::Overflow {
             self.counters.output_lost += 1;
         }
-        if self.uart.rx_is_empty() && !self.typeahead.is_empty() {
+        if self.take_back() {
+            // The guest sees the receiver empty. What it does next, or a turn, fills it again.
+            self.wake();
+        } else if self.uart.rx_is_empty() && !self.typeahead.is_empty() {
             self.feed();
         }
         self.raise();
@@ -250,7 +261,7 @@ impl Transfer {
             self.counters.stalls += 1;
             self.rewatch();
         }
-        if drained && self.unread && !self.woken && self.wants_input() {
+        if drained && self.unread && !self.woken && self.input_room() > 0 {
             self.woken = true;
             self.wake();
         }
@@ -262,7 +273,8 @@ impl Transfer {
         if self.activity != Activity::Running {
             return 0;
         }
-        let n = self.uart.receive(input);
+        self.feed();
+        let n = if self.typeahead.is_empty() { self.uart.receive(input) } else { 0 };
         self.counters.input += n as u64;
         self.raise();
         n
@@ -276,10 +288,11 @@ impl Transfer {
         self.counters.wakeups += 1;
         (self.unread, self.woken) = (true, false);
         self.send();
+        self.feed();
         let keys = self.take_input();
         self.raise();
         self.rewatch();
-        (keys, if self.unread && self.wants_input() { Turn::Again } else { Turn::Sleep })
+        (keys, if self.unread && self.input_room() > 0 { Turn::Again } else { Turn::Sleep })
     }
 
     /// Has the loop watch what there is to wait for now.
@@ -315,7 +328,6 @@ impl Transfer {
         visitor.counter("output_bytes", c.output);
         visitor.counter("output_lost_bytes", c.output_lost);
         visitor.counter("input_bytes", c.input);
-        visitor.counter("input_lost_bytes", c.input_lost);
         visitor.counter("output_stalls", c.stalls);
         visitor.counter("wakeups", c.wakeups);
         visitor.gauge("output_waiting_bytes", self.uart.output_len() as u64);

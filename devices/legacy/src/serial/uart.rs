@@ -36,6 +36,10 @@ pub(crate) struct Uart {
     /// The transmit queue was full: not ready until half of it is free.
     tx_stalled: bool,
     rx: VecDeque<u8>,
+    /// There is something in the receiver that the guest has sent to itself.
+    looped: bool,
+    /// What was in the receiver when the guest reset the FIFO, until the host takes it back.
+    thrown: VecDeque<u8>,
     tx: VecDeque<u8>,
     /// Enabled conditions that have raised their edge.
     raised: u8,
@@ -54,6 +58,8 @@ impl Uart {
             tx_ready: false,
             tx_stalled: false,
             rx: VecDeque::with_capacity(RX_CAPACITY),
+            looped: false,
+            thrown: VecDeque::new(),
             tx: VecDeque::new(),
             raised: 0,
         }
@@ -77,6 +83,8 @@ impl Uart {
             tx_ready,
             tx_stalled,
             ref rx,
+            looped,
+            thrown: _,
             ref tx,
             raised,
         } = *self;
@@ -85,7 +93,21 @@ impl Uart {
             [first, second].concat()
         };
         let (rx, tx) = (bytes(rx), bytes(tx));
-        UartState { ier, lcr, mcr, scratch, divisor, fifo, overrun, tx_ready, tx_stalled, raised, rx, tx }
+        UartState {
+            ier,
+            lcr,
+            mcr,
+            scratch,
+            divisor,
+            fifo,
+            overrun,
+            tx_ready,
+            tx_stalled,
+            raised,
+            rx,
+            tx,
+            looped,
+        }
     }
 
     /// The UART that has this state, if one can have it. The fields by themselves have been checked.
@@ -103,10 +125,26 @@ impl Uart {
             raised,
             rx,
             tx,
+            looped,
         } = state;
         let (rx, tx) = (rx.into(), tx.into());
-        let uart =
-            Self { ier, lcr, mcr, scratch, divisor, fifo, overrun, tx_ready, tx_stalled, rx, tx, raised };
+        let thrown = VecDeque::new();
+        let uart = Self {
+            ier,
+            lcr,
+            mcr,
+            scratch,
+            divisor,
+            fifo,
+            overrun,
+            tx_ready,
+            tx_stalled,
+            rx,
+            looped,
+            thrown,
+            tx,
+            raised,
+        };
         let inconsistent = |field, reason| Err(StateError::Inconsistent { field, reason });
         if uart.rx.len() > uart.rx_depth() {
             return inconsistent("rx", "more than one byte without the FIFO");
@@ -116,6 +154,9 @@ impl Uart {
         }
         if !uart.tx_stalled && TX_CAPACITY - uart.tx.len() < TX_BURST {
             return inconsistent("tx_stalled", "the queue has no room for a burst");
+        }
+        if uart.looped && uart.rx.is_empty() {
+            return inconsistent("looped", "the receiver is empty");
         }
         // Otherwise the condition's next edge would be missing.
         if uart.raised & !uart.pending() != 0 {
@@ -131,7 +172,11 @@ impl Uart {
                 let [low, high] = self.divisor;
                 if offset == 0 { low } else { high }
             }
-            0 => self.rx.pop_front().unwrap_or(0),
+            0 => {
+                let byte = self.rx.pop_front().unwrap_or(0);
+                self.looped &= !self.rx.is_empty();
+                byte
+            }
             1 => self.ier,
             2 => self.read_iir(),
             3 => self.lcr,
@@ -152,6 +197,7 @@ impl Uart {
             0 if self.mcr & MCR_LOOP != 0 => {
                 if self.rx.len() < self.rx_depth() {
                     self.rx.push_back(value);
+                    self.looped = true;
                 } else {
                     self.overrun = true;
                 }
@@ -170,7 +216,10 @@ impl Uart {
                 // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
                 // the UART as far as the guest knows, and drivers set the bit when they open the port.
                 if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
-                    self.rx.clear();
+                    let rx = std::mem::take(&mut self.rx);
+                    if !std::mem::take(&mut self.looped) {
+                        self.thrown = rx;
+                    }
                 }
                 self.fifo = fifo;
             }
@@ -280,6 +329,11 @@ impl Uart {
     /// Returns true if the guest has read all that has arrived.
     pub(crate) fn rx_is_empty(&self) -> bool {
         self.rx.is_empty()
+    }
+
+    /// Takes back what came from the other end and the guest has thrown away unread. Ask after each write.
+    pub(crate) fn take_thrown(&mut self) -> VecDeque<u8> {
+        std::mem::take(&mut self.thrown)
     }
 
     /// Puts the first bytes of `input` into the receiver and returns how many it took.

@@ -57,3 +57,13 @@ fn a_terminal_that_has_gone_is_nobodys_concern() {
     guard.restore();
     assert!(guard.raw().is_err());
 }
+
+#[test]
+fn t5_a_terminal_has_a_window_and_a_file_has_none() {
+    let (slave, master) = terminal();
+    assert_eq!(window_size(&slave), Some((0, 0)));
+    let size = rustix::termios::Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&master, size).unwrap();
+    assert_eq!(window_size(&slave), Some((132, 50)));
+    assert_eq!(window_size(tempfile::tempfile().unwrap()), None);
+}

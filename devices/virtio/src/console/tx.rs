@@ -1,94 +1,96 @@
 //! Output of the guest.
 
-use std::io::{self, Write};
+use std::io;
 
 use ossature_bus::EventSink;
 use ossature_memory::{Dma, Segments};
 
 use super::counters::Counters;
+use super::output::ConsoleOutput;
+use super::port::Port;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn writes out at most.
 const TURN_BUFFERS: u32 = 32;
-/// Bytes after which a turn takes no further buffer, and after which a single buffer is cut.
+/// Bytes after which a turn goes no further.
 const TURN_BYTES: u64 = 64 << 10;
 
-/// Writes buffers out until none is left or the budget is used up.
+/// Writes buffers out until none is left, the output has no room, or the budget is used up. Returns true beside the turn
+/// unless none is left. A buffer of which some is not yet written stays with the driver.
 pub(super) fn run(
     queue: &mut VirtQueue,
-    output: &mut dyn Write,
+    port: &mut Port,
     counters: &Counters,
     events: &EventSink,
-) -> Result<Turn, QueueBroken> {
-    let mut buffers = 0;
-    let mut bytes = 0;
+) -> Result<(Turn, bool), QueueBroken> {
+    let (mut buffers, mut bytes) = (0, 0);
     queue.disable_kicks()?;
-    let turn = loop {
-        if let Some(chain) = queue.pop()? {
-            bytes += write_out(queue.dma(), chain.readable().into(), output, counters, events);
+    let (turn, unfinished) = loop {
+        if buffers >= TURN_BUFFERS || bytes >= TURN_BYTES {
+            break (Turn::Again, true);
+        }
+        let Some(chain) = queue.pop()? else {
+            queue.flush()?;
+            if queue.enable_kicks()? {
+                continue;
+            }
+            break (Turn::Sleep, false);
+        };
+        let buffer = Segments::from(chain.readable());
+        let rest = buffer.skip(port.state.written);
+        let (written, result) = write_out(queue.dma(), rest.take(TURN_BYTES - bytes), &mut port.output);
+        counters.tx_bytes.add(written);
+        bytes += written;
+        let stalled = match result {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,
+            Err(error) => {
+                counters.host_errors.note(events, "write the output", &error);
+                counters.tx_dropped_bytes.add(rest.len() - written);
+                port.state.written = 0;
+                queue.complete(chain, 0)?;
+                buffers += 1;
+                continue;
+            }
+            Ok(()) => false,
+        };
+        if written == rest.len() {
+            port.state.written = 0;
             queue.complete(chain, 0)?;
             buffers += 1;
-            if buffers >= TURN_BUFFERS || bytes >= TURN_BYTES {
-                queue.flush()?;
-                break Turn::Again;
-            }
         } else {
-            queue.flush()?;
-            if !queue.enable_kicks()? {
-                break Turn::Sleep;
-            }
+            port.state.written += written;
+            queue.unpop(chain);
+        }
+        if stalled {
+            counters.tx_stalls.add(1);
+            // What cannot be watched is asked again.
+            let watched = port.output.source().is_some();
+            break (if watched { Turn::Sleep } else { Turn::Again }, true);
         }
     };
-    if let Some(error) = (bytes > 0).then(|| output.flush().err()).flatten() {
-        failed(&error, counters, events);
+    queue.flush()?;
+    if let Some(error) = (bytes > 0).then(|| port.output.flush().err()).flatten() {
+        counters.host_errors.note(events, "write the output", &error);
     }
-    Ok(turn)
+    Ok((turn, unfinished))
 }
 
-/// Writes one buffer out; returns the bytes that were tried.
-fn write_out(
-    mem: &Dma,
-    buffer: Segments<'_>,
-    output: &mut dyn Write,
-    counters: &Counters,
-    events: &EventSink,
-) -> u64 {
+/// Writes guest memory out; returns how much of it, and why it was not all.
+fn write_out(mem: &Dma, bytes: Segments<'_>, output: &mut ConsoleOutput) -> (u64, io::Result<()>) {
     let mut piece = [0; 4096];
-    let mut rest = buffer.take(TURN_BYTES);
-    let mut taken = 0;
-    while let Some(piece) = mem.gather(rest, &mut piece).ok().and_then(|n| piece.get(..n)) {
-        let written = write_piece(piece, output, counters, events);
-        taken += written as u64;
-        rest = rest.skip(piece.len() as u64);
-        if piece.is_empty() || written < piece.len() {
-            break;
-        }
-    }
-    counters.tx_bytes.add(taken);
-    counters.tx_dropped_bytes.add(buffer.len() - taken);
-    buffer.take(TURN_BYTES).len() - rest.len()
-}
-
-/// Writes as much of `piece` as the output takes now.
-fn write_piece(piece: &[u8], output: &mut dyn Write, counters: &Counters, events: &EventSink) -> usize {
-    let mut done = 0;
-    while let Some(rest) = piece.get(done..).filter(|rest| !rest.is_empty()) {
-        match output.write(rest) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => {
-                failed(&e, counters, events);
-                break;
+    let mut rest = bytes;
+    let mut result = Ok(());
+    while !rest.is_empty() && result.is_ok() {
+        let gathered = mem.gather(rest, &mut piece).map_err(io::Error::other);
+        result = gathered.and_then(|len| match output.write(piece.get(..len).unwrap_or_default()) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                rest = rest.skip(n as u64);
+                Ok(())
             }
-        }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(e) => Err(e),
+        });
     }
-    done.min(piece.len())
-}
-
-/// An output that takes nothing just now has not failed.
-fn failed(error: &io::Error, counters: &Counters, events: &EventSink) {
-    if error.kind() != io::ErrorKind::WouldBlock {
-        counters.host_errors.note(events, "write the output", error);
-    }
+    (bytes.len() - rest.len(), result)
 }

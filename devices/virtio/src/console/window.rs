@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ossature_bus::Event;
+
 use crate::ConfigInterrupt;
 
 /// The window in which the console is shown, as the guest knows it (`VIRTIO_CONSOLE_F_SIZE`). Until it is set
@@ -15,7 +17,15 @@ struct Window {
     /// Columns in the lower half, rows in the upper, as in configuration space.
     size: AtomicU32,
     /// Tells a driver that runs.
-    changed: Mutex<Option<ConfigInterrupt>>,
+    changed: Mutex<Option<Changed>>,
+}
+
+/// How a driver is told of another size: by a change of configuration space, and with the control queues by a message,
+/// which the worker sends.
+#[derive(Clone, Debug)]
+pub(super) struct Changed {
+    pub(super) config: ConfigInterrupt,
+    pub(super) worker: Arc<Event>,
 }
 
 impl ConsoleWindow {
@@ -23,9 +33,11 @@ impl ConsoleWindow {
     pub fn resize(&self, columns: u16, rows: u16) {
         self.0.size.store(u32::from(columns) | u32::from(rows) << 16, Ordering::Relaxed);
         // Not raised under our lock: it may take the transport's, under which the device is started.
-        let interrupt = self.0.changed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(interrupt) = interrupt {
-            interrupt.raise();
+        let changed = self.0.changed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Changed { config, worker }) = changed {
+            config.raise();
+            // An event whose count is full wakes as well.
+            let _ = worker.signal();
         }
     }
 
@@ -40,7 +52,7 @@ impl ConsoleWindow {
     }
 
     /// Tells a driver of changes from now on, or none.
-    pub(super) fn connect(&self, interrupt: Option<ConfigInterrupt>) {
-        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
+    pub(super) fn connect(&self, changed: Option<Changed>) {
+        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = changed;
     }
 }

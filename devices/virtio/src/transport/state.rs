@@ -142,7 +142,11 @@ impl TransportState {
         if !has(DRIVER_OK) && *pending != 0 {
             return Err(inconsistent("interrupt status", "the driver was not ready for interrupts"));
         }
-        if !queues.iter().map(|queue| queue.max).eq(info.queues.iter().copied()) {
+        // One that came to be saved had fewer queues, if its driver knows of fewer features.
+        let fewer = features.offered != all && queues.len() < info.queues.len();
+        if !queues.iter().map(|queue| &queue.max).eq(info.queues.iter().take(queues.len()))
+            || queues.len() != info.queues.len() && !fewer
+        {
             return Err(inconsistent("queues", "the device has others"));
         }
         for (index, queue) in (0..).zip(queues) {
@@ -238,7 +242,8 @@ impl Core {
         self.status = status;
         self.selected = selected;
         self.generation = generation;
-        self.queues = queues;
+        let absent = self.info.queues.iter().skip(queues.len()).map(|max| Queue::new(*max));
+        self.queues = queues.into_iter().chain(absent).collect();
         Ok(pending)
     }
 }

@@ -54,6 +54,7 @@ fn busy() -> SerialState {
         raised: 0x07,
         rx: b"in".to_vec(),
         tx: b"out".to_vec(),
+        looped: false,
     };
     SerialState { uart, typeahead: b"more".to_vec() }
 }

@@ -96,7 +96,8 @@ fn another_device_refuses_the_state_by_name() {
         let text = refusal(Box::new(Sample { queues, groups, ..new() }));
         assert!(text.contains("queues"), "{text}");
     }
-    let text = refusal(Box::new(crate::Console::new(None, Box::new(std::io::sink()))));
+    let text =
+        refusal(Box::new(crate::Console::new(None, crate::console::ConsoleOutput::writer(std::io::sink()))));
     assert!(text.contains("queues"), "{text}");
 }
 
