@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange};
 use ossature_bus::state_file::is_reserved_id;
 use ossature_bus::{
-    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, MetricVisitor, Panic, RangeId,
-    Registration, Requires, Retired, Syscall,
+    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Metric, MetricVisitor, Panic,
+    RangeId, Registration, Requires, Retired, Syscall,
 };
 use ossature_memory::Ram;
 
@@ -366,17 +366,19 @@ impl Board {
         *lock(&self.statistics) = statistics;
     }
 
-    /// Shows every counter as (scope, name, value).
-    pub(super) fn metrics(&self, visit: &mut dyn FnMut(&str, &str, u64)) {
+    /// Shows every metric with its scope.
+    pub(super) fn metrics(&self, visit: &mut dyn FnMut(&str, &Metric<'_>, u64)) {
         for slot in lock(&self.slots).iter() {
             slot.device.metrics(&mut Scoped { scope: slot.device.id(), visit });
         }
-        visit("machine", "refused_moves", self.refused_moves.load(Ordering::Relaxed));
+        let refused_moves =
+            Metric::counter("refused_moves", "Moves of registers by the guest to where they cannot be.");
+        visit("machine", &refused_moves, self.refused_moves.load(Ordering::Relaxed));
         for (scope, reader) in lock(&self.statistics).iter() {
             for stat in reader.read().unwrap_or_default() {
                 // Histograms are for tools that read the descriptor themselves.
                 if let [value] = stat.values[..] {
-                    visit(scope, &stat.name, value);
+                    visit(scope, &stat.metric(), value);
                 }
             }
         }
@@ -483,15 +485,11 @@ fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
 
 struct Scoped<'a> {
     scope: &'a str,
-    visit: &'a mut dyn FnMut(&str, &str, u64),
+    visit: &'a mut dyn FnMut(&str, &Metric<'_>, u64),
 }
 
 impl MetricVisitor for Scoped<'_> {
-    fn counter(&mut self, name: &'static str, value: u64) {
-        (self.visit)(self.scope, name, value);
-    }
-
-    fn gauge(&mut self, name: &'static str, value: u64) {
-        (self.visit)(self.scope, name, value);
+    fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+        (self.visit)(self.scope, metric, value);
     }
 }

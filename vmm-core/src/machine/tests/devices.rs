@@ -246,8 +246,8 @@ fn a_range_moves_where_its_device_wants_it_and_stays_where_it_cannot() {
     assert_eq!(range.lock().unwrap().as_ref().unwrap().base(), None);
     assert_eq!(bell.take().unwrap(), 1, "the doorbell has moved with its range");
     let mut refused = None;
-    machine.metrics(&mut |scope, name, value| {
-        if (scope, name) == ("machine", "refused_moves") {
+    machine.metrics(&mut |scope, metric, value| {
+        if (scope, metric.name) == ("machine", "refused_moves") {
             refused = Some(value);
         }
     });
