@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::pin::pin;
 use std::time::Duration;
@@ -15,10 +16,10 @@ use ossature::bus::EventLoop;
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
-use ossature::vmm::machine::{Machine, MachineEvent, Outcome};
+use ossature::vmm::machine::{Machine, MachineEvent, Outcome, PollableEvents};
 use ossature::vmm::{Kvm, Registers};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::{runtime, signal, task, time};
@@ -102,11 +103,12 @@ impl Job {
 
         let events = machine.events().pollable()?;
         machine.start()?;
-        let mut ended = pin!(ended(AsyncFd::new(events)?));
+        let mut ended = pin!(ended(watched(events)?));
         tokio::select! {
             outcome = &mut ended => drop(outcome?),
             _ = time::sleep(self.limit) => println!("{name}: its time is up"),
-            _ = end.wait_for(|end| *end) => {
+            // Asked to end, or nobody is left to ask.
+            _ = end.changed() => {
                 input.write_all(b"q").await?;
                 // A guest that does not listen is stopped all the same.
                 let _ = time::timeout(GRACE, &mut ended).await;
@@ -124,8 +126,14 @@ impl Job {
     }
 }
 
+/// Has tokio watch a descriptor for as long as the result lives.
+fn watched<T: AsRawFd>(file: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: event loops and followers of events own one descriptor each, open until they are dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
+}
+
 /// Follows a machine to its end.
-async fn ended(mut events: AsyncFd<ossature::vmm::machine::PollableEvents>) -> io::Result<Outcome> {
+async fn ended(mut events: AsyncFd<PollableEvents>) -> io::Result<Outcome> {
     loop {
         let mut ready = events.readable_mut().await?;
         match ready.get_inner_mut().try_next() {
@@ -138,7 +146,7 @@ async fn ended(mut events: AsyncFd<ossature::vmm::machine::PollableEvents>) -> i
 
 /// Gives the devices of all machines their turns.
 async fn turns(devices: EventLoop) -> io::Result<()> {
-    let devices = AsyncFd::new(devices)?;
+    let devices = watched(devices)?;
     loop {
         let mut ready = devices.readable().await?;
         if !devices.get_ref().pass()? {
