@@ -3,14 +3,16 @@
 
 mod guest;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use guest::Seen::Write;
 use guest::{DATA, Guest, LAPIC, MMIO};
-use ossature_bus::AddressSpace;
 use ossature_bus::Size::{B1, B4};
+use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, VmRequest};
 use ossature_core::scripted::{Script, Scripted};
-use ossature_core::{Hypervisor, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
+use ossature_core::{Buses, Hypervisor, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
 
 fn run_to_halt(vcpu: &mut Vcpu) {
     loop {
@@ -308,4 +310,54 @@ fn d2_a_state_that_does_not_fit_is_refused() {
     assert!(error.to_string().contains("back end"), "{error}");
     assert!(played.set_state(&bare).is_err());
     run_to_halt(&mut vcpu);
+}
+
+/// A register that answers each byte that is written with what this machine is to do for it.
+#[derive(Default)]
+struct Asks(AtomicU64);
+
+impl Mmio for Asks {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Err(BusFault::WriteOnly)
+    }
+
+    fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(match value {
+            1 => Effect::Vm(VmRequest::Reset),
+            2 => Effect::Vm(VmRequest::Shutdown),
+            _ => Effect::None,
+        })
+    }
+}
+
+/// mov si, DATA; mov di, 0; mov cx, 4; rep movsb; hlt
+const COPY: &[u8] = &[0xbe, 0x00, 0x20, 0xbf, 0x00, 0x00, 0xb9, 0x04, 0x00, 0xf3, 0xa4, 0xf4];
+
+#[test]
+fn what_a_later_piece_of_an_access_asks_for_is_the_next_step_and_goes_with_its_guest() {
+    let guest = Guest::bare(COPY);
+    // The first byte is harmless; two of the others are not.
+    guest.write(DATA, &[0, 2, 1, 0]);
+    let (ports, memory) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
+    let asks = Arc::new(Asks::default());
+    memory.insert(MMIO, 0x1000, "asks", asks.clone()).expect("an empty bus");
+    let mut registers = Registers::real_mode(guest::CODE);
+    registers.es.base = MMIO;
+    let buses = Buses::new(ports.cursor(), memory.cursor());
+    let mut vcpu = guest.vm.create_vcpu(0, buses).expect("a vCPU");
+    vcpu.set_registers(&registers).expect("registers");
+    while asks.0.load(Ordering::Relaxed) == 0 {
+        assert!(matches!(vcpu.run_once(), Ok(Step::Handled | Step::Interrupted)));
+    }
+    let state = vcpu.state().expect("a state");
+    assert_eq!(asks.0.load(Ordering::Relaxed), 4, "every piece is complete");
+    // Again: nothing is lost by asking twice.
+    assert_eq!(vcpu.state().expect("a state"), state);
+    assert_eq!(vcpu.run_once().expect("a step"), Step::Effect(Effect::Vm(VmRequest::Shutdown)));
+    run_to_halt(&mut vcpu);
+    // What is put in the place of the guest that asked does not ask for it.
+    vcpu.set_state(&state).expect("the state before");
+    run_to_halt(&mut vcpu);
+    assert_eq!(asks.0.load(Ordering::Relaxed), 4);
 }

@@ -1,5 +1,5 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line. What opens a path has a twin
-//! that takes what is open already: [`file`] and [`fds`], [`pty()`] and [`pty_from`], [`socket`] and [`listener`].
+//! that takes what is open already: [`file()`] and [`fds`], [`pty()`] and [`pty_from`], [`socket()`] and [`listener`].
 
 pub(crate) mod line;
 mod pty;
@@ -67,7 +67,7 @@ pub fn stdio() -> io::Result<Backend> {
 }
 
 /// Input from one descriptor, output to another one, which other processes may share. A file for output should be open
-/// with `O_APPEND`, as one by [`file`] is.
+/// with `O_APPEND`, as one by [`file()`] is.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
     fd_line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
 }

@@ -18,7 +18,7 @@ const USED: u16 = 0x2200;
 pub const REQUEST: u16 = 0x3000;
 pub const ANSWER: u16 = 0x3100;
 /// What a guest that spins counts in, 16 bits.
-pub const COUNTER: GuestAddress = GuestAddress(0x3200);
+pub const COUNTER: GuestAddress = GuestAddress(0x3400);
 
 /// Entries of the queue.
 const QUEUE: u16 = 8;
@@ -91,6 +91,7 @@ pub fn put_request(memory: &GuestMmap, parts: &[Part]) -> Result<(), PayloadErro
     }
     // Flags, index, the first entry.
     memory.write_slice(&[0, 0, 1, 0, 0, 0], at(AVAILABLE))?;
+    memory.write_slice(&[0; 4], at(USED))?;
     Ok(())
 }
 

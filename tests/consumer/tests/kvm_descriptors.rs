@@ -119,6 +119,9 @@ impl Opened {
             guest::put_request(memory, &[(REQUEST, 16, false), answer, (REQUEST + 16, 1, true)])?;
             // VIRTIO_BLK_T_IN, sector 0.
             memory.write_slice(&[0; 17], GuestAddress(REQUEST.into()))?;
+            // A shared file is not cleared by a reset.
+            memory.write_slice(&[0; SECTOR as usize], GuestAddress(ANSWER.into()))?;
+            memory.write_slice(&[0; 2], guest::COUNTER)?;
             let mut code = Vec::new();
             kernel.rewind()?;
             kernel.read_to_end(&mut code)?;

@@ -1,6 +1,7 @@
 //! The board: which devices a machine has, where they are, and what connects them. It alone carries out what devices
 //! ask for, and takes each device through its life.
 
+mod claims;
 mod remap;
 mod replace;
 
@@ -14,8 +15,9 @@ use ossature_bus::{
     AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Metric, MetricVisitor, Panic,
     RangeId, Registration, Requires, Retired, Syscall,
 };
-use ossature_memory::Ram;
+use ossature_memory::{ListenerGuard, Ram, RamError};
 
+use self::claims::RamClaims;
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
 use super::plan::{self, Asked, Place};
@@ -60,6 +62,7 @@ pub(super) struct Board {
     /// The hypervisor's counters, by scope.
     statistics: Mutex<Vec<(String, StatsReader)>>,
     ram: Arc<Ram>,
+    _claims: ListenerGuard,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,20 +70,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Board {
-    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Self {
-        Self {
+    /// A board without devices. Fails if RAM is where the platform is.
+    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Result<Self, RamError> {
+        let mmio = Bus::new(AddressSpace::Mmio);
+        let claims = ram.listen(Arc::new(RamClaims(mmio.clone())))?;
+        Ok(Self {
             slots: Mutex::default(),
             vm,
             wired: Mutex::default(),
             pio: Bus::new(AddressSpace::Pio),
-            mmio: Bus::new(AddressSpace::Mmio),
+            mmio,
             lines: Lines::default(),
             status,
             next_range: AtomicU32::new(0),
             refused_moves: AtomicU64::new(0),
             statistics: Mutex::default(),
             ram,
-        }
+            _claims: claims,
+        })
     }
 
     pub(super) fn vm(&self) -> &Arc<dyn Vm> {
