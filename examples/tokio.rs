@@ -5,7 +5,8 @@
 //! powers off by itself. One hangs, and its time limit stops it. One serves until it is sent a key, which Ctrl-C does.
 
 use std::error::Error;
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::pin::pin;
@@ -17,7 +18,7 @@ use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{Machine, MachineEvent, Outcome, PollableEvents};
-use ossature::vmm::{Kvm, Registers};
+use ossature::vmm::{Failure, Kvm, Registers};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
@@ -96,9 +97,10 @@ impl Job {
         let name = self.name;
         let printer = task::spawn(async move {
             let mut lines = BufReader::new(output).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                println!("{name}: {line}");
+            while let Some(line) = lines.next_line().await? {
+                say(name, line)?;
             }
+            io::Result::Ok(())
         });
 
         let events = machine.events().pollable()?;
@@ -106,7 +108,7 @@ impl Job {
         let mut ended = pin!(ended(watched(events)?));
         tokio::select! {
             outcome = &mut ended => drop(outcome?),
-            _ = time::sleep(self.limit) => println!("{name}: its time is up"),
+            _ = time::sleep(self.limit) => say(name, "its time is up")?,
             // Asked to end, or nobody is left to ask.
             _ = end.changed() => {
                 input.write_all(b"q").await?;
@@ -114,16 +116,23 @@ impl Job {
                 let _ = time::timeout(GRACE, &mut ended).await;
             }
         }
+        let mut metrics = Vec::new();
         machine.metrics(&mut |scope, metric, value| {
             if value > 0 {
-                println!("{name}: {scope}.{} = {value} ({:?})", metric.name, metric.kind);
+                metrics.push(format!("{scope}.{} = {value} ({:?})", metric.name, metric.kind));
             }
         });
+        metrics.iter().try_for_each(|metric| say(name, metric))?;
         // Waits for threads: not for long, but tokio's own must not.
         let outcome = task::spawn_blocking(move || machine.stop()).await??;
-        printer.await?;
+        printer.await??;
         Ok(outcome)
     }
+}
+
+/// Prints a line about a guest. Standard output may be closed: that is an error, not a panic.
+fn say(name: &str, text: impl Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{name}: {text}")
 }
 
 /// Has tokio watch a descriptor for as long as the result lives.
@@ -183,7 +192,7 @@ async fn serve() -> Result<()> {
             job = running.join_next() => match job {
                 Some(job) => {
                     let (name, outcome) = job?;
-                    println!("{name}: {}", outcome?);
+                    say(name, outcome?)?;
                 }
                 None => break,
             },
@@ -193,17 +202,7 @@ async fn serve() -> Result<()> {
     Ok(())
 }
 
-fn main() -> std::process::ExitCode {
-    let served = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(serve()));
-    match served {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tokio: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+fn main() -> std::result::Result<(), Failure> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(serve())?)
 }
