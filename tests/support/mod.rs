@@ -68,7 +68,7 @@ impl Guest {
     pub fn new() -> Self {
         Self {
             kernel: kernel().vmlinux(),
-            cmdline: "console=ttyS0 8250.nr_uarts=1 quiet panic=-1".to_owned(),
+            cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),

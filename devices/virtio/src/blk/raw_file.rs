@@ -101,7 +101,7 @@ pub enum DiskError {
         wanted: &'static str,
     },
     /// Anything else.
-    #[error("disk {path:?}: cannot {action} it")]
+    #[error("disk {path:?}: cannot {action} it: {source}")]
     Io {
         /// The file.
         path: PathBuf,
