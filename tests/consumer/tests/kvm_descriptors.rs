@@ -18,7 +18,7 @@ use ossature::virtio::blk::{OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput};
 use ossature::virtio::{Blk, DedicatedThread, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::Kvm;
-use ossature::vmm::machine::{LifecycleState, Machine, OnReset, Outcome};
+use ossature::vmm::machine::{LifecycleState, Linux, Machine, OnReset, Outcome};
 use rustix::pty::OpenptFlags;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -31,7 +31,7 @@ struct Opened {
     kvm: File,
     ram: File,
     disk: File,
-    kernel: File,
+    code: File,
     log: File,
     listener: UnixListener,
     stream: UnixStream,
@@ -52,15 +52,18 @@ fn read_write(path: &str) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
 
+fn file(contents: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(contents).unwrap();
+    file
+}
+
 fn open() -> (Opened, Ends) {
     let ram = tempfile::tempfile().unwrap();
     ram.set_len(4 << 20).unwrap();
-    let mut disk = tempfile::tempfile().unwrap();
-    disk.write_all(TEXT).unwrap();
+    let disk = file(TEXT);
     disk.set_len(1 << 20).unwrap();
-    let mut kernel = tempfile::tempfile().unwrap();
-    kernel.write_all(&code()).unwrap();
-
+    let code = file(&code());
     let folder = tempfile::tempdir().unwrap();
     let log_path = folder.path().join("log");
     let log = File::options().append(true).create(true).open(&log_path).unwrap();
@@ -80,7 +83,7 @@ fn open() -> (Opened, Ends) {
         kvm: read_write("/dev/kvm"),
         ram,
         disk,
-        kernel,
+        code,
         log,
         listener,
         stream: guests,
@@ -112,7 +115,7 @@ impl Opened {
             Some(ConsoleInput::new(self.console.0).unwrap()),
             Box::new(File::from(self.console.1)),
         );
-        let mut kernel = self.kernel;
+        let mut file = self.code;
         let load = move |memory: &GuestMmap, platform: &Platform| {
             let (base, _) = guest::place(platform, DISK).ok_or("no disk")?;
             let answer = (ANSWER, SECTOR, true);
@@ -123,8 +126,8 @@ impl Opened {
             memory.write_slice(&[0; SECTOR as usize], GuestAddress(ANSWER.into()))?;
             memory.write_slice(&[0; 2], guest::COUNTER)?;
             let mut code = Vec::new();
-            kernel.rewind()?;
-            kernel.read_to_end(&mut code)?;
+            file.rewind()?;
+            file.read_to_end(&mut code)?;
             guest::put_code(memory, &code, base)
         };
         let port = |id, place, line: std::io::Result<_>| Serial::new(id, place, line.unwrap()).shared_line();
@@ -190,4 +193,48 @@ fn a_machine_is_built_and_runs_after_the_right_to_open_files_has_been_given_up()
     assert_eq!(machine.state(), LifecycleState::Running);
     assert_eq!(machine.stop().unwrap(), Outcome::Stopped);
     sandbox::everything_is_refused();
+}
+
+const ENTRY: u64 = 0x10_0000;
+/// jmp to itself
+const SPIN: &[u8] = &[0xeb, 0xfe];
+
+/// The smallest ELF file that is a kernel.
+fn kernel() -> Vec<u8> {
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2_u16, 62].map(u16::to_le_bytes).concat()); // executable, x86_64
+    image.extend(1_u32.to_le_bytes());
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, sections
+    image.extend(0_u32.to_le_bytes());
+    image.extend([64_u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+    image.extend([1_u32, 5].map(u32::to_le_bytes).concat()); // load, read and execute
+    let len = SPIN.len() as u64;
+    image.extend([0x1000, ENTRY, ENTRY, len, len, 0x1000].map(u64::to_le_bytes).concat());
+    image.resize(0x1000, 0);
+    image.extend(SPIN);
+    image
+}
+
+#[test]
+fn a_kernel_and_its_initial_ram_disk_are_loaded_without_the_right_to_open_them() {
+    let (kvm, kernel, initrd) = (read_write("/dev/kvm"), file(&kernel()), file(b"initial RAM disk"));
+    sandbox::enter();
+    let machine = Machine::builder("kernel")
+        .memory(RamConfig::new(16 << 20))
+        .payload(Linux::from_file(kernel).initrd_file(initrd).cmdline("quiet"))
+        .build(&Kvm::from_fd(kvm.into()).unwrap())
+        .unwrap();
+    let loaded = || {
+        let mut code = [0; SPIN.len()];
+        machine.ram().dma().read(GuestAddress(ENTRY), &mut code).unwrap();
+        code == SPIN
+    };
+    assert!(loaded());
+    machine.start().unwrap();
+    machine.pause().unwrap().keep();
+    machine.ram().dma().write(GuestAddress(ENTRY), &[0; 2]).unwrap();
+    machine.reset().unwrap();
+    assert!(loaded(), "each reset loads it again");
+    assert_eq!(machine.stop().unwrap(), Outcome::Stopped);
 }
