@@ -20,7 +20,7 @@ use environment::Environment;
 use plan::Entry;
 
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, packages, paths, process, vmm};
+use crate::{Error, Result, bare_metal, foreign, packages, paths, process, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
@@ -169,6 +169,7 @@ impl Suite {
             vmm::build()?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
+            foreign::fetch()?;
         }
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
         let outcomes = environment.run(&entries)?;

@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 
 use ossature_boot::RamRange;
 use ossature_boot::x86_64::layout;
+use ossature_memory::vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 
@@ -67,8 +68,9 @@ fn a_path_is_opened_once_and_never_again() {
     let first = load(&mut linux).unwrap();
     // What is at the paths now is nobody's business.
     std::fs::remove_file(&kernel).unwrap();
-    std::fs::write(&initrd, b"another").unwrap();
-    std::fs::rename(&initrd, &kernel).unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, b"another").unwrap();
+    std::fs::rename(&other, &initrd).unwrap();
     assert_eq!(load(&mut linux).unwrap(), first);
 }
 
