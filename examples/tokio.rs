@@ -56,7 +56,7 @@ const HANG: &[u8] = &[0xeb, 0xfe];
 const AWAIT_KEY: &[u8] = &[0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb];
 
 /// How long a guest that is asked to end may take.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(30);
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
