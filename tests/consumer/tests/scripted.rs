@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use consumer::Vmm;
 use consumer::guest::{self, Guest, Then};
 use consumer::printer::Paper;
-use consumer::shout::{self, Shout};
+use consumer::shout::{ID, Shout};
 use ossature::virtio::Inline;
 use ossature::vmm::Registers;
 use ossature::vmm::machine::Outcome;
@@ -19,7 +19,7 @@ fn scripted(guest: Guest) -> Scripted {
     let found = Arc::clone(&place);
     Vmm::parts("empty", &Arc::new(Paper::default()), Arc::new(Inline::new().unwrap()))
         .payload(move |_: &_, platform: &_| {
-            *found.lock().unwrap() = guest::place(platform, shout::ID);
+            *found.lock().unwrap() = guest::place(platform, ID);
             Ok(Registers::default())
         })
         .build(&Scripted::new([Script::new()]))
