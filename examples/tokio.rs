@@ -204,5 +204,5 @@ async fn serve() -> Result<()> {
 
 fn main() -> std::result::Result<(), Failure> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(serve())?)
+    runtime.block_on(serve()).map_err(|error| Failure::from(error as Box<dyn Error>))
 }
