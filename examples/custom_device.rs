@@ -115,7 +115,11 @@ impl Device for Greeter {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("reads", self.registers.next.load(Ordering::Relaxed) as u64);
+        visitor.counter(
+            "reads",
+            "Reads of the register.",
+            self.registers.next.load(Ordering::Relaxed) as u64,
+        );
     }
 }
 

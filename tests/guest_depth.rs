@@ -79,9 +79,9 @@ fn a_batch_of_requests_costs_one_kick_and_one_interrupt() {
 /// Counters of the disk, of the vCPU, and of the I/O thread.
 fn counters(machine: &Machine) -> HashMap<String, u64> {
     let mut counters = HashMap::new();
-    machine.metrics(&mut |scope, name, value| {
+    machine.metrics(&mut |scope, metric, value| {
         if ["disk", "vcpu0"].contains(&scope) {
-            counters.insert(name.to_owned(), value);
+            counters.insert(metric.name.to_owned(), value);
         }
     });
     let thread = fs::read_dir("/proc/self/task")

@@ -214,7 +214,7 @@ impl Vcpu {
     }
 
     /// The complete state. Call it after [`Step::Interrupted`]: an access under way is completed first, and what its
-    /// device asks for is lost.
+    /// device asks for is the next [`Step::Effect`] of this vCPU. It is no part of the state.
     pub fn state(&mut self) -> Result<VcpuState, VmError> {
         self.backend.state(&mut self.buses)
     }

@@ -6,7 +6,9 @@ mod binaries;
 mod checks;
 mod consumer;
 mod environment;
+mod examples;
 mod libtest;
+mod links;
 mod lock_file;
 pub mod plan;
 
@@ -22,8 +24,8 @@ use crate::{Error, Result, bare_metal, foreign, packages, paths, process, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
-    "rustfmt", "clippy", "doc", "deny", "aarch64", "unit", "doctest", "loom", "kvm", "bench", "consumer",
-    "report", "guest",
+    "rustfmt", "clippy", "doc", "deny", "examples", "aarch64", "unit", "doctest", "loom", "kvm", "bench",
+    "consumer", "report", "guest",
 ];
 
 /// Those that run tests of the workspace.

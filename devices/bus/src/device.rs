@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::state::StateError;
-use crate::{Assigned, DeviceError, Handover, NodeKind, Requires};
+use crate::{Assigned, DeviceError, Handover, MetricVisitor, NodeKind, Requires};
 
 /// Something that a device found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,14 +90,6 @@ pub enum DeviceState {
 /// kernel's tables spell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Syscall(pub &'static str);
-
-/// Receives a device's counters.
-pub trait MetricVisitor {
-    /// A number that only grows, such as requests or bytes; the name ends with its unit.
-    fn counter(&mut self, name: &'static str, value: u64);
-    /// A number that goes up and down, such as requests in flight.
-    fn gauge(&mut self, name: &'static str, value: u64);
-}
 
 /// A device as the machine sees it. No method has a body by default: a device that has nothing to do
 /// says so.

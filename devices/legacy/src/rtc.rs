@@ -183,7 +183,7 @@ impl Device for Rtc {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("clock_sets", self.clock().sets());
+        visitor.counter("clock_sets", "Times that the guest has set the clock.", self.clock().sets());
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ossature_bus::Device;
 use ossature_memory::{Ram, RamConfig};
 
+use super::Machine;
 use super::board::Board;
 use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
@@ -14,7 +15,6 @@ use super::payload::Payload;
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
-use super::{LifecycleState, Machine};
 use crate::{Hypervisor, KickSignal, VmConfig};
 
 /// The parts of a machine. Nothing happens on the host before [`build`](Self::build).
@@ -170,7 +170,7 @@ impl MachineBuilder {
         let status = Arc::clone(&shared.status);
         status.set_on_reset(on_reset);
         status.set_on_triple_fault(on_triple_fault);
-        let board = Board::new(vm, Arc::clone(&ram), Arc::clone(&status));
+        let board = Board::new(vm, Arc::clone(&ram), Arc::clone(&status)).map_err(BuildError::Ram)?;
         board.add_placed(placed)?;
         watch.lap("devices");
 
@@ -198,7 +198,6 @@ impl MachineBuilder {
         }
         watch.lap("vcpus");
         shared.built(Control {
-            state: LifecycleState::Created,
             name,
             vcpus,
             threads: Vec::new(),

@@ -145,6 +145,11 @@ impl Status {
         }
     }
 
+    /// Where control has taken the machine last.
+    pub(super) fn entered(&self) -> LifecycleState {
+        self.lock().lifecycle.unwrap_or(LifecycleState::Created)
+    }
+
     /// Control has taken the machine there.
     pub(super) fn enter(&self, lifecycle: LifecycleState) {
         self.lock().lifecycle = Some(lifecycle);

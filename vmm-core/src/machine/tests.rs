@@ -6,7 +6,8 @@ use std::time::Duration;
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Effect, EventLoop, Handover,
-    InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size, Syscall, VmRequest,
+    InterruptRequest, Metric, MetricKind, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size,
+    Syscall, VmRequest,
 };
 use ossature_memory::RamConfig;
 
@@ -156,7 +157,8 @@ impl Device for Probe {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("reads", self.count(READS).into());
+        visitor.counter("reads", "Reads of the register.", self.count(READS).into());
+        visitor.gauge("quiet", "1 while it is quiet.", self.count(QUIESCED).into());
     }
 }
 
@@ -189,9 +191,17 @@ fn a_guest_that_powers_off_stops_every_vcpu() {
     assert_eq!(events(&machine), [MachineEvent::Started, MachineEvent::Ended(Outcome::Shutdown)]);
     assert_eq!(probe.count(QUIESCED), 1, "what devices had begun is finished when wait returns");
     let mut metrics = Vec::new();
-    machine.metrics(&mut |scope, name, value| metrics.push((scope.to_owned(), name.to_owned(), value)));
-    assert_eq!(metrics[0], ("probe".to_owned(), "reads".to_owned(), 1));
-    assert_eq!(metrics[1], ("machine".to_owned(), "refused_moves".to_owned(), 0));
+    machine.metrics(&mut |scope, metric, value| {
+        let Metric { name, kind, help, .. } = *metric;
+        metrics.push((scope.to_owned(), name.to_owned(), kind, help.to_owned(), value));
+    });
+    // A4: what a device says of its metrics arrives.
+    let shown = |scope: &str, name: &str, kind, help: &str, value| {
+        (scope.to_owned(), name.to_owned(), kind, help.to_owned(), value)
+    };
+    assert_eq!(metrics[0], shown("probe", "reads", MetricKind::Counter, "Reads of the register.", 1));
+    assert_eq!(metrics[1], shown("probe", "quiet", MetricKind::Gauge, "1 while it is quiet.", 1));
+    assert_eq!(metrics[2].1, "refused_moves");
     assert_eq!(machine.syscalls().into_iter().collect::<Vec<_>>(), [Syscall("write")]);
 }
 
@@ -397,7 +407,7 @@ fn a_machine_that_ends_before_it_knows_its_vcpus_ends_them_too() {
     status.end(Outcome::Stopped);
     let vm = Arc::from(Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap());
     let ram = Arc::new(Ram::new(&RamConfig::new(1 << 20)).unwrap());
-    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)));
+    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)).unwrap());
     let vcpu = board.vm().create_vcpu(0, board.buses()).unwrap();
     let mailbox = Arc::new(Mailbox::new());
     status.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);

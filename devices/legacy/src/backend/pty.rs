@@ -40,6 +40,11 @@ impl PtyLine {
         let path = PathBuf::from(OsString::from_vec(rustix::pty::ptsname(&master, Vec::new())?.into_bytes()));
         // Only a terminal that has been open before is known to be closed.
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        Ok((Self::new(master, slave)?, path))
+    }
+
+    /// Takes both ends, and closes `slave`.
+    pub(crate) fn new(master: OwnedFd, slave: OwnedFd) -> io::Result<Self> {
         let mut termios = tcgetattr(&slave)?;
         termios.make_raw();
         tcsetattr(&slave, OptionalActions::Now, &termios)?;
@@ -49,7 +54,7 @@ impl PtyLine {
         let mut line =
             Self { master: Arc::new(HostStream::owned(master)?), open: true, timer: Arc::new(timer) };
         line.is_open(false)?;
-        Ok((line, path))
+        Ok(line)
     }
 
     /// Returns true if nobody has the terminal open.

@@ -1,4 +1,4 @@
-//! A Unix stream socket as a serial line: it listens, and has one client at a time.
+//! A Unix stream socket as a serial line: one that listens, and has one client at a time, or one client alone.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,26 +15,42 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::line::{Line, Pollable, Pollables};
 
 pub(crate) struct SocketLine {
-    _file: SocketFile,
-    listener: Arc<UnixListener>,
+    /// The socket's file, if it was made for this line.
+    _file: Option<SocketFile>,
+    /// Where clients come from, if there is more than one.
+    listener: Option<Arc<UnixListener>>,
     client: Option<Arc<UnixStream>>,
 }
 
 impl SocketLine {
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         let (listener, file) = SocketFile::bind(path)?;
+        Self::listening(listener, Some(file))
+    }
+
+    /// On a socket that listens already.
+    pub(crate) fn open(listener: UnixListener) -> io::Result<Self> {
+        Self::listening(listener, None)
+    }
+
+    fn listening(listener: UnixListener, file: Option<SocketFile>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { _file: file, listener: Arc::new(listener), client: None })
+        Ok(Self { _file: file, listener: Some(Arc::new(listener)), client: None })
+    }
+
+    pub(crate) fn connected(client: UnixStream) -> io::Result<Self> {
+        client.set_nonblocking(true)?;
+        Ok(Self { _file: None, listener: None, client: Some(Arc::new(client)) })
     }
 
     /// The client, or the one that waits to be it.
     fn client(&mut self) -> io::Result<&UnixStream> {
-        if self.client.is_none() {
-            let (stream, _) = self.listener.accept()?;
+        if let (None, Some(listener)) = (&self.client, &self.listener) {
+            let (stream, _) = listener.accept()?;
             stream.set_nonblocking(true)?;
             self.client = Some(Arc::new(stream));
         }
-        self.client.as_deref().ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        self.client.as_deref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
@@ -55,6 +71,8 @@ impl Line for SocketLine {
         match self.client()?.read(buf) {
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(e),
             Ok(n) if n > 0 => Ok(n),
+            // No other comes; it may still take output.
+            _ if self.listener.is_none() => Ok(0),
             // The end of a client is not the end of the line.
             _ => {
                 self.client = None;
@@ -67,12 +85,12 @@ impl Line for SocketLine {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, input);
         flags.set(PollFlags::OUT, output);
-        let fd: (Pollable, _) = match &self.client {
-            _ if flags.is_empty() => return Pollables::new(),
-            None => (self.listener.clone(), PollFlags::IN),
-            Some(client) => (client.clone(), flags),
-        };
-        vec![fd]
+        match (&self.client, &self.listener) {
+            _ if flags.is_empty() => Pollables::new(),
+            (Some(client), _) => vec![(client.clone() as Pollable, flags)],
+            (None, Some(listener)) => vec![(listener.clone(), PollFlags::IN)],
+            (None, None) => Pollables::new(),
+        }
     }
 
     fn needs_loop(&self) -> bool {

@@ -17,11 +17,19 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn show(&self, visitor: &mut dyn MetricVisitor) {
         let Self { rx_bytes, tx_bytes, tx_dropped_bytes, tx_stalls, control_ignored, host_errors } = self;
-        visitor.counter("rx_bytes", rx_bytes.get());
-        visitor.counter("tx_bytes", tx_bytes.get());
-        visitor.counter("tx_dropped_bytes", tx_dropped_bytes.get());
-        visitor.counter("tx_stalls", tx_stalls.get());
-        visitor.counter("control_ignored", control_ignored.get());
-        visitor.counter("host_errors", host_errors.get());
+        visitor.counter("rx_bytes", "Bytes that the guest was given.", rx_bytes.get());
+        visitor.counter("tx_bytes", "Bytes from the guest that the host took.", tx_bytes.get());
+        visitor.counter(
+            "tx_dropped_bytes",
+            "Bytes from the guest that the host did not take.",
+            tx_dropped_bytes.get(),
+        );
+        visitor.counter("tx_stalls", "Times that output began to wait for the host.", tx_stalls.get());
+        visitor.counter(
+            "control_ignored",
+            "Control messages of the guest that mean nothing.",
+            control_ignored.get(),
+        );
+        visitor.counter("host_errors", "Failures of the host that the device met.", host_errors.get());
     }
 }

@@ -163,8 +163,8 @@ impl Worker for SlowWorker {
             if token == index && !self.leaving.contains(&index) {
                 // Held while chains are taken: what is offered once it is false stays in the ring.
                 let takes = self.takes.lock().unwrap();
-                while *takes {
-                    let Some(chain) = queue.pop()? else { break };
+                let mut next = || if *takes { queue.pop() } else { Ok(None) };
+                while let Some(chain) = next()? {
                     self.in_flight.push((index, chain));
                     let _ = self.tell.send(Told::Taken(index));
                 }
