@@ -45,7 +45,8 @@ struct Test {
     /// Take this step only.
     #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(suite::STEPS))]
     only: Option<String>,
-    /// Run only tests whose binary or name contains this.
+    /// Run only tests whose binary or name contains this; those of examples if there are no others. It is an error if
+    /// there are none.
     filter: Option<String>,
 }
 
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
 fn run(command: Commands) -> Result<u8> {
     match command {
         Commands::Nested(nested) => {
-            packages::ensure()?;
+            packages::ensure(&[packages::NESTED])?;
             let mut machine = Machine::new()?;
             machine.counts_instructions = nested.icount;
             match nested.what.run {
@@ -111,7 +112,7 @@ fn run(command: Commands) -> Result<u8> {
             Ok(0)
         }
         Commands::Initramfs(Initramfs { job, file }) => {
-            packages::ensure()?;
+            packages::ensure(&[packages::GUEST])?;
             let kernel = kernels::fetch(Flavour::Cloud)?;
             let mut tree = guest::tree(&kernel)?;
             if let Some(job) = job {

@@ -26,6 +26,8 @@ use figures::Figures;
 use options::Options;
 use timeline::Timeline;
 
+/// What it calls, but for cargo, the other VMMs and the nested machine.
+pub const PROGRAMS: &[&str] = &["busybox", "depmod", "lz4", "ip", "strace"];
 /// How long the nested machine may say nothing: several times what the longest step takes on a busy host.
 const SILENCE: Duration = Duration::from_secs(300);
 /// How often the nested machine is started for one report.
@@ -80,7 +82,8 @@ fn placeholders_help() -> String {
 /// # Errors
 /// Something is missing that the developer has to install, or nothing could be measured.
 pub fn run(report: &Report) -> Result<u8> {
-    packages::ensure()?;
+    let machine = if report.host { &[] } else { packages::NESTED };
+    packages::ensure(&[PROGRAMS, machine])?;
     let names: Vec<String> =
         report.options.contenders(Path::new("/"), Path::new("/")).into_iter().map(|one| one.name).collect();
     if let Some(twice) =
