@@ -199,7 +199,7 @@ impl Suite {
             return Ok(());
         }
         if environment == Environment::Full {
-            vmm::build()?;
+            vmm::build(true)?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
         }
