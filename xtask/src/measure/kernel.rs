@@ -214,7 +214,7 @@ fn exec_to_run(trace: &str, pid: u32) -> Option<f64> {
         .lines()
         .filter(|line| line.split_whitespace().any(|word| word == pid))
         .filter_map(|line| time(line, "sched_process_exec:"))
-        .last()?;
+        .next_back()?;
     let run = trace.lines().find_map(|line| time(line, "sys_ioctl("))?;
     Some(run - exec)
 }
