@@ -37,11 +37,14 @@ if [ -e /run/job ] && [ -n "$token" ]; then
     exec 4<>/dev/ttyS0
     stty raw -echo <&3
     stty raw -echo <&4
-    printf '\001%sbegin\001' "$token" | tee /dev/fd/4 >&3
+    printf '\001%sbegin\001' "$token" >&4
+    printf '\001%sbegin\001' "$token" >&3
     mkfifo /run/input
     input >/run/input 4>&- &
     setsid /bin/sh /run/job </run/input >&3 2>&4 3>&- 4>&-
-    printf '\001%sexit=%d\001' "$token" $? | tee /dev/fd/4 >&3
+    code=$?
+    printf '\001%sexit=%d\001' "$token" $code >&4
+    printf '\001%sexit=%d\001' "$token" $code >&3
     # See below.
     stty sane <&4
     stty sane <&3
