@@ -62,8 +62,8 @@ fn a_disk_is_replaced_while_the_guest_writes_to_it_and_reads() {
     for round in 1..=REPLACEMENTS {
         thread::sleep(Duration::from_millis(100));
         // The counters begin anew with each device.
-        machine.metrics(&mut |scope, name, value| {
-            busy += usize::from((scope, name) == ("disk", "written_bytes") && value > 0);
+        machine.metrics(&mut |scope, metric, value| {
+            busy += usize::from((scope, metric.name) == ("disk", "written_bytes") && value > 0);
         });
         let old = machine.replace_device(disk("disk", &image, &io));
         assert!(old.is_ok(), "round {round}: {:?}: {}", old.err(), terminal.log.text());

@@ -46,7 +46,8 @@ fn boots(image: Image, protocol: &str, entered: &str, cpus: usize) {
     let answers = ended.answers();
     assert_eq!(&answers["entered"], entered);
     assert_eq!(&answers["release"], kernel().release);
-    assert!(answers["cmdline"].ends_with(" panic=-1 found.by.the.guest"), "{}", &answers["cmdline"]);
+    let cmdline = &answers["cmdline"];
+    assert!(cmdline.ends_with(" console=ttyS0 quiet panic=-1 found.by.the.guest"), "{cmdline}");
     let possible = if cpus == 1 { "0".to_owned() } else { format!("0-{}", cpus - 1) };
     assert_eq!(answers["processors"], format!("{cpus}\n{cpus}\n{possible}"));
     let cores: Vec<String> = (0..cpus).map(|core| core.to_string()).collect();
@@ -54,6 +55,46 @@ fn boots(image: Image, protocol: &str, entered: &str, cpus: usize) {
     assert_eq!(&answers["clock"], "kvm-clock");
     let names: Vec<String> = (0..cpus).map(|index| format!("vcpu{index}:microvm")).collect();
     assert_eq!(threads, names);
+}
+
+#[test]
+fn a5_and_g8_the_machine_says_what_linux_needs_and_linux_has_nothing_to_complain_of() {
+    let id = |name: &str| format!("cat /sys/class/dmi/id/{name}");
+    let uuid = "e5c1e7a4-6d0e-4a3c-8f0b-1f9f5d2b7c11";
+    let answers = Guest::new()
+        .args([
+            "--uuid",
+            uuid,
+            "--serial-number",
+            "ds=nocloud",
+            "--oem-string",
+            "first",
+            "--oem-string",
+            "2nd",
+        ])
+        .run("cmdline", "cat /proc/cmdline")
+        .run("vendor", &id("sys_vendor"))
+        .run("product", &id("product_name"))
+        .run("uuid", &id("product_uuid"))
+        .run("serial", &id("product_serial"))
+        .run("strings", "strings -n 3 /sys/firmware/dmi/tables/DMI")
+        .run("keyboard", "cat /sys/bus/serio/devices/serio0/description; ls /sys/bus/serio/devices")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    let words = "pci=off 8250.nr_uarts=1 i8042.nopnp i8042.noaux console=ttyS0";
+    assert!(answers["cmdline"].starts_with(words), "{}", &answers["cmdline"]);
+    assert_eq!(&answers["vendor"], "Ossature");
+    assert_eq!(&answers["product"], "Virtual Machine");
+    assert_eq!(&answers["uuid"], uuid);
+    assert_eq!(&answers["serial"], "ds=nocloud");
+    for string in ["first", "2nd"] {
+        assert!(answers["strings"].lines().any(|line| line == string), "{}", &answers["strings"]);
+    }
+    assert_eq!(
+        &answers["keyboard"], "i8042 KBD port\nserio0",
+        "the keyboard is there, and no port for a mouse"
+    );
+    assert_eq!(&answers["warnings"], "");
 }
 
 /// What /proc/cpuinfo says of its first processor.

@@ -5,7 +5,6 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use ossature::bus::Device;
@@ -14,7 +13,6 @@ use ossature::virtio::{Blk, MmioInterrupt, SharedLoop, VirtioMmio};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::{Machine, Outcome};
 use support::Guest;
-use xtask::process;
 
 const DEPTH: u64 = 32;
 const ROUNDS: u64 = 500;
@@ -34,11 +32,7 @@ fn a_batch_of_requests_costs_one_kick_and_one_interrupt() {
         printf 'done\\n'
         read -r line </dev/console"
     );
-    let mut guest = Guest::new().program("/depth", fs::read(program()).unwrap());
-    for library in libraries() {
-        guest = guest.program(&library, fs::read(&library).unwrap());
-    }
-    let guest = guest.run("load", &load);
+    let guest = Guest::new().example("depth").run("load", &load);
     let disk = Blk::new(NullDisk::new(1 << 16), "disk".parse::<DiskId>().unwrap());
     let disk = VirtioMmio::new("disk", Box::new(disk), Arc::new(SharedLoop::new(THREAD).unwrap()))
         .with_interrupt(MmioInterrupt::AlwaysSet);
@@ -82,25 +76,12 @@ fn a_batch_of_requests_costs_one_kick_and_one_interrupt() {
     assert!(per(calls) <= 0.1, "{calls} system calls for {requests} requests");
 }
 
-/// The program `benches/depth.rs`, which cargo builds with the tests.
-fn program() -> PathBuf {
-    let here = std::env::current_exe().unwrap();
-    here.ancestors().nth(2).unwrap().join("examples/depth")
-}
-
-/// The libraries that it needs, and what loads them.
-fn libraries() -> Vec<String> {
-    let list = process::text(process::command("ldd").arg(program())).unwrap();
-    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
-    list.lines().filter_map(path).collect()
-}
-
 /// Counters of the disk, of the vCPU, and of the I/O thread.
 fn counters(machine: &Machine) -> HashMap<String, u64> {
     let mut counters = HashMap::new();
-    machine.metrics(&mut |scope, name, value| {
+    machine.metrics(&mut |scope, metric, value| {
         if ["disk", "vcpu0"].contains(&scope) {
-            counters.insert(name.to_owned(), value);
+            counters.insert(metric.name.to_owned(), value);
         }
     });
     let thread = fs::read_dir("/proc/self/task")

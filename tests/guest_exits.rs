@@ -72,7 +72,7 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     assert!(matches!(outcome, Outcome::Shutdown), "{text}");
 
     assert_eq!(received.join().unwrap(), BYTES);
-    let of = |scope, name| after[&(scope, name)] - before[&(scope, name)];
+    let of = |scope, name| after[&(scope, metric.name)] - before[&(scope, metric.name)];
     let requests = of("disk", "read_requests") + of("disk", "write_requests");
     assert!(requests >= REQUESTS, "{requests} requests: {text}");
     let packets = of("net", "rx_packets") + of("net", "tx_packets");
@@ -109,9 +109,9 @@ type Counters = HashMap<(&'static str, &'static str), u64>;
 /// The counters that are compared, by scope and name.
 fn counters(machine: &Machine) -> Counters {
     let mut counters = HashMap::new();
-    machine.metrics(&mut |scope, name, value| {
+    machine.metrics(&mut |scope, metric, value| {
         for known in COUNTERS {
-            if known == (scope, name) {
+            if known == (scope, metric.name) {
                 counters.insert(known, value);
             }
         }

@@ -78,7 +78,10 @@ fn machine(devices: Vec<Box<dyn Device>>) -> Machine {
 
 fn ids(machine: &MachineHandle) -> Vec<String> {
     let mut ids = Vec::new();
-    machine.metrics(&mut |scope, _, _| ids.push(scope.to_owned()));
+    machine.metrics(&mut |scope, metric, _| {
+        assert!(metric.help.ends_with('.'), "{scope}.{} is explained", metric.name);
+        ids.push(scope.to_owned());
+    });
     ids.dedup();
     ids
 }

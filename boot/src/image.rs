@@ -3,16 +3,19 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::Arc;
 
-use ossature_memory::GuestMmap;
+use ossature_memory::{Dma, DmaIoError, GuestMmap, Segment};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
+/// What is read with one call: any length that a [`Segment`] has, in whole pages.
+const PIECE: u64 = 1 << 30;
 const PAGE_SIZE: usize = 4096;
 
 /// An image (a kernel or an initial RAM disk) to be read at random offsets.
 ///
-/// A file is read straight into guest memory, without a buffer between, at absolute offsets: its position does not
-/// matter, but it moves, so that two threads cannot load from one open file description at the same time.
+/// A file is read straight into guest memory, without a buffer between, at absolute offsets (pread): its position does
+/// not matter, and any number of machines can load from one open file at the same time.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum ImageSource<'a> {
@@ -83,10 +86,7 @@ impl ImageSource<'_> {
     ) -> io::Result<u64> {
         match self {
             Self::File(file) | Self::Mapped(file) => {
-                let mut file = *file;
-                file.seek(SeekFrom::Start(offset))?;
-                let count = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-                mem.read_exact_volatile_from(addr, &mut file, count).map_err(io::Error::other)?;
+                read_file(file, offset, len, mem, addr)?;
                 Ok(len)
             }
             Self::Bytes(bytes) => {
@@ -100,6 +100,25 @@ impl ImageSource<'_> {
     pub(crate) fn reader(&self, offset: u64, len: u64) -> ImageReader<'_> {
         ImageReader { source: *self, at: offset, left: len }
     }
+}
+
+/// Reads all of `len` bytes from `offset` on straight into guest memory.
+fn read_file(file: &File, mut offset: u64, len: u64, mem: &GuestMmap, addr: GuestAddress) -> io::Result<()> {
+    let dma = Dma::new(Arc::new(mem.clone()));
+    let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut addr = addr;
+    while offset < end {
+        let segment = Segment { addr, len: (end - offset).min(PIECE) as u32 };
+        let read = match dma.preadv(file, &[segment], offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => read as u64,
+            Err(DmaIoError::Io(error)) => return Err(error),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        offset += read;
+        addr = addr.checked_add(read).ok_or(io::ErrorKind::InvalidInput)?;
+    }
+    Ok(())
 }
 
 /// Writes the pages that hold anything but zeros; returns how many bytes those are.

@@ -1,8 +1,8 @@
-//! Unpacking the compressed kernel that an image carries.
+//! Unpacking compressed kernels: the payload of a bzImage, and files that were packed as a whole.
 //!
-//! Every format ends with the unpacked size as a little-endian 32-bit number: gzip's own trailer, or one
-//! that the kernel's build appends. It bounds the output from the start, so that no payload grows beyond
-//! [`MAX_UNPACKED`] or beyond what it declares.
+//! A payload ends with the unpacked size as a little-endian 32-bit number: gzip's own trailer, or one that the kernel's
+//! build appends. It bounds the output from the start, so that no payload grows beyond [`MAX_UNPACKED`] or beyond what
+//! it declares. A file says no size that could be trusted: [`MAX_UNPACKED`] alone bounds it.
 
 use std::io::{self, BufReader};
 use std::ops::Range;
@@ -16,11 +16,19 @@ pub const MAX_UNPACKED: u64 = 512 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// The compression is not one of those compiled in.
-    #[error("its payload starts with {magic:02x?}, which is no compression that this build knows")]
+    /// The compression is not a known one.
+    #[error("its payload starts with {magic:02x?}, which is no compression that is known here")]
     UnknownFormat {
         /// First bytes of the payload.
         magic: [u8; 4],
+    },
+    /// The compression is known, but this build leaves its decoder out.
+    #[error("it is packed with {format}: this build lacks ossature-boot's feature `{feature}`")]
+    NotBuilt {
+        /// Compression.
+        format: &'static str,
+        /// The cargo feature that has the decoder.
+        feature: &'static str,
     },
     /// The payload is too short to be one.
     #[error("its payload of {len} bytes is too short")]
@@ -34,8 +42,8 @@ pub enum UnpackError {
         /// What it claims.
         claimed: u64,
     },
-    /// The payload does not unpack to what it claims.
-    #[error("its {format} payload is corrupt")]
+    /// What is packed is no valid data of its compression, or is not as large as it claims.
+    #[error("its {format} data is corrupt")]
     Corrupt {
         /// Compression.
         format: &'static str,
@@ -45,24 +53,113 @@ pub enum UnpackError {
 }
 
 type Input<'a> = BufReader<ImageReader<'a>>;
-/// Gives what the payload unpacks to, or `claimed` bytes of it and a few more if it is more than that.
-type Decoder = fn(input: Input, claimed: u64) -> io::Result<Vec<u8>>;
+/// Gives what the input unpacks to, or a little more than the limit if it is more than that.
+type Decoder = fn(input: Input, size: Size) -> io::Result<Vec<u8>>;
 
-/// A format: its name, the bytes that it starts with, its decoder.
-struct Format(&'static str, &'static [u8], Decoder);
+/// What is known of the unpacked size.
+#[derive(Clone, Copy)]
+enum Size {
+    /// The image says so.
+    Claimed(u64),
+    /// Nothing but what is too much.
+    AtMost(u64),
+}
+
+impl Size {
+    fn limit(self) -> u64 {
+        match self {
+            Self::Claimed(size) | Self::AtMost(size) => size,
+        }
+    }
+
+    /// Room for what is claimed. What is not known grows as it comes.
+    fn buffer(self) -> Vec<u8> {
+        Vec::with_capacity(match self {
+            Self::Claimed(claimed) => claimed as usize,
+            Self::AtMost(_) => 0,
+        })
+    }
+
+    /// What is wrong with an output beyond the limit.
+    fn exceeded(self) -> io::Error {
+        match self {
+            Self::Claimed(_) => invalid("larger than it claims"),
+            Self::AtMost(limit) => {
+                io::Error::new(io::ErrorKind::InvalidData, format!("it unpacks to more than {limit} bytes"))
+            }
+        }
+    }
+}
+
+/// A compression.
+struct Format {
+    name: &'static str,
+    feature: &'static str,
+    /// The bytes that it starts with.
+    magic: &'static [u8],
+    /// `None` if this build leaves it out.
+    decode: Option<Decoder>,
+}
+
+impl Format {
+    const fn new(
+        name: &'static str,
+        feature: &'static str,
+        magic: &'static [u8],
+        decode: Option<Decoder>,
+    ) -> Self {
+        Self { name, feature, magic, decode }
+    }
+
+    fn of(head: &[u8]) -> Option<&'static Self> {
+        FORMATS.iter().find(|format| head.starts_with(format.magic))
+    }
+
+    fn decoder(&self) -> Result<Decoder, UnpackError> {
+        self.decode.ok_or(UnpackError::NotBuilt { format: self.name, feature: self.feature })
+    }
+}
+
+/// A decoder, if its feature is on.
+macro_rules! decoder {
+    ($feature:literal, $decode:ident) => {{
+        #[cfg(feature = $feature)]
+        let decoder: Option<Decoder> = Some($decode);
+        #[cfg(not(feature = $feature))]
+        let decoder: Option<Decoder> = None;
+        decoder
+    }};
+}
 
 const FORMATS: &[Format] = &[
-    #[cfg(feature = "lz4")]
-    Format("LZ4", &[0x02, 0x21, 0x4c, 0x18], lz4),
-    #[cfg(feature = "xz")]
-    Format("XZ", &[0xfd, b'7', b'z', b'X', b'Z', 0], xz),
-    #[cfg(feature = "gzip")]
-    Format("gzip", &[0x1f, 0x8b], gzip),
-    #[cfg(feature = "zstd")]
-    Format("zstd", &[0x28, 0xb5, 0x2f, 0xfd], zstd),
+    Format::new("LZ4", "lz4", &[0x02, 0x21, 0x4c, 0x18], decoder!("lz4", lz4)),
+    Format::new("LZ4", "lz4", &[0x04, 0x22, 0x4d, 0x18], decoder!("lz4", lz4_frame)),
+    Format::new("XZ", "xz", &[0xfd, b'7', b'z', b'X', b'Z', 0], decoder!("xz", xz)),
+    Format::new("gzip", "gzip", &[0x1f, 0x8b], decoder!("gzip", gzip)),
+    Format::new("zstd", "zstd", &[0x28, 0xb5, 0x2f, 0xfd], decoder!("zstd", zstd)),
 ];
 
 const TRAILER: u64 = 4;
+const BUFFER: usize = 256 << 10;
+
+/// Returns true if a file that starts with `head` is packed in a known way.
+pub(crate) fn is_packed(head: &[u8]) -> bool {
+    Format::of(head).is_some()
+}
+
+/// Unpacks a file of `len` bytes that starts with `head`; [`is_packed`] holds.
+pub(crate) fn file(source: &ImageSource, len: u64, head: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    file_up_to(MAX_UNPACKED, source, len, head)
+}
+
+fn file_up_to(limit: u64, source: &ImageSource, len: u64, head: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    let format = Format::of(head).ok_or(UnpackError::TooShort { len })?;
+    let input = BufReader::with_capacity(BUFFER, source.reader(0, len));
+    let size = Size::AtMost(limit);
+    format.decoder()?(input, size)
+        .and_then(|out| if out.len() as u64 <= limit { Ok(out) } else { Err(size.exceeded()) })
+        .map_err(|source| UnpackError::Corrupt { format: format.name, source })
+}
 
 /// Unpacks the payload that `range` of `source` holds.
 pub(crate) fn payload(source: &ImageSource, range: Range<u64>) -> Result<Vec<u8>, UnpackError> {
@@ -77,9 +174,7 @@ pub(crate) fn payload(source: &ImageSource, range: Range<u64>) -> Result<Vec<u8>
     };
     read(range.start, &mut magic)?;
     read(range.end - TRAILER, &mut trailer)?;
-    let Some(Format(format, _, decode)) =
-        FORMATS.iter().find(|Format(_, prefix, _)| magic.starts_with(prefix))
-    else {
+    let Some(format) = Format::of(&magic) else {
         let [a, b, c, d, ..] = magic;
         return Err(UnpackError::UnknownFormat { magic: [a, b, c, d] });
     };
@@ -88,41 +183,54 @@ pub(crate) fn payload(source: &ImageSource, range: Range<u64>) -> Result<Vec<u8>
         return Err(UnpackError::TooLarge { claimed });
     }
     // gzip's trailer is part of its format; the others' was appended.
-    let len = if *format == "gzip" { len } else { len - TRAILER };
-    let input = BufReader::with_capacity(256 << 10, source.reader(range.start, len));
-    decode(input, claimed)
+    let len = if format.name == "gzip" { len } else { len - TRAILER };
+    let input = BufReader::with_capacity(BUFFER, source.reader(range.start, len));
+    format.decoder()?(input, Size::Claimed(claimed))
         .and_then(|out| if out.len() as u64 == claimed { Ok(out) } else { Err(invalid("wrong size")) })
-        .map_err(|source| UnpackError::Corrupt { format, source })
+        .map_err(|source| UnpackError::Corrupt { format: format.name, source })
 }
 
 fn invalid(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-#[cfg(any(feature = "gzip", feature = "xz"))]
-fn read(decoder: impl io::Read, claimed: u64) -> io::Result<Vec<u8>> {
+#[cfg(any(feature = "gzip", feature = "xz", feature = "lz4"))]
+fn read(decoder: impl io::Read, size: Size) -> io::Result<Vec<u8>> {
     use io::Read;
-    let mut out = Vec::with_capacity(claimed as usize);
-    decoder.take(claimed + 1).read_to_end(&mut out)?;
+    let mut out = size.buffer();
+    decoder.take(size.limit() + 1).read_to_end(&mut out)?;
     Ok(out)
 }
 
 #[cfg(feature = "gzip")]
-fn gzip(input: Input, claimed: u64) -> io::Result<Vec<u8>> {
-    read(flate2::bufread::GzDecoder::new(input), claimed)
+fn gzip(input: Input, size: Size) -> io::Result<Vec<u8>> {
+    read(flate2::bufread::MultiGzDecoder::new(input), size)
 }
 
 #[cfg(feature = "xz")]
-fn xz(input: Input, claimed: u64) -> io::Result<Vec<u8>> {
+fn xz(input: Input, size: Size) -> io::Result<Vec<u8>> {
     // A dictionary larger than this is never of use for an output of at most this size. In KiB.
     const MEMORY: u32 = (MAX_UNPACKED >> 10) as u32;
-    read(lzma_rust2::XzReader::new_mem_limit(input, false, MEMORY), claimed)
+    read(lzma_rust2::XzReader::new_mem_limit(input, true, MEMORY), size)
+}
+
+/// The LZ4 frame that `lz4` writes unless told otherwise.
+#[cfg(feature = "lz4")]
+fn lz4_frame(input: Input, size: Size) -> io::Result<Vec<u8>> {
+    use std::io::BufRead;
+    let mut decoder = lz4_flex::frame::FrameDecoder::new(input);
+    let out = read(&mut decoder, size)?;
+    if out.len() as u64 <= size.limit() && !decoder.get_mut().fill_buf()?.is_empty() {
+        return Err(invalid("something follows its end"));
+    }
+    Ok(out)
 }
 
 /// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB except the last.
 #[cfg(feature = "lz4")]
-fn lz4(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
+fn lz4(mut input: Input, size: Size) -> io::Result<Vec<u8>> {
     use std::io::{BufRead, Read};
+    let Size::Claimed(claimed) = size else { return lz4_frame(input, size) };
     const BLOCK: usize = 8 << 20;
     /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
     const MAX_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
@@ -152,26 +260,33 @@ fn lz4(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(feature = "zstd")]
-fn zstd(mut input: Input, claimed: u64) -> io::Result<Vec<u8>> {
+fn zstd(mut input: Input, size: Size) -> io::Result<Vec<u8>> {
+    use std::io::BufRead;
+
     use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
     const STEP: usize = 1 << 20;
-    let mut out = Vec::with_capacity(claimed as usize);
-    let mut decoder = FrameDecoder::new();
-    decoder.init(&mut input).map_err(io::Error::other)?;
+    let mut out = size.buffer();
     // The decoder keeps a window of the size that the frame claims, however large: what bounds it is that
     // each turn produces at least a step.
     let mut produced = 0;
-    while !decoder
-        .decode_blocks(&mut input, BlockDecodingStrategy::UptoBytes(STEP))
-        .map_err(io::Error::other)?
-    {
+    while out.is_empty() || !input.fill_buf()?.is_empty() {
+        let mut decoder = FrameDecoder::new();
+        decoder.init(&mut input).map_err(io::Error::other)?;
+        while !decoder
+            .decode_blocks(&mut input, BlockDecodingStrategy::UptoBytes(STEP))
+            .map_err(io::Error::other)?
+        {
+            decoder.collect_to_writer(&mut out)?;
+            produced += STEP as u64;
+            if produced > size.limit() {
+                return Err(size.exceeded());
+            }
+        }
         decoder.collect_to_writer(&mut out)?;
-        produced += STEP as u64;
-        if produced > claimed {
-            return Err(invalid("larger than it claims"));
+        if out.len() as u64 > size.limit() {
+            break;
         }
     }
-    decoder.collect_to_writer(&mut out)?;
     Ok(out)
 }
 

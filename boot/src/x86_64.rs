@@ -2,6 +2,7 @@
 
 pub mod acpi;
 mod bzimage;
+mod cmdline;
 pub mod cpu;
 mod elf;
 mod error;
@@ -9,6 +10,7 @@ mod kernel;
 pub mod layout;
 pub mod memory_map;
 mod reset_vector;
+pub mod smbios;
 mod start_info;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,12 +21,13 @@ use std::ops::Range;
 use ossature_memory::GuestMmap;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::cmdline;
 use crate::image::ImageSource;
 use crate::load::{self, LoadSegment, Loaded};
 use crate::platform::{Platform, RamRange};
 use cpu::CpuState;
+use smbios::Smbios;
 
+pub use cmdline::machine_words;
 pub use error::{BootError, KernelError};
 pub use kernel::{BootProtocol, Entry, Kernel, UnknownProtocol};
 
@@ -44,20 +47,35 @@ const DEFAULT_CMDLINE_LIMIT: usize = layout::CMDLINE_SIZE - 1;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BootSpec<'a> {
-    /// An ELF `vmlinux` or a bzImage.
+    /// An ELF file (a 32-bit one has to have a PVH entry point) or a bzImage, as it is or packed with gzip, LZ4, XZ or
+    /// zstd.
     pub kernel: ImageSource<'a>,
     /// The initial RAM disk.
     pub initrd: Option<ImageSource<'a>>,
     /// The command line: printable ASCII.
     pub cmdline: &'a str,
+    /// Puts before the command line what the machine needs there, [`machine_words`]. A word whose parameter `cmdline`
+    /// sets itself is left out.
+    pub complete_cmdline: bool,
+    /// What the machine says that it is. `None`: there are no SMBIOS tables.
+    pub smbios: Option<&'a Smbios>,
     /// How the kernel is entered.
     pub protocol: BootProtocol,
 }
 
 impl<'a> BootSpec<'a> {
-    /// This kernel with this command line, without an initial RAM disk, entered by [`BootProtocol::Auto`].
+    /// This kernel with this command line, which is completed, without an initial RAM disk, entered by
+    /// [`BootProtocol::Auto`], on a machine that is [`Smbios::new`].
     pub fn new(kernel: impl Into<ImageSource<'a>>, cmdline: &'a str) -> Self {
-        Self { kernel: kernel.into(), initrd: None, cmdline, protocol: BootProtocol::Auto }
+        static SMBIOS: Smbios = Smbios::new();
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline,
+            complete_cmdline: true,
+            smbios: Some(&SMBIOS),
+            protocol: BootProtocol::Auto,
+        }
     }
 }
 
@@ -69,6 +87,8 @@ pub struct Booted {
     pub cpu: CpuState,
     /// How the kernel is entered.
     pub entry: Entry,
+    /// The command line that the kernel was given.
+    pub cmdline: String,
     /// The memory that the kernel's image fills or needs, first to last byte.
     pub kernel: Range<u64>,
     /// Where the initial RAM disk lies.
@@ -96,51 +116,59 @@ pub fn prepare(mem: &GuestMmap, platform: &Platform, spec: &BootSpec) -> Result<
     let kernel = Kernel::open(spec.kernel, spec.protocol)?;
     fits(&kernel, &platform.ram)?;
     let loaded = kernel.load(mem)?;
-    let mut booted = describe(mem, platform, &kernel, spec.initrd, spec.cmdline)?;
+    let mut booted = describe(mem, platform, &kernel, spec)?;
     booted.loaded += loaded;
     Ok(booted)
 }
 
-/// Like [`prepare`] for a kernel that is already in guest memory, or that will be before the guest runs:
-/// places the initial RAM disk and writes the command line, the tables and the memory map. What it says of
+/// Like [`prepare`] for a kernel that is already in guest memory, or that will be before the guest runs (`spec`'s own
+/// is not looked at): places the initial RAM disk and writes the command line, the tables and the memory map. What it says of
 /// what was [loaded](Booted::loaded) is of the initial RAM disk only.
 pub fn describe(
     mem: &GuestMmap,
     platform: &Platform,
     kernel: &Kernel,
-    initrd: Option<ImageSource>,
-    cmdline: &str,
+    spec: &BootSpec,
 ) -> Result<Booted, BootError> {
     fits(kernel, &platform.ram)?;
     let map = memory_map::memory_map(&platform.ram)?;
     let header = kernel.bzimage.as_ref().map(|bzimage| &bzimage.header);
 
     let limit = header.map_or(DEFAULT_CMDLINE_LIMIT, |header| header.cmdline_size.get() as usize);
-    cmdline::check(cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
+    let cmdline = match spec.complete_cmdline {
+        true => cmdline::complete(spec.cmdline, platform),
+        false => spec.cmdline.to_owned(),
+    };
+    crate::cmdline::check(&cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
     // The NUL after it is there: guest memory reads as zero.
     let at = layout::CMDLINE;
     mem.write_slice(cmdline.as_bytes(), GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
 
-    let initrd = initrd.map(|initrd| load_initrd(mem, platform, kernel, initrd)).transpose()?;
+    let initrd = spec.initrd.map(|initrd| load_initrd(mem, platform, kernel, initrd)).transpose()?;
     let (initrd, loaded) = initrd.map_or((None, Loaded::default()), |(at, loaded)| (Some(at), loaded));
     let rsdp = layout::ACPI.start;
     let tables = acpi::tables(platform, rsdp, layout::ACPI.end - rsdp)?;
     mem.write_slice(&tables, GuestAddress(rsdp)).map_err(|_| BootError::not_ram(rsdp))?;
 
+    if let Some(smbios) = spec.smbios {
+        let at = layout::SMBIOS.start;
+        let tables = smbios.tables(at, layout::SMBIOS.end - at)?;
+        mem.write_slice(&tables, GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
+    }
     reset_vector::write(mem, platform)?;
 
     let entry = kernel.entry();
     match entry {
         Entry::Pvh(_) => start_info::write(mem, &map, initrd.as_ref(), rsdp)?,
-        // An unpacked kernel has left behind what its setup header speaks of.
+        // A kernel that was unpacked from a bzImage has left behind what its setup header speaks of.
         Entry::Linux64(_) => {
-            let header = header.filter(|_| kernel.unpacked().is_none());
+            let header = header.filter(|_| kernel.is_bzimage);
             zero_page::write(mem, &map, initrd.as_ref(), rsdp, header)?;
         }
     }
     let cpu = cpu::prepare(mem, entry, kernel.end)?;
     let start = kernel.segments().iter().map(|segment| segment.guest_addr).min().unwrap_or_default();
-    Ok(Booted { cpu, entry, kernel: start..kernel.end, initrd, rsdp, loaded })
+    Ok(Booted { cpu, entry, cmdline, kernel: start..kernel.end, initrd, rsdp, loaded })
 }
 
 /// Refuses a kernel that needs memory which is not RAM, or which the entry protocols do not reach.

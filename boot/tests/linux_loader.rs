@@ -28,6 +28,7 @@ fn prepared(kernel: &[u8], protocol: BootProtocol) -> (GuestMmap, Booted) {
     let mut spec = BootSpec::new(kernel, CMDLINE);
     spec.initrd = Some(initrd.as_slice().into());
     spec.protocol = protocol;
+    spec.complete_cmdline = false;
     let booted = prepare(&mem, &platform, &spec).unwrap();
     (mem, booted)
 }

@@ -61,11 +61,11 @@ pub(crate) fn allocate(
 fn no_huge(size: u64, page_size: u64, (call, source): CallError) -> RamError {
     let needed = size / page_size;
     match host::huge_pool(page_size) {
-        None => RamError::HugePageSize { page_size },
-        Some(pool) if source.raw_os_error() == Some(libc::ENOMEM) => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => RamError::HugePageSize { page_size },
+        Ok(pool) if source.raw_os_error() == Some(libc::ENOMEM) => {
             RamError::HugePages { page_size, needed, available: pool.available, total: pool.total }
         }
-        Some(_) => RamError::Host { size, call, source },
+        _ => RamError::Host { size, call, source },
     }
 }
 

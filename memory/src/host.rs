@@ -1,6 +1,7 @@
 //! What the host has: its page size, physical memory and huge pages.
 
 use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
@@ -53,12 +54,13 @@ pub(crate) struct HugePool {
     pub(crate) available: u64,
 }
 
-/// The pool of pages of `page_size` bytes; `None` where the kernel has none of that size.
-pub(crate) fn huge_pool(page_size: u64) -> Option<HugePool> {
-    let read = |name: &str| -> Option<u64> {
+/// The pool of pages of `page_size` bytes; `NotFound` where the kernel has none of that size. Other errors say nothing:
+/// a process need not be allowed to look.
+pub(crate) fn huge_pool(page_size: u64) -> io::Result<HugePool> {
+    let read = |name: &str| -> io::Result<u64> {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", page_size / 1024);
-        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+        std::fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
     };
     let available = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
-    Some(HugePool { total: read("nr_hugepages")?, available })
+    Ok(HugePool { total: read("nr_hugepages")?, available })
 }

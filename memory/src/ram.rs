@@ -83,7 +83,7 @@ impl Ram {
     /// dumps and overcommitment are as the RAM was configured.
     ///
     /// Every [listener](Self::listen) is told first, and may refuse; devices reach it afterwards. A slot that overlaps
-    /// RAM is refused. That it overlaps no device is up to the caller, and so is telling the guest.
+    /// RAM is refused. A machine's listener refuses what overlaps a device; telling the guest is up to the caller.
     pub fn add_slot(&self, guest_addr: u64, size: u64, backing: &Backing) -> Result<SlotId, RamError> {
         let listeners = self.lock();
         let page_size = backing.page_size();

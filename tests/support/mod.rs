@@ -68,7 +68,7 @@ impl Guest {
     pub fn new() -> Self {
         Self {
             kernel: kernel().vmlinux(),
-            cmdline: "console=ttyS0 8250.nr_uarts=1 quiet panic=-1".to_owned(),
+            cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),
@@ -104,6 +104,19 @@ impl Guest {
     pub fn program(mut self, path: &str, data: Vec<u8>) -> Self {
         self.files.push((path.to_owned(), data));
         self
+    }
+
+    /// Puts an example of this package into the guest as `/NAME`, with the libraries that it needs; cargo builds it with
+    /// the tests.
+    pub fn example(self, name: &str) -> Self {
+        let here = std::env::current_exe().unwrap();
+        let program = here.ancestors().nth(2).unwrap().join("examples").join(name);
+        let guest = self.program(&format!("/{name}"), fs::read(&program).unwrap());
+        let list = process::text(process::command("ldd").arg(&program)).unwrap();
+        let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
+        list.lines()
+            .filter_map(path)
+            .fold(guest, |guest, library| guest.program(&library, fs::read(&library).unwrap()))
     }
 
     /// Runs shell commands in the guest, and keeps what they print under `name`. They have to succeed: a

@@ -31,7 +31,7 @@ use crate::arch;
 use crate::backend::sealed::Sealed;
 use crate::{Hypervisor, Vm, VmConfig, VmError};
 
-pub use signal::install_kick_handler;
+pub use signal::{install_kick_handler, is_ignored};
 
 /// The version of the interface since Linux 2.6.22 (`KVM_GET_API_VERSION`).
 const API_VERSION: i32 = 12;

@@ -4,6 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use kvm_bindings::{
+    KVM_STATS_BASE_MASK as BASE_MASK, KVM_STATS_BASE_POW10 as BASE_POW10,
+    KVM_STATS_TYPE_INSTANT as TYPE_INSTANT, KVM_STATS_TYPE_MASK as TYPE_MASK,
+    KVM_STATS_TYPE_PEAK as TYPE_PEAK, KVM_STATS_UNIT_BOOLEAN as UNIT_BOOLEAN,
+    KVM_STATS_UNIT_BYTES as UNIT_BYTES, KVM_STATS_UNIT_CYCLES as UNIT_CYCLES,
+    KVM_STATS_UNIT_MASK as UNIT_MASK, KVM_STATS_UNIT_NONE as UNIT_NONE,
+    KVM_STATS_UNIT_SECONDS as UNIT_SECONDS,
+};
+use ossature_bus::{Metric, MetricKind, MetricUnit};
+
 use crate::VmError;
 
 /// More than any kernel has (there are about 70): what a broken header could make us allocate.
@@ -16,11 +26,27 @@ const DESCRIPTOR: usize = 16;
 
 /// One counter of KVM. Names are the kernel's, such as `exits` or `io_exits`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stat {
     /// The name.
     pub name: String,
+    /// How it changes.
+    pub kind: MetricKind,
+    /// What it is measured in.
+    pub unit: MetricUnit,
     /// The value; a histogram has one number for each of its buckets.
     pub values: Vec<u64>,
+}
+
+impl Stat {
+    /// It, without its values. The kernel says nothing more of it.
+    pub fn metric(&self) -> Metric<'_> {
+        let metric = match self.kind {
+            MetricKind::Counter => Metric::counter(&self.name, ""),
+            _ => Metric::gauge(&self.name, ""),
+        };
+        metric.with_unit(self.unit)
+    }
 }
 
 /// Reads the counters of a machine or of a vCPU, on any thread, at any time, running or not.
@@ -35,6 +61,8 @@ pub struct StatsReader {
 #[derive(Debug)]
 struct Counter {
     name: String,
+    kind: MetricKind,
+    unit: MetricUnit,
     /// Where its values are, in numbers from the start of the data.
     start: usize,
     count: usize,
@@ -72,16 +100,31 @@ impl StatsReader {
         let numbers: Vec<_> =
             data.chunks_exact(8).map(|n| n.try_into().map_or(0, u64::from_ne_bytes)).collect();
         let values = |c: &Counter| numbers.iter().skip(c.start).take(c.count).copied().collect();
-        Ok(self.counters.iter().map(|c| Stat { name: c.name.clone(), values: values(c) }).collect())
+        let stat = |c: &Counter| Stat { name: c.name.clone(), kind: c.kind, unit: c.unit, values: values(c) };
+        Ok(self.counters.iter().map(stat).collect())
     }
 }
 
 fn counter(descriptor: &[u8]) -> Option<Counter> {
+    let flags = u32_at(descriptor, 0)?;
+    let exponent = i16::from_ne_bytes(descriptor.get(4..6)?.try_into().ok()?);
     let count = descriptor.get(6..8)?.try_into().map(u16::from_ne_bytes).ok()?;
     let offset = u32_at(descriptor, 8)?;
     let name = descriptor.get(DESCRIPTOR..)?.split(|byte| *byte == 0).next()?;
     Some(Counter {
         name: String::from_utf8_lossy(name).into_owned(),
+        kind: match flags & TYPE_MASK {
+            TYPE_INSTANT | TYPE_PEAK => MetricKind::Gauge,
+            _ => MetricKind::Counter,
+        },
+        unit: match (flags & UNIT_MASK, flags & BASE_MASK, exponent) {
+            (UNIT_NONE, _, 0) => MetricUnit::Count,
+            (UNIT_BYTES, _, 0) => MetricUnit::Bytes,
+            (UNIT_SECONDS, BASE_POW10, -9) => MetricUnit::Nanoseconds,
+            (UNIT_CYCLES, _, 0) => MetricUnit::Cycles,
+            (UNIT_BOOLEAN, _, 0) => MetricUnit::Boolean,
+            _ => MetricUnit::Other,
+        },
         start: offset as usize / 8,
         count: count.into(),
     })

@@ -136,7 +136,7 @@ pub enum VcpuError {
     #[error(transparent)]
     Crash(Box<VcpuCrash>),
     /// The host failed.
-    #[error("vCPU {index}: {call} failed")]
+    #[error("vCPU {index}: {call} failed: {source}")]
     Call {
         /// Which vCPU.
         index: u32,
@@ -214,7 +214,7 @@ impl Vcpu {
     }
 
     /// The complete state. Call it after [`Step::Interrupted`]: an access under way is completed first, and what its
-    /// device asks for is lost.
+    /// device asks for is the next [`Step::Effect`] of this vCPU. It is no part of the state.
     pub fn state(&mut self) -> Result<VcpuState, VmError> {
         self.backend.state(&mut self.buses)
     }

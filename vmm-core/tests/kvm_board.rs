@@ -607,8 +607,8 @@ fn a_range_moves_with_its_page_and_its_doorbell_and_stays_where_it_cannot() {
     assert_eq!(part.assigned().doorbell("bell").unwrap().take().unwrap(), 3);
     assert_eq!(part.assigned().registers("registers").unwrap().base(), None);
     let mut refused = None;
-    machine.metrics(&mut |scope, name, value| {
-        if (scope, name) == ("machine", "refused_moves") {
+    machine.metrics(&mut |scope, metric, value| {
+        if (scope, metric.name) == ("machine", "refused_moves") {
             refused = Some(value);
         }
     });

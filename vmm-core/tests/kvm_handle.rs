@@ -41,9 +41,9 @@ fn one_waits_with_a_timeout_another_reads_metrics_and_a_third_pauses_a_thousand_
             let handle = machine.handle();
             let (mut rounds, mut exits) = (0, 0);
             while handle.outcome().is_none() {
-                handle.metrics(&mut |scope, name, value| {
+                handle.metrics(&mut |scope, metric, value| {
                     rounds += u32::from(scope == "keyboard");
-                    if (scope, name) == ("vcpu0", "exits") {
+                    if (scope, metric.name) == ("vcpu0", "exits") {
                         assert!(value >= exits, "a counter that goes back: {exits}, {value}");
                         exits = value;
                     }

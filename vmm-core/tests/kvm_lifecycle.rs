@@ -82,8 +82,8 @@ fn three_machines_in_one_process_do_not_mind_each_other() {
     wait_until_it_counts(one);
 
     let mut exits = None;
-    one.metrics(&mut |scope, name, value| {
-        if (scope, name) == ("vcpu0", "exits") {
+    one.metrics(&mut |scope, metric, value| {
+        if (scope, metric.name) == ("vcpu0", "exits") {
             exits = Some(value);
         }
     });

@@ -3,14 +3,16 @@
 
 mod guest;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use guest::Seen::Write;
 use guest::{DATA, Guest, LAPIC, MMIO};
-use ossature_bus::AddressSpace;
 use ossature_bus::Size::{B1, B4};
+use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, VmRequest};
 use ossature_core::scripted::{Script, Scripted};
-use ossature_core::{Hypervisor, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
+use ossature_core::{Buses, Hypervisor, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
 
 fn run_to_halt(vcpu: &mut Vcpu) {
     loop {
@@ -307,5 +309,56 @@ fn d2_a_state_that_does_not_fit_is_refused() {
     let error = vcpu.set_state(&played.state().expect("a state")).expect_err("another back end's");
     assert!(error.to_string().contains("back end"), "{error}");
     assert!(played.set_state(&bare).is_err());
+    run_to_halt(&mut vcpu);
+}
+
+/// Counts what is written to it; 2 asks for a power-off.
+#[derive(Default)]
+struct Asks(AtomicU64);
+
+impl Mmio for Asks {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Err(BusFault::WriteOnly)
+    }
+
+    fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(if value == 2 { Effect::Vm(VmRequest::Shutdown) } else { Effect::None })
+    }
+}
+
+/// mov dword fs:[0xffe], 0x20000; hlt
+const ACROSS_PAGES: &[u8] = &[0x64, 0x66, 0xc7, 0x06, 0xfe, 0x0f, 0x00, 0x00, 0x02, 0x00, 0xf4];
+
+#[test]
+fn what_a_later_piece_of_an_access_asks_for_is_the_next_step_and_goes_with_its_guest() {
+    let guest = Guest::bare(ACROSS_PAGES);
+    let (ports, memory) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
+    let asks = Arc::new(Asks::default());
+    memory.insert(MMIO, 0x2000, "asks", asks.clone()).expect("an empty bus");
+    let mut registers = Registers::real_mode(guest::CODE);
+    registers.fs.base = MMIO;
+    let buses = Buses::new(ports.cursor(), memory.cursor());
+    let mut vcpu = guest.vm.create_vcpu(0, buses).expect("a vCPU");
+    vcpu.set_registers(&registers).expect("registers");
+    let pieces = || asks.0.load(Ordering::Relaxed);
+    while pieces() == 0 {
+        assert!(matches!(vcpu.run_once(), Ok(Step::Handled | Step::Interrupted)));
+    }
+    assert_eq!(pieces(), 1, "each page is a piece of its own");
+    let state = vcpu.state().expect("a state");
+    assert_eq!(pieces(), 2, "the access is complete");
+    // Nothing is lost by asking twice.
+    assert_eq!(vcpu.state().expect("a state"), state);
+    assert_eq!(vcpu.run_once().expect("a step"), Step::Effect(Effect::Vm(VmRequest::Shutdown)));
+    run_to_halt(&mut vcpu);
+
+    // A guest that is put in the place of the one that asked has not asked.
+    vcpu.set_registers(&registers).expect("registers");
+    while pieces() == 2 {
+        assert!(matches!(vcpu.run_once(), Ok(Step::Handled | Step::Interrupted)));
+    }
+    vcpu.set_state(&state).expect("the state before");
+    assert_eq!(pieces(), 4, "the access is complete");
     run_to_halt(&mut vcpu);
 }

@@ -61,7 +61,11 @@ pub fn run(demo: &Demo) -> Result<u8> {
     if demo.says_progress() {
         eprintln!("{}", kvm.summary());
     }
-    vmm::build(demo.says_progress())?;
+    if demo.says_progress() {
+        vmm::build()?
+    } else {
+        vmm::build_quietly()?
+    }
     if kvm == Kvm::Full {
         let folder = paths::target().join("demo").join(std::process::id().to_string());
         fs::create_dir_all(&folder).context(folder.display())?;
@@ -156,7 +160,7 @@ impl Demo {
         let disk = folder.join("disk.img");
         tree.file("/etc/profile", 0o644, include_str!("demo/profile.sh"));
         tree.write_ext4(&disk, DISK_MIB)?;
-        let mut cmdline = "console=ttyS0 loglevel=3 8250.nr_uarts=1 panic=-1 root=/dev/vda".to_owned();
+        let mut cmdline = "console=ttyS0 loglevel=3 panic=-1 root=/dev/vda".to_owned();
         cmdline.push_str(" ossature.ip=10.77.0.2/24");
         let mut console = String::new();
         if let Some(job) = &self.run {

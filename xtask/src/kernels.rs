@@ -117,16 +117,11 @@ fn unpack(kernel: &Kernel) -> Result<()> {
     let start = Instant::now();
     let folder = folder();
     fs::create_dir_all(&folder).context(folder.display())?;
-    let package = match package_file(&folder, &kernel.release) {
+    let package = match packages::downloaded(&format!("linux-image-{}", kernel.release), &folder) {
         Some(package) => package,
         None => {
             let name = format!("linux-image-{}", kernel.release);
-            eprintln!("downloading {name} into {}", folder.display());
-            let mut apt = process::command("apt-get");
-            apt.args(["-o", "APT::Sandbox::User=root", "download", &name]).current_dir(&folder);
-            process::output(&mut apt)?;
-            package_file(&folder, &kernel.release)
-                .ok_or_else(|| Error::new(format!("apt-get did not leave {name} in {}", folder.display())))?
+            packages::download(&name, &folder)?
         }
     };
     eprintln!("unpacking {}", package.display());
@@ -138,16 +133,6 @@ fn unpack(kernel: &Kernel) -> Result<()> {
     unpack_elf(&kernel.vmlinuz(), &kernel.vmlinux())?;
     eprintln!("Linux {} is ready after {:.1} s", kernel.release, start.elapsed().as_secs_f32());
     Ok(())
-}
-
-/// The downloaded package, if it is there.
-fn package_file(folder: &Path, release: &str) -> Option<PathBuf> {
-    let start = format!("linux-image-{release}_");
-    fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| name.starts_with(&start) && name.ends_with(".deb"))
-        .map(|name| folder.join(name))
 }
 
 /// Unpacks the ELF file that a bzImage carries (Documentation/arch/x86/boot.rst: `setup_sects`,

@@ -1,7 +1,7 @@
 //! Debian packages that the commands call: installed by root, named to everybody else.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use crate::{Error, Result, process};
 const PROGRAMS: &[(&str, &str)] = &[
     (BUSYBOX, "busybox-static"),
     ("depmod", "kmod"),
+    ("dmidecode", "dmidecode"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),
     ("lz4", "lz4"),
@@ -83,6 +84,41 @@ pub fn install(names: &[&str], options: &str) -> Result<()> {
     }
     eprintln!("installing Debian packages: {names}");
     run_quietly(&command)
+}
+
+/// Downloads a Debian package into `folder`, unless it is there, and prints which. Returns its file.
+///
+/// # Errors
+/// The host is not a Debian, the package is unknown, or there is no network.
+pub fn download(name: &str, folder: &Path) -> Result<PathBuf> {
+    if let Some(file) = downloaded(name, folder) {
+        return Ok(file);
+    }
+    if !is_debian() {
+        return Err(Error::needs_developer(format!("Debian's package {name} is fetched on Debian only")));
+    }
+    eprintln!("downloading {name} into {}", folder.display());
+    let get = || {
+        let mut apt = process::command("apt-get");
+        apt.args(["-o", "APT::Sandbox::User=root", "download", name]).current_dir(folder);
+        process::output(&mut apt)
+    };
+    if get().is_err() {
+        update_lists()?;
+        get()?;
+    }
+    downloaded(name, folder)
+        .ok_or_else(|| Error::new(format!("apt-get did not leave {name} in {}", folder.display())))
+}
+
+/// The file of a package in `folder`, if it has been downloaded.
+pub fn downloaded(name: &str, folder: &Path) -> Option<PathBuf> {
+    let start = format!("{name}_");
+    fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|file| file.starts_with(&start) && file.ends_with(".deb"))
+        .map(|file| folder.join(file))
 }
 
 /// Reads the lists of packages anew.

@@ -196,7 +196,7 @@ pub fn run_measure(measure: &Measure) -> Result<()> {
 /// Builds what is measured and what its guests run.
 fn prepare(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).context(folder.display())?;
-    vmm::build(true)?;
+    vmm::build()?;
     let floor = vmm::build_floor()?;
     let kernel = kernels::fetch(Flavour::Cloud)?;
     let program = folder.join("guest");

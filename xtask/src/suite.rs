@@ -6,7 +6,9 @@ mod binaries;
 mod checks;
 mod consumer;
 mod environment;
+mod examples;
 mod libtest;
+mod links;
 mod lock_file;
 pub mod plan;
 mod targets;
@@ -20,12 +22,12 @@ use plan::Entry;
 use targets::Targets;
 
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, packages, paths, process, report, vmm};
+use crate::{Error, Result, bare_metal, foreign, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
-    "rustfmt", "clippy", "doc", "deny", "aarch64", "unit", "doctest", "loom", "kvm", "bench", "consumer",
-    "report", "guest",
+    "rustfmt", "clippy", "doc", "deny", "examples", "aarch64", "unit", "doctest", "loom", "kvm", "bench",
+    "consumer", "report", "guest",
 ];
 
 /// Those that run tests of the workspace.
@@ -34,7 +36,7 @@ const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
 /// What a step's checks and tests call, but for cargo and the nested machine.
 pub fn programs(step: &str) -> &'static [&'static str] {
     match step {
-        "unit" => &["iasl", "ip", "mke2fs", "strace", "valgrind"],
+        "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "strace", "valgrind"],
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
         "guest" => &["busybox", "depmod", "ip", "lz4", "mke2fs", "tcpdump"],
@@ -199,9 +201,10 @@ impl Suite {
             return Ok(());
         }
         if environment == Environment::Full {
-            vmm::build(true)?;
+            vmm::build()?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
+            foreign::fetch()?;
         }
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
         let outcomes = environment.run(&entries)?;

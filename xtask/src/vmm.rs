@@ -1,6 +1,7 @@
 //! The example VMM that demo and whole-machine tests boot guests with.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::{Result, paths, process};
 
@@ -9,12 +10,20 @@ pub fn program() -> PathBuf {
     paths::target().join("release/examples/microvm")
 }
 
-/// Builds the VMM. Says how it gets on, if that is wanted, and in any case what is wrong.
+/// Builds the VMM.
 ///
 /// # Errors
 /// It does not compile.
-pub fn build(says_progress: bool) -> Result<()> {
-    build_example("microvm", says_progress)
+pub fn build() -> Result<()> {
+    build_example("microvm")
+}
+
+/// Builds the VMM, and says nothing but what is wrong.
+///
+/// # Errors
+/// It does not compile.
+pub fn build_quietly() -> Result<()> {
+    process::run(cargo_build("microvm").arg("--quiet"))
 }
 
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
@@ -22,15 +31,16 @@ pub fn build(says_progress: bool) -> Result<()> {
 /// # Errors
 /// It does not compile.
 pub fn build_floor() -> Result<PathBuf> {
-    build_example("floor_boot", true)?;
+    build_example("floor_boot")?;
     Ok(paths::target().join("release/examples/floor_boot"))
 }
 
-fn build_example(name: &str, says_progress: bool) -> Result<()> {
+fn build_example(name: &str) -> Result<()> {
+    process::run(&mut cargo_build(name))
+}
+
+fn cargo_build(name: &str) -> Command {
     let mut cargo = process::command("cargo");
     cargo.args(["build", "--release", "--example", name]).current_dir(paths::root());
-    if !says_progress {
-        cargo.arg("--quiet");
-    }
-    process::run(&mut cargo)
+    cargo
 }

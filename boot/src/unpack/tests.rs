@@ -77,6 +77,34 @@ fn c3_decompression_bombs_stop_at_what_they_claim() {
 }
 
 #[test]
+fn g9_a_packed_file_stops_at_the_limit() {
+    const LIMIT: u64 = 3 << 20;
+    for len in [LIMIT, LIMIT + 1] {
+        for packed in crate::x86_64::testing::pack_all(&vec![0; len as usize]) {
+            let unpacked = file_up_to(LIMIT, &ImageSource::Bytes(&packed), packed.len() as u64, &packed);
+            if len == LIMIT {
+                assert_eq!(unpacked.unwrap().len() as u64, LIMIT);
+                continue;
+            }
+            let Err(UnpackError::Corrupt { source, .. }) = unpacked else { panic!("accepted") };
+            assert_eq!(source.to_string(), "it unpacks to more than 3145728 bytes");
+        }
+    }
+}
+
+#[test]
+fn g9_files_of_several_frames_or_members_are_one() {
+    let (first, second) = (sample(5000), sample(3000));
+    let pack = |bytes: &[u8]| crate::x86_64::testing::pack_all(bytes);
+    // LZ4's legacy format alone has no end of its own.
+    for (packed, more) in pack(&first).into_iter().zip(pack(&second)).take(3) {
+        let both = [packed, more].concat();
+        let unpacked = file(&ImageSource::Bytes(&both), both.len() as u64, &both).unwrap();
+        assert!(unpacked == [&first[..], &second].concat());
+    }
+}
+
+#[test]
 fn c3_a_dictionary_that_nothing_needs() {
     let mut packed = pack_xz(&[7; 1000]);
     // Block header: size, flags, then for each filter its id, the size of its properties and these; LZMA2's

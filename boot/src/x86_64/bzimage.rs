@@ -92,11 +92,9 @@ impl BzImage {
         let found = head.get(SETUP_HEADER..).and_then(|rest| rest.get(..size)).ok_or(truncated)?;
         header.as_mut_bytes().get_mut(..size).unwrap_or_default().copy_from_slice(found);
 
-        if header.version < VERSION_PAYLOAD {
-            return Err(KernelError::InvalidBzImage { field: "version", value: header.version.get().into() });
-        }
-        if header.loadflags & LOADED_HIGH == 0 {
-            return Err(KernelError::InvalidBzImage { field: "loadflags", value: header.loadflags.into() });
+        // Without a payload, the code before a kernel has to run first; a zImage lies where boot tables do.
+        if header.version < VERSION_PAYLOAD || header.loadflags & LOADED_HIGH == 0 {
+            return Err(KernelError::NeedsRealMode { version: header.version.get() });
         }
         let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
         let start = (u64::from(sectors) + 1) * SECTOR;

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::layout;
+use super::smbios::SmbiosError;
 use crate::acpi::AcpiError;
 use crate::cmdline::CmdlineError;
 use crate::unpack::UnpackError;
@@ -17,8 +18,8 @@ pub enum KernelError {
         /// The failure.
         source: io::Error,
     },
-    /// Neither ELF nor bzImage.
-    #[error("not a kernel: neither an ELF file nor a bzImage")]
+    /// Neither ELF nor bzImage, nor one of these packed as a file.
+    #[error("not a kernel: neither an ELF file nor a bzImage, as it is or packed with gzip, LZ4, XZ or zstd")]
     NotAKernel,
     /// A kernel, but not one for this machine.
     #[error("the kernel is for {found}; this machine is x86_64")]
@@ -50,6 +51,14 @@ pub enum KernelError {
         /// Size of the note's descriptor in bytes.
         size: u32,
     },
+    /// An ELF32 kernel, which has no 64-bit entry point, without a PVH note.
+    #[error(
+        "the kernel is a 32-bit ELF file, which can only be entered by PVH, and it has no PVH entry point"
+    )]
+    Elf32WithoutPvh,
+    /// An ELF32 kernel that was to be entered in 64-bit mode.
+    #[error("the kernel is a 32-bit ELF file, which has no 64-bit entry point: enter it by PVH")]
+    Elf32,
     /// The PVH protocol was asked for.
     #[error("the kernel has no PVH entry point (built without CONFIG_PVH)")]
     NoPvhEntry,
@@ -74,8 +83,25 @@ pub enum KernelError {
         /// Its boot protocol version, as the header encodes it.
         version: u16,
     },
-    /// The payload of a bzImage cannot be unpacked.
-    #[error("the bzImage cannot be unpacked")]
+    /// A bzImage that has neither a 64-bit entry point nor a payload that can be unpacked and booted.
+    #[error("the bzImage has no 64-bit entry point (boot protocol {}.{:02}, 2.12 and a 64-bit kernel are needed), \
+        and what it contains cannot be booted", version >> 8, version & 0xff)]
+    NoEntry {
+        /// Its boot protocol version, as the header encodes it.
+        version: u16,
+        /// Why what it contains cannot be booted.
+        source: Box<KernelError>,
+    },
+    /// A bzImage that is entered in real mode.
+    #[error("the bzImage needs the 16-bit entry, which this machine does not have (boot protocol {}.{:02}): it takes \
+        an ELF file, or a bzImage of protocol 2.08 with a kernel to unpack or of 2.12 with a 64-bit entry point",
+        version >> 8, version & 0xff)]
+    NeedsRealMode {
+        /// Its boot protocol version, as the header encodes it.
+        version: u16,
+    },
+    /// The kernel is packed and cannot be unpacked.
+    #[error("the kernel cannot be unpacked")]
     Unpack(#[from] UnpackError),
     /// The kernel wants memory that the machine does not have.
     #[error("the kernel needs memory from {start:#x} to {end:#x}; RAM there ends at {ram_end:#x}")]
@@ -111,6 +137,9 @@ pub enum BootError {
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// The SMBIOS tables.
+    #[error(transparent)]
+    Smbios(#[from] SmbiosError),
     /// The initial RAM disk cannot be read.
     #[error("the initrd cannot be read")]
     ReadInitrd {

@@ -10,14 +10,14 @@ use super::error::KernelError;
 use super::layout;
 use crate::image::ImageSource;
 use crate::load::{self, LoadSegment, Loaded};
-use crate::unpack::{self, UnpackError};
+use crate::unpack;
 
 /// How the guest is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BootProtocol {
-    /// Whatever gets to the kernel fastest: a bzImage is unpacked in the VMM if its compression is known
-    /// (else the guest unpacks it), and the kernel is entered by PVH if it has such an entry point, else by
-    /// the 64-bit Linux protocol.
+    /// Whatever gets to the kernel fastest: a bzImage is unpacked in the VMM if that is possible (else it is handed
+    /// over as it is, if it has a 64-bit entry point), and the kernel is entered by PVH if it has such an entry point,
+    /// else by the 64-bit Linux protocol.
     #[default]
     Auto,
     /// The kernel's PVH entry point; a bzImage is unpacked in the VMM.
@@ -62,7 +62,10 @@ pub struct Kernel<'a> {
     image: Image<'a>,
     segments: Vec<LoadSegment>,
     entry: Entry,
+    /// The setup header of the bzImage that the kernel is, or was unpacked from.
     pub(crate) bzimage: Option<BzImage>,
+    /// A bzImage that is loaded as it is, and finds its setup header in the zero page.
+    pub(crate) is_bzimage: bool,
     /// End of the memory that the kernel needs until it manages memory itself.
     pub(crate) end: u64,
 }
@@ -83,29 +86,43 @@ impl Image<'_> {
 }
 
 impl<'a> Kernel<'a> {
-    /// Recognises and validates an image, and unpacks it if `protocol` asks for that.
+    /// Recognises and validates an image, and unpacks it if it is packed as a whole (gzip, LZ4, XZ, zstd), or if it is a
+    /// bzImage and `protocol` asks for that.
     pub fn open(source: ImageSource<'a>, protocol: BootProtocol) -> Result<Self, KernelError> {
-        let len = source.size().map_err(|source| KernelError::Read { source })?;
-        let mut head = [0; 4096];
-        let head = head.get_mut(..len.min(4096) as usize).unwrap_or_default();
-        source.read_exact_at(0, head).map_err(|source| KernelError::Read { source })?;
+        let mut head = [0; HEAD];
+        let (len, head) = read_head(&source, &mut head)?;
+        if unpack::is_packed(head) {
+            let image = Image::Unpacked(unpack::file(&source, len, head)?);
+            return Self::recognise(image, protocol);
+        }
+        Self::recognise(Image::Given(source), protocol)
+    }
+
+    /// What an image is that is not packed.
+    fn recognise(image: Image<'a>, protocol: BootProtocol) -> Result<Self, KernelError> {
+        let mut head = [0; HEAD];
+        let source = image.source();
+        let (len, head) = read_head(&source, &mut head)?;
         if head.starts_with(&elf::MAGIC) {
             let elf = Elf::parse(&source, len, head)?;
-            return Self::from_elf(elf, Image::Given(source), protocol, None);
+            return Self::from_elf(elf, image, protocol, None);
         }
         if !bzimage::has_magic(head) {
             return Err(foreign_image(head));
         }
         let bzimage = BzImage::parse(len, head)?;
         match protocol {
-            BootProtocol::Linux64 => Self::from_bzimage(source, bzimage),
-            BootProtocol::Pvh => Self::from_payload(source, bzimage, protocol),
-            BootProtocol::Auto => match Self::from_payload(source, bzimage.clone(), protocol) {
-                Err(KernelError::Unpack(UnpackError::UnknownFormat { .. })) => {
-                    Self::from_bzimage(source, bzimage)
-                }
-                other => other,
-            },
+            BootProtocol::Linux64 => Self::from_bzimage(image, bzimage),
+            BootProtocol::Pvh => Self::from_payload(&source, bzimage, protocol),
+            BootProtocol::Auto => Self::from_payload(&source, bzimage.clone(), protocol).or_else(|error| {
+                // It unpacks itself, or is no Linux at all and has nothing to unpack.
+                Self::from_bzimage(image, bzimage).map_err(|other| match other {
+                    KernelError::NoLinux64Entry { version } => {
+                        KernelError::NoEntry { version, source: Box::new(error) }
+                    }
+                    _ => error,
+                })
+            }),
         }
     }
 
@@ -141,6 +158,8 @@ impl<'a> Kernel<'a> {
         bzimage: Option<BzImage>,
     ) -> Result<Self, KernelError> {
         let entry = match (protocol, elf.pvh_entry) {
+            (BootProtocol::Linux64, _) if !elf.is_64 => return Err(KernelError::Elf32),
+            (_, None) if !elf.is_64 => return Err(KernelError::Elf32WithoutPvh),
             (BootProtocol::Pvh, None) => return Err(KernelError::NoPvhEntry),
             (BootProtocol::Auto | BootProtocol::Pvh, Some(entry)) => Entry::Pvh(entry),
             _ => Entry::Linux64(elf.entry),
@@ -152,15 +171,15 @@ impl<'a> Kernel<'a> {
         if !elf.contains(address) {
             return Err(KernelError::EntryOutsideKernel { entry: address });
         }
-        Self::placed(image, elf.segments, entry, bzimage)
+        Self::placed(image, elf.segments, entry, bzimage, false)
     }
 
     fn from_payload(
-        source: ImageSource<'a>,
+        source: &ImageSource,
         bzimage: BzImage,
         protocol: BootProtocol,
     ) -> Result<Self, KernelError> {
-        let vmlinux = unpack::payload(&source, bzimage.payload()?)?;
+        let vmlinux = unpack::payload(source, bzimage.payload()?)?;
         let source = ImageSource::Bytes(&vmlinux);
         if !vmlinux.starts_with(&elf::MAGIC) {
             return Err(KernelError::NotAKernel);
@@ -169,9 +188,9 @@ impl<'a> Kernel<'a> {
         Self::from_elf(elf, Image::Unpacked(vmlinux), protocol, Some(bzimage))
     }
 
-    fn from_bzimage(source: ImageSource<'a>, bzimage: BzImage) -> Result<Self, KernelError> {
+    fn from_bzimage(image: Image<'a>, bzimage: BzImage) -> Result<Self, KernelError> {
         let (segment, entry) = bzimage.segment()?;
-        Self::placed(Image::Given(source), vec![segment], Entry::Linux64(entry), Some(bzimage))
+        Self::placed(image, vec![segment], Entry::Linux64(entry), Some(bzimage), true)
     }
 
     fn placed(
@@ -179,13 +198,25 @@ impl<'a> Kernel<'a> {
         segments: Vec<LoadSegment>,
         entry: Entry,
         bzimage: Option<BzImage>,
+        is_bzimage: bool,
     ) -> Result<Self, KernelError> {
         if let Some(low) = segments.iter().find(|segment| segment.guest_addr < layout::HIGH_RAM) {
             return Err(KernelError::OverlapsBootTables { start: low.guest_addr });
         }
         let end = segments.iter().map(LoadSegment::end).max().unwrap_or_default();
-        Ok(Self { image, segments, entry, bzimage, end })
+        Ok(Self { image, segments, entry, bzimage, is_bzimage, end })
     }
+}
+
+/// How much of an image says what it is.
+const HEAD: usize = 4096;
+
+/// The length of an image, and its first bytes in `buffer`.
+fn read_head<'b>(source: &ImageSource, buffer: &'b mut [u8; HEAD]) -> Result<(u64, &'b [u8]), KernelError> {
+    let len = source.size().map_err(|source| KernelError::Read { source })?;
+    let head = buffer.get_mut(..len.min(HEAD as u64) as usize).unwrap_or_default();
+    source.read_exact_at(0, head).map_err(|source| KernelError::Read { source })?;
+    Ok((len, head))
 }
 
 /// What an image that is neither ELF nor bzImage is.

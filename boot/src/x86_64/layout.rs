@@ -8,7 +8,8 @@
 //! | `0x7000` | zero page (`boot_params`) | 64-bit Linux |
 //! | `0x9000` | page tables: PML4, PDPT, one PD for each GiB up to the end of the kernel (at most 4) | 64-bit Linux |
 //! | `0x9fc00` | end of low RAM in the memory map; what follows up to 1 MiB is reserved | both |
-//! | `0xe0000` | ACPI tables, RSDP first; at most 128 KiB less 16 bytes | both |
+//! | `0xe0000` | ACPI tables, RSDP first; at most 96 KiB | both |
+//! | `0xf8000` | SMBIOS entry point and structures; at most 32 KiB less 16 bytes | both |
 //! | `0xffff0` | where a PC's processor starts: code that resets the machine | both |
 //! | `0x100000` | RAM for the kernel and the initial RAM disk | both |
 //!
@@ -32,7 +33,9 @@ pub const PAGE_TABLES: u64 = 0x9000;
 /// End of low RAM as the guest is told: where PCs have their extended BIOS data.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The ACPI tables, RSDP first, where firmware-less guests would look for it.
-pub const ACPI: Range<u64> = 0xe_0000..RESET_VECTOR;
+pub const ACPI: Range<u64> = 0xe_0000..SMBIOS.start;
+/// The SMBIOS tables, entry point first, in the 64 KiB where guests look for it.
+pub const SMBIOS: Range<u64> = 0xf_8000..RESET_VECTOR;
 /// F000:FFF0, where the firmware of a PC begins.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Start of the RAM above the first MiB.

@@ -69,6 +69,35 @@ pub(crate) fn elf() -> Vec<u8> {
     elf_with_notes(&notes)
 }
 
+/// A note with a PVH entry point, as 32-bit kernels have it.
+pub(crate) fn pvh_note() -> Vec<u8> {
+    note(b"Xen\0", 18, &PVH_ENTRY.to_le_bytes())
+}
+
+/// The 32-bit kernel of two loadable segments with these notes.
+pub(crate) fn elf32(notes: &[u8]) -> Vec<u8> {
+    let mut image = b"\x7fELF\x01\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 3, 0, 1, 0, 0, 0]);
+    image.extend([LOAD as u32, 52, 0, 0].into_iter().flat_map(u32::to_le_bytes));
+    image.extend([52, 0, 32, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    let size = notes.len() as u32;
+    for (kind, offset, paddr, filesz, memsz) in [
+        (1u32, 0x1000u32, LOAD as u32, TEXT.len() as u32, 0x1000u32),
+        (4, 0x3000, 0, size, size),
+        (1, 0x2000, LOAD as u32 + 0x20_0000, DATA.len() as u32, 0x3000),
+    ] {
+        let vaddr = paddr | 0xc000_0000;
+        image
+            .extend([kind, offset, vaddr, paddr, filesz, memsz, 0, 4].into_iter().flat_map(u32::to_le_bytes));
+    }
+    for (offset, bytes) in [(0x1000, TEXT), (0x2000, DATA), (0x3000, notes)] {
+        image.resize(offset, 0);
+        image.extend(bytes);
+    }
+    image
+}
+
 /// The setup header of [`bzimage`].
 pub(crate) fn setup_header() -> SetupHeader {
     SetupHeader {
@@ -107,6 +136,21 @@ pub(crate) fn bzimage_with(mut header: SetupHeader, payload: &[u8]) -> Vec<u8> {
 /// A bzImage with this payload.
 pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
     bzimage_with(setup_header(), payload)
+}
+
+/// `bytes` as a file, packed by each of the programs: `gzip`, `zstd`, `xz`, `lz4` and `lz4 -l`.
+pub(crate) fn pack_all(bytes: &[u8]) -> Vec<Vec<u8>> {
+    use std::io::Write;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    let zstd = ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(0)).unwrap();
+    xz.write_all(bytes).unwrap();
+    let mut frame = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    frame.write_all(bytes).unwrap();
+    let mut legacy = lz4(bytes);
+    legacy.truncate(legacy.len() - 4);
+    vec![gzip.finish().unwrap(), zstd, xz.finish().unwrap(), frame.finish().unwrap(), legacy]
 }
 
 /// `bytes` as the kernel's build compresses them with LZ4.

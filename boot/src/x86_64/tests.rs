@@ -11,7 +11,7 @@ use crate::x86_64::testing::{
 };
 
 fn spec<'a>(kernel: &'a [u8], cmdline: &'a str, protocol: BootProtocol) -> BootSpec<'a> {
-    BootSpec { protocol, ..BootSpec::new(kernel, cmdline) }
+    BootSpec { protocol, complete_cmdline: false, ..BootSpec::new(kernel, cmdline) }
 }
 
 fn bytes(mem: &GuestMmap, addr: u64, len: usize) -> Vec<u8> {
@@ -249,8 +249,8 @@ fn only_a_few_pages_below_one_mib_are_written() {
         let zero = vec![0; 4096];
         (0..256).filter(|page| bytes(&mem, page * 4096, 4096) != zero).collect::<Vec<u64>>()
     };
-    assert_eq!(written(BootProtocol::Pvh), [0x6, 0xe0]);
-    assert_eq!(written(BootProtocol::Linux64), [0x6, 0x7, 0x9, 0xa, 0xb, 0xe0]);
+    assert_eq!(written(BootProtocol::Pvh), [0x6, 0xe0, 0xf8]);
+    assert_eq!(written(BootProtocol::Linux64), [0x6, 0x7, 0x9, 0xa, 0xb, 0xe0, 0xf8]);
 }
 
 /// All of guest memory.
@@ -288,4 +288,45 @@ fn a_machine_that_is_reset_in_place_is_prepared_again_from_the_same_files() {
             }
         }
     }
+}
+
+#[test]
+fn a5_the_machine_completes_the_command_line_unless_told_not_to() {
+    let (mem, platform) = machine(32);
+    let kernel = elf();
+    let mut spec = BootSpec::new(&kernel[..], "quiet");
+    let booted = prepare(&mem, &platform, &spec).unwrap();
+    assert_eq!(booted.cmdline, "pci=off quiet");
+    assert_eq!(bytes(&mem, layout::CMDLINE, 14), b"pci=off quiet\0");
+    spec.complete_cmdline = false;
+    assert_eq!(prepare(&machine(32).0, &platform, &spec).unwrap().cmdline, "quiet");
+    // What it adds counts against the kernel's limit.
+    let long = "x".repeat(2040);
+    spec.cmdline = &long;
+    assert!(prepare(&mem, &platform, &spec).is_ok());
+    spec.complete_cmdline = true;
+    let error = prepare(&mem, &platform, &spec).unwrap_err();
+    assert_eq!(error.to_string(), "the command line has 2048 bytes; this kernel takes at most 2047");
+}
+
+#[test]
+fn g8_smbios_lies_where_guests_look_for_it_or_is_left_out() {
+    let kernel = elf();
+    let smbios = Smbios::new().serial("42");
+    let mut spec = BootSpec::new(&kernel[..], "");
+    spec.smbios = Some(&smbios);
+    let (mem, platform) = machine(32);
+    prepare(&mem, &platform, &spec).unwrap();
+    let expected = smbios.tables(layout::SMBIOS.start, 0x7ff0).unwrap();
+    assert_eq!(bytes(&mem, 0xf_8000, expected.len()), expected);
+    assert_eq!(layout::SMBIOS.start % 16, 0);
+    assert!((0xf_0000..0x10_0000).contains(&layout::SMBIOS.start));
+
+    let wrong = Smbios::new().serial("\n");
+    spec.smbios = Some(&wrong);
+    assert!(matches!(prepare(&mem, &platform, &spec), Err(BootError::Smbios(_))));
+    spec.smbios = None;
+    let (mem, platform) = machine(32);
+    prepare(&mem, &platform, &spec).unwrap();
+    assert_eq!(bytes(&mem, 0xf_8000, 5), [0; 5]);
 }

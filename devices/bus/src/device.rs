@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::state::StateError;
-use crate::{Assigned, DeviceError, Handover, NodeKind, Requires};
+use crate::{Assigned, DeviceError, Handover, MetricVisitor, NodeKind, Requires};
 
 /// Something that a device found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub enum DeviceEvent {
         /// What the panic said.
         message: String,
     },
+}
+
+impl fmt::Display for DeviceEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeedsReset { reason } => write!(f, "waits for a reset by its driver: {reason}"),
+            Self::Ignored { reason } => write!(f, "ignored what its driver did: {reason}"),
+            Self::HostError { reason } => f.write_str(reason),
+            Self::Panicked { message } => write!(f, "panicked: {message}"),
+        }
+    }
 }
 
 /// Where a device reports [`DeviceEvent`]s. A device reports each condition once until it is reset, so
@@ -79,14 +90,6 @@ pub enum DeviceState {
 /// kernel's tables spell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Syscall(pub &'static str);
-
-/// Receives a device's counters.
-pub trait MetricVisitor {
-    /// A number that only grows, such as requests or bytes; the name ends with its unit.
-    fn counter(&mut self, name: &'static str, value: u64);
-    /// A number that goes up and down, such as requests in flight.
-    fn gauge(&mut self, name: &'static str, value: u64);
-}
 
 /// A device as the machine sees it. No method has a body by default: a device that has nothing to do
 /// says so.

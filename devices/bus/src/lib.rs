@@ -72,6 +72,7 @@ mod error;
 mod event;
 mod event_loop;
 mod interrupt;
+mod metric;
 mod panic;
 mod publish;
 mod request;
@@ -86,12 +87,13 @@ pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};
 pub use assigned::{Assigned, RangeId, RegisterRange};
 pub use bus::{Bus, Registration, Retired};
 pub use cursor::{BusCursor, FaultCounts};
-pub use device::{Device, DeviceEvent, DeviceState, EventSink, MetricVisitor, Syscall};
+pub use device::{Device, DeviceEvent, DeviceState, EventSink, Syscall};
 pub use error::DeviceError;
 pub use event::Event;
 pub use event_loop::thread::LoopThread;
 pub use event_loop::{EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, Turn, WatchError};
 pub use interrupt::{Interrupt, InterruptTarget, MessageInterrupt, MessageTarget, MsiMessage};
+pub use metric::{Metric, MetricKind, MetricUnit, MetricVisitor};
 pub use panic::Panic;
 pub use request::{
     AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,

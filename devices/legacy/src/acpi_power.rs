@@ -152,8 +152,16 @@ impl Device for AcpiPower {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("button_presses", self.shared.presses.load(Ordering::Relaxed));
-        visitor.counter("ignored_sleep_requests", self.shared.ignored_sleeps.load(Ordering::Relaxed));
+        visitor.counter(
+            "button_presses",
+            "Presses of the power button.",
+            self.shared.presses.load(Ordering::Relaxed),
+        );
+        visitor.counter(
+            "ignored_sleep_requests",
+            "Sleep states other than off that the guest asked for.",
+            self.shared.ignored_sleeps.load(Ordering::Relaxed),
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! Where a serial port's bytes go to and come from: one constructor for each kind of line.
+//! Where a serial port's bytes go to and come from: one constructor for each kind of line. What opens a path has a twin
+//! that takes what is open already: [`file()`] and [`fds`], [`pty()`] and [`pty_from`], [`socket()`] and [`listener`].
 
 pub(crate) mod line;
 mod pty;
@@ -7,6 +8,7 @@ mod socket;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::escape::Escape;
@@ -64,7 +66,8 @@ pub fn stdio() -> io::Result<Backend> {
     fd_line(Some(io::stdin().as_fd()), Some(io::stdout().as_fd()))
 }
 
-/// Input from one descriptor, output to another one, which other processes may share.
+/// Input from one descriptor, output to another one, which other processes may share. A file for output should be open
+/// with `O_APPEND`, as one by [`file()`] is.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
     fd_line(input.as_ref().map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
 }
@@ -88,10 +91,38 @@ pub fn pty() -> io::Result<(Backend, PathBuf)> {
     Ok((Backend::of(line), path))
 }
 
+/// A pseudo-terminal that is open already, both ends of it (openpty(3)): the guest has the `main` one. It is made raw.
+/// The other end is closed: a terminal program opens it by its path, ptsname(3). Output is dropped while nobody has it
+/// open.
+pub fn pty_from(main: impl Into<OwnedFd>, other: impl Into<OwnedFd>) -> io::Result<Backend> {
+    Ok(Backend::of(PtyLine::new(main.into(), other.into())?))
+}
+
 /// A Unix stream socket that is made at `path` and takes one client at a time, any number of them one
-/// after the other. Output is dropped while there is none. The socket's file is removed at the end.
+/// after the other. Output is dropped while there is none. The socket's file is removed at the end, if it is still this
+/// one.
 ///
-/// `AddrInUse` if `path` exists.
+/// A socket at `path` on which nobody listens, as a process that was killed leaves it, is replaced. `AddrInUse` if another
+/// process listens on it, or if there is a file of another kind.
 pub fn socket(path: &Path) -> io::Result<Backend> {
     Ok(Backend::of(SocketLine::bind(path)?))
+}
+
+/// As [`socket()`], with a socket that listens already. It becomes non-blocking; its file, if it has one, stays.
+pub fn listener(listener: UnixListener) -> io::Result<Backend> {
+    Ok(Backend::of(SocketLine::open(listener)?))
+}
+
+/// One connection, which becomes non-blocking. Once its peer has gone, output is dropped.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use ossature_legacy::{Serial, SerialPort, backend};
+///
+/// let (ours, guests) = UnixStream::pair()?;
+/// let serial = Serial::new("com1", SerialPort::COM1, backend::stream(guests)?);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn stream(stream: UnixStream) -> io::Result<Backend> {
+    Ok(Backend::of(SocketLine::connected(stream)?))
 }

@@ -172,8 +172,12 @@ impl Device for DebugPort {
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         let record = self.shared.record();
-        visitor.counter("stamps", record.taken + record.stamps.len() as u64);
-        visitor.counter("dropped_stamps", record.dropped);
+        visitor.counter(
+            "stamps",
+            "Times that the guest has stamped.",
+            record.taken + record.stamps.len() as u64,
+        );
+        visitor.counter("dropped_stamps", "Stamps for which there was no room.", record.dropped);
     }
 }
 

@@ -232,9 +232,17 @@ impl Device for I8042 {
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         let inner = self.shared.lock();
-        visitor.counter("reset_requests", inner.resets);
-        visitor.counter("ctrl_alt_del_presses", inner.presses);
-        visitor.counter("lost_ctrl_alt_del_presses", inner.lost_presses);
+        visitor.counter("reset_requests", "Resets that the guest asked for.", inner.resets);
+        visitor.counter(
+            "ctrl_alt_del_presses",
+            "Ctrl-Alt-Del presses that the guest was sent.",
+            inner.presses,
+        );
+        visitor.counter(
+            "lost_ctrl_alt_del_presses",
+            "Ctrl-Alt-Del presses that the guest had no room for.",
+            inner.lost_presses,
+        );
     }
 }
 

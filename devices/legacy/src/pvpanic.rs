@@ -101,8 +101,16 @@ impl Device for Pvpanic {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("panics", self.port.panics.load(Ordering::Relaxed));
-        visitor.counter("crash_kernels", self.port.crash_kernels.load(Ordering::Relaxed));
+        visitor.counter(
+            "panics",
+            "Panics that the guest has reported.",
+            self.port.panics.load(Ordering::Relaxed),
+        );
+        visitor.counter(
+            "crash_kernels",
+            "Crash kernels that the guest has reported to start.",
+            self.port.crash_kernels.load(Ordering::Relaxed),
+        );
     }
 }
 

@@ -1,37 +1,54 @@
 //! An MC146818 real-time clock with its CMOS RAM.
 
+mod alarm;
 mod calendar;
 mod clock;
+mod moment;
 mod registers;
 mod state;
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use ossature_bus::state::StateError;
 use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, RegistersRequest,
-    Requires, Syscall,
+    Assigned, Device, DeviceError, DeviceEvent, DeviceState, EventLoop, Handover, Hosted, InterruptRequest,
+    LoopThread, MetricVisitor, NodeKind, RegistersRequest, Requires, Syscall,
 };
 
-use crate::register::REGISTERS;
+use crate::register::{IRQ, REGISTERS};
+use alarm::{Alarm, RtcTurns};
 use clock::Clock;
 use state::RtcState;
+
+/// The interrupt of a PC's clock (ISA).
+const ISA_IRQ: u32 = 8;
 
 /// A battery-backed clock (Motorola MC146818A data sheet; the century at 0x32 as in the ACPI FADT) at I/O ports
 /// 0x70 and 0x71, with 128 bytes of CMOS RAM, all zero at first.
 ///
 /// It shows the host's UTC, plus what the guest has set it off by. It is never seen in the middle of an update:
-/// UIP stays clear, and reading register A takes a snapshot that the reads after it see. It raises no interrupt:
-/// the enables for the periodic, alarm and update interrupts read as zero, and boot tables describe it without
-/// an interrupt, so that guests do not wait for one.
+/// UIP stays clear, and reading register A takes a snapshot that the reads after it see.
+///
+/// Its interrupt 8 is raised by the periodic rate (2 to 8192 Hz), the alarm and the end of an update, as far as the
+/// guest enables them: once, until the guest reads register C. While none is enabled or one is pending, no timer of the
+/// host runs. What happens while the machine is paused counts once when it goes on.
 ///
 /// Saved are RAM, registers and how far the guest has set the clock off the host's, not the time: once restored, it
-/// shows the host's time as it is then, off by as much. The battery lasts.
+/// shows the host's time as it is then, off by as much; an alarm that has passed in the meantime is raised. The battery
+/// lasts.
+///
+/// The timer's turns are taken on an event loop: the VMM's, given by [`on`](Self::on), or one on a thread of the
+/// clock's own, which is named after it.
 #[derive(Debug)]
 pub struct Rtc {
     id: String,
     port: Arc<Mutex<Clock>>,
+    /// The loop that was given, if one was.
+    event_loop: Option<EventLoop>,
+    hosted: Option<Hosted<RtcTurns>>,
+    thread: Option<LoopThread>,
 }
 
 impl Rtc {
@@ -40,13 +57,57 @@ impl Rtc {
         Self::with_clock(id, SystemTime::now)
     }
 
-    /// A clock named `id` that follows `now`.
+    /// A clock named `id` that follows `now`, which advances as the host's clock does.
     pub fn with_clock(id: impl Into<String>, now: impl Fn() -> SystemTime + Send + 'static) -> Self {
-        Self { id: id.into(), port: Arc::new(Mutex::new(Clock::new(Box::new(now)))) }
+        let port = Arc::new(Mutex::new(Clock::new(Box::new(now))));
+        Self { id: id.into(), port, event_loop: None, hosted: None, thread: None }
+    }
+
+    /// The same clock with its turns on `event_loop`, which the caller runs.
+    #[must_use]
+    pub fn on(mut self, event_loop: &EventLoop) -> Self {
+        self.event_loop = Some(event_loop.clone());
+        self
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the clock take turns on its loop when `alarm`'s timer is over.
+    fn host(&mut self, assigned: &Assigned, alarm: &Alarm) -> Result<(), DeviceError> {
+        let failed = |e: io::Error| DeviceError::new("no event loop for the real-time clock").with_source(e);
+        let event_loop = match &self.event_loop {
+            Some(event_loop) => event_loop,
+            None => self.thread.insert(LoopThread::start(&self.id).map_err(failed)?).event_loop(),
+        };
+        let events = assigned.events().clone();
+        let event_loop = event_loop.on_panic(move |panic| {
+            events.report(DeviceEvent::Panicked { message: panic.message });
+        });
+        let turns = RtcTurns { clock: self.port.clone(), timer: alarm.fd() };
+        match event_loop.host(turns) {
+            Ok(hosted) => self.hosted = Some(hosted),
+            Err(e) => {
+                self.thread = None;
+                return Err(failed(e.source));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the clock's part in its machine.
+    fn end(&mut self) {
+        self.clock().run(false);
+        // In this order: the loop watches the timer.
+        (self.hosted, self.thread) = (None, None);
+        self.clock().set_alarm(None);
+    }
+}
+
+impl Drop for Rtc {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -56,20 +117,32 @@ impl Device for Rtc {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new().registers(RegistersRequest::ports(REGISTERS, 2).fixed(0x70))
+        Requires::new()
+            .registers(RegistersRequest::ports(REGISTERS, 2).fixed(0x70))
+            .interrupt(InterruptRequest::edge(IRQ).fixed(ISA_IRQ))
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
-        assigned.registers(REGISTERS)?.answer(self.port.clone());
-        self.clock().reset();
+        let registers = assigned.registers(REGISTERS)?;
+        let no_timer = |e| DeviceError::new("no timer for the real-time clock").with_source(e);
+        let alarm =
+            Alarm::new(assigned.interrupt(IRQ)?.clone(), assigned.events().clone()).map_err(no_timer)?;
+        self.host(&assigned, &alarm)?;
+        registers.answer(self.port.clone());
+        let mut clock = self.clock();
+        clock.set_alarm(Some(alarm));
+        clock.reset();
+        drop(clock);
         Ok(NodeKind::Rtc)
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.clock().run(false);
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
+        self.clock().run(true);
         Ok(())
     }
 
@@ -91,16 +164,26 @@ impl Device for Rtc {
 
     /// The battery keeps time and RAM for the next machine.
     fn detach(&mut self) -> Result<(), DeviceError> {
+        self.end();
         Ok(())
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        // Where the kernel's vDSO does not serve the clock.
-        &[Syscall("clock_gettime")]
+        // Where the kernel's vDSO does not serve the clock; the lock, the timer, interrupts, the loop.
+        &[
+            Syscall("clock_gettime"),
+            Syscall("futex"),
+            Syscall("timerfd_settime"),
+            Syscall("write"),
+            Syscall("read"),
+            Syscall("epoll_ctl"),
+            Syscall("epoll_wait"),
+            Syscall("close"),
+        ]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("clock_sets", self.clock().sets());
+        visitor.counter("clock_sets", "Times that the guest has set the clock.", self.clock().sets());
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{
-    Access, Assigned, BusFault, Device, DeviceEvent, DeviceState, Effect, Event, EventSink, MetricVisitor,
-    Mmio, Size,
+    Access, Assigned, BusFault, Device, DeviceEvent, DeviceState, Effect, Event, EventSink, Metric,
+    MetricVisitor, Mmio, Size,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -60,13 +60,10 @@ impl Attachment {
 pub(crate) fn metric(device: &dyn Device, name: &str) -> u64 {
     struct OneMetric<'a>(&'a str, Option<u64>);
     impl MetricVisitor for OneMetric<'_> {
-        fn counter(&mut self, name: &'static str, value: u64) {
-            if name == self.0 {
-                assert_eq!(self.1.replace(value), None, "{name} is shown twice");
+        fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+            if metric.name == self.0 {
+                assert_eq!(self.1.replace(value), None, "{} is shown twice", self.0);
             }
-        }
-        fn gauge(&mut self, name: &'static str, value: u64) {
-            self.counter(name, value);
         }
     }
     let mut metric = OneMetric(name, None);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ossature_bus::{DeviceEvent, Event, EventSink, Interrupt, MetricVisitor};
+use ossature_bus::{DeviceEvent, Event, EventSink, Interrupt, Metric, MetricKind, MetricVisitor};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Dma, Segment};
 
@@ -158,12 +158,11 @@ impl Rig {
 pub(crate) fn counter(device: &dyn LocalDevice, name: &str) -> u64 {
     struct Find<'a>(&'a str, Option<u64>);
     impl MetricVisitor for Find<'_> {
-        fn counter(&mut self, name: &'static str, value: u64) {
-            if name == self.0 {
-                assert_eq!(self.1.replace(value), None, "{name} twice");
+        fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+            if metric.kind == MetricKind::Counter && metric.name == self.0 {
+                assert_eq!(self.1.replace(value), None, "{} twice", self.0);
             }
         }
-        fn gauge(&mut self, _name: &'static str, _value: u64) {}
     }
     let mut find = Find(name, None);
     device.metrics(&mut find);

@@ -74,7 +74,11 @@ impl LocalDevice for Rng {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("entropy_bytes", self.bytes.load(Ordering::Relaxed));
+        visitor.counter(
+            "entropy_bytes",
+            "Random bytes that the guest was given.",
+            self.bytes.load(Ordering::Relaxed),
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! The few calls into the host kernel for which no safe crate stands: tap ioctls, file locks, readiness.
+//! The few calls into the host kernel for which no safe crate stands: tap ioctls, file flags and locks, readiness.
 
 use std::ffi::CStr;
 use std::io;
@@ -14,10 +14,10 @@ pub(crate) fn interface_exists(name: &CStr) -> bool {
     unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
-/// Connects a descriptor of `/dev/net/tun` to the tap `name` (`TUNSETIFF`), frames with a virtio-net header.
+/// Connects a descriptor of `/dev/net/tun` to the interface `name`, of the kind that `flags` (`IFF_*`) say (`TUNSETIFF`).
 /// `name` is shorter than `IFNAMSIZ`.
-pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    let mut request = interface_request(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr, flags: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(flags);
     if name.count_bytes() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -28,14 +28,15 @@ pub(crate) fn tap_attach(tun: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map(drop)
 }
 
-/// Returns true if a tap outlives its descriptors (`TUNGETIFF`).
-pub(crate) fn tap_is_persistent(tap: BorrowedFd<'_>) -> io::Result<bool> {
+/// The name and the flags (`IFF_*`, 16 bits) of the interface that a descriptor is connected to (`TUNGETIFF`).
+pub(crate) fn tap_interface(tap: BorrowedFd<'_>) -> io::Result<(String, libc::c_int)> {
     let mut request = interface_request(0);
     // SAFETY: TUNGETIFF writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
     // SAFETY: the kernel has set this member of the union, and any number is one.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
+    let name = request.ifr_name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect::<Vec<_>>();
+    Ok((String::from_utf8_lossy(&name).into_owned(), libc::c_int::from(flags as u16)))
 }
 
 fn interface_request(flags: libc::c_int) -> libc::ifreq {
@@ -56,6 +57,19 @@ pub(crate) fn tap_offloads(tap: BorrowedFd<'_>, flags: libc::c_uint) -> io::Resu
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) })
         .map(drop)
+}
+
+/// How a file is open: its access mode and status flags (`F_GETFL`).
+pub(crate) fn status_flags(file: impl AsFd) -> io::Result<libc::c_int> {
+    // SAFETY: F_GETFL takes no argument.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) })
+}
+
+/// Makes reads and writes of an open file description return instead of waiting (`O_NONBLOCK`).
+pub(crate) fn set_nonblocking(file: impl AsFd) -> io::Result<()> {
+    let flags = status_flags(&file)? | libc::O_NONBLOCK;
+    // SAFETY: F_SETFL takes its argument by value.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
 
 /// Locks the whole file, shared or exclusive, without waiting (`F_OFD_SETLK`): the lock belongs to the open

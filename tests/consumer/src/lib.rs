@@ -8,10 +8,10 @@ pub mod watch;
 
 use std::sync::Arc;
 
-use ossature::vmm::Hypervisor;
-use ossature::vmm::machine::{BuildErrors, Machine, MachineBuilder};
 use ossature::memory::RamConfig;
 use ossature::virtio::{Runtime, VirtioMmio};
+use ossature::vmm::Hypervisor;
+use ossature::vmm::machine::{BuildErrors, Machine, MachineBuilder};
 
 use crate::guest::Guest;
 use crate::printer::{Paper, Printer};

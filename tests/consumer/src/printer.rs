@@ -113,6 +113,6 @@ impl Device for Printer {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.gauge("bytes", self.0.lock().len() as u64);
+        visitor.gauge("bytes", "Bytes that were printed.", self.0.lock().len() as u64);
     }
 }

@@ -80,7 +80,7 @@ impl LocalDevice for Shout {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("requests", self.requests.load(Ordering::Relaxed));
+        visitor.counter("requests", "Requests that were answered.", self.requests.load(Ordering::Relaxed));
     }
 }
 

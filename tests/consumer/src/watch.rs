@@ -36,8 +36,8 @@ pub fn follow(machines: &[MachineHandle]) -> io::Result<Vec<Vec<MachineEvent>>> 
 /// A machine's counters, as `scope.name`.
 pub fn counters(machine: &MachineHandle) -> BTreeMap<String, u64> {
     let mut counters = BTreeMap::new();
-    machine.metrics(&mut |scope, name, value| {
-        counters.insert(format!("{scope}.{name}"), value);
+    machine.metrics(&mut |scope, metric, value| {
+        counters.insert(format!("{scope}.{}", metric.name), value);
     });
     counters
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use consumer::Vmm;
 use consumer::printer::{END, Paper};
+use ossature::virtio::Inline;
 use ossature::vmm::machine::Outcome;
 use ossature::vmm::{CpuidRegisters, Kvm, Registers};
-use ossature::virtio::Inline;
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use consumer::Vmm;
 use consumer::guest::{self, Guest, Then};
 use consumer::printer::Paper;
-use consumer::shout::Shout;
+use consumer::shout::{self, Shout};
+use ossature::virtio::Inline;
 use ossature::vmm::Registers;
 use ossature::vmm::machine::Outcome;
 use ossature::vmm::scripted::{Script, Scripted};
-use ossature::virtio::Inline;
 
 /// A guest for this VMM. Where its device is, is known when a machine of the same parts has been built.
 fn scripted(guest: Guest) -> Scripted {
@@ -19,7 +19,7 @@ fn scripted(guest: Guest) -> Scripted {
     let found = Arc::clone(&place);
     Vmm::parts("empty", &Arc::new(Paper::default()), Arc::new(Inline::new().unwrap()))
         .payload(move |_: &_, platform: &_| {
-            *found.lock().unwrap() = guest::place(platform);
+            *found.lock().unwrap() = guest::place(platform, shout::ID);
             Ok(Registers::default())
         })
         .build(&Scripted::new([Script::new()]))

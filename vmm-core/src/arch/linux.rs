@@ -1,33 +1,65 @@
 //! A Linux kernel as what a machine runs. It boots by the protocols of x86_64 for now; how a vCPU starts is each
 //! architecture's.
 
+use std::error::Error;
+use std::fmt;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use ossature_boot::x86_64::smbios::Smbios;
 use ossature_boot::x86_64::{self, BootError, BootProtocol, BootSpec};
 use ossature_boot::{ImageSource, Platform};
 use ossature_memory::GuestMmap;
 
 use super::{Registers, start_registers};
+use crate::error_chain;
 use crate::machine::{Payload, PayloadError};
 
-/// A Linux kernel with what it is started with.
+/// A Linux kernel, or another one that boots as Linux does, with what it is started with.
+///
+/// Its files are opened once, when the machine is built, and read anew from the same descriptors with each reset: a
+/// machine that has been built opens nothing.
+///
+/// ```
+/// # use ossature_core::machine::Linux;
+/// # fn descriptor() -> std::os::fd::OwnedFd { unimplemented!() }
+/// # fn demo() -> Result<(), Box<dyn std::error::Error>> {
+/// // By path, or by descriptors that somebody else has opened.
+/// let linux = Linux::new("vmlinuz").initrd("initrd.img").cmdline("console=ttyS0 root=/dev/vda");
+/// let linux = Linux::from_file(descriptor()).initrd_file(std::fs::File::open("initrd.img")?);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Linux {
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
+    kernel: Image,
+    initrd: Option<Image>,
     cmdline: String,
+    complete_cmdline: bool,
+    smbios: Option<Smbios>,
     protocol: BootProtocol,
     mapped: bool,
 }
 
 impl Linux {
-    /// The kernel in this file: an ELF vmlinux or a bzImage. An open descriptor is `/proc/self/fd/N`.
+    /// The kernel in this file: an ELF file or a bzImage, as it is or packed with gzip, LZ4, XZ or zstd.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self::from_image(Image::Path(kernel.into()))
+    }
+
+    /// The kernel in this open file, which is read at absolute offsets: other machines may use the same one.
+    pub fn from_file(kernel: impl Into<File>) -> Self {
+        Self::from_image(Image::Open(None, Arc::new(kernel.into())))
+    }
+
+    fn from_image(kernel: Image) -> Self {
         Self {
-            kernel: kernel.into(),
+            kernel,
             initrd: None,
             cmdline: String::new(),
+            complete_cmdline: true,
+            smbios: Some(Smbios::new()),
             protocol: BootProtocol::default(),
             mapped: false,
         }
@@ -36,14 +68,38 @@ impl Linux {
     /// With this initial RAM disk.
     #[must_use]
     pub fn initrd(mut self, initrd: impl Into<PathBuf>) -> Self {
-        self.initrd = Some(initrd.into());
+        self.initrd = Some(Image::Path(initrd.into()));
         self
     }
 
-    /// With this command line.
+    /// With the initial RAM disk in this open file, which is read as that of [`from_file`](Self::from_file).
+    #[must_use]
+    pub fn initrd_file(mut self, initrd: impl Into<File>) -> Self {
+        self.initrd = Some(Image::Open(None, Arc::new(initrd.into())));
+        self
+    }
+
+    /// With this command line. Before it the machine puts what it needs there itself
+    /// ([`machine_words`](ossature_boot::x86_64::machine_words)), such as `pci=off` without PCI, but for parameters that
+    /// this one sets. Where the console is, and what happens when the kernel panics, is said here.
     #[must_use]
     pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline = cmdline.into();
+        self
+    }
+
+    /// Has the machine add to the [command line](Self::cmdline), which it does by default, or leave it as it is.
+    #[must_use]
+    pub fn complete_cmdline(mut self, complete: bool) -> Self {
+        self.complete_cmdline = complete;
+        self
+    }
+
+    /// On a machine that says that it is this one: vendor, product, serial number, UUID, OEM strings. `None` leaves the
+    /// SMBIOS tables out.
+    #[must_use]
+    pub fn smbios(mut self, smbios: impl Into<Option<Smbios>>) -> Self {
+        self.smbios = smbios.into();
         self
     }
 
@@ -69,41 +125,89 @@ impl Linux {
     }
 }
 
+/// Where kernel and initial RAM disk come from.
+#[derive(Clone, Debug)]
+enum Image {
+    Path(PathBuf),
+    /// With the path that it was opened by, if it was by one.
+    Open(Option<PathBuf>, Arc<File>),
+}
+
+impl Image {
+    /// Opens it unless it is open.
+    fn open(&mut self) -> io::Result<Arc<File>> {
+        match self {
+            Self::Open(_, file) => Ok(file.clone()),
+            Self::Path(path) => {
+                let file = Arc::new(File::open(&*path)?);
+                *self = Self::Open(Some(std::mem::take(path)), file.clone());
+                Ok(file)
+            }
+        }
+    }
+
+    /// A failure with this image, by its role.
+    fn failure(&self, role: &'static str, source: impl Into<PayloadError>) -> InFile {
+        let path = match self {
+            Self::Path(path) | Self::Open(Some(path), _) => Some(path.clone()),
+            Self::Open(None, _) => None,
+        };
+        InFile { role, path, source: source.into() }
+    }
+}
+
 /// A failure with the file that it is about.
-#[derive(Debug, thiserror::Error)]
-#[error("{role} {}: {source}", path.display())]
+#[derive(Debug)]
 struct InFile {
     role: &'static str,
-    path: PathBuf,
+    /// `None` if it was given as a descriptor.
+    path: Option<PathBuf>,
     source: PayloadError,
 }
 
-impl InFile {
-    fn new(role: &'static str, path: &Path, source: impl Into<PayloadError>) -> Self {
-        Self { role, path: path.to_owned(), source: source.into() }
+impl fmt::Display for InFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cause = error_chain(&*self.source);
+        match &self.path {
+            Some(path) => write!(f, "{} {}: {cause}", self.role, path.display()),
+            None => write!(f, "{}: {cause}", self.role),
+        }
+    }
+}
+
+impl Error for InFile {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
     }
 }
 
 impl Payload for Linux {
     fn load(&mut self, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
-        let open = |role, path: &Path| File::open(path).map_err(|e| InFile::new(role, path, e));
-        let kernel = open("kernel", &self.kernel)?;
-        let initrd = self.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+        let kernel = self.kernel.open().map_err(|error| self.kernel.failure("kernel", error))?;
+        let initrd = match &mut self.initrd {
+            Some(image) => Some(image.open().map_err(|error| image.failure("initrd", error))?),
+            None => None,
+        };
         let source = if self.mapped { ImageSource::Mapped } else { ImageSource::File };
         let mut spec = BootSpec::new(source(&kernel), &self.cmdline);
-        spec.initrd = initrd.as_ref().map(source);
+        spec.initrd = initrd.as_deref().map(source);
+        spec.complete_cmdline = self.complete_cmdline;
+        spec.smbios = self.smbios.as_ref();
         spec.protocol = self.protocol;
         let booted =
             x86_64::prepare(memory, platform, &spec).map_err(|error| match (error, &self.initrd) {
-                (BootError::Kernel(error), _) => InFile::new("kernel", &self.kernel, error).into(),
+                (BootError::Kernel(error), _) => self.kernel.failure("kernel", error).into(),
                 (
                     error @ (BootError::ReadInitrd { .. }
                     | BootError::EmptyInitrd
                     | BootError::InitrdTooLarge { .. }),
                     Some(initrd),
-                ) => InFile::new("initrd", initrd, error).into(),
+                ) => initrd.failure("initrd", error).into(),
                 (error, _) => PayloadError::from(error),
             })?;
         Ok(start_registers(booted.cpu)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The board: which devices a machine has, where they are, and what connects them. It alone carries out what devices
 //! ask for, and takes each device through its life.
 
+mod claims;
 mod remap;
 mod replace;
 
@@ -11,11 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange};
 use ossature_bus::state_file::is_reserved_id;
 use ossature_bus::{
-    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, MetricVisitor, Panic, RangeId,
-    Registration, Requires, Retired, Syscall,
+    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Metric, MetricVisitor, Panic,
+    RangeId, Registration, Requires, Retired, Syscall,
 };
-use ossature_memory::Ram;
+use ossature_memory::{ListenerGuard, Ram, RamError};
 
+use self::claims::RamClaims;
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
 use super::plan::{self, Asked, Place};
@@ -60,6 +62,7 @@ pub(super) struct Board {
     /// The hypervisor's counters, by scope.
     statistics: Mutex<Vec<(String, StatsReader)>>,
     ram: Arc<Ram>,
+    _claims: ListenerGuard,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,20 +70,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Board {
-    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Self {
-        Self {
+    /// A board without devices. Fails if RAM is where the platform is.
+    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Result<Self, RamError> {
+        let mmio = Bus::new(AddressSpace::Mmio);
+        let claims = ram.listen(Arc::new(RamClaims(mmio.clone())))?;
+        Ok(Self {
             slots: Mutex::default(),
             vm,
             wired: Mutex::default(),
             pio: Bus::new(AddressSpace::Pio),
-            mmio: Bus::new(AddressSpace::Mmio),
+            mmio,
             lines: Lines::default(),
             status,
             next_range: AtomicU32::new(0),
             refused_moves: AtomicU64::new(0),
             statistics: Mutex::default(),
             ram,
-        }
+            _claims: claims,
+        })
     }
 
     pub(super) fn vm(&self) -> &Arc<dyn Vm> {
@@ -366,17 +373,19 @@ impl Board {
         *lock(&self.statistics) = statistics;
     }
 
-    /// Shows every counter as (scope, name, value).
-    pub(super) fn metrics(&self, visit: &mut dyn FnMut(&str, &str, u64)) {
+    /// Shows every metric with its scope.
+    pub(super) fn metrics(&self, visit: &mut dyn FnMut(&str, &Metric<'_>, u64)) {
         for slot in lock(&self.slots).iter() {
             slot.device.metrics(&mut Scoped { scope: slot.device.id(), visit });
         }
-        visit("machine", "refused_moves", self.refused_moves.load(Ordering::Relaxed));
+        let refused_moves =
+            Metric::counter("refused_moves", "Moves of registers by the guest to where they cannot be.");
+        visit("machine", &refused_moves, self.refused_moves.load(Ordering::Relaxed));
         for (scope, reader) in lock(&self.statistics).iter() {
             for stat in reader.read().unwrap_or_default() {
                 // Histograms are for tools that read the descriptor themselves.
                 if let [value] = stat.values[..] {
-                    visit(scope, &stat.name, value);
+                    visit(scope, &stat.metric(), value);
                 }
             }
         }
@@ -483,15 +492,11 @@ fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
 
 struct Scoped<'a> {
     scope: &'a str,
-    visit: &'a mut dyn FnMut(&str, &str, u64),
+    visit: &'a mut dyn FnMut(&str, &Metric<'_>, u64),
 }
 
 impl MetricVisitor for Scoped<'_> {
-    fn counter(&mut self, name: &'static str, value: u64) {
-        (self.visit)(self.scope, name, value);
-    }
-
-    fn gauge(&mut self, name: &'static str, value: u64) {
-        (self.visit)(self.scope, name, value);
+    fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+        (self.visit)(self.scope, metric, value);
     }
 }

@@ -30,7 +30,6 @@ pub(super) struct Shared {
 
 /// A built machine as its control sees it.
 pub(super) struct Control {
-    pub(super) state: LifecycleState,
     pub(super) name: String,
     /// vCPUs without a thread: all of them, before the start and after the end.
     pub(super) vcpus: Vec<Vcpu>,
@@ -91,14 +90,18 @@ impl Shared {
 }
 
 impl Control {
-    fn enter(&mut self, state: LifecycleState) {
-        self.state = state;
+    fn enter(&self, state: LifecycleState) {
         self.status.enter(state);
+    }
+
+    /// Where control has taken the machine, which may have ended by itself since then.
+    fn entered(&self) -> LifecycleState {
+        self.status.entered()
     }
 
     /// The state in which the machine is, which may have ended by itself.
     pub(super) fn state(&self) -> LifecycleState {
-        if self.status.outcome().is_some() { LifecycleState::Stopped } else { self.state }
+        self.status.lifecycle()
     }
 
     pub(super) fn expect(&self, states: &[LifecycleState], call: &'static str) -> Result<(), LifecycleError> {
@@ -121,8 +124,8 @@ impl Control {
 
     fn serve(&mut self, pause: bool, reset: bool) -> Result<(), LifecycleError> {
         // Whoever asked has paused the vCPUs already; before the start there were none.
-        if reset && self.state != LifecycleState::Created {
-            let paused = self.state == LifecycleState::Paused;
+        if reset && self.entered() != LifecycleState::Created {
+            let paused = self.entered() == LifecycleState::Paused;
             self.reset()?;
             if !(paused || pause) {
                 return self.go_on();
@@ -132,7 +135,7 @@ impl Control {
             }
             return Ok(());
         }
-        if pause && self.state == LifecycleState::Running {
+        if pause && self.entered() == LifecycleState::Running {
             self.pause()?;
         }
         Ok(())
@@ -227,7 +230,7 @@ impl Control {
 
     /// Takes the machine back to where it was before its start, with the same virtual machine, and leaves it paused.
     fn reset(&mut self) -> Result<(), LifecycleError> {
-        if self.state == LifecycleState::Running {
+        if self.entered() == LifecycleState::Running {
             self.pause_vcpus("reset")?;
             self.enter(LifecycleState::Paused);
         }
@@ -251,14 +254,14 @@ impl Control {
     /// As [`reset`](Self::reset); the machine runs again if it ran.
     pub(super) fn reset_and_go_on(&mut self) -> Result<(), LifecycleError> {
         self.expect(&[LifecycleState::Running, LifecycleState::Paused], "reset")?;
-        let ran = self.state == LifecycleState::Running;
+        let ran = self.entered() == LifecycleState::Running;
         self.reset()?;
         if ran { self.go_on() } else { Ok(()) }
     }
 
     /// Waits for all threads, and for what devices have begun. The machine has ended.
     pub(super) fn finish(&mut self) -> Result<(), LifecycleError> {
-        if self.state == LifecycleState::Stopped {
+        if self.entered() == LifecycleState::Stopped {
             return Ok(());
         }
         self.join();
@@ -332,7 +335,7 @@ impl Control {
         self.expect(&LIVE, "add a device to")?;
         let id = device.id().to_owned();
         self.board.add(device).map_err(|errors| LifecycleError::Build { errors })?;
-        if self.state == LifecycleState::Running {
+        if self.entered() == LifecycleState::Running {
             if let Err(error) = self.board.resume_one(&id) {
                 // A device that cannot run is not added; the first error is the one to tell.
                 let board = Arc::clone(&self.board);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ossature_bus::{Device, EventLoop, Syscall};
+use ossature_bus::{Device, EventLoop, Metric, Syscall};
 
 use super::LifecycleState;
 use super::control::Shared;
@@ -156,10 +156,25 @@ impl MachineHandle {
         self.shared.control("replace a device of", |control| control.replace_device(Box::new(device)))
     }
 
-    /// Shows every counter of the machine as (scope, name, value): the scope is a device's id, `machine`, or
+    /// Shows every metric of the machine as (scope, metric, value): the scope is a device's id, `machine`, or
     /// `kvm` or `vcpuN` for the hypervisor's own counters if the machine was built with
-    /// [`statistics`](super::MachineBuilder::statistics). Shows nothing of a machine that is gone.
-    pub fn metrics(&self, visit: &mut dyn FnMut(&str, &str, u64)) {
+    /// [`statistics`](super::MachineBuilder::statistics). No device has an id that is one of the others. Shows nothing of
+    /// a machine that is gone.
+    ///
+    /// ```
+    /// use ossature_bus::MetricKind;
+    /// use ossature_core::machine::Machine;
+    /// use ossature_core::scripted::{Script, Scripted};
+    ///
+    /// let machine = Machine::builder("example").build(&Scripted::new([Script::new()]))?;
+    /// machine.handle().metrics(&mut |scope, metric, value| {
+    ///     let kind = if metric.kind == MetricKind::Counter { "counter" } else { "gauge" };
+    ///     println!("# HELP {scope}_{} {}\n# TYPE {scope}_{} {kind}", metric.name, metric.help, metric.name);
+    ///     println!("{scope}_{} {value}", metric.name);
+    /// });
+    /// # Ok::<(), ossature_core::machine::BuildErrors>(())
+    /// ```
+    pub fn metrics(&self, visit: &mut dyn FnMut(&str, &Metric<'_>, u64)) {
         if let Some(board) = self.shared.board() {
             board.metrics(visit);
         }

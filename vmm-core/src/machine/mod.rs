@@ -1,4 +1,25 @@
 //! Whole machines: built from parts, started, paused, reset, stopped; any number in one process.
+//!
+//! A [`MachineBuilder`] takes devices, memory and what the machine runs; [`Machine`] is what it builds. Others reach it
+//! through [`MachineHandle`]s and follow its [`MachineEvent`]s.
+//!
+//! ```
+//! use ossature_bus::Size;
+//! use ossature_core::machine::{Machine, MachineEvent, Outcome};
+//! use ossature_core::scripted::{Script, Scripted};
+//! use ossature_legacy::AcpiPower;
+//!
+//! // A guest that powers off at once: it writes S5 and "sleep" to the ACPI register. With KVM: `&Kvm::open()?`, and
+//! // `.payload(Linux::new("vmlinux"))`.
+//! let guest = Script::new().pio_write(0x600, Size::B1, 0x34);
+//! let machine = Machine::builder("example").device(AcpiPower::new("power")).build(&Scripted::new([guest]))?;
+//! let mut events = machine.events();
+//! machine.start()?;
+//! assert_eq!(machine.wait()?, Outcome::Shutdown);
+//! assert_eq!(events.try_next(), Some(MachineEvent::Started));
+//! assert_eq!(events.try_next(), Some(MachineEvent::Ended(Outcome::Shutdown)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod board;
 mod builder;
@@ -36,7 +57,7 @@ pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};
 pub use state::MachineState;
-pub use status::OnReset;
+pub use status::{OnReset, OnTripleFault};
 pub use timeline::BuildPhase;
 
 /// Where a machine is in its life.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Effect, EventLoop, Handover,
-    InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size, Syscall, VmRequest,
+    InterruptRequest, Metric, MetricKind, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size,
+    Syscall, VmRequest,
 };
 use ossature_memory::RamConfig;
 
@@ -16,7 +17,7 @@ use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
 use crate::scripted::{Script, Scripted};
-use crate::{Hypervisor, Registers};
+use crate::{CrashReason, Hypervisor, Registers, VmError};
 
 mod devices;
 mod failing;
@@ -156,7 +157,8 @@ impl Device for Probe {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("reads", self.count(READS).into());
+        visitor.counter("reads", "Reads of the register.", self.count(READS).into());
+        visitor.gauge("quiet", "1 while it is quiet.", self.count(QUIESCED).into());
     }
 }
 
@@ -189,9 +191,17 @@ fn a_guest_that_powers_off_stops_every_vcpu() {
     assert_eq!(events(&machine), [MachineEvent::Started, MachineEvent::Ended(Outcome::Shutdown)]);
     assert_eq!(probe.count(QUIESCED), 1, "what devices had begun is finished when wait returns");
     let mut metrics = Vec::new();
-    machine.metrics(&mut |scope, name, value| metrics.push((scope.to_owned(), name.to_owned(), value)));
-    assert_eq!(metrics[0], ("probe".to_owned(), "reads".to_owned(), 1));
-    assert_eq!(metrics[1], ("machine".to_owned(), "refused_moves".to_owned(), 0));
+    machine.metrics(&mut |scope, metric, value| {
+        let Metric { name, kind, help, .. } = *metric;
+        metrics.push((scope.to_owned(), name.to_owned(), kind, help.to_owned(), value));
+    });
+    // A4: what a device says of its metrics arrives.
+    let shown = |scope: &str, name: &str, kind, help: &str, value| {
+        (scope.to_owned(), name.to_owned(), kind, help.to_owned(), value)
+    };
+    assert_eq!(metrics[0], shown("probe", "reads", MetricKind::Counter, "Reads of the register.", 1));
+    assert_eq!(metrics[1], shown("probe", "quiet", MetricKind::Gauge, "1 while it is quiet.", 1));
+    assert_eq!(metrics[2].1, "refused_moves");
     assert_eq!(machine.syscalls().into_iter().collect::<Vec<_>>(), [Syscall("write")]);
 }
 
@@ -243,6 +253,76 @@ fn each_end_is_told_apart() {
     let panicked = Outcome::Panicked { part: "probe".to_owned(), message: "a bug in a device".to_owned() };
     assert_eq!(buggy.wait().unwrap(), panicked);
     assert_eq!(events(&buggy).last(), Some(&MachineEvent::Ended(panicked)));
+}
+
+#[test]
+fn t6_a_triple_fault_is_a_crash_or_a_reset_as_the_caller_chooses() {
+    let built = |on_reset, scripts: Vec<Script>| {
+        Machine::builder("test")
+            .memory(RamConfig::new(1 << 20))
+            .device(Probe::named("probe"))
+            .on_reset(on_reset)
+            .on_triple_fault(OnTripleFault::Reset)
+            .build(&Scripted::new(scripts))
+            .unwrap()
+    };
+    let ends = built(OnReset::Stop, vec![Script::new().triple_fault()]);
+    ends.start().unwrap();
+    assert_eq!(ends.wait().unwrap(), Outcome::Reset);
+    let told = events(&ends);
+    let [MachineEvent::Started, MachineEvent::TripleFault { crash }, MachineEvent::Ended(Outcome::Reset)] =
+        &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!((crash.index, &crash.reason), (0, &CrashReason::TripleFault));
+    assert!(crash.registers.is_some(), "the report stays available");
+
+    // The same vCPU goes on after the reset.
+    let again = built(OnReset::Restart, vec![Script::new().triple_fault().pio_write(PORT, Size::B1, 0)]);
+    again.start().unwrap();
+    assert_eq!(again.wait().unwrap(), Outcome::Shutdown);
+    let told = events(&again);
+    assert!(
+        matches!(
+            &told[..],
+            [
+                MachineEvent::Started,
+                MachineEvent::TripleFault { .. },
+                MachineEvent::Reset,
+                MachineEvent::Ended(Outcome::Shutdown)
+            ]
+        ),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn c3_too_many_vcpus_are_refused_at_once_and_with_the_number() {
+    let builder = Machine::builder("test").memory(RamConfig::new(1 << 20)).cpus(100_000);
+    let errors = builder.build(&Scripted::new([])).unwrap_err();
+    assert_eq!(errors.to_string(), "100000 vCPUs are more than the 1024 that are possible here");
+}
+
+#[test]
+fn c3_each_error_shows_its_cause() {
+    let source = || io::Error::from_raw_os_error(libc::ENOSPC);
+    let cause = source().to_string();
+    let shown = [
+        VmError::Call { call: "KVM_RUN", source: source() }.to_string(),
+        VmError::Open { path: "/dev/kvm".into(), source: source() }.to_string(),
+        VmError::VcpuConfig { index: 0, source: Box::new(source()) }.to_string(),
+        crate::VcpuError::Call { index: 0, call: "KVM_RUN", source: source() }.to_string(),
+        BuildErrors::from(VmError::Call { call: "KVM_RUN", source: source() }).to_string(),
+        LifecycleError::Device { id: "d".into(), source: DeviceError::new("no").with_source(source()) }
+            .to_string(),
+        BuildError::Attach { id: "d".into(), source: DeviceError::new("no").with_source(source()) }
+            .to_string(),
+        LifecycleError::EventLoop { source: source() }.to_string(),
+    ];
+    for text in shown {
+        assert_eq!(text.matches(&cause).count(), 1, "{text}");
+    }
 }
 
 #[test]
@@ -327,7 +407,7 @@ fn a_machine_that_ends_before_it_knows_its_vcpus_ends_them_too() {
     status.end(Outcome::Stopped);
     let vm = Arc::from(Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap());
     let ram = Arc::new(Ram::new(&RamConfig::new(1 << 20)).unwrap());
-    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)));
+    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)).unwrap());
     let vcpu = board.vm().create_vcpu(0, board.buses()).unwrap();
     let mailbox = Arc::new(Mailbox::new());
     status.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);
@@ -394,7 +474,10 @@ fn a_wrong_configuration_is_told_in_full() {
 
     let refuses =
         build(Machine::builder("x").device(Probe { refuses: Some("attach"), ..Probe::named("net0") }));
-    assert_eq!(refuses.to_string(), "device \"net0\" cannot be attached: its cable is missing");
+    assert_eq!(
+        refuses.to_string(),
+        "device \"net0\" cannot be attached: its cable is missing: entity not found"
+    );
     let silent = build(Machine::builder("x").device(Probe { silent: true, ..Probe::named("odd") }));
     assert_eq!(silent.to_string(), "device \"odd\" asked for registers port and does not answer them");
     let reserved = build(Machine::builder("x").device(Probe::named("vcpu0")));

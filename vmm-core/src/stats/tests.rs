@@ -30,8 +30,30 @@ fn counters_have_names_and_values() {
     let reader =
         StatsReader::new(file(&[("exits", 8, 1), ("waits", 16, 3), ("halts", 0, 1)], &[7, 1, 2, 3, 4]))
             .unwrap();
-    let stat = |name: &str, values: &[u64]| Stat { name: name.into(), values: values.into() };
+    let stat = |name: &str, values: &[u64]| Stat {
+        name: name.into(),
+        kind: MetricKind::Counter,
+        unit: MetricUnit::Count,
+        values: values.into(),
+    };
     assert_eq!(reader.read().unwrap(), [stat("exits", &[1]), stat("waits", &[2, 3, 4]), stat("halts", &[7])]);
+}
+
+#[test]
+fn a4_kind_and_unit_are_the_kernels() {
+    let metric = |flags: u32, exponent: i16| {
+        let mut descriptor = [flags.to_ne_bytes(), [0; 4], [0; 4], [0; 4], *b"wait"].concat();
+        descriptor[4..6].copy_from_slice(&exponent.to_ne_bytes());
+        let found = counter(&descriptor).unwrap();
+        (found.kind, found.unit)
+    };
+    assert_eq!(metric(0, 0), (MetricKind::Counter, MetricUnit::Count));
+    assert_eq!(metric(TYPE_INSTANT | UNIT_BYTES, 0), (MetricKind::Gauge, MetricUnit::Bytes));
+    assert_eq!(metric(TYPE_PEAK, 0), (MetricKind::Gauge, MetricUnit::Count));
+    assert_eq!(metric(UNIT_SECONDS, -9), (MetricKind::Counter, MetricUnit::Nanoseconds));
+    assert_eq!(metric(UNIT_SECONDS, -6), (MetricKind::Counter, MetricUnit::Other));
+    assert_eq!(metric(UNIT_CYCLES, 0), (MetricKind::Counter, MetricUnit::Cycles));
+    assert_eq!(metric(TYPE_INSTANT | UNIT_BOOLEAN, 0), (MetricKind::Gauge, MetricUnit::Boolean));
 }
 
 #[test]

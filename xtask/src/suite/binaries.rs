@@ -106,7 +106,7 @@ fn parse_artifact(line: &str) -> Option<Binary> {
 
 /// The name in a package id such as `path+file:///w/devices/bus#ossature-bus@0.1.0`, or
 /// `path+file:///w/xtask#0.1.0`, where the folder has the package's name.
-fn package_name(id: &str) -> &str {
+pub fn package_name(id: &str) -> &str {
     let (place, fragment) = id.rsplit_once('#').unwrap_or((id, ""));
     match fragment.split_once('@') {
         Some((name, _)) => name,

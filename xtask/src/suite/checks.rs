@@ -1,13 +1,14 @@
 //! Checks of the whole source: formatting, lints, documentation, dependencies, the report.
 
-use super::{consumer, lock_file};
+use super::{consumer, examples, links, lock_file};
 use crate::{Result, bare_metal, paths, process, report};
 
 /// A check: its name and what it runs.
 pub type Check = (&'static str, fn() -> Result<()>);
 
 /// All checks that come before the tests.
-pub const BEFORE: &[Check] = &[("rustfmt", rustfmt), ("clippy", clippy), ("doc", doc), ("deny", deny)];
+pub const BEFORE: &[Check] =
+    &[("rustfmt", rustfmt), ("clippy", clippy), ("doc", doc), ("deny", deny), ("examples", examples::check)];
 
 /// The check that a quick report has a figure in each row.
 pub const REPORT: Check = ("report", report::check);
@@ -34,7 +35,9 @@ fn clippy() -> Result<()> {
 
 fn doc() -> Result<()> {
     let mut doc = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);
-    process::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    process::run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    links::markdown()?;
+    links::documentation()
 }
 
 /// One version of each rust-vmm crate, and what `deny.toml` asks for if cargo-deny is installed.

@@ -45,8 +45,8 @@ fn the_header_ends_where_the_image_says() {
 
 #[test]
 fn old_protocols_are_refused() {
-    assert_invalid(segment(|header| header.version = 0x0207.into()), "version");
-    assert_invalid(segment(|header| header.loadflags = 0), "loadflags");
+    let zimage = segment(|header| header.loadflags = 0);
+    assert!(matches!(zimage, Err(KernelError::NeedsRealMode { version: 0x020f })), "{zimage:?}");
     let old = segment(|header| header.version = 0x020b.into());
     assert_eq!(
         old.unwrap_err().to_string(),
@@ -54,6 +54,18 @@ fn old_protocols_are_refused() {
     );
     let narrow = segment(|header| header.xloadflags = 2.into());
     assert!(matches!(narrow, Err(KernelError::NoLinux64Entry { version: 0x020f })));
+}
+
+#[test]
+fn g9_a_boot_program_for_real_mode_is_told_what_is_missing() {
+    // As ipxe.lkrn has it.
+    let error =
+        segment(|header| (header.version, header.xloadflags) = (0x0207.into(), 0.into())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the bzImage needs the 16-bit entry, which this machine does not have (boot protocol 2.07): it takes an ELF \
+         file, or a bzImage of protocol 2.08 with a kernel to unpack or of 2.12 with a 64-bit entry point"
+    );
 }
 
 #[test]

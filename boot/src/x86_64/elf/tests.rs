@@ -44,7 +44,7 @@ fn program_headers_far_from_the_head_are_read() {
 #[test]
 fn other_architectures_are_named() {
     for (machine, name) in
-        [(183u16, "AArch64"), (3, "32-bit x86"), (9999, "an architecture other than x86_64")]
+        [(183u16, "AArch64"), (40, "32-bit Arm"), (9999, "an architecture other than x86_64")]
     {
         let error = parse(&patched(18, &machine.to_le_bytes())).unwrap_err();
         assert!(matches!(error, KernelError::WrongArchitecture { found } if found == name), "{error}");
@@ -55,8 +55,11 @@ fn other_architectures_are_named() {
 
 #[test]
 fn headers_that_lie_are_named() {
-    let cases: [(usize, &[u8], &str); 5] = [
-        (4, &[1], "class"),
+    let cases: [(usize, &[u8], &str); 7] = [
+        (4, &[0], "class"),
+        // ELF64 is of x86_64 only; what was the middle of a longer header is no size of a program header.
+        (18, &[3], "class"),
+        (4, &[1], "program header size"),
         (16, &[1, 0], "type"),
         (54, &[57, 0], "program header size"),
         (56, &[0xff, 0xff], "number of program headers"),

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::unpack::UnpackError;
 use crate::x86_64::testing::{
     DATA, LOAD, PROGRAM_HEADER, PROGRAM_HEADERS, PVH_ENTRY, TEXT, bzimage, bzimage_with, elf, elf_with_notes,
-    lz4, machine, setup_header,
+    elf32, lz4, machine, pack_all, pvh_note, setup_header,
 };
 use crate::x86_64::{BootSpec, prepare};
 
@@ -57,12 +58,104 @@ fn a_bzimage_of_unknown_compression_unpacks_itself() {
         entry(&image, BootProtocol::Pvh),
         Err(KernelError::Unpack(UnpackError::UnknownFormat { .. }))
     ));
-    // One that is known but broken does not: the guest could only say so later.
-    let image = bzimage(&lz4(&elf())[..40]);
-    assert!(matches!(entry(&image, BootProtocol::Auto), Err(KernelError::Unpack(_))));
-    // What is packed is not a kernel.
-    let image = bzimage(&lz4(&[1; 100]));
-    assert!(matches!(entry(&image, BootProtocol::Auto), Err(KernelError::NotAKernel)));
+    // So does one that is broken, cut off or not an ELF kernel: what the guest does about it is the guest's business.
+    for payload in [&lz4(&elf())[..40], &lz4(&[1; 100]), b"", b"short"] {
+        let image = bzimage(payload);
+        assert_eq!(
+            entry(&image, BootProtocol::Auto).unwrap(),
+            Entry::Linux64(LOAD + 0x200),
+            "{payload:02x?}"
+        );
+        assert!(entry(&image, BootProtocol::Pvh).is_err());
+    }
+}
+
+#[test]
+fn g5_a_payload_of_no_bytes_is_handed_over_as_it_is() {
+    // As memtest86+ has it: 64-bit entry point, protocol 2.12, nothing packed.
+    let mut header = setup_header();
+    (header.version, header.xloadflags, header.payload_offset) = (0x020c.into(), 9.into(), 0.into());
+    header.pref_address = 0x10_0000.into();
+    header.kernel_alignment = 0x1000.into();
+    let mut image = bzimage_with(header.clone(), b"");
+    assert_eq!(entry(&image, BootProtocol::Auto).unwrap(), Entry::Linux64(0x10_0200));
+    let (mem, platform) = machine(32);
+    let booted = prepare(&mem, &platform, &BootSpec::new(&image[..], "")).unwrap();
+    let mut found = [0; 4];
+    mem.read_slice(&mut found, GuestAddress(booted.cpu.rsi + 0x202)).unwrap();
+    assert_eq!(&found, b"HdrS", "its own header is in the zero page");
+    // Its 32-bit sibling has neither.
+    header.xloadflags = 4.into();
+    image = bzimage_with(header, b"");
+    let error = entry(&image, BootProtocol::Auto).unwrap_err();
+    assert!(
+        error.to_string().starts_with("the bzImage has no 64-bit entry point (boot protocol 2.12"),
+        "{error}"
+    );
+    let KernelError::NoEntry { version: 0x020c, source } = error else { panic!("{error:?}") };
+    assert!(matches!(*source, KernelError::Unpack(UnpackError::TooShort { len: 0 })), "{source:?}");
+}
+
+#[test]
+fn g6_a_32_bit_elf_boots_by_pvh_alone() {
+    let pvh = elf32(&pvh_note());
+    for protocol in [BootProtocol::Auto, BootProtocol::Pvh] {
+        assert_eq!(entry(&pvh, protocol).unwrap(), Entry::Pvh(PVH_ENTRY));
+    }
+    assert!(matches!(entry(&pvh, BootProtocol::Linux64), Err(KernelError::Elf32)));
+    assert!(matches!(entry(&elf32(&[]), BootProtocol::Auto), Err(KernelError::Elf32WithoutPvh)));
+    let (mem, _) = machine(32);
+    open(&pvh, BootProtocol::Auto).unwrap().load(&mem).unwrap();
+    for (addr, expected) in [(LOAD, TEXT), (LOAD + 0x20_0000, DATA)] {
+        let mut found = vec![0; expected.len()];
+        mem.read_slice(&mut found, GuestAddress(addr)).unwrap();
+        assert_eq!(found, expected);
+    }
+    // The payload of a 32-bit bzImage, too.
+    let mut header = setup_header();
+    header.xloadflags = 0.into();
+    let image = bzimage_with(header, &lz4(&pvh));
+    assert_eq!(entry(&image, BootProtocol::Auto).unwrap(), Entry::Pvh(PVH_ENTRY));
+}
+
+#[test]
+fn g9_a_packed_file_is_unpacked_whatever_kernel_it_holds() {
+    let elf = elf();
+    for packed in pack_all(&elf) {
+        let kernel = open(&packed, BootProtocol::Auto).unwrap();
+        assert_eq!((kernel.entry(), kernel.unpacked()), (Entry::Pvh(PVH_ENTRY), Some(&elf[..])));
+        assert_eq!(entry(&packed, BootProtocol::Linux64).unwrap(), Entry::Linux64(LOAD));
+        let on_disk = file(&packed);
+        let kernel = Kernel::open(ImageSource::Mapped(&on_disk), BootProtocol::Auto).unwrap();
+        assert_eq!(kernel.unpacked(), Some(&elf[..]));
+    }
+    for packed in pack_all(&elf32(&pvh_note())) {
+        assert_eq!(entry(&packed, BootProtocol::Auto).unwrap(), Entry::Pvh(PVH_ENTRY));
+    }
+    // A bzImage in it keeps its setup header where it unpacks itself.
+    let image = bzimage(&lz4(&elf));
+    for packed in pack_all(&image) {
+        assert_eq!(entry(&packed, BootProtocol::Auto).unwrap(), Entry::Pvh(PVH_ENTRY));
+        let (mem, platform) = machine(64);
+        let mut spec = BootSpec::new(&packed[..], "");
+        spec.protocol = BootProtocol::Linux64;
+        let booted = prepare(&mem, &platform, &spec).unwrap();
+        assert_eq!(booted.entry, Entry::Linux64(LOAD + 0x200));
+        let mut init_size = [0; 4];
+        mem.read_slice(&mut init_size, GuestAddress(booted.cpu.rsi + 0x260)).unwrap();
+        assert_eq!(u32::from_le_bytes(init_size), setup_header().init_size.get());
+    }
+    for packed in pack_all(b"#!/bin/sh, packed: no kernel") {
+        assert!(matches!(entry(&packed, BootProtocol::Auto), Err(KernelError::NotAKernel)));
+        // Packed twice is not a kernel either.
+        assert!(pack_all(&packed).iter().all(|twice| entry(twice, BootProtocol::Auto).is_err()));
+    }
+    for packed in pack_all(&elf) {
+        // Only the end mark of LZ4's frames may be missing.
+        for len in [8, packed.len() / 2, packed.len() - 9] {
+            assert!(entry(&packed[..len], BootProtocol::Auto).is_err(), "cut to {len}: {packed:02x?}");
+        }
+    }
 }
 
 #[test]
@@ -218,12 +311,18 @@ proptest! {
 
     #[test]
     fn c3_mutated_images_are_refused_or_loaded(
-        packed: bool,
+        kind in 0usize..7,
         len in 0usize..0x4000,
         edits in prop::collection::vec((0usize..0x280, prop::num::u64::ANY, 1usize..=8), 0..4),
         tail in (0usize..0x200, any::<u8>()),
     ) {
-        let mut image = if packed { bzimage(&lz4(&elf())) } else { elf() };
+        let mut image = match kind {
+            0 => elf(),
+            1 => bzimage(&lz4(&elf())),
+            2 => elf32(&pvh_note()),
+            packed => pack_all(&elf()).swap_remove(packed - 3),
+        };
+        image.resize(image.len().max(0x300), 0);
         for (offset, value, width) in edits {
             image[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }

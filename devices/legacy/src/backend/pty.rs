@@ -38,6 +38,11 @@ impl PtyLine {
         let path = PathBuf::from(OsString::from_vec(rustix::pty::ptsname(&master, Vec::new())?.into_bytes()));
         // Only a terminal that has been open before is known to be closed.
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        Ok((Self::new(master, slave)?, path))
+    }
+
+    /// Takes both ends, and closes `slave`.
+    pub(crate) fn new(master: OwnedFd, slave: OwnedFd) -> io::Result<Self> {
         let mut termios = tcgetattr(&slave)?;
         termios.make_raw();
         tcsetattr(&slave, OptionalActions::Now, &termios)?;
@@ -46,7 +51,7 @@ impl PtyLine {
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let mut line = Self { master: Fd::own(master)?, open: true, timer: Arc::new(timer) };
         line.is_open(false)?;
-        Ok((line, path))
+        Ok(line)
     }
 
     /// Takes note that somebody has the terminal open, or nobody.

@@ -1,10 +1,12 @@
 //! The clock behind the two ports: the host's time as the registers show it, and what the guest sets.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use ossature_bus::{Access, BusFault, Effect, MmioMut};
 
+use super::alarm::Alarm;
 use super::calendar::DateTime;
+use super::moment::Moment;
 use super::registers::*;
 use super::state::RtcState;
 use crate::register;
@@ -16,8 +18,16 @@ pub(super) struct Clock {
     offset: i64,
     /// The time as of the last read of register A.
     snapshot: i64,
-    /// The second as of the last read of register C.
-    seen: i64,
+    /// The time up to which `flags` says what has happened.
+    seen: Moment,
+    /// Register C, but for what follows from it.
+    flags: u8,
+    /// The guest has been interrupted, and has not read register C since.
+    raised: bool,
+    /// The machine's vCPUs run.
+    running: bool,
+    /// While the clock is attached.
+    alarm: Option<Alarm>,
     index: u8,
     status_a: u8,
     status_b: u8,
@@ -38,7 +48,11 @@ impl Clock {
             host,
             offset: 0,
             snapshot: i64::MIN,
-            seen: 0,
+            seen: Moment { second: 0, nanos: 0 },
+            flags: 0,
+            raised: false,
+            running: false,
+            alarm: None,
             index: 0,
             status_a: A_DEFAULT,
             status_b: B_24H,
@@ -50,20 +64,119 @@ impl Clock {
     }
 
     pub(super) fn state(&self) -> RtcState {
-        let Self { host: _, offset, snapshot, seen, index, status_a, status_b, cmos, sets: _ } = *self;
-        RtcState { offset, snapshot, seen, index, status_a, status_b, cmos }
+        let Self { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos, .. } = *self;
+        RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos }
     }
 
     pub(super) fn take_over(&mut self, state: RtcState) {
-        let RtcState { offset, snapshot, seen, index, status_a, status_b, cmos } = state;
+        let RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos } = state;
         (self.offset, self.snapshot, self.seen) = (offset, snapshot, seen);
+        (self.flags, self.raised) = (flags, raised);
         (self.index, self.status_a, self.status_b, self.cmos) = (index, status_a, status_b, cmos);
     }
 
     /// The registers as after power-on. The battery keeps time and RAM; the guest's unfinished setting of the clock ends.
     pub(super) fn reset(&mut self) {
         (self.index, self.status_a, self.status_b) = (0, A_DEFAULT, B_24H);
+        (self.flags, self.raised) = (0, false);
         (self.snapshot, self.seen) = (i64::MIN, self.now());
+        self.settle();
+    }
+
+    /// Gives the clock its interrupt and its timer, or takes them away.
+    pub(super) fn set_alarm(&mut self, alarm: Option<Alarm>) {
+        self.alarm = alarm;
+    }
+
+    /// The vCPUs run from now on, or stop. What has happened in the meantime counts once.
+    pub(super) fn run(&mut self, running: bool) {
+        self.running = running;
+        self.settle();
+    }
+
+    /// What happens by itself: sets the flags of what has ended since the last time, raises the interrupt if one of
+    /// them is enabled, else arms the timer for the next that is.
+    pub(super) fn settle(&mut self) {
+        let now = self.now();
+        self.advance(now);
+        let pending = self.flags & self.status_b & C_FLAGS != 0;
+        let raises = pending && self.running && !self.raised;
+        self.raised = pending && (self.raised || raises);
+        let delay = self.until_interrupt(now);
+        if let Some(alarm) = &mut self.alarm {
+            if raises {
+                alarm.raise();
+            }
+            alarm.arm(delay);
+        }
+    }
+
+    /// Sets the flags of what has ended by `now`.
+    fn advance(&mut self, now: Moment) {
+        let seen = std::mem::replace(&mut self.seen, now);
+        if let Some(shift) = self.period() {
+            if seen.ticks(shift) != now.ticks(shift) {
+                self.flags |= B_PERIODIC;
+            }
+        }
+        // While the guest sets the clock there are no updates, and without an update no alarm.
+        if self.status_b & B_SET != 0 || seen.second == now.second {
+            return;
+        }
+        self.flags |= B_UPDATE;
+        // The host's clock may go backwards: then only this second counts.
+        let from = if seen.second < now.second { seen.second } else { now.second.saturating_sub(1) };
+        if self.next_alarm(from).is_some_and(|alarm| alarm <= now.second) {
+            self.flags |= B_ALARM;
+        }
+    }
+
+    /// How long until the next interrupt is to be raised, if one is.
+    pub(super) fn until_interrupt(&self, now: Moment) -> Option<Duration> {
+        // The guest is not interrupted again before it has read register C.
+        if self.raised || !self.running {
+            return None;
+        }
+        let enabled = |bit| self.status_b & bit != 0;
+        let updates = self.status_b & B_SET == 0;
+        let period = self.period().filter(|_| enabled(B_PERIODIC)).map(|shift| now.until_tick(shift));
+        let update = (enabled(B_UPDATE) && updates).then(|| now.until_second(now.second.saturating_add(1)));
+        let alarm = if enabled(B_ALARM) && updates { self.next_alarm(now.second) } else { None };
+        [period, update, alarm.map(|second| now.until_second(second))].into_iter().flatten().min()
+    }
+
+    /// By how many bits the oscillator is divided for the periodic interrupt, if there is one.
+    fn period(&self) -> Option<u32> {
+        match u32::from(self.status_a & A_RATE) {
+            0 => None,
+            // With this time base, the two fastest rates are two of the others.
+            rate @ 1..=2 => Some(rate + 6),
+            rate => Some(rate - 1),
+        }
+    }
+
+    /// The first second after `after` that the alarm registers match: within a day, or never.
+    fn next_alarm(&self, after: i64) -> Option<i64> {
+        let matches = |index, value| self.ram(index) >= ANY_TIME || self.ram(index) == value;
+        let mut second = after.saturating_add(1);
+        if !(0..60).any(|second| matches(SECONDS_ALARM, self.encode(second))) {
+            return None;
+        }
+        // To the next hour, minute or second, whichever does not match: at most so many of each.
+        for _ in 0..2 * (24 + 60 + 60) {
+            let time = DateTime::from_unix(second);
+            let step = if !matches(HOURS_ALARM, self.encode_hour(time.hour)) {
+                3600 - second.rem_euclid(3600)
+            } else if !matches(MINUTES_ALARM, self.encode(time.minute)) {
+                60 - second.rem_euclid(60)
+            } else if !matches(SECONDS_ALARM, self.encode(time.second)) {
+                1
+            } else {
+                return Some(second);
+            };
+            second = second.saturating_add(step);
+        }
+        None
     }
 
     /// How often the guest has set the clock.
@@ -71,22 +184,19 @@ impl Clock {
         self.sets
     }
 
-    /// Seconds since 1970, by the host's clock.
-    fn host(&self) -> i64 {
-        match (self.host)().duration_since(UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-            Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |s| -s),
-        }
+    /// The time by the host's clock.
+    fn host(&self) -> Moment {
+        (self.host)().into()
     }
 
-    /// Seconds since 1970 that the clock shows.
-    fn now(&self) -> i64 {
-        self.host().saturating_add(self.offset)
+    /// The time that the clock shows.
+    pub(super) fn now(&self) -> Moment {
+        self.host().plus(self.offset)
     }
 
     /// The time that a read of a time register shows: the snapshot, unless it is old.
     fn shown(&self) -> i64 {
-        let now = self.now();
+        let now = self.now().second;
         if (0..=1).contains(&now.saturating_sub(self.snapshot)) { self.snapshot } else { now }
     }
 
@@ -160,22 +270,24 @@ impl Clock {
             minute: self.decode(self.ram(MINUTES)),
             second: self.decode(self.ram(SECONDS)),
         };
-        self.offset = time.to_unix().saturating_sub(self.host());
-        self.snapshot = i64::MIN;
+        self.offset = time.to_unix().saturating_sub(self.host().second);
+        // What lies between the old time and the new has not happened.
+        (self.snapshot, self.seen) = (i64::MIN, self.now());
         self.sets += 1;
     }
 
     fn read_data(&mut self) -> u8 {
         match self.index {
             STATUS_A => {
-                self.snapshot = self.now();
+                self.snapshot = self.now().second;
                 self.status_a
             }
             STATUS_B => self.status_b,
             STATUS_C => {
-                let now = self.now();
-                let updated = self.status_b & B_SET == 0 && std::mem::replace(&mut self.seen, now) != now;
-                if updated { C_UPDATED } else { 0 }
+                self.advance(self.now());
+                let flags = std::mem::take(&mut self.flags);
+                self.settle();
+                flags | if flags & self.status_b & C_FLAGS != 0 { C_PENDING } else { 0 }
             }
             STATUS_D => D_VALID,
             index if Self::is_time(index) && self.status_b & B_SET == 0 => {
@@ -187,9 +299,15 @@ impl Clock {
 
     fn write_data(&mut self, value: u8) {
         match self.index {
-            STATUS_A => self.status_a = value & !A_UIP,
+            STATUS_A => {
+                self.settle();
+                self.status_a = value & !A_UIP;
+                self.settle();
+            }
             STATUS_B => {
-                let value = value & !B_ABSENT;
+                self.settle();
+                // Who sets the clock is not to be interrupted by its updates.
+                let value = value & !B_ABSENT & if value & B_SET != 0 { !B_UPDATE } else { 0xff };
                 if value & !self.status_b & B_SET != 0 {
                     self.freeze();
                 }
@@ -198,12 +316,20 @@ impl Clock {
                 if thaws {
                     self.thaw();
                 }
+                self.settle();
             }
             STATUS_C | STATUS_D => {}
             index if Self::is_time(index) && self.status_b & B_SET == 0 => {
+                self.settle();
                 self.freeze();
                 self.set_ram(index, value);
                 self.thaw();
+                self.settle();
+            }
+            index @ (SECONDS_ALARM | MINUTES_ALARM | HOURS_ALARM) => {
+                self.settle();
+                self.set_ram(index, value);
+                self.settle();
             }
             index => self.set_ram(index, value),
         }

@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use ossature_bus::Effect;
 
@@ -11,14 +11,19 @@ use crate::testing::{Attachment, attach, hostile, lives_twice, metric};
 struct Guest {
     rtc: Rtc,
     machine: Attachment,
+    /// Nanoseconds since 1970.
     host: Arc<AtomicI64>,
 }
 
+const SECOND: i64 = 1_000_000_000;
+
 impl Guest {
     fn at(seconds: i64) -> Self {
-        let host = Arc::new(AtomicI64::new(seconds));
+        let host = Arc::new(AtomicI64::new(seconds.saturating_mul(SECOND)));
         let time = host.clone();
-        let mut rtc = Rtc::with_clock("rtc", move || system_time(time.load(Ordering::Relaxed)));
+        let rtc = Rtc::with_clock("rtc", move || system_time(time.load(Ordering::Relaxed)));
+        // A loop that nobody runs: the test takes the turns.
+        let mut rtc = rtc.on(&EventLoop::new().unwrap());
         let machine = attach(&mut rtc);
         Self { rtc, machine, host }
     }
@@ -34,7 +39,23 @@ impl Guest {
     }
 
     fn pass(&self, seconds: i64) {
-        self.host.fetch_add(seconds, Ordering::Relaxed);
+        self.pass_nanos(seconds * SECOND);
+    }
+
+    fn pass_nanos(&self, nanos: i64) {
+        self.host.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// What the timer is armed with.
+    fn until_interrupt(&self) -> Option<Duration> {
+        let clock = self.rtc.clock();
+        clock.until_interrupt(clock.now())
+    }
+
+    /// What a turn does when the timer is over, and how many interrupts that raises.
+    fn turn(&self) -> u64 {
+        self.rtc.clock().settle();
+        self.machine.interrupts()
     }
 
     /// Century, year, month, day, hour, minute, second.
@@ -52,9 +73,9 @@ impl Guest {
     }
 }
 
-fn system_time(seconds: i64) -> SystemTime {
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+fn system_time(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
 /// Thursday, 29 February 2024, 12:34:56 UTC.
@@ -82,7 +103,7 @@ fn binary_and_12_hours() {
     assert_eq!(guest.time(), [20, 24, 2, 29, 12, 34, 56]);
     guest.write(STATUS_B, 0);
     for (hour, bcd) in [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)] {
-        guest.host.store(LEAP_DAY / 86_400 * 86_400 + hour * 3600, Ordering::Relaxed);
+        guest.host.store((LEAP_DAY / 86_400 * 86_400 + hour * 3600) * SECOND, Ordering::Relaxed);
         assert_eq!(guest.read(HOURS), bcd);
     }
 }
@@ -128,7 +149,7 @@ fn updates_stop_while_the_guest_sets_the_clock() {
     guest.write(STATUS_B, B_24H | B_SET);
     guest.pass(100);
     assert_eq!(guest.read(SECONDS), 0x56);
-    assert_eq!(guest.read(STATUS_C), 0);
+    assert_eq!(guest.read(STATUS_C), B_PERIODIC);
     // A register that is not written keeps what it showed.
     guest.write(HOURS, 0x07);
     guest.write(STATUS_B, B_24H);
@@ -143,15 +164,175 @@ fn a_register_written_without_set_takes_effect_at_once() {
 }
 
 #[test]
-fn there_are_no_interrupts_to_enable_but_the_update_flag_can_be_polled() {
+fn g11_flags_can_be_polled_and_reading_them_clears_them() {
     let guest = Guest::at(LEAP_DAY);
-    guest.write(STATUS_B, 0x78 | B_24H);
-    assert_eq!(guest.read(STATUS_B), B_24H);
+    guest.write(SECONDS_ALARM, 0x58);
+    guest.write(MINUTES_ALARM, 0x34);
+    guest.write(HOURS_ALARM, 0xff);
     assert_eq!(guest.read(STATUS_C), 0);
+    guest.pass_nanos(1_000_000);
+    assert_eq!(guest.read(STATUS_C), B_PERIODIC);
     guest.pass(1);
-    assert_eq!(guest.read(STATUS_C), C_UPDATED);
+    assert_eq!(guest.read(STATUS_C), B_PERIODIC | B_UPDATE);
+    guest.pass(1);
+    assert_eq!(guest.read(STATUS_C), B_PERIODIC | B_UPDATE | B_ALARM);
     assert_eq!(guest.read(STATUS_C), 0);
-    assert_eq!(guest.rtc.requires().interrupts, []);
+    assert_eq!(guest.machine.interrupts(), 0, "none is enabled");
+    // The square wave is not there.
+    guest.write(STATUS_B, 0x78 | B_24H);
+    assert_eq!(guest.read(STATUS_B), 0x70 | B_24H);
+}
+
+#[test]
+fn g11_each_interrupt_is_raised_once_until_register_c_is_read() {
+    let update = |guest: &Guest| guest.pass(1);
+    let alarm = |guest: &Guest| guest.pass(3600);
+    let period = |guest: &Guest| guest.pass_nanos(976_563);
+    for (enable, happen) in [(B_UPDATE, &update as &dyn Fn(&Guest)), (B_ALARM, &alarm), (B_PERIODIC, &period)]
+    {
+        let guest = Guest::at(LEAP_DAY);
+        for index in [SECONDS_ALARM, MINUTES_ALARM] {
+            guest.write(index, guest.read(index - 1));
+        }
+        guest.write(HOURS_ALARM, ANY_TIME);
+        guest.write(STATUS_B, B_24H | enable);
+        assert_eq!(guest.turn(), 0, "{enable:#x}: nothing has happened yet");
+        for _ in 0..3 {
+            happen(&guest);
+            assert_eq!(guest.turn(), 1, "{enable:#x}");
+            happen(&guest);
+            assert_eq!(guest.turn(), 0, "{enable:#x}: register C has not been read");
+            let flags = guest.read(STATUS_C);
+            assert_eq!(flags & (C_PENDING | enable), C_PENDING | enable);
+        }
+        guest.write(STATUS_B, B_24H);
+        happen(&guest);
+        assert_eq!(guest.turn(), 0, "{enable:#x} is off");
+    }
+}
+
+#[test]
+fn g11_an_enable_after_its_flag_interrupts_at_once() {
+    let guest = Guest::at(LEAP_DAY);
+    guest.pass(1);
+    guest.write(STATUS_B, B_24H | B_UPDATE);
+    assert_eq!(guest.machine.interrupts(), 1);
+}
+
+#[test]
+fn g11_the_timer_is_armed_for_what_comes_next_and_for_nothing_else() {
+    let guest = Guest::at(LEAP_DAY);
+    let next = || guest.until_interrupt();
+    assert_eq!(next(), None);
+    guest.pass_nanos(250_000_000);
+    guest.write(STATUS_B, B_24H | B_UPDATE);
+    guest.read(STATUS_C);
+    assert_eq!(next(), Some(Duration::from_millis(750)));
+    // 12:35:10 today; then 12:35:10 tomorrow; then 0:35:10 with hours of 12.
+    for (index, value) in [(SECONDS_ALARM, 0x10), (MINUTES_ALARM, 0x35), (HOURS_ALARM, 0x12)] {
+        guest.write(index, value);
+    }
+    guest.write(STATUS_B, B_24H | B_ALARM);
+    assert_eq!(next(), Some(Duration::from_millis(13_750)));
+    guest.pass(14);
+    guest.read(STATUS_C);
+    assert_eq!(next(), Some(Duration::from_millis(86_399_750)));
+    guest.write(STATUS_B, B_ALARM);
+    guest.read(STATUS_C);
+    assert_eq!(next(), Some(Duration::from_millis(43_199_750)));
+    guest.write(SECONDS_ALARM, 0x60);
+    assert_eq!(next(), None, "no time is that");
+    // Rates: register A, and the period in units of the oscillator.
+    for (rate, ticks) in [(1u8, 128u32), (2, 256), (3, 4), (6, 32), (15, 16_384)] {
+        guest.write(STATUS_A, 0x20 | rate);
+        guest.write(STATUS_B, B_24H | B_PERIODIC);
+        guest.read(STATUS_C);
+        let period = Duration::from_secs(ticks.into()) / 32_768;
+        let left = next().unwrap();
+        assert!(left > Duration::ZERO && left <= period + Duration::from_nanos(1), "{rate}: {left:?}");
+    }
+    guest.write(STATUS_A, 0x20);
+    assert_eq!(next(), None);
+}
+
+#[test]
+fn g11_what_the_guest_sets_the_clock_past_has_not_happened() {
+    let guest = Guest::at(LEAP_DAY);
+    for (index, value) in [(SECONDS_ALARM, 0x10), (MINUTES_ALARM, 0x35), (HOURS_ALARM, 0x12)] {
+        guest.write(index, value);
+    }
+    guest.write(STATUS_B, B_24H | B_ALARM | B_UPDATE);
+    guest.write(STATUS_B, B_24H | B_ALARM | B_UPDATE | B_SET);
+    assert_eq!(
+        guest.read(STATUS_B),
+        B_24H | B_ALARM | B_SET,
+        "setting the clock ends the update's interrupts"
+    );
+    guest.pass(100);
+    assert_eq!(guest.turn(), 0, "there are no updates");
+    guest.write(MINUTES, 0x40);
+    guest.write(STATUS_B, B_24H | B_ALARM);
+    assert_eq!(guest.turn(), 0);
+    assert_eq!(guest.read(STATUS_C) & B_ALARM, 0);
+}
+
+#[test]
+fn g11_a_pause_raises_nothing_and_what_it_missed_counts_once() {
+    let mut guest = Guest::at(LEAP_DAY);
+    guest.write(STATUS_B, B_24H | B_UPDATE);
+    guest.rtc.quiesce().unwrap();
+    assert_eq!(guest.until_interrupt(), None);
+    guest.pass(30);
+    assert_eq!(guest.turn(), 0);
+    guest.rtc.resume().unwrap();
+    assert_eq!(guest.machine.interrupts(), 1);
+    guest.rtc.quiesce().unwrap();
+    guest.rtc.resume().unwrap();
+    assert_eq!(guest.machine.interrupts(), 0, "the guest has been told");
+    guest.read(STATUS_C);
+    assert_eq!(guest.turn(), 0);
+}
+
+#[test]
+fn g11_the_hosts_clock_may_go_backwards() {
+    let guest = Guest::at(LEAP_DAY);
+    guest.write(SECONDS_ALARM, 0x55);
+    guest.write(MINUTES_ALARM, 0xff);
+    guest.write(HOURS_ALARM, 0xff);
+    guest.write(STATUS_B, B_24H | B_ALARM);
+    guest.pass(-10);
+    assert_eq!(guest.turn(), 0);
+    assert_eq!(guest.until_interrupt(), Some(Duration::from_secs(9)));
+    guest.pass(9);
+    assert_eq!(guest.turn(), 1);
+}
+
+#[test]
+fn g11_the_hosts_timer_gives_the_clock_its_turns() {
+    let event_loop = EventLoop::new().unwrap();
+    for given in [Some(&event_loop), None] {
+        let mut rtc = Rtc::new("rtc");
+        if let Some(event_loop) = given {
+            rtc = rtc.on(event_loop);
+        }
+        let machine = attach(&mut rtc);
+        assert_eq!(machine.write(0, 0, STATUS_B), Effect::None);
+        assert_eq!(machine.write(0, 1, B_24H | B_PERIODIC), Effect::None);
+        for _ in 0..5 {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while machine.interrupts() == 0 {
+                assert!(Instant::now() < deadline, "no interrupt");
+                match given {
+                    Some(event_loop) => drop(event_loop.pass().unwrap()),
+                    None => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+            assert_eq!(machine.write(0, 0, STATUS_C), Effect::None);
+            assert_eq!(machine.read(0, 1) & (C_PENDING | B_PERIODIC), C_PENDING | B_PERIODIC);
+        }
+        rtc.quiesce().unwrap();
+        rtc.detach().unwrap();
+    }
 }
 
 #[test]
@@ -182,7 +363,7 @@ fn a_reset_keeps_time_and_ram() {
 
 #[test]
 fn a_host_clock_at_its_ends_is_shown_somehow() {
-    for seconds in [-1, i64::MIN / 4, i64::MAX / 4] {
+    for seconds in [-1, i64::MIN, i64::MAX] {
         let guest = Guest::at(seconds);
         guest.set([0xff; 7]);
         guest.time();
@@ -231,7 +412,7 @@ fn a_reset_clock_is_as_new_but_for_what_the_battery_keeps() {
 
 #[test]
 fn a_detached_clock_lets_go_of_its_machine_and_keeps_the_time_for_another() {
-    let mut rtc = Rtc::with_clock("rtc", || system_time(LEAP_DAY));
+    let mut rtc = Rtc::with_clock("rtc", || system_time(LEAP_DAY * SECOND));
     let read = |machine: &Attachment, index| {
         assert_eq!(machine.write(0, 0, index), Effect::None);
         machine.read(0, 1)

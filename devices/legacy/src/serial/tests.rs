@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -13,6 +14,7 @@ use ossature_bus::{Effect, Placement};
 use proptest::prelude::*;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
+use rustix::pty::OpenptFlags;
 
 use super::registers::{RX_CAPACITY, TX_CAPACITY, TYPEAHEAD_CAPACITY};
 use super::*;
@@ -459,6 +461,73 @@ fn a_socket_has_one_client_after_the_other() {
     drop(guest);
     assert!(!path.exists(), "a handle keeps the line open");
     assert_eq!(input.try_write(b"x"), 0);
+}
+
+#[test]
+fn a_socket_that_listens_already_serves_as_one_with_a_path_and_keeps_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serial");
+    let guest = Guest::open(backend::listener(UnixListener::bind(&path).unwrap()).unwrap());
+    for round in 0..2 {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"in").unwrap();
+        assert_eq!(guest.input(2), b"in", "round {round}");
+        guest.print(b"out");
+        assert_eq!(read_exact(&mut client, 3), b"out");
+    }
+    drop(guest);
+    assert!(path.exists());
+}
+
+#[test]
+fn a_connected_stream_is_a_line_until_its_peer_goes() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let guest = Guest::open(backend::stream(theirs).unwrap());
+    ours.write_all(b"in").unwrap();
+    assert_eq!(guest.input(2), b"in");
+    // The end of the input leaves the output as it is.
+    ours.shutdown(Shutdown::Write).unwrap();
+    guest.print(b"out");
+    assert_eq!(read_exact(&mut ours, 3), b"out");
+    drop(ours);
+    guest.print(b"nobody");
+    until(|| guest.metric("output_lost_bytes") == 6);
+    assert_eq!(guest.machine.reports().len(), 0);
+}
+
+#[test]
+fn output_that_waits_for_a_client_that_goes_is_dropped_and_the_guest_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serial");
+    let guest = Guest::open(backend::socket(&path).unwrap());
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"in").unwrap();
+    assert_eq!(guest.input(2), b"in");
+    let text = pattern(1 << 22);
+    assert!(guest.print_while_ready(&text) < text.len());
+    drop(client);
+    until(|| guest.metric("output_waiting_bytes") == 0);
+}
+
+#[test]
+fn a_pseudo_terminal_that_is_open_already_is_made_raw() {
+    let (main, other) = open_pty();
+    let path = rustix::pty::ptsname(&main, Vec::new()).unwrap().into_string().unwrap();
+    let guest = Guest::open(backend::pty_from(main, other).unwrap());
+    let mut user = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    guest.print(b"login:\n");
+    assert_eq!(read_exact(&mut user, 7), b"login:\n");
+    user.write_all(b"root\r\x03").unwrap();
+    assert_eq!(guest.input(6), b"root\r\x03");
+}
+
+/// As openpty(3).
+fn open_pty() -> (OwnedFd, OwnedFd) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let main = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&main).unwrap();
+    let other = rustix::pty::ioctl_tiocgptpeer(&main, flags).unwrap();
+    (main, other)
 }
 
 #[test]

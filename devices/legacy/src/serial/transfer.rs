@@ -275,8 +275,9 @@ impl Transfer {
         }
         self.counters.wakeups += 1;
         (self.unread, self.woken) = (true, false);
-        self.send();
+        // Input first: it may show that who would take the output has gone.
         let keys = self.take_input();
+        self.send();
         self.raise();
         self.rewatch();
         (keys, if self.unread && self.wants_input() { Turn::Again } else { Turn::Sleep })
@@ -312,13 +313,17 @@ impl Transfer {
 
     pub(super) fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         let c = &self.counters;
-        visitor.counter("output_bytes", c.output);
-        visitor.counter("output_lost_bytes", c.output_lost);
-        visitor.counter("input_bytes", c.input);
-        visitor.counter("input_lost_bytes", c.input_lost);
-        visitor.counter("output_stalls", c.stalls);
-        visitor.counter("wakeups", c.wakeups);
-        visitor.gauge("output_waiting_bytes", self.uart.output_len() as u64);
+        visitor.counter("output_bytes", "Bytes from the guest that the line took.", c.output);
+        visitor.counter("output_lost_bytes", "Bytes from the guest that nobody took.", c.output_lost);
+        visitor.counter("input_bytes", "Bytes that the guest was given.", c.input);
+        visitor.counter("input_lost_bytes", "Bytes of input for which there was no room.", c.input_lost);
+        visitor.counter("output_stalls", "Times that output began to wait for the line.", c.stalls);
+        visitor.counter("wakeups", "The port's turns on its event loop.", c.wakeups);
+        visitor.gauge(
+            "output_waiting_bytes",
+            "Bytes from the guest that wait for the line.",
+            self.uart.output_len() as u64,
+        );
     }
 }
 

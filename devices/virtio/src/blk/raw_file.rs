@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -89,8 +90,18 @@ pub enum DiskError {
         /// Its length when it was opened.
         before: u64,
     },
+    /// A descriptor that was opened in a way that a disk cannot be used in.
+    #[error("disk {path:?} is {found}; open it {wanted}")]
+    Descriptor {
+        /// `descriptor N`.
+        path: PathBuf,
+        /// How it was opened.
+        found: &'static str,
+        /// How it has to be opened.
+        wanted: &'static str,
+    },
     /// Anything else.
-    #[error("disk {path:?}: cannot {action} it")]
+    #[error("disk {path:?}: cannot {action} it: {source}")]
     Io {
         /// The file.
         path: PathBuf,
@@ -142,21 +153,68 @@ impl RawFile {
     pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, DiskError> {
         let path = path.as_ref();
         // Opening a pipe without O_NONBLOCK would wait for its other end.
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(mode == OpenMode::ReadWrite)
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(|e| open_error(path, mode, e))?;
-        let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
+        let read_only = mode == OpenMode::ReadWrite
+            && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
+        if read_only {
+            return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
+        }
+        Self::new(file, path, mode)
+    }
 
+    /// Takes a file or block device that is open already, for processes that may not open any: for reading, and for
+    /// writing too with [`OpenMode::ReadWrite`], but not with `O_APPEND`. Errors call it `descriptor N`.
+    ///
+    /// The lock belongs to the open file description: a copy of the descriptor, also one in another process, is not
+    /// kept out by it.
+    ///
+    /// ```
+    /// use ossature_virtio::blk::{DiskIo, OpenMode, RawFile};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(1 << 20)?;
+    /// let disk = RawFile::from_fd(file, OpenMode::ReadWrite)?;
+    /// assert_eq!(disk.capacity(), 1 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_fd(fd: impl Into<OwnedFd>, mode: OpenMode) -> Result<Self, DiskError> {
+        let file = File::from(fd.into());
+        let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
+        let flags = sys::status_flags(&file).map_err(|source| DiskError::Io {
+            path: path.clone(),
+            action: "inspect",
+            source,
+        })?;
+        let found = match flags & libc::O_ACCMODE {
+            _ if flags & libc::O_PATH != 0 => Some("only a place in the file system (O_PATH)"),
+            libc::O_WRONLY => Some("open for writing only"),
+            libc::O_RDONLY if mode == OpenMode::ReadWrite => Some("open for reading only"),
+            _ if mode == OpenMode::ReadWrite && flags & libc::O_APPEND != 0 => {
+                Some("open for appending (O_APPEND)")
+            }
+            _ => None,
+        };
+        if let Some(found) = found {
+            let wanted = match mode {
+                OpenMode::ReadWrite => "for reading and writing (O_RDWR)",
+                OpenMode::ReadOnly => "for reading (O_RDONLY)",
+            };
+            return Err(DiskError::Descriptor { path, found, wanted });
+        }
+        Self::new(file, &path, mode)
+    }
+
+    fn new(mut file: File, path: &Path, mode: OpenMode) -> Result<Self, DiskError> {
+        let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
         let meta = file.metadata().map_err(io("inspect"))?;
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::NotAFile { path: path.to_owned(), found: name_of(kind) });
-        }
-        if mode == OpenMode::ReadWrite && meta.mode() & 0o222 == 0 {
-            return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
         }
         // Where a block device ends, only a seek tells.
         let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;

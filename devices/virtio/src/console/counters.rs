@@ -15,9 +15,13 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn show(&self, visitor: &mut dyn MetricVisitor) {
         let Self { rx_bytes, tx_bytes, tx_dropped_bytes, host_errors } = self;
-        visitor.counter("rx_bytes", rx_bytes.get());
-        visitor.counter("tx_bytes", tx_bytes.get());
-        visitor.counter("tx_dropped_bytes", tx_dropped_bytes.get());
-        visitor.counter("host_errors", host_errors.get());
+        visitor.counter("rx_bytes", "Bytes that the guest was given.", rx_bytes.get());
+        visitor.counter("tx_bytes", "Bytes from the guest that the host took.", tx_bytes.get());
+        visitor.counter(
+            "tx_dropped_bytes",
+            "Bytes from the guest that the host did not take.",
+            tx_dropped_bytes.get(),
+        );
+        visitor.counter("host_errors", "Failures of the host that the device met.", host_errors.get());
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use ossature_bus::Syscall;
@@ -14,6 +14,8 @@ use super::io::{NetIo, Offloads};
 use crate::sys;
 
 const TUN: &str = "/dev/net/tun";
+/// How a tap is used: Ethernet frames, each behind a virtio-net header and nothing else.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// A tap that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +61,20 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
+    /// A descriptor that is no connected one of `/dev/net/tun`.
+    #[error("not the descriptor of a tap: open {TUN} and connect it to one (TUNSETIFF)")]
+    NotConnected {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A descriptor that was connected to its tap with other flags than a device needs.
+    #[error("tap {name:?}: connect its descriptor with the flags IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
+    Flags {
+        /// The tap.
+        name: String,
+    },
     /// Anything else.
-    #[error("tap {name:?}: cannot {action}")]
+    #[error("tap {name:?}: cannot {action}: {source}")]
     Io {
         /// The tap.
         name: String,
@@ -94,31 +108,44 @@ impl Tap {
                     _ => TapError::Io { name: owned(), action: "open /dev/net/tun", source },
                 },
             )?;
-        sys::tap_attach(file.as_fd(), &c_name).map_err(|e| match sys::interface_exists(&c_name) {
+        sys::tap_attach(file.as_fd(), &c_name, FLAGS).map_err(|e| match sys::interface_exists(&c_name) {
             true => attach_error(name, e),
             false => TapError::Missing { name: owned() },
         })?;
         // Who may do so makes a tap that does not exist. Such a one is not persistent, and goes with the descriptor.
-        if !sys::tap_is_persistent(file.as_fd()).map_err(|source| TapError::Io {
-            name: owned(),
-            action: "ask for its flags",
-            source,
-        })? {
+        let (_, flags) = sys::tap_interface(file.as_fd()).map_err(io_error(name, "ask for its flags"))?;
+        if flags & libc::IFF_PERSIST == 0 {
             return Err(TapError::Missing { name: owned() });
         }
-        sys::tap_header_len(file.as_fd(), HEADER_LEN as libc::c_int).map_err(|source| TapError::Io {
-            name: owned(),
-            action: "set its header length",
-            source,
-        })?;
+        Self::connected(file, name)
+    }
+
+    /// Takes a descriptor of `/dev/net/tun` that is connected to a tap already, for processes that may not open files
+    /// or have no say over network interfaces. It was connected (`TUNSETIFF`) with the flags `IFF_TAP`, `IFF_NO_PI` and
+    /// `IFF_VNET_HDR`; the tap may be one that goes with the descriptor. It becomes non-blocking.
+    pub fn from_fd(fd: impl Into<OwnedFd>) -> Result<Self, TapError> {
+        let file = File::from(fd.into());
+        let (name, flags) =
+            sys::tap_interface(file.as_fd()).map_err(|source| TapError::NotConnected { source })?;
+        if flags & FLAGS != FLAGS {
+            return Err(TapError::Flags { name });
+        }
+        sys::set_nonblocking(&file).map_err(io_error(&name, "make it non-blocking"))?;
+        Self::connected(file, &name)
+    }
+
+    fn connected(file: File, name: &str) -> Result<Self, TapError> {
+        sys::tap_header_len(file.as_fd(), HEADER_LEN as libc::c_int)
+            .map_err(io_error(name, "set its header length"))?;
         let tap = Self { file };
-        tap.set_offloads(Offloads::default()).map_err(|source| TapError::Io {
-            name: owned(),
-            action: "set its offloads",
-            source,
-        })?;
+        tap.set_offloads(Offloads::default()).map_err(io_error(name, "set its offloads"))?;
         Ok(tap)
     }
+}
+
+fn io_error(name: &str, action: &'static str) -> impl FnOnce(io::Error) -> TapError {
+    let name = name.to_owned();
+    move |source| TapError::Io { name, action, source }
 }
 
 fn attach_error(name: &str, source: io::Error) -> TapError {

@@ -188,8 +188,16 @@ impl Device for VirtioMmio {
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         if let Some(transport) = &self.attached {
             let counts = transport.with(|core| core.counts);
-            visitor.counter("needs_resets", counts.needs_resets);
-            visitor.counter("ignored_writes", counts.ignored_writes);
+            visitor.counter(
+                "needs_resets",
+                "Times that the driver broke a ring, or a worker panicked: the device needed a reset.",
+                counts.needs_resets,
+            );
+            visitor.counter(
+                "ignored_writes",
+                "Writes of the driver to registers that the specification forbids.",
+                counts.ignored_writes,
+            );
             lock(&self.device).metrics(visitor);
         }
     }

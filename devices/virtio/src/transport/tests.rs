@@ -7,8 +7,8 @@ use std::thread;
 use ossature_bus::state::StateError;
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{
-    Access, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Handover, MetricVisitor, Requires, Size,
-    Syscall,
+    Access, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Handover, Metric, MetricVisitor,
+    Requires, Size, Syscall,
 };
 use virtio_bindings::bindings::virtio_mmio as reg;
 
@@ -122,7 +122,7 @@ impl LocalDevice for Sample {
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("sample", 1);
+        visitor.counter("sample", "A sample.", 1);
     }
 }
 
@@ -439,13 +439,11 @@ fn every_reset_reaches_the_device_after_its_workers() {
 
 #[test]
 fn a_needed_reset_is_counted() {
-    struct Counters(Vec<(&'static str, u64)>);
+    struct Counters(Vec<(String, u64)>);
     impl MetricVisitor for Counters {
-        fn counter(&mut self, name: &'static str, value: u64) {
-            self.0.push((name, value));
+        fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+            self.0.push((metric.name.to_owned(), value));
         }
-
-        fn gauge(&mut self, _: &'static str, _: u64) {}
     }
     let (_, mut driver) = sample();
     for round in 1..=3 {
@@ -456,7 +454,8 @@ fn a_needed_reset_is_counted() {
         driver.kick(2);
         let mut counters = Counters(Vec::new());
         driver.device().metrics(&mut counters);
-        assert_eq!(counters.0, [("needs_resets", round), ("ignored_writes", 0), ("sample", 1)]);
+        let expected = [("needs_resets", round), ("ignored_writes", 0), ("sample", 1)];
+        assert_eq!(counters.0, expected.map(|(name, value)| (name.to_owned(), value)));
         assert_eq!(driver.reports().len() as u64, round);
     }
 }

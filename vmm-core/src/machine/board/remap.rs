@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use ossature_bus::{AddressSpace, RangeId};
-use ossature_memory::RamSlot;
 
 use super::{Board, lock};
 use crate::arch;
@@ -61,7 +60,7 @@ impl Board {
         false
     }
 
-    /// Returns true if neither RAM nor the platform is in the way of `range` at `base`; the bus knows the rest.
+    /// Returns true if the platform is not in the way of `range` at `base`; the bus knows the rest.
     fn is_free_for(&self, range: &WiredRange, base: u64) -> bool {
         let Some(last) = base.checked_add(range.request.size.saturating_sub(1)) else { return false };
         if !base.is_multiple_of(range.request.align) {
@@ -69,11 +68,7 @@ impl Board {
         }
         match range.request.space {
             AddressSpace::Pio => last <= u64::from(u16::MAX),
-            AddressSpace::Mmio => {
-                let ram =
-                    |slot: RamSlot| slot.guest_addr <= last && base <= slot.guest_addr + (slot.size - 1);
-                !self.ram.slots().any(ram) && !arch::is_reserved(&(base..=last))
-            }
+            AddressSpace::Mmio => !arch::is_reserved(&(base..=last)),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Devices that come, go, take each other's place and move while vCPUs run.
 
 use ossature_bus::{Event, RegisterRange as Range};
+use ossature_memory::Backing;
 
 use super::*;
+use crate::error_chain;
 
 const COUNTER: u64 = 0xd800_0000;
 
@@ -199,7 +201,7 @@ fn a_device_that_does_not_fit_leaves_the_old_one_at_work() {
     refused(Probe::named("nobody"), "the machine has no device \"nobody\"");
     refused(
         Probe { refuses: Some("attach"), ..Probe::named("probe") },
-        "device \"probe\": its cable is missing",
+        "device \"probe\": its cable is missing: entity not found",
     );
     refused(
         Probe { refuses: Some("restore"), ..Probe::named("probe") },
@@ -246,12 +248,35 @@ fn a_range_moves_where_its_device_wants_it_and_stays_where_it_cannot() {
     assert_eq!(range.lock().unwrap().as_ref().unwrap().base(), None);
     assert_eq!(bell.take().unwrap(), 1, "the doorbell has moved with its range");
     let mut refused = None;
-    machine.metrics(&mut |scope, name, value| {
-        if (scope, name) == ("machine", "refused_moves") {
+    machine.metrics(&mut |scope, metric, value| {
+        if (scope, metric.name) == ("machine", "refused_moves") {
             refused = Some(value);
         }
     });
     assert_eq!(refused, Some(3));
+}
+
+#[test]
+fn ram_and_devices_keep_out_of_each_others_places() {
+    let machine = Machine::builder("places")
+        .memory(RamConfig::new(1 << 20))
+        .device(Counter::new("counter", COUNTER, &Arc::default()))
+        .build(&Scripted::new([Script::new()]))
+        .unwrap();
+    let add = |at| machine.ram().add_slot(at, 0x10_0000, &Backing::Anonymous);
+    let text = error_chain(&add(COUNTER & !0xf_ffff).unwrap_err());
+    assert!(text.contains("of counter"), "{text}");
+    let text = error_chain(&add(0xfee0_0000).unwrap_err());
+    assert!(text.contains("the platform's own registers"), "{text}");
+    // Where neither is, RAM comes and goes; while it is there, no device gets in.
+    let place = (COUNTER & !0xf_ffff) + 0x10_0000;
+    let slot = add(place).unwrap();
+    let late = || Counter::new("late", place + 0x1000, &Arc::default());
+    let text = machine.add_device(late()).unwrap_err().to_string();
+    assert!(text.contains("of RAM"), "{text}");
+    machine.ram().remove_slot(slot).unwrap();
+    machine.add_device(late()).unwrap();
+    assert!(add(place).is_err());
 }
 
 #[test]

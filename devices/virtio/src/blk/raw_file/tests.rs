@@ -176,3 +176,47 @@ fn a_file_that_changed_its_size_is_not_gone_on_with() {
     // Whoever can go on with it may.
     RawFile::open(&path, OpenMode::ReadWrite).unwrap().lock().unwrap();
 }
+
+#[test]
+fn a_descriptor_is_used_as_it_was_opened_or_refused() {
+    let dir = dir();
+    let path = disk(&dir, 1024);
+    let open = |flags: i32| {
+        OpenOptions::new()
+            .read(true)
+            .write(flags & libc::O_RDWR != 0)
+            .custom_flags(flags)
+            .open(&path)
+            .unwrap()
+    };
+    let refused = |file: File, mode, want: &str| {
+        let text = RawFile::from_fd(file, mode).unwrap_err().to_string();
+        assert!(text.starts_with("disk \"descriptor ") && text.contains(want), "{text:?} says {want:?}");
+    };
+    refused(
+        open(0),
+        OpenMode::ReadWrite,
+        "is open for reading only; open it for reading and writing (O_RDWR)",
+    );
+    let writes = || OpenOptions::new().write(true).open(&path).unwrap();
+    refused(writes(), OpenMode::ReadOnly, "is open for writing only; open it for reading (O_RDONLY)");
+    refused(writes(), OpenMode::ReadWrite, "is open for writing only; open it for reading and writing");
+    refused(open(libc::O_RDWR | libc::O_APPEND), OpenMode::ReadWrite, "is open for appending (O_APPEND)");
+    refused(open(libc::O_PATH), OpenMode::ReadOnly, "is only a place in the file system (O_PATH)");
+    refused(File::open(dir.path()).unwrap(), OpenMode::ReadOnly, "is a folder");
+    refused(File::open("/dev/null").unwrap(), OpenMode::ReadOnly, "is a character device");
+
+    let mem = guest_ram(&[(0, 0x1000)]);
+    mem.write(GuestAddress(0), &[7; 512]).unwrap();
+    let all = [Segment { addr: GuestAddress(0), len: 512 }];
+    let raw = RawFile::from_fd(open(libc::O_RDWR), OpenMode::ReadWrite).unwrap();
+    assert_eq!((raw.capacity(), raw.read_only()), (1024, false));
+    assert_eq!(raw.write(&mem, (&all).into(), 512).unwrap(), 512);
+    assert_eq!(fs::read(&path).unwrap(), [[0; 512], [7; 512]].concat());
+    // It locks as one with a path does.
+    raw.lock().unwrap();
+    let text = RawFile::open(&path, OpenMode::ReadOnly).unwrap().lock().unwrap_err().to_string();
+    assert!(text.contains("in use"), "{text}");
+    // What may be written need not be.
+    assert!(RawFile::from_fd(open(libc::O_RDWR), OpenMode::ReadOnly).unwrap().read_only());
+}

@@ -55,6 +55,7 @@ fn taps_of_the_kernel() {
         Err(_) => again(&["unshare", "--map-root-user", "--net"], "user"),
         Ok(stage @ ("root" | "user")) => {
             names_and_kinds();
+            descriptors();
             // One card throughout: while nobody has a tap open its cable is out, and the kernel takes a while
             // to notice that it is back.
             let mut net = Net::new(Tap::open("tap0").unwrap(), GUEST.parse().unwrap());
@@ -103,6 +104,31 @@ fn names_and_kinds() {
         let error = Tap::open(name).unwrap_err();
         assert!(matches!(error, TapError::NotATap { .. }) && error.to_string().contains(name), "{error}");
     }
+}
+
+fn descriptors() {
+    let tun = || OpenOptions::new().read(true).write(true).open(TUN).unwrap();
+    for file in [tun(), File::open("/dev/null").unwrap()] {
+        let error = Tap::from_fd(file).unwrap_err();
+        assert!(matches!(error, TapError::NotConnected { .. }) && error.to_string().contains("TUNSETIFF"));
+    }
+    let connected = |flags| {
+        let file = tun();
+        sys::tap_attach(file.as_fd(), c"given0", flags).unwrap();
+        file
+    };
+    for flags in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR] {
+        let error = Tap::from_fd(connected(flags)).unwrap_err();
+        assert!(matches!(&error, TapError::Flags { name } if name == "given0"), "{error:?}");
+    }
+    // One that nobody else could open: it goes with its descriptor, which used to wait for packets.
+    let mut net = Net::new(Tap::from_fd(connected(FLAGS)).unwrap(), GUEST.parse().unwrap());
+    ip("link set given0 up");
+    let mut rig = Rig::new(&mut net, MRG_RXBUF);
+    send(&mut rig, &arp_request());
+    assert_eq!((counter(&net, "tx_packets"), counter(&net, "host_errors")), (1, 0));
+    let nonblocking = sys::status_flags(net.io.fd()).unwrap() & libc::O_NONBLOCK;
+    assert_ne!(nonblocking, 0);
 }
 
 /// An Ethernet frame behind a header of zeros.
