@@ -1,4 +1,4 @@
-//! The VMMs that are measured: ours, the floor, [peers](super::peers), and what `--vs NAME=COMMAND` adds.
+//! The VMMs that are measured: ours, the floor, those in `peers`, and what `--vs NAME=COMMAND` adds.
 
 use std::path::{Path, PathBuf};
 
