@@ -1,5 +1,6 @@
 //! The test binaries of the workspace and the tests in them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -63,7 +64,8 @@ pub fn target_names(kind: &str) -> Result<Vec<String>> {
     let packages = all["packages"].as_array().into_iter().flatten();
     let targets = packages.filter_map(|package| package["targets"].as_array()).flatten();
     let of_kind = targets.filter(|target| target["kind"][0] == kind);
-    Ok(of_kind.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+    let names: BTreeSet<&str> = of_kind.filter_map(|target| target["name"].as_str()).collect();
+    Ok(names.into_iter().map(str::to_owned).collect())
 }
 
 /// Lists the tests of a binary.
