@@ -31,7 +31,9 @@ pub fn page(figures: &Figures, timeline: &Timeline, about: &str) -> String {
             escape(&measured.command)
         ));
     }
-    out.push_str("</dl>\n");
+    out.push_str(
+        "</dl>\n<p><small>What is in braces is the same for all: cargo xtask report --help</small></p>\n",
+    );
     for group in GROUPS {
         let rows: String = group.rows.iter().filter_map(|row| table_row(figures, row)).collect();
         if !rows.is_empty() {
