@@ -1,28 +1,40 @@
 //! `cargo xtask demo`: Debian's kernel in the example VMM with a disk, a network card, an entropy
 //! source and two CPUs, wherever this host can run it.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::hash::BuildHasher;
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ChildStdin, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
+use crate::follow::Follow;
 use crate::frame::Frame;
 use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
-use crate::nested::{Job, Machine};
+use crate::nested::{ERR, Input, Job, Machine, OUT};
 use crate::process::{self, quote, quote_path};
 use crate::{Context, Error, Result, guest, packages, paths, vmm};
 
 /// How long a command given by `--run` may take, with the boots before it.
 const LIMIT: Duration = Duration::from_secs(3600);
+/// What it calls, but for cargo and the nested machine.
+pub const PROGRAMS: &[&str] = &["busybox", "depmod", "lz4", "ip", "mke2fs"];
+/// The guest's serial port while a command's output has the console.
+const SERIAL: &str = "serial";
+/// How much of the input goes to the guest at once.
+const BLOCK: usize = 32 << 10;
 /// The size of the guest's disk.
 const DISK_MIB: u64 = 32;
 
 /// What to show.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Demo {
-    /// Run this command in the guest instead of a shell, print its output only, and exit with its code
+    /// Run this command in the guest instead of a shell: it has this command's standard input, output and error, and its
+    /// exit code becomes this command's
     #[arg(long, value_name = "CMD")]
     run: Option<String>,
     /// A kernel to boot instead of Debian's, with the virtio drivers and ext4 built in
@@ -34,6 +46,9 @@ pub struct Demo {
     /// Guest memory
     #[arg(long, default_value = "512M", value_name = "SIZE[K|M|G]", value_parser = mebibytes)]
     memory: u64,
+    /// Tells the guest's marks on its consoles from what its command prints.
+    #[arg(skip = token())]
+    token: String,
 }
 
 /// Fetches and builds what is missing, and shows it. Returns the exit code.
@@ -41,10 +56,16 @@ pub struct Demo {
 /// # Errors
 /// Something is missing that the developer has to install, or the guest ended before its command.
 pub fn run(demo: &Demo) -> Result<u8> {
-    packages::ensure()?;
+    packages::ensure(&[PROGRAMS, packages::machine()])?;
     let kvm = Kvm::detect();
-    eprintln!("{}", kvm.summary());
-    vmm::build()?;
+    if demo.says_progress() {
+        eprintln!("{}", kvm.summary());
+    }
+    if demo.says_progress() {
+        vmm::build()?
+    } else {
+        vmm::build_quietly()?
+    }
     if kvm == Kvm::Full {
         let folder = paths::target().join("demo").join(std::process::id().to_string());
         fs::create_dir_all(&folder).context(folder.display())?;
@@ -65,29 +86,64 @@ impl Demo {
             let status = shell.status().context("sh")?;
             return Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
         }
-        let mut child = shell.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("sh")?;
-        let mut output = Output::default();
-        if let Some(mut stdout) = child.stdout.take() {
-            let mut buffer = [0; 16384];
-            while let Ok(length @ 1..) = stdout.read(&mut buffer) {
-                output.write_all(&buffer[..length]).context("standard output")?;
-            }
+        let (mut out, mut err, input) = self.streams();
+        let out_file = folder.join(OUT);
+        let mut followed = [Follow::new(&out_file, &mut out)?, Follow::new(&folder.join(SERIAL), &mut err)?];
+        let stdout = fs::File::options().append(true).open(&out_file).context(out_file.display())?;
+        let mut child = shell.stdin(Stdio::piped()).stdout(stdout).spawn().context("sh")?;
+        if let Some(pipe) = child.stdin.take() {
+            thread::spawn(move || input(pipe));
         }
-        child.wait().context("sh")?;
-        output.exit_code(folder)
+        loop {
+            let over = child.try_wait().context("sh")?.is_some();
+            for stream in &mut followed {
+                if let Err(error) = stream.pass_on() {
+                    child.kill().and_then(|()| child.wait()).context("sh")?;
+                    return Err(Error::new(format!("passing on what the command prints: {error}")));
+                }
+            }
+            if over {
+                return out.exit_code(folder);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn in_nested_machine(&self) -> Result<u8> {
         let mut machine = Machine::new()?;
+        machine.progress = self.says_progress();
         let needed = self.memory + 2048;
         machine.memory_mib = machine.memory_mib.max(u32::try_from(needed).unwrap_or(u32::MAX));
         let script = self.prepare(&machine.shared())?;
         if self.run.is_none() {
             return machine.run_on_terminal(&Job { limit: None, ..Job::new(script) });
         }
-        let mut output = Output::default();
-        machine.run(&Job { limit: Some(LIMIT), ..Job::new(script) }, &mut output, &mut io::stderr())?;
-        output.exit_code(&machine.shared())
+        let (mut out, mut err, input) = self.streams();
+        let job = Job { limit: Some(LIMIT), ..Job::new(script) };
+        let streams: &mut [(&str, &mut dyn Write)] =
+            &mut [(OUT, &mut out), (SERIAL, &mut err), (ERR, &mut io::stderr())];
+        machine.run_streams(&job, Some(input), streams)?;
+        out.exit_code(&machine.shared())
+    }
+
+    /// Progress does not go into a file that the output of the guest's command is to go to.
+    fn says_progress(&self) -> bool {
+        self.run.is_none() || io::stderr().is_terminal()
+    }
+
+    /// What takes the guest's two consoles, and what writes its input once its command runs.
+    fn streams(&self) -> (Output, Output, Input) {
+        let (begun, has_begun) = mpsc::channel();
+        let out =
+            Output { frame: Frame::with_token(&self.token), to: Box::new(io::stdout()), begun: Some(begun) };
+        let err = Output { frame: Frame::with_token(&self.token), to: Box::new(io::stderr()), begun: None };
+        let input = move |mut pipe: ChildStdin| {
+            if has_begun.recv().is_ok() {
+                // It fails when the guest has ended: then nobody misses the rest.
+                let _ = feed(&mut io::stdin().lock(), &mut pipe);
+            }
+        };
+        (out, err, Box::new(input))
     }
 
     /// Puts the guest's files into a folder; returns the script that starts the VMM.
@@ -109,9 +165,9 @@ impl Demo {
         let mut console = String::new();
         if let Some(job) = &self.run {
             tree.file("/job", 0o755, job.as_str());
-            // Nothing but the frame and its content goes through hvc0.
-            cmdline.push_str(" ossature.console=hvc0");
-            console = format!("--console --serial file={}", quote_path(&log(folder)));
+            // Nothing but the frames and their content goes through hvc0.
+            cmdline.push_str(&format!(" ossature.console=hvc0 ossature.streams={}", self.token));
+            console = format!("--console --serial file={}", quote_path(&folder.join(SERIAL)));
         } else if let Some((rows, columns)) = process::terminal_size() {
             cmdline.push_str(&format!(" ossature.size={rows}x{columns}"));
         }
@@ -135,19 +191,36 @@ impl Demo {
     }
 }
 
-/// Where the guest's serial port goes when a command's output has the console.
-fn log(folder: &Path) -> PathBuf {
-    folder.join("serial.log")
+/// The input that `main.sh` of the guest expects: blocks behind their lengths, and a length of 0.
+fn feed(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
+    let mut buffer = vec![0; BLOCK];
+    loop {
+        let length = match from.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // What cannot be read ends as well.
+            other => other.unwrap_or(0),
+        };
+        writeln!(to, "{length}")?;
+        to.write_all(&buffer[..length])?;
+        to.flush()?;
+        if length == 0 {
+            return Ok(());
+        }
+    }
 }
 
-/// Takes the console and prints what the command in the guest prints.
-#[derive(Default)]
-struct Output(Frame);
+/// Takes a console and passes on what the command in the guest prints.
+struct Output {
+    frame: Frame,
+    to: Box<dyn Write>,
+    /// Told when the command begins.
+    begun: Option<mpsc::Sender<()>>,
+}
 
 impl Output {
     fn exit_code(&self, folder: &Path) -> Result<u8> {
-        self.0.exit().ok_or_else(|| {
-            let log = fs::read(log(folder)).unwrap_or_default();
+        self.frame.exit().ok_or_else(|| {
+            let log = fs::read(folder.join(SERIAL)).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             Error::new(format!(
                 "the guest ended before its command did; its serial port:\n{}",
@@ -159,13 +232,24 @@ impl Output {
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        io::stdout().write_all(&self.0.push(bytes))?;
+        self.to.write_all(&self.frame.push(bytes))?;
+        if self.frame.has_begun() {
+            if let Some(begun) = self.begun.take() {
+                // Who waits for it may have ended.
+                let _ = begun.send(());
+            }
+        }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stdout().flush()
+        self.to.flush()
     }
+}
+
+/// Something that no command prints by chance.
+fn token() -> String {
+    format!("{:016x}:", RandomState::new().hash_one(std::process::id()))
 }
 
 fn mebibytes(text: &str) -> std::result::Result<u64, String> {
@@ -183,6 +267,27 @@ fn mebibytes(text: &str) -> std::result::Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn x2_input_is_in_blocks_of_any_bytes_and_ends() {
+        let mut fed = Vec::new();
+        feed(&mut &b"a\x01x\0\n"[..], &mut fed).unwrap();
+        assert_eq!(fed, b"5\na\x01x\0\n0\n");
+        let mut fed = Vec::new();
+        feed(&mut &vec![7; BLOCK + 1][..], &mut fed).unwrap();
+        let expected = [format!("{BLOCK}\n").as_bytes(), &[7; BLOCK], b"1\n\x070\n"].concat();
+        assert!(fed == expected);
+    }
+
+    #[test]
+    fn x2_the_input_waits_until_the_command_begins() {
+        let (begun, has_begun) = mpsc::channel();
+        let mut out = Output { frame: Frame::with_token("t"), to: Box::new(io::sink()), begun: Some(begun) };
+        out.write_all(b"Linux\x01begin\x01").unwrap();
+        assert!(has_begun.try_recv().is_err());
+        out.write_all(b"\x01tbegin\x01").unwrap();
+        assert!(has_begun.try_recv().is_ok());
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -1,25 +1,36 @@
 //! The frame in which a guest's job reports on a console: what the console shows before it and
 //! after it is not the job's, whatever the firmware, the kernel and the init script print.
 //!
-//! On the wire: `\x01begin\x01`, what the job printed, `\x01exit=N\x01`.
+//! On the wire: `\x01begin\x01`, what the job printed, `\x01exit=N\x01`. A token behind each first byte tells the marks
+//! from whatever else a job prints.
 
-const BEGIN: &[u8] = b"\x01begin\x01";
-const EXIT: &[u8] = b"\x01exit=";
-/// The end mark at its longest: three digits and the closing byte.
-const LONGEST_EXIT: usize = EXIT.len() + 4;
+/// What follows the start of the end mark, at its longest: three digits and the closing byte.
+const LONGEST_CODE: usize = 4;
 
 /// Takes a console's bytes as they come and tells the job's output apart.
-#[derive(Default)]
 pub struct Frame {
+    begin: Vec<u8>,
+    end: Vec<u8>,
     pending: Vec<u8>,
     begun: bool,
     exit: Option<u8>,
 }
 
 impl Frame {
-    /// A frame that has not begun.
+    /// A frame that has not begun, for a job that does not print marks.
     pub fn new() -> Frame {
-        Frame::default()
+        Frame::with_token("")
+    }
+
+    /// A frame that has not begun, whose marks carry a token that the job does not print.
+    pub fn with_token(token: &str) -> Frame {
+        Frame {
+            begin: format!("\x01{token}begin\x01").into_bytes(),
+            end: format!("\x01{token}exit=").into_bytes(),
+            pending: Vec::new(),
+            begun: false,
+            exit: None,
+        }
     }
 
     /// Takes the next bytes of the console and returns those that the job printed. Holds back what
@@ -27,13 +38,13 @@ impl Frame {
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.pending.extend_from_slice(bytes);
         if !self.begun {
-            match find(&self.pending, BEGIN) {
+            match find(&self.pending, &self.begin) {
                 Some(at) => {
-                    self.pending.drain(..at + BEGIN.len());
+                    self.pending.drain(..at + self.begin.len());
                     self.begun = true;
                 }
                 None => {
-                    let keep = self.pending.len().min(BEGIN.len() - 1);
+                    let keep = self.pending.len().min(self.begin.len() - 1);
                     self.pending.drain(..self.pending.len() - keep);
                 }
             }
@@ -44,7 +55,7 @@ impl Frame {
         let mut output = 0;
         while let Some(mark) = self.pending[output..].iter().position(|&byte| byte == 1) {
             output += mark;
-            match parse_exit(&self.pending[output..]) {
+            match parse_exit(&self.end, &self.pending[output..]) {
                 Mark::Exit(code) => {
                     self.exit = Some(code);
                     break;
@@ -77,18 +88,24 @@ impl Frame {
     }
 }
 
+impl Default for Frame {
+    fn default() -> Frame {
+        Frame::new()
+    }
+}
+
 enum Mark {
     Exit(u8),
     Unclear,
     No,
 }
 
-fn parse_exit(bytes: &[u8]) -> Mark {
-    let Some(rest) = bytes.strip_prefix(EXIT) else {
-        return if EXIT.starts_with(bytes) { Mark::Unclear } else { Mark::No };
+fn parse_exit(start: &[u8], bytes: &[u8]) -> Mark {
+    let Some(rest) = bytes.strip_prefix(start) else {
+        return if start.starts_with(bytes) { Mark::Unclear } else { Mark::No };
     };
     match rest.iter().position(|byte| !byte.is_ascii_digit()) {
-        None if bytes.len() < LONGEST_EXIT => Mark::Unclear,
+        None if rest.len() < LONGEST_CODE => Mark::Unclear,
         Some(end) if rest[end] == 1 => {
             let number = std::str::from_utf8(&rest[..end]).ok().and_then(|number| number.parse().ok());
             number.map_or(Mark::No, Mark::Exit)
@@ -128,6 +145,16 @@ mod tests {
         assert_eq!(frame.push(b"\x01"), b"");
         assert_eq!(frame.exit(), Some(0));
         assert_eq!(frame.push(b"[    9.9] Power down"), b"");
+    }
+
+    #[test]
+    fn x2_a_job_that_prints_marks_does_not_end_a_frame_with_a_token() {
+        let mut frame = Frame::with_token("7f3a:");
+        let printed = b"\x01begin\x01\x01exit=3\x01\x017f3a:exit\x01";
+        let log = [&b"\x01begin\x01\x017f3a:begin\x01"[..], printed, b"\x017f3a:exit=9\x01off"].concat();
+        let output: Vec<u8> = log.chunks(5).flat_map(|chunk| frame.push(chunk)).collect();
+        assert_eq!(output, printed);
+        assert_eq!(frame.exit(), Some(9));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 pub mod bare_metal;
 pub mod cpio;
 pub mod demo;
+pub mod follow;
 pub mod foreign;
 pub mod frame;
 pub mod guest;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::demo::Demo;
 use xtask::kernels::Flavour;
-use xtask::nested::{Job, Machine};
+use xtask::nested::{self, Job, Machine};
 use xtask::report::Report;
 use xtask::suite::Selection;
 use xtask::{Context, Result, demo, guest, kernels, packages, report, suite};
@@ -45,7 +45,8 @@ struct Test {
     /// Take this step only.
     #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(suite::STEPS))]
     only: Option<String>,
-    /// Run only tests whose binary or name contains this.
+    /// Run only tests whose binary or name contains this; those of examples if there are no others. It is an error if
+    /// there are none.
     filter: Option<String>,
 }
 
@@ -70,7 +71,8 @@ struct Nested {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct NestedJob {
-    /// A shell command to run in the repository's root; its exit code becomes this command's.
+    /// A shell command to run in the repository's root: it has this command's standard input, output and error, and its
+    /// exit code becomes this command's.
     #[arg(long, value_name = "CMD")]
     run: Option<String>,
     /// An interactive shell.
@@ -90,12 +92,20 @@ fn main() -> ExitCode {
 
 fn run(command: Commands) -> Result<u8> {
     match command {
-        Commands::Nested(nested) => {
-            packages::ensure()?;
+        Commands::Nested(command) => {
+            packages::ensure(&[packages::NESTED])?;
             let mut machine = Machine::new()?;
-            machine.counts_instructions = nested.icount;
-            match nested.what.run {
-                Some(script) => machine.run(&Job::new(script), &mut io::stdout(), &mut io::stderr()),
+            machine.counts_instructions = command.icount;
+            match command.what.run {
+                Some(script) => {
+                    let input = |mut pipe| {
+                        // When the pipe is dropped, the job reads the end of its input; it may end before.
+                        let _ = io::copy(&mut io::stdin().lock(), &mut pipe);
+                    };
+                    let streams: &mut [(&str, &mut dyn io::Write)] =
+                        &mut [(nested::OUT, &mut io::stdout()), (nested::ERR, &mut io::stderr())];
+                    machine.run_streams(&Job::new(script), Some(Box::new(input)), streams)
+                }
                 None => machine.run_on_terminal(&Job { limit: None, ..Job::new("exec bash -i") }),
             }
         }
@@ -111,7 +121,7 @@ fn run(command: Commands) -> Result<u8> {
             Ok(0)
         }
         Commands::Initramfs(Initramfs { job, file }) => {
-            packages::ensure()?;
+            packages::ensure(&[packages::GUEST])?;
             let kernel = kernels::fetch(Flavour::Cloud)?;
             let mut tree = guest::tree(&kernel)?;
             if let Some(job) = job {

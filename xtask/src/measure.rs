@@ -5,18 +5,21 @@ mod child;
 mod io;
 mod kernel;
 mod memory;
+mod root;
 mod strace;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::report::contender::{Contender, Guest, Part};
-use crate::report::figures::{Figures, Measured};
+use crate::report::figures::{Figures, Measured, NATIVE};
 use crate::report::options::Options;
 use crate::{Context, Error, Result, process};
 use child::Child;
+use root::Root;
 
 /// What each VMM may take for one guest: far more than an emulated processor needs.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -24,16 +27,31 @@ const LIMIT: Duration = Duration::from_secs(900);
 const GRACE: Duration = Duration::from_secs(30);
 const TAP: &str = "tap-report";
 
-/// Takes all figures. `input` is the folder that the host has prepared; `copied` says that the files that the VMMs
-/// open come from another host, so that reading them would count as theirs. The figures are written to `output` as
-/// they come; what an earlier call has left there is not measured again.
+/// How often a program that does nothing is started, and a VMM for its start by the clock.
+const STARTS: u32 = 7;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything but [`NATIVE`].
+    All,
+    /// [`NATIVE`] alone, on a KVM that may not run stock kernels.
+    Native,
+}
+
+/// Takes all figures. `input` is the folder that the host has prepared. The figures are written to `output` as they
+/// come; what an earlier call has left there is not measured again.
 ///
 /// # Errors
 /// What is needed to measure at all is missing. A VMM that fails is part of the result.
-pub fn run(options: &Options, input: &Path, output: &Path, copied: bool) -> Result<()> {
+pub fn run(options: &Options, input: &Path, output: &Path, scope: Scope) -> Result<()> {
     let work = PathBuf::from(format!("/dev/shm/ossature-report-{}", std::process::id()));
     fs::create_dir_all(&work).context(work.display())?;
-    let measured = Measure::new(options, input, &work, output, copied).and_then(|mut measure| measure.all());
+    let measured = Measure::new(options, input, &work, output).and_then(|mut measure| match scope {
+        Scope::All => measure.all(),
+        Scope::Native => measure.native(),
+    });
+    root::unmount(&work)?;
     fs::remove_dir_all(&work).context(work.display())?;
     measured
 }
@@ -45,19 +63,15 @@ struct Measure<'a> {
     options: &'a Options,
     guest: Guest,
     contenders: Vec<Contender>,
-    copied: bool,
+    root: Root,
+    /// What starting a program takes that does nothing, in seconds.
+    nothing: f64,
     output: PathBuf,
     figures: Figures,
 }
 
 impl<'a> Measure<'a> {
-    fn new(
-        options: &'a Options,
-        input: &Path,
-        work: &Path,
-        output: &Path,
-        copied: bool,
-    ) -> Result<Measure<'a>> {
+    fn new(options: &'a Options, input: &Path, work: &Path, output: &Path) -> Result<Measure<'a>> {
         for name in ["kernel", "bzimage", "initrd", "microvm", "floor"] {
             let (from, to) = (input.join(name), work.join(name));
             fs::copy(&from, &to).context(from.display())?;
@@ -66,7 +80,12 @@ impl<'a> Measure<'a> {
         fs::write(&disk, vec![0x55; options.disk_mib() << 20]).context(disk.display())?;
         kernel::mount();
         tap(TAP)?;
-        let contenders = options.contenders(&work.join("microvm"), &work.join("floor"));
+        let mut contenders = options.contenders(&work.join("microvm"), &work.join("floor"));
+        for program in contenders.iter_mut().filter_map(|contender| contender.words.first_mut()) {
+            if let Some(path) = find_program(program) {
+                *program = path.to_string_lossy().into_owned();
+            }
+        }
         let guest = Guest {
             folder: work.to_owned(),
             cmdline: String::new(),
@@ -77,13 +96,19 @@ impl<'a> Measure<'a> {
         let figures = if output.exists() {
             Figures::from_json(&fs::read_to_string(output).context(output.display())?)?
         } else {
-            let names = contenders.iter().map(|contender| Measured::new(&contender.name)).collect();
-            Figures { contenders: names, ..Figures::default() }
+            let measured = |contender: &Contender| Measured {
+                about: contender.about.clone(),
+                command: contender.words.join(" "),
+                ..Measured::new(&contender.name)
+            };
+            Figures { contenders: contenders.iter().map(measured).collect(), ..Figures::default() }
         };
-        if copied {
-            figures.files.iter().for_each(|file| copy_up(Path::new(file)));
-        }
-        Ok(Measure { options, guest, contenders, copied, output: output.to_owned(), figures })
+        let root = Root::new(work)?;
+        figures.files.iter().for_each(|file| root.add(Path::new(file)));
+        let nothing =
+            (0..STARTS).map(|_| Child::start(&root.nothing(), LIMIT)?.wait()).collect::<Result<Vec<_>>>()?;
+        let nothing = nothing.into_iter().min().unwrap_or_default().as_secs_f64();
+        Ok(Measure { options, guest, contenders, root, nothing, output: output.to_owned(), figures })
     }
 
     /// Every VMM in turn for each figure, and that as often as was asked for.
@@ -95,17 +120,27 @@ impl<'a> Measure<'a> {
             ("timeline", Self::timeline),
             ("disk and network", Self::io),
         ];
-        let last: [Step<'a>; 1] = [("memory and exits", Self::idle)];
+        let last: [Step<'a>; 2] = [("guest time", Self::guest_time), ("memory and exits", Self::idle)];
         self.round(1, &once)?;
         for run in 1..=self.options.runs() {
             self.round(run, &repeated)?;
         }
         self.round(1, &last)?;
-        let program = |contender: &Contender| contender.words.first().cloned().unwrap_or_default();
         for (contender, measured) in self.contenders.iter().zip(&mut self.figures.contenders) {
-            if let Some(size) = find_program(&program(contender)).and_then(|path| fs::metadata(path).ok()) {
+            if let Some(size) = contender.words.first().and_then(|path| fs::metadata(path).ok()) {
                 measured.add("binary", size.len() as f64);
             }
+            if let (Some(end), Some(guest)) = (measured.least("end"), measured.least("guest")) {
+                measured.add("share", end - guest);
+            }
+        }
+        self.save()
+    }
+
+    /// Starts by the clock, each VMM in turn.
+    fn native(&mut self) -> Result<()> {
+        for run in 1..=STARTS {
+            self.round(run, &[("start by the clock", Self::start_by_the_clock)])?;
         }
         self.save()
     }
@@ -157,12 +192,19 @@ impl<'a> Measure<'a> {
     fn command(&mut self, index: usize, what: &str) -> Result<Vec<String>> {
         self.guest.cmdline = format!("{} report={what}", self.options.cmdline);
         let config = self.guest.folder.join("config");
-        fs::write(&config, self.guest.firecracker_config()).context(config.display())?;
         let contender = self.contenders.get(index).ok_or_else(|| Error::new("no such VMM"))?;
+        let guest = contender.guest(&self.guest);
+        fs::write(&config, guest.firecracker_config()).context(config.display())?;
         Ok(contender.command(&self.guest))
     }
 
-    /// Also reads once whatever the VMM reads.
+    /// The command line that runs it in the root folder.
+    fn rooted_command(&mut self, index: usize, what: &str) -> Result<Vec<String>> {
+        let words = self.command(index, what)?;
+        Ok(self.root.words(&words))
+    }
+
+    /// Also copies whatever the VMM opens into the root folder.
     fn calls(&mut self, index: usize) -> Result<()> {
         let log = self.guest.folder.join("strace");
         let mut words: Vec<String> = ["strace", "-f", "-o"].map(str::to_owned).to_vec();
@@ -173,9 +215,7 @@ impl<'a> Measure<'a> {
         let text = fs::read(&log).context(log.display())?;
         let text = String::from_utf8_lossy(&text);
         let files = strace::files(&text);
-        if self.copied {
-            files.iter().for_each(|file| copy_up(Path::new(file)));
-        }
+        files.iter().for_each(|file| self.root.add(Path::new(file)));
         self.figures.files.extend(files);
         let calls = strace::before_first_run(&text)
             .ok_or_else(|| Error::new(format!("it never ran a guest\n{}", child.said())))?;
@@ -185,7 +225,7 @@ impl<'a> Measure<'a> {
     }
 
     fn first_run(&mut self, index: usize) -> Result<()> {
-        let words = self.command(index, "boot")?;
+        let words = self.rooted_command(index, "boot")?;
         let Some(recorder) = kernel::Recorder::start() else { return Ok(()) };
         let mut child = Child::start(&words, LIMIT)?;
         while !recorder.has_run() && !child.has_ended()? {
@@ -204,14 +244,60 @@ impl<'a> Measure<'a> {
         if !self.takes_part(index, Part::Boots) {
             return Ok(());
         }
-        let words = self.command(index, "boot")?;
+        let words = self.rooted_command(index, "boot")?;
         let mut child = Child::start(&words, LIMIT)?;
         let init = child.wait_for("@@init")?;
-        self.add(index, "init", init.as_secs_f64());
+        self.add(index, "init", init.as_secs_f64() - self.nothing);
         // A VMM without a way to power off does not end.
         if let Some(end) = child.wait_at_most(GRACE)? {
-            self.add(index, "end", end.as_secs_f64());
+            self.add(index, "end", end.as_secs_f64() - self.nothing);
         }
+        Ok(())
+    }
+
+    /// The whole of a boot that is traced: nothing but the guest's own time is taken of it.
+    fn guest_time(&mut self, index: usize) -> Result<()> {
+        // Of several vCPUs that wait for each other, no sum is anybody's time.
+        if !self.takes_part(index, Part::Boots) || self.guest.cpus != 1 {
+            return Ok(());
+        }
+        let words = self.rooted_command(index, "boot")?;
+        let Some(tracer) = kernel::GuestTime::start() else { return Ok(()) };
+        let mut child = Child::start(&words, LIMIT)?;
+        child.wait_for("@@init")?;
+        if child.wait_at_most(GRACE)?.is_some() {
+            let time = tracer.read().ok_or_else(|| Error::new("the trace of its guest is not complete"))?;
+            self.add(index, "guest", time);
+        }
+        Ok(())
+    }
+
+    /// The start on a KVM that may not run the guest any further.
+    fn start_by_the_clock(&mut self, index: usize) -> Result<()> {
+        let log = self.guest.folder.join("strace");
+        fs::write(&log, "").context(log.display())?;
+        // It stops the VMM at its ioctls, and nowhere else. setpriv: the VMM ends with strace.
+        let mut words: Vec<String> =
+            ["strace", "-f", "--seccomp-bpf", "-ttt", "-e", "trace=execve,ioctl", "-e", "signal=none", "-o"]
+                .map(str::to_owned)
+                .to_vec();
+        words.push(log.to_string_lossy().into_owned());
+        words.extend(["setpriv", "--pdeathsig", "KILL"].map(str::to_owned));
+        // In the host's root folder: the files have been read by the quickest start.
+        words.extend(self.command(index, "boot")?);
+        let mut child = Child::start(&words, LIMIT)?;
+        let time = loop {
+            let has_ended = child.has_ended()?;
+            let text = fs::read(&log).context(log.display())?;
+            let time = strace::exec_to_run(&String::from_utf8_lossy(&text));
+            if time.is_some() || has_ended {
+                break time;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        child.kill()?;
+        let time = time.ok_or_else(|| Error::new(format!("it never ran a guest\n{}", child.said())))?;
+        self.add(index, NATIVE, time);
         Ok(())
     }
 
@@ -220,7 +306,7 @@ impl<'a> Measure<'a> {
         if !self.takes_part(index, Part::Whole) {
             return Ok(());
         }
-        let words = self.command(index, "idle")?;
+        let words = self.rooted_command(index, "idle")?;
         let mut child = Child::start(&words, LIMIT)?;
         child.wait_for("@@init")?;
         let exits = kernel::kvm_statistics(child.id());
@@ -251,7 +337,7 @@ impl<'a> Measure<'a> {
         if index != 0 {
             return Ok(());
         }
-        let mut words = self.command(index, "stamps")?;
+        let mut words = self.rooted_command(index, "stamps")?;
         words.push("--boot-timer".to_owned());
         let recorder = kernel::Recorder::start();
         let mut child = Child::start(&words, LIMIT)?;
@@ -277,16 +363,20 @@ fn tap(name: &str) -> Result<()> {
     ip(&["link", "set", "lo", "up"])
 }
 
-/// Has the overlay file system fetch a file: it copies what is opened for writing.
-fn copy_up(file: &Path) {
-    // What cannot be written is not on the overlay, or is read each time.
-    drop(fs::OpenOptions::new().append(true).open(file));
-}
-
 /// The file that a command's first word means.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = process::text(process::command("sh").args(["-c", "command -v -- \"$1\"", "sh", name])).ok()?;
-    Some(PathBuf::from(path.trim()))
+    find_program_in(name, &process::search_path().to_string_lossy())
+}
+
+/// The same in a search path.
+pub(crate) fn find_program_in(name: &str, path: &str) -> Option<PathBuf> {
+    let is_program = |file: &PathBuf| {
+        fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    if name.contains('/') {
+        return Some(PathBuf::from(name)).filter(is_program);
+    }
+    path.split(':').map(|folder| Path::new(folder).join(name)).find(is_program)
 }
 
 /// Numbers in `text` of the form `name=value`.

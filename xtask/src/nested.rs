@@ -5,14 +5,15 @@
 //! The job sees the host's root folder as it is; what it writes stays in the machine's memory and
 //! ends with it, but for [`Machine::shared`].
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::follow::Follow;
 use crate::kernels::{self, Flavour};
 use crate::process::{command, quote, quote_path, stty, terminal_size};
 use crate::{Context, Error, Result, guest, paths};
@@ -24,6 +25,18 @@ const MODULES: &[&str] =
 /// Environment of the calling process that jobs see too.
 const PASSED_ON: &[&str] =
     &["PATH", "HOME", "USER", "LANG", "TERM", "RUST_BACKTRACE", "RUST_LOG", "CARGO_TARGET_DIR"];
+
+/// The job's standard output, in the shared folder.
+pub const OUT: &str = "out";
+/// The job's standard error, in the shared folder.
+pub const ERR: &str = "err";
+/// Where a job's input comes in.
+const INPUT_PORT: &str = "/dev/vport0p1";
+/// QEMU's standard input and output are the job's terminal.
+const CONSOLE: [&str; 2] = ["-device", "virtconsole,chardev=job"];
+
+/// Writes a job's standard input, on a thread of its own.
+pub type Input = Box<dyn FnOnce(ChildStdin) + Send>;
 
 /// What a nested machine does.
 #[derive(Clone, Debug)]
@@ -106,13 +119,42 @@ impl Machine {
     /// # Errors
     /// The machine does not come up, or the job takes too long.
     pub fn run(&self, job: &Job, out: &mut dyn Write, err: &mut dyn Write) -> Result<u8> {
+        self.run_streams(job, None, &mut [(OUT, out), (ERR, err)])
+    }
+
+    /// Like [`run`](Self::run), with an input for the job, and passes on these files of the shared folder: what the job
+    /// prints is in [`OUT`] and [`ERR`].
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_streams(
+        &self,
+        job: &Job,
+        input: Option<Input>,
+        streams: &mut [(&str, &mut dyn Write)],
+    ) -> Result<u8> {
         // Files of the shared folder: no byte is lost when the machine goes off, and a console is slow.
-        let [out_file, err_file] = ["out", "err"].map(|name| self.shared().join(name));
-        let redirect = format!("exec </dev/null >{} 2>{}", quote_path(&out_file), quote_path(&err_file));
-        self.prepare(job, &redirect)?;
-        let mut streams = [Follow::new(&out_file, out)?, Follow::new(&err_file, err)?];
-        let child = self.qemu().stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        self.attend(&mut child.context("qemu-system-x86_64")?, job, &mut streams)?;
+        let [out, err] = [OUT, ERR].map(|name| quote_path(&self.shared().join(name)));
+        let from = if input.is_some() { INPUT_PORT } else { "/dev/null" };
+        self.prepare(job, &format!("exec <{from} >{out} 2>{err}"))?;
+        let mut followed = Vec::new();
+        for (name, to) in streams {
+            followed.push(Follow::new(&self.shared().join(name), &mut **to)?);
+        }
+        let mut qemu = self.qemu();
+        match input {
+            // A port and no console: nothing echoes, and no byte means anything.
+            Some(_) => qemu
+                .args(["-chardev", "null,id=console", "-device", "virtconsole,nr=0,chardev=console"])
+                .args(["-device", "virtserialport,nr=1,chardev=job"])
+                .stdin(Stdio::piped()),
+            None => qemu.args(CONSOLE).stdin(Stdio::null()),
+        };
+        let mut child = qemu.stdout(Stdio::null()).spawn().context("qemu-system-x86_64")?;
+        if let (Some(input), Some(pipe)) = (input, child.stdin.take()) {
+            thread::spawn(move || input(pipe));
+        }
+        self.attend(&mut child, job, &mut followed)?;
         self.exit_code()
     }
 
@@ -124,7 +166,7 @@ impl Machine {
         let terminal = Terminal::remember();
         let size = terminal_size().map(|(rows, columns)| format!("stty rows {rows} cols {columns}"));
         self.prepare(job, &size.unwrap_or_default())?;
-        let mut child = self.qemu().spawn().context("qemu-system-x86_64")?;
+        let mut child = self.qemu().args(CONSOLE).spawn().context("qemu-system-x86_64")?;
         let attended = self.attend(&mut child, job, &mut []);
         drop(terminal);
         attended?;
@@ -141,7 +183,7 @@ impl Machine {
 
     fn prepare(&self, job: &Job, before: &str) -> Result<()> {
         let shared = self.shared();
-        for name in ["up", "exit", "out", "err"] {
+        for name in ["up", "exit", OUT, ERR] {
             let old = shared.join(name);
             if old.exists() {
                 fs::remove_file(&old).context(old.display())?;
@@ -180,7 +222,6 @@ impl Machine {
             .arg("-serial")
             .arg(format!("file:{}", self.console_log().to_string_lossy().replace(',', ",,")))
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])
-            .args(["-device", "virtconsole,chardev=job"])
             .args(["-virtfs", &share(Path::new("/"), "host", "readonly=on,multidevs=remap")])
             .args(["-virtfs", &share(&self.shared(), "shared", "multidevs=remap")]);
         if self.counts_instructions {
@@ -206,8 +247,14 @@ impl Machine {
                 }
             }
             for stream in &mut *streams {
-                if stream.pass_on() {
-                    heard = Instant::now();
+                match stream.pass_on() {
+                    Ok(true) => heard = Instant::now(),
+                    Ok(false) => {}
+                    // As a process that writes to a pipe which nobody reads.
+                    Err(error) => {
+                        child.kill().and_then(|()| child.wait()).context("qemu-system-x86_64")?;
+                        return Err(Error::new(format!("passing on what the job prints: {error}")));
+                    }
                 }
             }
             if over {
@@ -239,31 +286,6 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // What cannot be removed goes with the next machine's leftovers.
         let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// A file that a job writes, and where its content goes.
-struct Follow<'a> {
-    file: File,
-    to: &'a mut dyn Write,
-}
-
-impl<'a> Follow<'a> {
-    fn new(path: &Path, to: &'a mut dyn Write) -> Result<Follow<'a>> {
-        File::create(path).context(path.display())?;
-        Ok(Follow { file: File::open(path).context(path.display())?, to })
-    }
-
-    /// Returns true if there was anything to pass on.
-    fn pass_on(&mut self) -> bool {
-        let mut buffer = [0; 65536];
-        let mut any = false;
-        while let Ok(length @ 1..) = self.file.read(&mut buffer) {
-            any = true;
-            // A reader that has gone does not stop the job.
-            let _ = self.to.write_all(&buffer[..length]).and_then(|()| self.to.flush());
-        }
-        any
     }
 }
 

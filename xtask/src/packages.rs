@@ -2,37 +2,57 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::host::Kvm;
 use crate::{Error, Result, process};
 
 /// What each program that the commands call comes in.
 const PROGRAMS: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("iasl", "acpica-tools"),
-    ("dmidecode", "dmidecode"),
+    (BUSYBOX, "busybox-static"),
     ("depmod", "kmod"),
+    ("dmidecode", "dmidecode"),
+    ("iasl", "acpica-tools"),
     ("ip", "iproute2"),
-    ("mke2fs", "e2fsprogs"),
-    ("tcpdump", "tcpdump"),
-    ("xz", "xz-utils"),
     ("lz4", "lz4"),
-    ("valgrind", "valgrind"),
+    ("mke2fs", "e2fsprogs"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
     ("strace", "strace"),
+    ("tcpdump", "tcpdump"),
+    ("valgrind", "valgrind"),
+    ("xz", "xz-utils"),
 ];
 
-/// How often, and how long after each other, `apt-get` is called while another process holds its locks.
-const LOCK_ATTEMPTS: usize = 300;
-const LOCK_PAUSE: Duration = Duration::from_secs(2);
+/// The host's busybox, which runs in guests and therefore has to be static.
+const BUSYBOX: &str = "busybox";
 
-/// Makes sure that every program is there: installs what is missing as root on Debian, and prints
+/// What unpacks Debian's kernel for guests and makes their file systems.
+pub const GUEST: &[&str] = &[BUSYBOX, "depmod", "lz4"];
+/// What runs the nested machine.
+pub const NESTED: &[&str] = &[BUSYBOX, "depmod", "xz", "qemu-system-x86_64"];
+
+/// How long `apt-get` is called again while another process holds one of its locks.
+const LOCK_LIMIT: Duration = Duration::from_secs(1800);
+/// How long after each other it is called.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+/// How often the developer is told that it still waits.
+const LOCK_REMINDER: Duration = Duration::from_secs(30);
+
+/// What runs guests with stock kernels here: nothing, or the nested machine.
+pub fn machine() -> &'static [&'static str] {
+    if Kvm::detect() == Kvm::Full { &[] } else { NESTED }
+}
+
+/// Makes sure that the programs which a command calls are there: installs what is missing as root on Debian, and prints
 /// which.
 ///
 /// # Errors
 /// Something is missing and cannot be installed: the message holds the command to run.
-pub fn ensure() -> Result<()> {
-    let missing = missing();
+pub fn ensure(programs: &[&[&str]]) -> Result<()> {
+    let programs = programs.concat();
+    let missing = missing(&programs, has)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,7 +66,7 @@ pub fn ensure() -> Result<()> {
         update_lists()?;
         install(&missing, "")?;
     }
-    match self::missing() {
+    match self::missing(&programs, has)? {
         still if still.is_empty() => Ok(()),
         still => Err(Error::new(format!("still missing after the installation: {}", still.join(" ")))),
     }
@@ -134,39 +154,70 @@ pub fn busybox() -> Result<PathBuf> {
     Err(Error::needs_developer("/bin/busybox is missing or dynamic: please install busybox-static"))
 }
 
+/// Runs `apt-get` or `dpkg` without questions, and in English: what it says about locks is looked for.
 fn run_quietly(command: &str) -> Result<()> {
     let mut apt = process::command("sh");
-    apt.args(["-c", command]).env("DEBIAN_FRONTEND", "noninteractive");
-    for _ in 0..LOCK_ATTEMPTS {
-        match process::output(&mut apt) {
-            Err(error) if error.message.contains("Could not get lock") => thread::sleep(LOCK_PAUSE),
-            other => return other.map(drop),
-        }
-    }
-    process::output(&mut apt).map(drop)
+    apt.args(["-c", command]).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    wait_for_locks(&mut apt, LOCK_PAUSE, &mut |line| eprintln!("{line}"))
 }
 
-fn missing() -> Vec<&'static str> {
-    let mut missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
-    if busybox().is_err() {
-        missing.push("busybox-static");
+/// Calls a command again while another process holds a lock that it needs, and says what it waits for.
+/// `DPkg::Lock::Timeout` is not enough: it is about one of the locks, not about those of the lists and the archives, and
+/// what it says goes to standard output.
+fn wait_for_locks(command: &mut Command, pause: Duration, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let start = Instant::now();
+    let mut said: Option<(String, Instant)> = None;
+    loop {
+        let error = match process::output(command) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        // The first line is the command.
+        let said_by_it = error.message.split_once('\n').map_or("", |(_, said)| said);
+        let Some(lock) = lock_held_by_another(said_by_it).filter(|_| start.elapsed() < LOCK_LIMIT) else {
+            return Err(error);
+        };
+        let is_news =
+            said.as_ref().is_none_or(|(before, at)| before != lock || at.elapsed() >= LOCK_REMINDER);
+        if is_news {
+            say(&format!(
+                "waiting for another program that installs packages ({} s): {lock}",
+                start.elapsed().as_secs()
+            ));
+            said = Some((lock.to_owned(), Instant::now()));
+        }
+        thread::sleep(pause);
     }
-    missing
+}
+
+/// The line in which APT or dpkg names a lock that it does not get, and its holder.
+fn lock_held_by_another(said: &str) -> Option<&str> {
+    const LOCKED: &[&str] =
+        &["Could not get lock", "Unable to acquire the dpkg frontend lock", "was locked by another process"];
+    let line = said.lines().find(|line| LOCKED.iter().any(|words| line.contains(words)))?;
+    Some(line.trim_start_matches("E: ").trim())
+}
+
+/// The packages of those programs that are not there.
+fn missing(programs: &[&str], has: impl Fn(&str) -> bool) -> Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    for program in programs.iter().filter(|program| !has(program)) {
+        let package = PROGRAMS.iter().find(|(known, _)| known == program).map(|(_, package)| *package);
+        let package = package.ok_or_else(|| Error::new(format!("no package is known for {program}")))?;
+        if !missing.contains(&package) {
+            missing.push(package);
+        }
+    }
+    Ok(missing)
 }
 
 fn has(program: &str) -> bool {
+    if program == BUSYBOX {
+        return busybox().is_ok();
+    }
     let find = format!("command -v {}", process::quote(program));
     process::output(process::command("sh").arg("-c").arg(find)).is_ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_is_found_and_a_made_up_one_is_not() {
-        assert!(has("sh"));
-        assert!(!has("no-such-program-anywhere"));
-    }
-}
+mod tests;

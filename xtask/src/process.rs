@@ -1,6 +1,6 @@
 //! Running other programs, with errors that name the command and show what it said.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -9,11 +9,16 @@ use crate::{Context, Error, Result};
 /// A command whose search path includes the administrator's folders, which an ordinary user's
 /// `PATH` leaves out on Debian (`depmod`, `mke2fs`, `ip`).
 pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", search_path());
+    command
+}
+
+/// The search path of [`command`].
+pub fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin");
-    let mut command = Command::new(program);
-    command.env("PATH", path);
-    command
+    path
 }
 
 /// Runs to the end with the developer's terminal.

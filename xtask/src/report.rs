@@ -8,6 +8,7 @@ pub mod contender;
 pub mod figures;
 mod html;
 pub mod options;
+mod peers;
 mod table;
 mod timeline;
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
+use crate::measure::Scope;
 use crate::nested::{Job, Machine};
 use crate::process::{self, quote, quote_path};
 use crate::{Context, Error, Result, guest, measure, packages, paths, stamp, vmm};
@@ -26,6 +28,8 @@ use figures::Figures;
 use options::Options;
 use timeline::Timeline;
 
+/// What it calls, but for cargo, the other VMMs and the nested machine.
+pub const PROGRAMS: &[&str] = &["busybox", "depmod", "lz4", "ip", "strace"];
 /// How long the nested machine may say nothing: several times what the longest step takes on a busy host.
 const SILENCE: Duration = Duration::from_secs(300);
 /// How often the nested machine is started for one report.
@@ -60,9 +64,9 @@ pub struct Measure {
     /// Where the figures go.
     #[arg(long)]
     output: PathBuf,
-    /// Programs and libraries are another host's, and are to be fetched before times are taken.
+    /// Take the starts by the clock alone.
     #[arg(long)]
-    copied: bool,
+    native: bool,
 }
 
 fn placeholders_help() -> String {
@@ -80,7 +84,8 @@ fn placeholders_help() -> String {
 /// # Errors
 /// Something is missing that the developer has to install, or nothing could be measured.
 pub fn run(report: &Report) -> Result<u8> {
-    packages::ensure()?;
+    let machine = if report.host { &[] } else { packages::NESTED };
+    packages::ensure(&[PROGRAMS, machine])?;
     let names: Vec<String> =
         report.options.contenders(Path::new("/"), Path::new("/")).into_iter().map(|one| one.name).collect();
     if let Some(twice) =
@@ -97,7 +102,8 @@ pub fn run(report: &Report) -> Result<u8> {
             )));
         }
     }
-    if report.host && Kvm::detect() != Kvm::Full {
+    let kvm = Kvm::detect();
+    if report.host && kvm != Kvm::Full {
         let message = "guests with stock kernels do not run on this host's KVM: leave --host out";
         return Err(Error::needs_developer(message));
     }
@@ -108,17 +114,22 @@ pub fn run(report: &Report) -> Result<u8> {
     let input = folder.join("input");
     prepare(&input)?;
     let (figures, place) = if report.host {
-        (on_host(&report.options, &input)?, "on this host's KVM, in seconds")
+        (on_host(&report.options, &input, Scope::All)?, "on this host's KVM, in seconds")
     } else if report.options.quick {
         (nested(report, &input, false)?, "in the nested machine, by the host's clock")
     } else {
         let place = "in the nested machine, where a nanosecond is an instruction executed, of the VMM, the host's \
-                     kernel and the guest";
-        (nested(report, &input, true)?, place)
+                     kernel and the guest, and an iteration of rep movs is an instruction too";
+        let mut figures = nested(report, &input, true)?;
+        if !matches!(kvm, Kvm::Missing(_)) {
+            add_native(&mut figures, &report.options, &input);
+        }
+        (figures, place)
     };
 
     let about = format!(
-        "Taken {place}; {} CPU(s), {} MiB, kernel command line {:?}; the least of {} run(s).",
+        "Taken {place}; all VMMs in turn, in a root folder in memory; {} CPU(s), {} MiB, kernel command line {:?}; the \
+         least of {} run(s).",
         report.options.cpus,
         report.options.memory,
         report.options.cmdline,
@@ -126,7 +137,7 @@ pub fn run(report: &Report) -> Result<u8> {
     );
     let timeline = Timeline::parse(&figures.boot_timer, figures.exec_to_run);
     println!("{about}\n\n{}", table::text(&figures));
-    println!("From exec to the guest, microvm:\n{}", timeline.text());
+    println!("From exec to the guest, microvm. {}\n{}", timeline.about(&figures), timeline.text());
     let write = |name: &str, text: String| {
         let file = folder.join(name);
         fs::write(&file, text).context(file.display())?;
@@ -158,7 +169,8 @@ pub fn check() -> Result<()> {
     };
     let rows = figures::GROUPS.iter().flat_map(|group| group.rows);
     let of_floor = ["first-run", "calls", "ioctls", "binary"].map(|metric| ("floor", metric));
-    for (name, metric) in rows.map(|row| ("microvm", row.metric)).chain(of_floor) {
+    let rows = rows.filter(|row| row.metric != figures::NATIVE).map(|row| ("microvm", row.metric));
+    for (name, metric) in rows.chain(of_floor) {
         if !has(name, metric) {
             return Err(Error::new(format!("the report has no figure {metric} of {name}")));
         }
@@ -177,7 +189,8 @@ pub fn check() -> Result<()> {
 /// # Errors
 /// As [`measure::run`].
 pub fn run_measure(measure: &Measure) -> Result<()> {
-    measure::run(&measure.options, &measure.input, &measure.output, measure.copied)
+    let scope = if measure.native { Scope::Native } else { Scope::All };
+    measure::run(&measure.options, &measure.input, &measure.output, scope)
 }
 
 /// Builds what is measured and what its guests run.
@@ -215,13 +228,40 @@ fn prepare(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn on_host(options: &Options, input: &Path) -> Result<Figures> {
-    let output = input.join("figures.json");
+/// Measures in namespaces of its own, on this host.
+fn on_host(options: &Options, input: &Path, scope: Scope) -> Result<Figures> {
+    let (name, flags): (&str, &[&str]) = match scope {
+        Scope::All => ("figures.json", &[]),
+        // The tap disturbs nobody, and an ordinary user may make it.
+        Scope::Native if process::is_root() => ("native.json", &["--net"]),
+        Scope::Native => ("native.json", &["--net", "--user", "--map-root-user"]),
+    };
+    let output = input.join(name);
     if output.exists() {
         fs::remove_file(&output).context(output.display())?;
     }
-    measure::run(options, input, &output, false)?;
+    let own = std::env::current_exe().context("the path of this program")?;
+    let mut measure = process::command("unshare");
+    measure
+        .arg("--mount")
+        .args(flags)
+        .arg(own)
+        .arg("measure")
+        .arg("--input")
+        .arg(input)
+        .arg("--output")
+        .arg(&output);
+    measure.args((scope == Scope::Native).then_some("--native")).args(options.words());
+    process::run(&mut measure)?;
     read(&output)
+}
+
+/// Adds the starts by the clock on this host's KVM, whether or not that runs stock kernels.
+fn add_native(figures: &mut Figures, options: &Options, input: &Path) {
+    match on_host(options, input, Scope::Native) {
+        Ok(native) => figures.add(figures::NATIVE, &native),
+        Err(error) => eprintln!("report: no starts by the clock on this host: {error}"),
+    }
 }
 
 fn read(figures: &Path) -> Result<Figures> {
@@ -238,7 +278,7 @@ fn nested(report: &Report, input: &Path, counts_instructions: bool) -> Result<Fi
     let words: Vec<String> = report.options.words().iter().map(|word| quote(word)).collect();
     // From memory: the host's files take time to read.
     let script = format!(
-        "cp {} /dev/shm/xtask && exec /dev/shm/xtask measure --copied --input {} --output {} {}",
+        "cp {} /dev/shm/xtask && exec unshare --mount /dev/shm/xtask measure --input {} --output {} {}",
         quote_path(&own),
         quote_path(input),
         quote_path(&output),

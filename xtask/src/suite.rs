@@ -11,6 +11,7 @@ mod libtest;
 mod links;
 mod lock_file;
 pub mod plan;
+mod targets;
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -18,9 +19,10 @@ use std::time::Instant;
 use binaries::Test;
 use environment::Environment;
 use plan::Entry;
+use targets::Targets;
 
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, foreign, packages, paths, process, vmm};
+use crate::{Error, Result, bare_metal, foreign, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
@@ -30,6 +32,17 @@ pub const STEPS: &[&str] = &[
 
 /// Those that run tests of the workspace.
 const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
+
+/// What a step's checks and tests call, but for cargo and the nested machine.
+pub fn programs(step: &str) -> &'static [&'static str] {
+    match step {
+        "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "strace", "valgrind"],
+        "kvm" => &["ip", "strace"],
+        "report" => report::PROGRAMS,
+        "guest" => &["busybox", "depmod", "ip", "lz4", "mke2fs", "tcpdump"],
+        _ => &[],
+    }
+}
 
 /// What a developer wants to see only; the default leaves out nothing.
 #[derive(Clone, Debug, Default)]
@@ -56,14 +69,17 @@ impl Selection {
 /// # Errors
 /// Something is missing that the developer has to install.
 pub fn run(selection: Selection) -> Result<u8> {
-    packages::ensure()?;
+    let steps = STEPS.iter().filter(|step| selection.takes(step));
+    let guests = ["guest", "report"].iter().any(|step| selection.takes(step));
+    let machine = if guests { packages::machine() } else { &[] };
+    let programs: Vec<&[&str]> = steps.map(|step| programs(step)).chain([machine]).collect();
+    packages::ensure(&programs)?;
     let mut suite = Suite { selection, ..Suite::default() };
     for check in checks::BEFORE {
         suite.check(*check);
     }
     suite.check(("aarch64", aarch64::check));
-    let lists = LISTED.iter().any(|step| suite.selection.takes(step));
-    let tests = if lists { suite.list() } else { Vec::new() };
+    let tests = suite.list();
     suite.tests("unit", Environment::Hidden, &tests);
     suite.doctests();
     suite.loom();
@@ -72,17 +88,12 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.consumer();
     suite.check(checks::REPORT);
     suite.tests("guest", Environment::Full, &tests);
-    Ok(suite.finish())
+    suite.finish()
 }
 
 /// The step that runs a test.
 fn step_of(test: &Test) -> &'static str {
-    match Environment::of(&test.binary.target) {
-        _ if test.binary.is_bench => "bench",
-        Environment::Hidden => "unit",
-        Environment::Own => "kvm",
-        Environment::Full => "guest",
-    }
+    if test.binary.is_bench { "bench" } else { Environment::of(&test.binary.target).step() }
 }
 
 #[derive(Default)]
@@ -126,27 +137,51 @@ impl Suite {
         });
     }
 
-    /// Builds everything that can hold tests, examples and benches included, and lists the tests.
+    /// Builds what can hold tests of the selected steps, and lists them.
     fn list(&mut self) -> Vec<Test> {
-        println!("building tests, examples and benches ...");
+        if !LISTED.iter().any(|step| self.selection.takes(step)) {
+            return Vec::new();
+        }
+        println!("building tests ...");
         let start = Instant::now();
-        let build = || {
-            // As tests, examples have names of their own; as programs, tests start them.
-            let mut examples = process::command("cargo");
-            process::run(examples.args(["build", "--examples"]).current_dir(paths::root()))?;
-            binaries::build(&["--workspace", "--all-targets"], &[])
-        };
-        let listed = build().and_then(|binaries| {
-            let tests: Result<Vec<Vec<Test>>> = binaries.iter().map(binaries::tests).collect();
-            tests.map(|tests| tests.concat())
-        });
-        let tests = listed.unwrap_or_else(|error| {
+        let tests = self.build().unwrap_or_else(|error| {
             println!("  {error}");
             self.failed.push("build".to_owned());
             Vec::new()
         });
         println!("{} tests are listed after {:.1} s", tests.len(), start.elapsed().as_secs_f32());
         tests
+    }
+
+    fn build(&self) -> Result<Vec<Test>> {
+        let [tests, benches] = ["test", "bench"].map(binaries::target_names);
+        let (test_targets, bench_targets) = (tests?, benches?);
+        let listed = |targets: &Targets| -> Result<Vec<Test>> {
+            let words = targets.words(&test_targets, &bench_targets);
+            let words: Vec<&str> =
+                ["--workspace"].into_iter().chain(words.iter().map(String::as_str)).collect();
+            let tests: Result<Vec<Vec<Test>>> =
+                binaries::build(&words, &[])?.iter().map(binaries::tests).collect();
+            Ok(tests?.concat())
+        };
+        let mut tests = Vec::new();
+        for targets in Targets::of(&self.selection) {
+            tests = listed(&targets)?;
+            if self.selected(&tests).next().is_some() {
+                break;
+            }
+        }
+        // As tests, examples have names of their own; as programs, these tests start them.
+        if self.selected(&tests).any(|test| test.binary.starts_examples) {
+            let mut examples = process::command("cargo");
+            process::run(examples.args(["build", "--examples"]).current_dir(paths::root()))?;
+        }
+        Ok(tests)
+    }
+
+    /// The tests that the selection runs.
+    fn selected<'a>(&self, tests: &'a [Test]) -> impl Iterator<Item = &'a Test> {
+        tests.iter().filter(|test| self.selection.takes(step_of(test)) && self.selection.takes_test(test))
     }
 
     /// Runs those of `tests` that belong to the step.
@@ -250,18 +285,46 @@ impl Suite {
         });
     }
 
-    fn finish(&self) -> u8 {
+    /// Prints the counts. To have run nothing is no success.
+    fn finish(&self) -> Result<u8> {
         for (what, names) in [("failed", &self.failed), ("skipped", &self.skipped)] {
             for name in names {
                 println!("{what}: {name}");
             }
         }
         let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
+        if let Some(filter) = self.selection.filter.as_ref().filter(|_| passed + failed + skipped == 0) {
+            let step =
+                self.selection.only.as_ref().map(|step| format!("the step {step} has ")).unwrap_or_default();
+            let what = "no test whose binary or name contains";
+            return Err(Error::needs_developer(format!("nothing matches: {step}{what} {filter:?}")));
+        }
         println!("{passed} passed, {failed} failed, {skipped} skipped");
-        u8::from(failed + skipped > 0)
+        Ok(u8::from(failed + skipped > 0))
     }
 }
 
 fn shown(test: &Test) -> String {
     format!("{} {}", test.binary.id, test.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x3_a_filter_that_nothing_matches_is_wrong_usage() {
+        let selection = |only: Option<&str>, filter: Option<&str>| Selection {
+            only: only.map(str::to_owned),
+            filter: filter.map(str::to_owned),
+        };
+        let suite = |selection, passed| Suite { selection, passed, ..Suite::default() };
+        let error = suite(selection(Some("unit"), Some("zzzz")), 0).finish().unwrap_err();
+        assert_eq!(error.code, 2);
+        assert!(error.message.contains("unit") && error.message.contains("zzzz"), "{error}");
+        assert_eq!(suite(selection(None, Some("zzzz")), 0).finish().unwrap_err().code, 2);
+        assert_eq!(suite(selection(None, Some("found")), 1).finish().unwrap(), 0);
+        let failed = Suite { failed: vec!["build".to_owned()], ..suite(selection(None, Some("zzzz")), 0) };
+        assert_eq!(failed.finish().unwrap(), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! The example VMM that demo and whole-machine tests boot guests with.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::{Result, paths, process};
 
@@ -17,6 +18,14 @@ pub fn build() -> Result<()> {
     build_example("microvm")
 }
 
+/// Builds the VMM, and says nothing but what is wrong.
+///
+/// # Errors
+/// It does not compile.
+pub fn build_quietly() -> Result<()> {
+    process::run(cargo_build("microvm").arg("--quiet"))
+}
+
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
 ///
 /// # Errors
@@ -27,7 +36,11 @@ pub fn build_floor() -> Result<PathBuf> {
 }
 
 fn build_example(name: &str) -> Result<()> {
+    process::run(&mut cargo_build(name))
+}
+
+fn cargo_build(name: &str) -> Command {
     let mut cargo = process::command("cargo");
     cargo.args(["build", "--release", "--example", name]).current_dir(paths::root());
-    process::run(&mut cargo)
+    cargo
 }

@@ -5,6 +5,8 @@
 //! after that to the boot timer's port. `report=idle` loads drivers, says so, and sleeps. `report=io` reads and
 //! writes its disk, then talks to the host over the network.
 //!
+//! `report_end=reboot` says that the VMM ends at a reset rather than at a power-off.
+//!
 //! What it prints, one line each: `@@init`, `@@idle`, `@@begin NAME`, an empty line when the work is done, and
 //! `@@end NAME KEY=VALUE...`. Around the work it sleeps, so that the host can read its counters.
 
@@ -39,7 +41,8 @@ fn main() {
         println!("@@failed {error}");
     }
     // Returns only if it cannot: a first process that ends is a kernel panic, which the host sees.
-    let _ = busybox(&["poweroff", "-f"]);
+    let end = std::env::var("report_end").unwrap_or_else(|_| "poweroff".to_owned());
+    let _ = busybox(&[&end, "-f"]);
 }
 
 /// The number that follows `name=` on the kernel command line.

@@ -3,16 +3,20 @@
 # frame.rs); otherwise offers a shell. Then powers off.
 #
 #   ossature.console=NAME        hvc0, ttyS0, ...; default: the kernel's console
+#   ossature.streams=TOKEN       the console is the job's standard input too, and ttyS0 its standard error, in a frame of
+#                                its own; the token is in the frames' marks. Input is in blocks, each behind a line with
+#                                its length, and ends with one of length 0
 #   ossature.size=ROWSxCOLUMNS   of the terminal that the shell is on
 export HOME=/root TERM=linux PS1='guest:\w# '
 
 # From here on only emergencies of the kernel come between what the job prints.
 dmesg -n 1
-console='' size=''
+console='' size='' token=''
 for word in $(cat /proc/cmdline); do
     case $word in
     ossature.console=*) console=${word#*=} ;;
     ossature.size=*) size=${word#*=} ;;
+    ossature.streams=*) token=${word#*=} ;;
     esac
 done
 if [ -z "$console" ]; then
@@ -23,7 +27,28 @@ console=/dev/$console
 # Held open: some terminals forget their mode when nobody has them open.
 exec 3<>"$console"
 
-if [ -e /run/job ]; then
+input() {
+    while read -r length <&3 && [ "$length" -gt 0 ]; do
+        dd bs="$length" count=1 iflag=fullblock status=none <&3 || return
+    done
+}
+
+if [ -e /run/job ] && [ -n "$token" ]; then
+    exec 4<>/dev/ttyS0
+    stty raw -echo <&3
+    stty raw -echo <&4
+    printf '\001%sbegin\001' "$token" >&4
+    printf '\001%sbegin\001' "$token" >&3
+    mkfifo /run/input
+    input >/run/input 4>&- &
+    setsid /bin/sh /run/job </run/input >&3 2>&4 3>&- 4>&-
+    code=$?
+    printf '\001%sexit=%d\001' "$token" $code >&4
+    printf '\001%sexit=%d\001' "$token" $code >&3
+    # See below.
+    stty sane <&4
+    stty sane <&3
+elif [ -e /run/job ]; then
     stty raw -echo <&3
     printf '\001begin\001' >&3
     setsid /bin/sh /run/job </dev/null >&3 2>&1 3>&-

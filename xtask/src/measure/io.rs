@@ -34,8 +34,8 @@ impl Measure<'_> {
         // It ends with its guest, or with this process.
         thread::spawn(move || listener.accept().and_then(|(guest, _)| serve(guest, size)));
         let (disk, net, reads) = (self.options.disk_mib(), self.options.net_mib(), self.options.reads());
-        let words =
-            self.command(index, &format!("io disk_mib={disk} net_mib={net} reads={reads} port={port}"))?;
+        let words = self
+            .rooted_command(index, &format!("io disk_mib={disk} net_mib={net} reads={reads} port={port}"))?;
         let mut child = Child::start(&words, LIMIT)?;
         for _ in 0..6 {
             let (begin, _) = child.line(|line| line.starts_with("@@begin "))?;

@@ -36,6 +36,23 @@ pub fn files(log: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Seconds from the last `execve` before the first `KVM_RUN` to that, in a log with times (`-ttt`).
+pub fn exec_to_run(log: &str) -> Option<f64> {
+    let mut exec = None;
+    for line in log.lines() {
+        // "123 1700000000.123456 ioctl(...", where the first number is the thread's.
+        let mut words = line.split_whitespace();
+        let (Some(time), Some(call)) = (words.nth(1), words.next()) else { continue };
+        let time: Option<f64> = time.parse().ok();
+        if call.starts_with("execve(") {
+            exec = time;
+        } else if call.starts_with("ioctl(") && line.contains("KVM_RUN") {
+            return Some(time? - exec?);
+        }
+    }
+    None
+}
+
 /// The call that begins on a line: not the rest of one that was interrupted, a signal or an exit.
 fn call(line: &str) -> Option<&str> {
     // "123   openat(...", where the number is the thread's; strace leaves it out while there is only one.
@@ -68,6 +85,16 @@ mod tests {
     fn calls_are_counted_where_they_begin_up_to_the_first_run() {
         assert_eq!(before_first_run(LOG), Some(Calls { all: 6, ioctls: 1 }));
         assert_eq!(before_first_run("1 read(0, \"\", 1) = 0\n"), None);
+    }
+
+    #[test]
+    fn a_start_counts_from_the_exec_of_the_vmm_itself() {
+        let log = "9 10.000000 execve(\"/bin/chroot\", [\"KVM_RUN\"], 0x7f /* 2 vars */) = 0\n\
+                   9 10.250000 execve(\"/bin/vmm\", [\"vmm\"], 0x7f /* 2 vars */) = 0\n\
+                   9 10.500000 ioctl(3, KVM_CREATE_VM, 0) = 4\n\
+                   11 11.000000 ioctl(5, KVM_RUN, 0 <unfinished ...>\n12 12.0 ioctl(6, KVM_RUN, 0) = 0\n";
+        assert_eq!(exec_to_run(log), Some(0.75));
+        assert_eq!(exec_to_run("9 10.0 execve(\"/bin/vmm\") = 0\n9 10"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The VMMs that are measured: ours, the floor, QEMU, and what `--vs NAME=COMMAND` adds.
+//! The VMMs that are measured: ours, the floor, those in `peers`, and what `--vs NAME=COMMAND` adds.
 
 use std::path::{Path, PathBuf};
 
@@ -31,10 +31,16 @@ pub enum Part {
 pub struct Contender {
     /// What the report calls it.
     pub name: String,
+    /// What it is, for the report's readers.
+    pub about: String,
     /// The program and its arguments, with placeholders.
     pub words: Vec<String>,
     /// What it takes part in.
     pub part: Part,
+    /// Words that its guest's kernel command line does not have.
+    pub without: &'static [&'static str],
+    /// Words that its guest's kernel command line has in addition.
+    pub with: &'static [&'static str],
 }
 
 /// What placeholders stand for in one run.
@@ -97,36 +103,33 @@ impl Contender {
         let arguments = "--kernel {kernel} --initrd {initrd} --cmdline {cmdline} --memory {memory}M --cpus {cpus} \
                          --disk path={disk} --net tap={tap}";
         let mapped = format!("{arguments} --map-kernel");
-        let with = |name, arguments: &str, part| {
-            Contender::built_in(name, &program.to_string_lossy(), arguments, part)
+        let with = |name, about: &str, arguments: &str, part| {
+            Contender::built_in(name, about, &program.to_string_lossy(), arguments, part)
         };
-        [with("microvm", arguments, Part::Whole), with("microvm-map", &mapped, Part::Boots)]
+        let mapped_about = "the same with the kernel mapped from its file instead of copied (--map-kernel)";
+        [
+            with("microvm", "our example VMM", arguments, Part::Whole),
+            with("microvm-map", mapped_about, &mapped, Part::Boots),
+        ]
     }
 
     /// The least that reaches the first `KVM_RUN`.
     pub fn floor(program: &Path) -> Contender {
-        Contender::built_in("floor", &program.to_string_lossy(), "{kernel} {disk} {tap}", Part::Start)
+        let about = "the least that a program on KVM's own interface does up to the first KVM_RUN \
+                     (benches/floors): it runs no guest";
+        Contender::built_in("floor", about, &program.to_string_lossy(), "{kernel} {disk} {tap}", Part::Start)
     }
 
-    /// QEMU's microvm in the two ways to give it a kernel: as its users do, and as ours gets it.
-    pub fn qemu() -> [Contender; 2] {
-        let arguments = "-M microvm,accel=kvm -cpu host -m {memory}M -smp {cpus} -nodefaults -no-user-config \
-                         -display none -no-reboot -serial stdio -initrd {initrd} -append {cmdline} \
-                         -drive id=disk,file={disk},format=raw,if=none -device virtio-blk-device,drive=disk \
-                         -netdev tap,id=net,ifname={tap},script=no,downscript=no \
-                         -device virtio-net-device,netdev=net -device virtio-rng-device";
-        let with = |name, kernel, part| {
-            Contender::built_in(name, "qemu-system-x86_64", &format!("{arguments} -kernel {kernel}"), part)
-        };
-        [with("qemu", "{bzimage}", Part::Whole), with("qemu-elf", "{kernel}", Part::Boots)]
-    }
-
-    fn built_in(name: &str, program: &str, arguments: &str, part: Part) -> Contender {
+    /// A VMM with a program of its own.
+    pub(super) fn built_in(name: &str, about: &str, program: &str, arguments: &str, part: Part) -> Contender {
         let words = arguments.split_whitespace().map(str::to_owned);
         Contender {
             name: name.to_owned(),
+            about: about.to_owned(),
             words: [program.to_owned()].into_iter().chain(words).collect(),
             part,
+            without: &[],
+            with: &[],
         }
     }
 
@@ -151,12 +154,21 @@ impl Contender {
                 return Err(format!("{{{placeholder}}} stands for nothing; known: {}", known.join(" ")));
             }
         }
-        Ok(Contender { name: name.to_owned(), words, part: Part::Whole })
+        let about = "given with --vs".to_owned();
+        Ok(Contender { name: name.to_owned(), about, words, part: Part::Whole, without: &[], with: &[] })
+    }
+
+    /// A guest as this VMM gets it: the kernel command line as it needs it.
+    pub fn guest(&self, guest: &Guest) -> Guest {
+        let words = guest.cmdline.split_whitespace().filter(|word| !self.without.contains(word));
+        let words: Vec<&str> = words.chain(self.with.iter().copied()).collect();
+        Guest { cmdline: words.join(" "), ..guest.clone() }
     }
 
     /// The command line for one guest.
     pub fn command(&self, guest: &Guest) -> Vec<String> {
-        self.words.iter().map(|word| fill(word, guest)).collect()
+        let guest = self.guest(guest);
+        self.words.iter().map(|word| fill(word, &guest)).collect()
     }
 }
 

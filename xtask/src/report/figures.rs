@@ -28,6 +28,10 @@ pub struct Figures {
 pub struct Measured {
     /// Its name.
     pub name: String,
+    /// What it is.
+    pub about: String,
+    /// How it was started.
+    pub command: String,
     /// By metric.
     pub values: BTreeMap<String, Vec<f64>>,
 }
@@ -35,7 +39,7 @@ pub struct Measured {
 impl Measured {
     /// Nothing measured yet.
     pub fn new(name: &str) -> Measured {
-        Measured { name: name.to_owned(), values: BTreeMap::new() }
+        Measured { name: name.to_owned(), ..Measured::default() }
     }
 
     /// Adds a value of a metric.
@@ -58,12 +62,22 @@ impl Measured {
 }
 
 impl Figures {
+    /// Takes the values of a metric over from other figures, by the VMMs' names.
+    pub fn add(&mut self, metric: &str, from: &Figures) {
+        for measured in &mut self.contenders {
+            let same = from.contenders.iter().find(|other| other.name == measured.name);
+            let values = same.and_then(|other| other.values.get(metric));
+            values.into_iter().flatten().for_each(|value| measured.add(metric, *value));
+        }
+        self.failures.extend(from.failures.iter().cloned());
+    }
+
     /// As JSON, for programs.
     pub fn to_json(&self) -> Value {
         let contenders: Vec<Value> = self
             .contenders
             .iter()
-            .map(|measured| json!({ "name": measured.name, "values": measured.values }))
+            .map(|one| json!({ "name": one.name, "about": one.about, "command": one.command, "values": one.values }))
             .collect();
         json!({
             "contenders": contenders,
@@ -87,8 +101,11 @@ impl Figures {
                 values.as_array()?.iter().map(Value::as_f64).collect()
             };
             let values = value["values"].as_object()?.iter();
+            let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
             Some(Measured {
                 name: value["name"].as_str()?.to_owned(),
+                about: text("about"),
+                command: text("command"),
                 values: values
                     .map(|(name, values)| Some((name.clone(), numbers(values)?)))
                     .collect::<Option<_>>()?,
@@ -143,7 +160,16 @@ impl Unit {
     }
 }
 
-/// A row of the report. Less is better in all of them.
+/// What a row's numbers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Less is better.
+    Less,
+    /// Neither more nor less is better: it explains other rows.
+    Neither,
+}
+
+/// A row of the report.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// Which [metric](Measured::values) it shows.
@@ -152,6 +178,8 @@ pub struct Row {
     pub title: &'static str,
     /// How its numbers are shown.
     pub unit: Unit,
+    /// What they say.
+    pub direction: Direction,
 }
 
 /// Rows that belong together, and how they are taken.
@@ -166,19 +194,35 @@ pub struct Group {
 }
 
 const fn row(metric: &'static str, title: &'static str, unit: Unit) -> Row {
-    Row { metric, title, unit }
+    Row { metric, title, unit, direction: Direction::Less }
 }
+
+/// A row in which neither more nor less is better.
+const fn context(metric: &'static str, title: &'static str, unit: Unit) -> Row {
+    Row { metric, title, unit, direction: Direction::Neither }
+}
+
+/// The metric that is taken on the host even if all others are taken in the nested machine.
+pub const NATIVE: &str = "native-first-run";
 
 /// The report's rows.
 pub const GROUPS: &[Group] = &[
     Group {
         title: "Boot",
-        how: "from before the fork of the VMM to the line that the guest's first process prints on its serial port, \
-              and to the end of the VMM; the first KVM_RUN by the kernel's trace events of exec and ioctl",
+        how: "from the fork of the VMM to the line that the guest's first process prints on its serial port, and to the \
+              end of the VMM, when the guest has powered off at once; less what a program takes that does nothing. The \
+              guest's own time is what it spends in guest mode or halted, by KVM's trace events, in a run of its own; \
+              with more than one vCPU it is not taken. The VMM's own share, its host kernel's work included, is the \
+              difference. The first KVM_RUN is by trace events of exec and ioctl. Where time is counted in instructions, \
+              each iteration of a string instruction (rep movs, rep stos) counts as one: copying a kernel seems \
+              dearer, beside other work, than it is on a processor; the native row shows that",
         rows: &[
             row("init", "exec to guest init", Unit::Seconds),
             row("end", "exec to the end of the VMM", Unit::Seconds),
+            context("guest", "of this, the guest's own time", Unit::Seconds),
+            row("share", "the VMM's own share", Unit::Seconds),
             row("first-run", "exec to first KVM_RUN", Unit::Seconds),
+            row(NATIVE, "the same on the host, by the clock", Unit::Seconds),
         ],
     },
     Group {
@@ -236,11 +280,11 @@ pub const GROUPS: &[Group] = &[
         how: "TCP between the guest and the host over a tap; packets are those that the tap counts, both ways",
         rows: &[
             row("net-send.s", "guest to host", Unit::Seconds),
-            row("net-send.operations", "packets", Unit::Count),
+            context("net-send.operations", "packets, of any size", Unit::Count),
             row("net-send.exits.exits", "exits per packet", Unit::Each),
             row("net-send.calls", "system calls per packet", Unit::Each),
             row("net-receive.s", "host to guest", Unit::Seconds),
-            row("net-receive.operations", "packets", Unit::Count),
+            context("net-receive.operations", "packets, of any size", Unit::Count),
             row("net-receive.exits.exits", "exits per packet", Unit::Each),
             row("net-receive.calls", "system calls per packet", Unit::Each),
         ],
@@ -254,6 +298,7 @@ mod tests {
     #[test]
     fn json_holds_everything() {
         let mut ours = Measured::new("ours");
+        (ours.about, ours.command) = ("it".to_owned(), "/bin/it --fast".to_owned());
         ours.add("init", 2.5);
         ours.add("init", 1.5);
         ours.add("calls", f64::NAN);

@@ -1,6 +1,6 @@
 //! The report as one page that needs nothing else: tables, and bars as inline SVG.
 
-use super::figures::{Figures, GROUPS, Row};
+use super::figures::{Direction, Figures, GROUPS, Row};
 use super::table::cells;
 use super::timeline::Timeline;
 
@@ -22,10 +22,18 @@ pub fn page(figures: &Figures, timeline: &Timeline, about: &str) -> String {
     for failure in &figures.failures {
         out.push_str(&format!("<pre class=\"bad\">{}</pre>\n", escape(failure)));
     }
-    if !timeline.spans.is_empty() {
-        out.push_str("<h2>From exec to the guest</h2>\n");
-        out.push_str(&timeline_svg(timeline));
+    out.push_str("<h2>Columns</h2>\n<dl>");
+    for measured in &figures.contenders {
+        out.push_str(&format!(
+            "<dt><b>{}</b>: {}</dt><dd><small><code>{}</code></small></dd>\n",
+            escape(&measured.name),
+            escape(&measured.about),
+            escape(&measured.command)
+        ));
     }
+    out.push_str(
+        "</dl>\n<p><small>What is in braces is the same for all: cargo xtask report --help</small></p>\n",
+    );
     for group in GROUPS {
         let rows: String = group.rows.iter().filter_map(|row| table_row(figures, row)).collect();
         if !rows.is_empty() {
@@ -35,11 +43,16 @@ pub fn page(figures: &Figures, timeline: &Timeline, about: &str) -> String {
                 .map(|measured| format!("<th>{}</th>", escape(&measured.name)))
                 .collect();
             out.push_str(&format!(
-                "<h2>{}</h2>\n<p><small>{}</small></p>\n<table><tr><th>less is better</th>{names}<th></th></tr>\n{rows}</table>\n",
+                "<h2>{}</h2>\n<p><small>{}</small></p>\n<table><tr><th></th><th></th>{names}<th></th></tr>\n{rows}</table>\n",
                 escape(group.title),
                 escape(group.how),
             ));
         }
+    }
+    if !timeline.spans.is_empty() {
+        out.push_str("<h2>From exec to the guest, microvm</h2>\n");
+        out.push_str(&format!("<p><small>{}</small></p>\n", escape(&timeline.about(figures))));
+        out.push_str(&timeline_svg(timeline));
     }
     out.push_str("</body></html>\n");
     out
@@ -55,8 +68,12 @@ fn table_row(figures: &Figures, row: &Row) -> Option<String> {
         })
         .collect();
     Some(format!(
-        "<tr><td>{}</td>{columns}<td style=\"width:14em\">{}</td></tr>\n",
+        "<tr><td>{}</td><td><small>{}</small></td>{columns}<td style=\"width:14em\">{}</td></tr>\n",
         escape(row.title),
+        match row.direction {
+            Direction::Less => "less is better",
+            Direction::Neither => "explains other rows",
+        },
         bars(figures, row)
     ))
 }
@@ -148,6 +165,9 @@ mod tests {
             other.add("init", 2.0 * value);
         }
         ours.add("exits.io_exits", 0.0);
+        (ours.about, ours.command) = ("our own".to_owned(), "ours --fast".to_owned());
+        ours.add("net-send.operations", 3.0);
+        ours.add("first-run", 0.25);
         let figures = Figures {
             contenders: vec![ours, other],
             failures: vec!["other: <script>".to_owned()],
@@ -157,6 +177,11 @@ mod tests {
         let page = page(&figures, &timeline, "taken by \"hand\"");
         assert_balanced(&page);
         assert!(page.contains("ours / this: 0.50") && page.contains("first KVM_RUN of vcpu0"), "{page}");
+        for explained in
+            ["our own", "ours --fast", "less is better", "explains other rows", "the table's is of others"]
+        {
+            assert!(page.contains(explained), "{explained}: {page}");
+        }
         assert!(page.contains("a&lt;b&gt;&amp;&quot;c&quot;") && !page.contains("<script"), "{page}");
         for outside in ["http:", "https:", "src=", "href=", "url(", "NaN", "inf"] {
             assert!(!page.contains(outside), "{outside}");

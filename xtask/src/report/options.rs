@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::contender::Contender;
+use super::peers;
+use crate::measure;
 
 /// The kernel command line by default: as the example VMM's, but quiet, because a console's speed is not the point.
 const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
@@ -10,13 +12,13 @@ const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
 /// What is measured, and how.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Another VMM, which prints its guest's serial port on standard output; repeatable. The command is split into
+    /// Another VMM, or one that is found in PATH with other options, which prints its guest's serial port on standard output; repeatable. The command is split into
     /// words as by a shell and gets what stands in braces; see below
     #[arg(long, value_name = "NAME=COMMAND", value_parser = named_command)]
     vs: Vec<String>,
-    /// Leave QEMU's microvm out
+    /// Leave out the VMMs that are found in PATH: QEMU, Firecracker, Cloud Hypervisor, crosvm
     #[arg(long)]
-    no_qemu: bool,
+    alone: bool,
     /// How often each figure is taken; the least counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -39,11 +41,11 @@ fn named_command(text: &str) -> std::result::Result<String, String> {
 }
 
 impl Options {
-    /// One run with little I/O, without QEMU's microvm: shows that each figure can be taken.
+    /// One run with little I/O, without other VMMs: shows that each figure can be taken.
     pub(super) fn quick() -> Options {
         Options {
             vs: Vec::new(),
-            no_qemu: true,
+            alone: true,
             runs: 1,
             quick: true,
             memory: 256,
@@ -56,10 +58,12 @@ impl Options {
     pub(crate) fn contenders(&self, microvm: &Path, floor: &Path) -> Vec<Contender> {
         let mut all = Contender::microvm(microvm).to_vec();
         all.push(Contender::floor(floor));
-        if !self.no_qemu {
-            all.extend(Contender::qemu());
+        let others: Vec<Contender> = self.others().collect();
+        if !self.alone {
+            let found = peers::found(measure::find_program).into_iter();
+            all.extend(found.filter(|peer| others.iter().all(|other| other.name != peer.name)));
         }
-        all.extend(self.others());
+        all.extend(others);
         all
     }
 
@@ -91,7 +95,7 @@ impl Options {
         for vs in &self.vs {
             words.extend(["--vs".to_owned(), vs.clone()]);
         }
-        for (flag, is_on) in [("--no-qemu", self.no_qemu), ("--quick", self.quick)] {
+        for (flag, is_on) in [("--alone", self.alone), ("--quick", self.quick)] {
             words.extend(is_on.then(|| flag.to_owned()));
         }
         let values = [
@@ -127,7 +131,7 @@ mod tests {
     #[test]
     fn options_survive_the_way_into_the_nested_machine() {
         let words =
-            ["--vs", "fc=firecracker --config-file {config}", "--no-qemu", "--memory", "512", "--runs=7"];
+            ["--vs", "fc=firecracker --config-file {config}", "--alone", "--memory", "512", "--runs=7"];
         let options = parse(&words).unwrap();
         let again = parse(&options.words().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         assert_eq!(format!("{options:?}"), format!("{again:?}"));

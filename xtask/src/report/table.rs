@@ -1,6 +1,6 @@
 //! The report as text: a line for each row, a column for each VMM, and how much less ours is.
 
-use super::figures::{Figures, GROUPS, Row};
+use super::figures::{Direction, Figures, GROUPS, Row};
 
 /// One value of a row: the number with its unit, and ours divided by it.
 pub struct Cell {
@@ -16,8 +16,10 @@ pub fn cells(figures: &Figures, row: &Row) -> Option<Vec<Cell>> {
         figures.contenders.iter().map(|measured| measured.least(row.metric)).collect();
     values.iter().any(Option::is_some).then(|| {
         let ours = values.first().copied().flatten();
-        let ratio =
-            |index: usize, value: f64| ours.filter(|_| index > 0 && value > 0.0).map(|ours| ours / value);
+        let ratio = |index: usize, value: f64| {
+            ours.filter(|_| index > 0 && value > 0.0 && row.direction == Direction::Less)
+                .map(|ours| ours / value)
+        };
         values
             .iter()
             .enumerate()
@@ -34,14 +36,23 @@ pub fn text(figures: &Figures) -> String {
     let mut lines = vec![header(figures)];
     for group in GROUPS {
         let rows: Vec<Vec<String>> =
-            group.rows.iter().filter_map(|row| Some(line(row.title, &cells(figures, row)?))).collect();
+            group.rows.iter().filter_map(|row| Some(line(row, &cells(figures, row)?))).collect();
         if !rows.is_empty() {
             lines.push(vec![String::new()]);
             lines.push(vec![group.title.to_owned()]);
             lines.extend(rows);
         }
     }
-    align(&lines)
+    align(&lines) + &legend(figures)
+}
+
+/// What the columns and the marks mean.
+fn legend(figures: &Figures) -> String {
+    let mut out = "\nLess is better, except in rows with a *: they explain others. Columns:\n".to_owned();
+    for measured in figures.contenders.iter().filter(|measured| !measured.about.is_empty()) {
+        out.push_str(&format!("  {}: {}\n", measured.name, measured.about));
+    }
+    out
 }
 
 fn header(figures: &Figures) -> Vec<String> {
@@ -49,12 +60,13 @@ fn header(figures: &Figures) -> Vec<String> {
     ["least of all runs (ours / other)".to_owned()].into_iter().chain(names).collect()
 }
 
-fn line(title: &str, cells: &[Cell]) -> Vec<String> {
+fn line(row: &Row, cells: &[Cell]) -> Vec<String> {
     let cell = |cell: &Cell| match cell.ratio {
         Some(ratio) => format!("{} ({ratio:.2})", cell.text),
         None => cell.text.clone(),
     };
-    [format!("  {title}")].into_iter().chain(cells.iter().map(cell)).collect()
+    let mark = if row.direction == Direction::Neither { " *" } else { "" };
+    [format!("  {}{mark}", row.title)].into_iter().chain(cells.iter().map(cell)).collect()
 }
 
 /// Columns as wide as their widest word: the first to the left, the others to the right.
@@ -95,6 +107,9 @@ mod tests {
         ours.add("calls", 200.0);
         floor.add("calls", 92.0);
         qemu.add("exits.io_exits", 0.0);
+        ours.add("net-send.operations", 10.0);
+        qemu.add("net-send.operations", 20.0);
+        ours.about = "our VMM".to_owned();
         let figures = Figures { contenders: vec![ours, floor, qemu], ..Figures::default() };
         let text = text(&figures);
         let expected = "\
@@ -108,6 +123,12 @@ Start
 
 Exits until init
   port I/O, to the VMM                     -          -               0
+
+Network
+  packets, of any size *                  10          -              20
+
+Less is better, except in rows with a *: they explain others. Columns:
+  microvm: our VMM
 ";
         assert_eq!(text, expected);
     }

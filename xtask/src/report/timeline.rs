@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::figures::Figures;
+
 /// Something with a length, in microseconds since the exec.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
@@ -96,6 +98,19 @@ impl Timeline {
             _ => None,
         }));
         Value::Array(events)
+    }
+
+    /// Which run it is of, and why its figures are not those of the table.
+    pub fn about(&self, figures: &Figures) -> String {
+        let of_table = figures.contenders.first().and_then(|ours| ours.least("first-run"));
+        let of_table =
+            of_table.map(|time| format!(" ({} s)", (time * 1e6).round() / 1e6)).unwrap_or_default();
+        let own =
+            self.instants.first().map(|(_, at)| format!(" ({} s)", at.round() / 1e6)).unwrap_or_default();
+        format!(
+            "The quickest of the runs with --boot-timer, whose guest stamps and loads its drivers: its first \
+             KVM_RUN{own} has the timer's own work before it, and the table's is of others{of_table}"
+        )
     }
 
     /// As lines for people.

@@ -1,5 +1,6 @@
 //! The test binaries of the workspace and the tests in them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -7,6 +8,9 @@ use serde_json::Value;
 
 use super::libtest;
 use crate::{Error, Result, paths, process};
+
+/// The package whose integration tests and benches start examples.
+const FACADE: &str = "ossature";
 
 /// A program made of tests or benchmarks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub struct Binary {
     pub folder: PathBuf,
     /// It measures: run once from start to end, as a test that it works.
     pub is_bench: bool,
+    /// Its tests may start examples: it is an integration test or a bench of the package that builds them.
+    pub starts_examples: bool,
 }
 
 /// One test of a binary.
@@ -44,6 +50,22 @@ pub fn build(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binar
     cargo.envs(variables.iter().copied()).current_dir(paths::root()).stderr(Stdio::inherit());
     let messages = process::text(&mut cargo).map_err(|_| Error::new("the tests do not compile"))?;
     Ok(messages.lines().filter_map(parse_artifact).collect())
+}
+
+/// The names of all targets of a kind in the workspace: "test", "bench".
+///
+/// # Errors
+/// A manifest is wrong.
+pub fn target_names(kind: &str) -> Result<Vec<String>> {
+    let mut cargo = process::command("cargo");
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(paths::root());
+    let all: Value = serde_json::from_str(&process::text(&mut cargo)?)
+        .map_err(|error| Error::new(format!("cargo metadata: {error}")))?;
+    let packages = all["packages"].as_array().into_iter().flatten();
+    let targets = packages.filter_map(|package| package["targets"].as_array()).flatten();
+    let of_kind = targets.filter(|target| target["kind"][0] == kind);
+    let names: BTreeSet<&str> = of_kind.filter_map(|target| target["name"].as_str()).collect();
+    Ok(names.into_iter().map(str::to_owned).collect())
 }
 
 /// Lists the tests of a binary.
@@ -80,7 +102,8 @@ fn parse_artifact(line: &str) -> Option<Binary> {
         "test" => format!("{package}::{target}"),
         other => format!("{package}::{other}/{target}"),
     };
-    Some(Binary { id, target, file, folder, is_bench: kind == "bench" })
+    let starts_examples = package == FACADE && (kind == "test" || kind == "bench");
+    Some(Binary { id, target, file, folder, is_bench: kind == "bench", starts_examples })
 }
 
 /// The name in a package id such as `path+file:///w/devices/bus#ossature-bus@0.1.0`, or
@@ -113,11 +136,21 @@ mod tests {
         assert_eq!(binary.file, Path::new("/t/kvm_run-12"));
         assert_eq!(binary.folder, Path::new("/w/vmm-core"));
         assert!(!binary.is_bench);
+        assert!(!binary.starts_examples);
         assert!(parse_artifact(&artifact("bench", true, "\"/t/b\"")).unwrap().is_bench);
+        let of_facade = artifact("test", true, "\"/t/b\"").replace("ossature-core@", "ossature@");
+        assert!(parse_artifact(&of_facade).unwrap().starts_examples);
         assert_eq!(parse_artifact(&artifact("lib", true, "\"/t/b\"")).unwrap().id, "ossature-core");
         assert_eq!(parse_artifact(&artifact("bin", false, "\"/t/b\"")), None);
         assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
         assert_eq!(parse_artifact(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+
+    #[test]
+    fn integration_tests_are_known_by_name() {
+        let names = target_names("test").unwrap();
+        assert!(names.iter().any(|name| name == "instructions"), "{names:?}");
+        assert!(names.iter().any(|name| name.starts_with("guest_")), "{names:?}");
     }
 
     #[test]

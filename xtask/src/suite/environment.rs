@@ -38,6 +38,15 @@ impl Environment {
         }
     }
 
+    /// The step that runs the tests which belong here, other than benches.
+    pub fn step(self) -> &'static str {
+        match self {
+            Environment::Hidden => "unit",
+            Environment::Own => "kvm",
+            Environment::Full => "guest",
+        }
+    }
+
     /// How long one test may take.
     pub fn limit(self) -> Duration {
         match self {
