@@ -9,7 +9,6 @@
 //! - An [`EventLoop`] gives handlers of descriptors and timers their turns: queues, serial lines, signals.
 //! - [`state`] is the form in which devices save their registers, and [`state_file`] the file that keeps them.
 //! - [`testing`] has a board for tests of devices: no machine, no hypervisor.
-//! - [`adapters`] connect devices and buses with the devices and buses of rust-vmm's `vm-device`.
 //!
 //! # A device on a bus
 //!
@@ -62,7 +61,6 @@
 #![deny(unsafe_code)]
 
 mod access;
-pub mod adapters;
 mod assigned;
 mod bus;
 mod cursor;
