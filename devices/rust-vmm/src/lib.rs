@@ -4,7 +4,8 @@
 //! Each module is a package: all of its items, and the adapters to and from it.
 #![forbid(unsafe_code)]
 
-pub use {event_manager, kvm_bindings, kvm_ioctls, linux_loader, vm_memory, vm_superio, vmm_sys_util};
+pub use {event_manager, kvm_bindings, kvm_ioctls, vm_memory, vm_superio, vmm_sys_util};
 
+pub mod linux_loader;
 pub mod virtio_queue;
 pub mod vm_device;

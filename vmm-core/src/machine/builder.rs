@@ -37,6 +37,7 @@ pub struct MachineBuilder {
     name: String,
     vm: VmConfig,
     ram: RamConfig,
+    given: Option<Ram>,
     payload: Option<Box<dyn Payload>>,
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
@@ -51,6 +52,7 @@ impl MachineBuilder {
             name,
             vm: VmConfig::default(),
             ram: RamConfig::new(128 << 20),
+            given: None,
             payload: None,
             devices: Vec::new(),
             statistics: false,
@@ -89,6 +91,24 @@ impl MachineBuilder {
     /// Guest memory; 128 MiB by default.
     pub fn memory(mut self, ram: RamConfig) -> Self {
         self.ram = ram;
+        self
+    }
+
+    /// Guest memory that there is already, such as [another owner's](Ram::from_memory), instead of what
+    /// [`memory`](Self::memory) describes. It must read as zero.
+    ///
+    /// ```
+    /// use ossature_core::machine::Machine;
+    /// use ossature_core::scripted::{Script, Scripted};
+    /// use ossature_memory::{Ram, RamConfig};
+    ///
+    /// let ram = Ram::new(&RamConfig::new(64 << 20))?;
+    /// let machine = Machine::builder("example").ram(ram).build(&Scripted::new([Script::new()]))?;
+    /// assert_eq!(machine.ram().size(), 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn ram(mut self, ram: Ram) -> Self {
+        self.given = Some(ram);
         self
     }
 
@@ -140,8 +160,18 @@ impl MachineBuilder {
 
     /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, vm, ram, mut payload, devices, statistics, on_reset, on_thread_start, shared } =
-            self;
+        let Self {
+            name,
+            vm,
+            ram,
+            given,
+            mut payload,
+            devices,
+            statistics,
+            on_reset,
+            on_thread_start,
+            shared,
+        } = self;
         let mut watch = Stopwatch::start();
         let cpus = vm.cpus;
         let mut errors = Vec::new();
@@ -150,7 +180,11 @@ impl MachineBuilder {
         }
         let placed = super::board::place(devices).map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
-        let ram = Ram::new(&ram).map(Arc::new).map_err(|error| errors.push(BuildError::Ram(error))).ok();
+        let ram = given
+            .map_or_else(|| Ram::new(&ram), Ok)
+            .map(Arc::new)
+            .map_err(|error| errors.push(BuildError::Ram(error)))
+            .ok();
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };
