@@ -4,7 +4,8 @@
 //! Each module is a package: all of its items, and the adapters to and from it.
 #![forbid(unsafe_code)]
 
-pub use {kvm_bindings, kvm_ioctls, linux_loader, virtio_queue, vm_memory, vm_superio, vmm_sys_util};
+pub use {kvm_bindings, kvm_ioctls, linux_loader, virtio_queue, vm_memory, vmm_sys_util};
 
 pub mod event_manager;
 pub mod vm_device;
+pub mod vm_superio;
