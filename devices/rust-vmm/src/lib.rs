@@ -4,8 +4,9 @@
 //! Each module is a package: all of its items, and the adapters to and from it.
 #![deny(unsafe_code)]
 
-pub use {event_manager, kvm_bindings, vm_superio};
+pub use kvm_bindings;
 
+pub mod event_manager;
 #[allow(unsafe_code)] // see the module
 mod fd;
 pub mod kvm_ioctls;
@@ -13,4 +14,5 @@ pub mod linux_loader;
 pub mod virtio_queue;
 pub mod vm_device;
 pub mod vm_memory;
+pub mod vm_superio;
 pub mod vmm_sys_util;
