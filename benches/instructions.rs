@@ -13,7 +13,7 @@ use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
-use support::{bus, rings, state, tables};
+use support::{bus, rings, rust_vmm, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
@@ -107,4 +107,17 @@ fn main() {
     count("boot: kernel parsed", 1, || {
         x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()
     });
+
+    for (layout, name) in [(Layout::Direct, "direct"), (Layout::Indirect, "indirect")] {
+        for descriptors in [1, 3, 16] {
+            let chains = QueueRig::new(descriptors, layout).chains().into();
+            let mut behind = rust_vmm::Behind::new(descriptors, layout);
+            count(&format!("rust-vmm: queue behind ours, {name}, {descriptors}"), chains, || behind.batch());
+            let mut alone = rust_vmm::Alone::new(descriptors, layout);
+            count(&format!("baseline: virtio-queue, {name}, {descriptors}"), chains, || alone.batch());
+        }
+    }
+    let mut loading = rust_vmm::Loading::new();
+    count("rust-vmm: kernel loaded by linux-loader", 1, || loading.theirs());
+    count("boot: kernel loaded", 1, || loading.ours());
 }

@@ -4,5 +4,6 @@
 pub mod bus;
 pub mod raw;
 pub mod rings;
+pub mod rust_vmm;
 pub mod state;
 pub mod tables;
