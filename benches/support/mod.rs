@@ -1,6 +1,7 @@
 //! What the criterion benches and the instruction counts share: each hot path, ready to be called again and again.
 #![allow(dead_code)] // each program uses some of it
 
+pub mod adapters;
 pub mod bus;
 pub mod raw;
 pub mod rings;
