@@ -1,7 +1,4 @@
-//! Adapters between Ossature and the crates of [rust-vmm](https://github.com/rust-vmm), both ways, and those crates
-//! themselves in one set of versions that are tested together.
-//!
-//! Each module is a package: all of its items, and the adapters to and from it.
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
 pub use kvm_bindings;
