@@ -14,7 +14,7 @@ use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
-use support::{bus, rings, state, tables};
+use support::{adapters, bus, foreign, rings, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
@@ -48,6 +48,41 @@ fn baselines(devices: u64) {
     count("baseline: bus read, hot, 64 devices, IoManager in a mutex", 1, || manager.read(black_box(addr)));
     let mut map = bus::maps(devices)();
     count("baseline: bus read, hot, 64 devices, map in a read-write lock", 1, || map.read(black_box(addr)));
+}
+
+/// Through the adapters to rust-vmm's crates, and the same without them.
+fn rust_vmm() {
+    let (mut ours, mut theirs, superio) =
+        (adapters::Port::ours(), adapters::Port::theirs(), adapters::Superio::new());
+    count("serial port, byte sent", 1, || ours.send());
+    count("adapter: serial port with vm-superio's registers, byte sent", 1, || theirs.send());
+    count("baseline: vm-superio's serial port in a mutex, byte sent", 1, || superio.send());
+    count("adapter: vm-device's device on our bus, read", 1, adapters::their_device());
+    count("adapter: our device on an IoManager, read", 1, adapters::their_bus(true));
+    count("baseline: vm-device's device on an IoManager, read", 1, adapters::their_bus(false));
+    count("event and its turn, our loop", 1, adapters::our_loop());
+    count(
+        "adapter: event and its turn, event-manager's subscriber on our loop",
+        1,
+        adapters::their_subscriber(),
+    );
+    count("adapter: event and its turn, our loop on an EventManager", 1, adapters::our_loop_on_theirs());
+    count("baseline: event and its turn, EventManager", 1, adapters::their_loop());
+    for (layout, name) in [(Layout::Direct, "direct"), (Layout::Indirect, "indirect")] {
+        for descriptors in [1, 3, 16] {
+            let chains = QueueRig::new(descriptors, layout).chains().into();
+            let mut behind = foreign::Behind::new(descriptors, layout);
+            let path = format!("adapter: virtio-queue's queue behind ours, {name}, {descriptors}");
+            count(&path, chains, || behind.batch());
+            let mut alone = foreign::Alone::new(descriptors, layout);
+            count(&format!("baseline: virtio-queue's queue, {name}, {descriptors}"), chains, || {
+                alone.batch()
+            });
+        }
+    }
+    let mut loading = foreign::Loading::new();
+    count("boot: kernel loaded", 1, || loading.ours());
+    count("adapter: kernel loaded by linux-loader", 1, || loading.theirs());
 }
 
 fn main() {
@@ -110,4 +145,5 @@ fn main() {
     count("boot: kernel parsed", 1, || {
         x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()
     });
+    rust_vmm();
 }

@@ -7,7 +7,6 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ossature::bus::adapters::FromVmDevice;
 use ossature::bus::state::{Decoder, Encoder, Field, StateError};
 use ossature::bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
@@ -15,10 +14,10 @@ use ossature::bus::{
 };
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::rust_vmm::vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
+use ossature::rust_vmm::vm_device::{FromVmDevice, MutDevicePio};
 use ossature::vmm::machine::Machine;
 use ossature::vmm::{Failure, Kvm, Registers};
-use vm_device::MutDevicePio;
-use vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
 
 /// Copies bytes from port 0x700 to ports 0x3f8 and 0x710 until it reads 0, then powers off.
 const GUEST: &[u8] = &[

@@ -72,7 +72,7 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     assert!(matches!(outcome, Outcome::Shutdown), "{text}");
 
     assert_eq!(received.join().unwrap(), BYTES);
-    let of = |scope, name| after[&(scope, metric.name)] - before[&(scope, metric.name)];
+    let of = |scope, name| after[&(scope, name)] - before[&(scope, name)];
     let requests = of("disk", "read_requests") + of("disk", "write_requests");
     assert!(requests >= REQUESTS, "{requests} requests: {text}");
     let packets = of("net", "rx_packets") + of("net", "tx_packets");

@@ -39,6 +39,16 @@ const BOUNDS: &[(&str, f64)] = &[
     ("boot: ACPI tables", 61104.3),
     ("boot: memory map", 210.3),
     ("boot: kernel parsed", 5323.3),
+    ("serial port, byte sent", 685.2),
+    ("adapter: serial port with vm-superio's registers, byte sent", 629.2),
+    ("baseline: vm-superio's serial port in a mutex, byte sent", 67.2),
+    ("adapter: vm-device's device on our bus, read", 60.2),
+    ("adapter: our device on an IoManager, read", 159.2),
+    ("baseline: vm-device's device on an IoManager, read", 104.2),
+    ("event and its turn, our loop", 1088.2),
+    ("adapter: event and its turn, event-manager's subscriber on our loop", 2181.2),
+    ("adapter: event and its turn, our loop on an EventManager", 1034.2),
+    ("baseline: event and its turn, EventManager", 574.2),
 ];
 
 /// A count may exceed its bound by this factor.

@@ -1,10 +1,16 @@
 //! Host address space behind guest RAM: mapped once, unmapped when its last region is gone.
 
+use std::any::Any;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::FileOffset;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::MmapRegion;
 
 use crate::host_page_size;
 use crate::ranges::Ranges;
@@ -46,6 +52,29 @@ pub(crate) enum Kind {
         /// Made for this mapping, and not the caller's.
         own: bool,
     },
+    /// Somebody else's mapping.
+    Foreign(Foreign),
+}
+
+/// What a mapping is of that somebody else has made.
+pub(crate) struct Foreign {
+    /// Keeps it mapped.
+    owner: Arc<dyn Any + Send + Sync>,
+    /// What the pages are, in the terms of mmap(2).
+    pub(crate) flags: i32,
+    /// The file that is shared, and the offset of the mapping's first byte in it.
+    pub(crate) file: Option<FileOffset>,
+    /// Made of pages from a pool.
+    pub(crate) huge: bool,
+}
+
+impl fmt::Debug for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Foreign")
+            .field("flags", &self.flags)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What the host's kernel is asked to do with the pages of a mapping.
@@ -138,6 +167,21 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// The memory of a region that somebody else has mapped, which stays mapped as long as this lives.
+    pub(crate) fn of_region<B: Bitmap + Send + Sync + 'static>(region: Arc<MmapRegion<B>>) -> Option<Self> {
+        let (start, len) = (NonNull::new(region.as_ptr())?, region.size());
+        let foreign = Foreign {
+            flags: region.flags(),
+            // Of a private copy, nobody else sees what is written.
+            file: region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0).cloned(),
+            huge: region.is_hugetlbfs().unwrap_or(false),
+            owner: region,
+        };
+        let options = Options { thp: false, prefault: false, dump: true };
+        let (kind, file_pieces) = (Kind::Foreign(foreign), Mutex::default());
+        Some(Self { start, total: len, base: start, len, kind, options, file_pieces })
+    }
+
     /// What the memory is.
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
@@ -148,6 +192,7 @@ impl Mapping {
         match self.kind {
             Kind::Shared { huge: true, .. } => Some("made of huge pages"),
             Kind::Shared { .. } => Some("shared"),
+            Kind::Foreign(_) => Some("another owner's"),
             _ if self.options.prefault => Some("prefaulted"),
             _ => None,
         }
@@ -158,6 +203,7 @@ impl Mapping {
         match self.kind {
             // Nobody promises that the pool still has pages when they are wanted again.
             Kind::Shared { huge: true, .. } => Some("made of huge pages"),
+            Kind::Foreign(_) => Some("another owner's"),
             _ => None,
         }
     }
@@ -198,7 +244,9 @@ impl Mapping {
     /// Gives the pages of the `len` bytes at `offset` back to the host: they read as zeros from then on.
     pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), CallError> {
         match self.kind {
-            Kind::Shared { huge: true, .. } => Err(("madvise", io::ErrorKind::InvalidInput.into())),
+            Kind::Shared { huge: true, .. } | Kind::Foreign(_) => {
+                Err(("madvise", io::ErrorKind::InvalidInput.into()))
+            }
             Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE),
             Kind::Anonymous | Kind::Private { .. } => {
                 let end = offset.saturating_add(len).min(self.len);
@@ -224,6 +272,8 @@ impl Mapping {
     pub(crate) fn clear(&self, offset: usize, len: usize) -> Result<bool, CallError> {
         match &self.kind {
             Kind::Shared { own: false, .. } => return Ok(false),
+            Kind::Foreign(Foreign { flags, .. }) if flags & libc::MAP_ANONYMOUS == 0 => return Ok(false),
+            Kind::Foreign(_) => self.fill_with_zeros(offset, len)?,
             // Given back to the pool, they may be gone when they are next touched.
             Kind::Shared { huge: true, .. } => self.fill_with_zeros(offset, len)?,
             Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE)?,
@@ -266,7 +316,7 @@ impl Mapping {
     /// file's from there on, or by zeros. After an error, they are what they were, or zeros.
     fn map_over(&self, offset: usize, len: usize, file: Option<(&File, u64)>) -> Result<(), CallError> {
         let whole = (offset | len).is_multiple_of(host_page_size());
-        let private = !matches!(self.kind, Kind::Shared { .. });
+        let private = matches!(self.kind, Kind::Anonymous | Kind::Private { .. });
         let Some(place) = self.place(offset, len).filter(|_| whole && private).map(NonNull::as_ptr) else {
             return Err(("mmap", io::ErrorKind::InvalidInput.into()));
         };
@@ -320,12 +370,13 @@ impl Kind {
             // Without a reservation, an empty pool would end the process when a page is touched.
             Self::Shared { huge: true, .. } => libc::MAP_SHARED,
             Self::Shared { .. } => libc::MAP_SHARED | libc::MAP_NORESERVE,
+            Self::Foreign(foreign) => foreign.flags,
         }
     }
 
     fn file(&self) -> Option<(&File, u64)> {
         match self {
-            Self::Anonymous => None,
+            Self::Anonymous | Self::Foreign(_) => None,
             Self::Private { file, offset } | Self::Shared { file, offset, .. } => Some((file, *offset)),
         }
     }
@@ -352,6 +403,11 @@ unsafe fn mmap(
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if let Kind::Foreign(Foreign { owner, .. }) = &self.kind {
+            // It unmaps what it has mapped when the last of those who have it lets go.
+            let _: &Arc<_> = owner;
+            return;
+        }
         // SAFETY: the mapping is ours, and every region in it holds a reference to this value.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.total) };
     }

@@ -3,17 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::GuestAddress;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::allocate::{Terms, allocate};
 use crate::config::{Backing, RamConfig};
 use crate::error::RamError;
 use crate::listener::{ListenerGuard, Listeners, MemoryListener};
-use crate::mapping::Options;
+use crate::mapping::{Mapping, Options};
 use crate::published::Published;
 use crate::region::region;
 use crate::slot::{RamSlot, SlotId};
-use crate::{Dma, GuestMmap};
+use crate::{DirtyBitmap, Dma, GuestMmap, host_page_size};
 
 /// The RAM of one guest.
 ///
@@ -46,6 +47,54 @@ impl Ram {
             regions.push(region(&mapping, offset, len, guest).ok_or(RamError::AddressSpace { size })?);
             offset += len;
         }
+        Self::of_regions(regions, terms, size)
+    }
+
+    /// RAM that somebody else has mapped with vm-memory, at the same addresses. Both see what either writes, and it stays
+    /// mapped until both let go. Every region has to consist of whole pages of the host.
+    ///
+    /// It stays its owner's: the guest cannot [discard](Dma::discard) it, [`map_file`](crate::map_file) does not
+    /// map over it, and [`clear`](Self::clear) fills anonymous memory with zeros and leaves all other as it is.
+    ///
+    /// ```
+    /// use ossature_memory::Ram;
+    /// use ossature_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    ///
+    /// let theirs = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+    /// let ram = Ram::from_memory(&theirs)?;
+    /// ram.dma().write(GuestAddress(0x1000), b"seen")?;
+    /// assert_eq!(theirs.read_obj::<[u8; 4]>(GuestAddress(0x1000))?, *b"seen");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_memory<B>(memory: &GuestMemoryMmap<B>) -> Result<Self, RamError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let page_size = host_page_size() as u64;
+        let mut size = 0;
+        let mut regions = Vec::new();
+        for theirs in memory.iter() {
+            let (guest_addr, len) = (theirs.start_addr().0, theirs.len());
+            if !guest_addr.is_multiple_of(page_size) {
+                return Err(RamError::SlotUnaligned { guest_addr, page_size });
+            }
+            if !(len | theirs.as_ptr().addr() as u64).is_multiple_of(page_size) {
+                return Err(RamError::Unaligned { size: len, page_size });
+            }
+            let none = || RamError::AddressSpace { size: len };
+            let mapping = Mapping::of_region(theirs.get_mmap()).map(Arc::new).ok_or_else(none)?;
+            regions.push(region(&mapping, 0, theirs.size(), guest_addr).ok_or_else(none)?);
+            size += len;
+        }
+        let options = Options { thp: false, prefault: false, dump: true };
+        Self::of_regions(regions, Terms { options, overcommit: false }, size)
+    }
+
+    fn of_regions(
+        regions: Vec<GuestRegionMmap<DirtyBitmap>>,
+        terms: Terms,
+        size: u64,
+    ) -> Result<Self, RamError> {
         let slots: Vec<_> =
             (0..).zip(&regions).map(|(id, region)| RamSlot::new(SlotId(id), region)).collect();
         let permanent = slots.len() as u64;

@@ -26,6 +26,13 @@ pub(crate) fn region(
             .with_mmap_flags(libc::MAP_SHARED)
             .with_hugetlbfs(*huge)
             .with_file_offset(FileOffset::from_arc(file.clone(), start.checked_add(offset as u64)?)),
+        Kind::Foreign(foreign) => {
+            let builder = builder.with_mmap_flags(foreign.flags).with_hugetlbfs(foreign.huge);
+            match &foreign.file {
+                Some(file) => builder.with_file_offset(file.clone()),
+                None => builder,
+            }
+        }
     };
     // SAFETY: the range was checked to be in the mapping, and the mapping lives as long as the bitmap, which the
     // region owns.

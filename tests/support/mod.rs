@@ -55,6 +55,7 @@ pub fn kernel() -> Kernel {
 
 /// A guest to be: the VMM's command line, and what the guest runs before it powers off.
 pub struct Guest {
+    program: PathBuf,
     kernel: PathBuf,
     cmdline: String,
     args: Vec<OsString>,
@@ -68,6 +69,7 @@ impl Guest {
     /// Debian's kernel as ELF file, and otherwise what the VMM has by default.
     pub fn new() -> Self {
         Self {
+            program: vmm::program(),
             kernel: kernel().vmlinux(),
             cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
             args: Vec::new(),
@@ -76,6 +78,11 @@ impl Guest {
             files: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
+    }
+
+    /// Another VMM that has the flags for kernel, initial RAM disk and command line.
+    pub fn vmm(self, program: PathBuf) -> Self {
+        Self { program, ..self }
     }
 
     /// Another kernel.
@@ -154,7 +161,7 @@ impl Guest {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(vmm::program());
+        let mut command = Command::new(&self.program);
         command.arg("--kernel").arg(&self.kernel).arg("--initrd").arg(self.initrd());
         command.arg("--cmdline").arg(&self.cmdline).args(&self.args);
         command

@@ -80,6 +80,13 @@ impl Kvm {
         Self::new(sys::kvm_from_fd(fd))
     }
 
+    /// A virtual machine that somebody else has created, on this KVM, such as one of a type that
+    /// [`create_vm`](Hypervisor::create_vm) does not make. It must have no memory, no vCPUs and no interrupt controllers
+    /// yet.
+    pub fn vm_from_fd(&self, fd: OwnedFd, config: &VmConfig) -> Result<Box<dyn Vm>, VmError> {
+        Ok(Box::new(vm::KvmVm::new(&self.host, config, Some(fd))?))
+    }
+
     fn new(kvm: kvm_ioctls::Kvm) -> Result<Self, VmError> {
         // One question does, mostly.
         if !kvm.check_extension(arch::NEWEST) {
@@ -130,7 +137,7 @@ impl Sealed for Kvm {}
 
 impl Hypervisor for Kvm {
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError> {
-        Ok(Box::new(vm::KvmVm::new(&self.host, config)?))
+        Ok(Box::new(vm::KvmVm::new(&self.host, config, None)?))
     }
 }
 

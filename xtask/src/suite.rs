@@ -202,6 +202,7 @@ impl Suite {
         }
         if environment == Environment::Full {
             vmm::build()?;
+            vmm::build_rust_vmm()?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
             foreign::fetch()?;

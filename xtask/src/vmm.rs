@@ -26,6 +26,20 @@ pub fn build_quietly() -> Result<()> {
     process::run(cargo_build("microvm").arg("--quiet"))
 }
 
+/// Builds the example VMM of rust-vmm's parts, and tells where it is.
+///
+/// # Errors
+/// It does not compile.
+pub fn build_rust_vmm() -> Result<PathBuf> {
+    build_example("rust_vmm")?;
+    Ok(rust_vmm())
+}
+
+/// Where [`build_rust_vmm`] leaves the VMM.
+pub fn rust_vmm() -> PathBuf {
+    paths::target().join("release/examples/rust_vmm")
+}
+
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
 ///
 /// # Errors

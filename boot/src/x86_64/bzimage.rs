@@ -108,6 +108,15 @@ impl BzImage {
         Ok(Self { header, code: start..len })
     }
 
+    /// One of which only the header is left: as many of its bytes as there are, zero after them.
+    pub fn loaded(bytes: &[u8]) -> Self {
+        let mut header = SetupHeader::default();
+        for (to, from) in header.as_mut_bytes().iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        Self { header, code: 0..0 }
+    }
+
     /// The compressed kernel, as a range of the file.
     pub fn payload(&self) -> Result<Range<u64>, KernelError> {
         let start = self.code.start + u64::from(self.header.payload_offset.get());

@@ -1,5 +1,6 @@
 //! Kernel images: recognised, validated, unpacked where that is faster, and put into guest memory.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use ossature_memory::GuestMmap;
@@ -54,6 +55,16 @@ pub enum Entry {
     Pvh(u32),
     /// 64-bit mode, at this address, with a zero page.
     Linux64(u64),
+}
+
+impl Entry {
+    /// Guest-physical.
+    fn address(self) -> u64 {
+        match self {
+            Self::Pvh(address) => address.into(),
+            Self::Linux64(address) => address,
+        }
+    }
 }
 
 /// A kernel image, validated and ready to be loaded.
@@ -126,6 +137,33 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// A kernel that another loader has put into guest memory, for [`describe`](super::describe): the `memory` that it
+    /// fills or needs, and how it is entered. Of a bzImage that unpacks itself, `setup_header` is the setup header, from
+    /// byte 0x1f1 of the image on.
+    ///
+    /// ```
+    /// use ossature_boot::x86_64::{Entry, Kernel};
+    ///
+    /// let kernel = Kernel::loaded(0x100_0000..0x200_0000, Entry::Linux64(0x100_0000), None)?;
+    /// assert_eq!(kernel.segments()[0].mem_len, 0x100_0000);
+    /// # Ok::<(), ossature_boot::x86_64::KernelError>(())
+    /// ```
+    pub fn loaded(
+        memory: Range<u64>,
+        entry: Entry,
+        setup_header: Option<&[u8]>,
+    ) -> Result<Self, KernelError> {
+        let address = entry.address();
+        if !memory.contains(&address) {
+            return Err(KernelError::EntryOutsideKernel { entry: address });
+        }
+        let (guest_addr, mem_len) = (memory.start, memory.end - memory.start);
+        let segment = LoadSegment { file_offset: 0, file_len: 0, guest_addr, mem_len };
+        let bzimage = setup_header.map(BzImage::loaded);
+        let unpacks_itself = bzimage.is_some();
+        Self::placed(Image::Given(ImageSource::Bytes(&[])), vec![segment], entry, bzimage, unpacks_itself)
+    }
+
     /// What has to be where in guest memory before the kernel starts.
     pub fn segments(&self) -> &[LoadSegment] {
         &self.segments
@@ -164,10 +202,7 @@ impl<'a> Kernel<'a> {
             (BootProtocol::Auto | BootProtocol::Pvh, Some(entry)) => Entry::Pvh(entry),
             _ => Entry::Linux64(elf.entry),
         };
-        let address = match entry {
-            Entry::Pvh(entry) => entry.into(),
-            Entry::Linux64(entry) => entry,
-        };
+        let address = entry.address();
         if !elf.contains(address) {
             return Err(KernelError::EntryOutsideKernel { entry: address });
         }

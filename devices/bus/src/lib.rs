@@ -10,7 +10,6 @@
 //! - A [`HostStream`] is a terminal, pipe, socket or file that they read and write without waiting.
 //! - [`state`] is the form in which devices save their registers, and [`state_file`] the file that keeps them.
 //! - [`testing`] has a board for tests of devices: no machine, no hypervisor.
-//! - [`adapters`] connect devices and buses with the devices and buses of rust-vmm's `vm-device`.
 //!
 //! # A device on a bus
 //!
@@ -63,7 +62,6 @@
 #![deny(unsafe_code)]
 
 mod access;
-pub mod adapters;
 mod assigned;
 mod bus;
 mod cursor;

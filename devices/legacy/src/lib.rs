@@ -86,7 +86,7 @@ pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
-pub use serial::{Serial, SerialInput, SerialPort};
+pub use serial::{Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
 pub use terminal::{RawTerminal, window_size};
 
 #[cfg(doctest)]

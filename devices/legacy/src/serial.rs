@@ -1,6 +1,7 @@
 //! A 16550A serial port as a device.
 
 mod interrupt_line;
+mod model;
 mod port;
 mod registers;
 mod state;
@@ -20,7 +21,11 @@ use ossature_bus::{
 use crate::backend::Backend;
 use crate::register::{IRQ, REGISTERS};
 use interrupt_line::InterruptLine;
-use port::{Port, PortTurns};
+use port::{Port, PortTurns, Receive};
+
+pub use model::{Uart, Written};
+pub use registers::TYPEAHEAD_CAPACITY;
+pub use uart::Uart16550;
 
 /// How long a port that is detached waits for its line to take the last output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
@@ -65,8 +70,10 @@ impl SerialPort {
 ///
 /// All waiting happens on an event loop: the VMM's, given by [`on`](Self::on), or one on a thread of the port's own,
 /// which is named after it. A line that never makes anyone wait (a file, a writer) needs neither.
+///
+/// All of this is the same with another model of the registers: see [`with_uart`](Self::with_uart).
 #[derive(Debug)]
-pub struct Serial {
+pub struct Serial<U: Uart = Uart16550> {
     id: String,
     place: SerialPort,
     /// The interrupt line is level-triggered.
@@ -74,17 +81,24 @@ pub struct Serial {
     /// The loop that was given, if one was.
     event_loop: Option<EventLoop>,
     needs_loop: bool,
-    port: Arc<Port>,
-    hosted: Option<Hosted<PortTurns>>,
+    port: Arc<Port<U>>,
+    hosted: Option<Hosted<PortTurns<U>>>,
     thread: Option<LoopThread>,
 }
 
 impl Serial {
     /// A port named `id` at `place` on the line `backend`.
     pub fn new(id: impl Into<String>, place: SerialPort, backend: Backend) -> Self {
+        Self::with_uart(id, place, backend, Uart16550::new())
+    }
+}
+
+impl<U: Uart + 'static> Serial<U> {
+    /// The same with the registers of `uart`, as a master reset leaves them.
+    pub fn with_uart(id: impl Into<String>, place: SerialPort, backend: Backend, uart: U) -> Self {
         let Backend { line, on_key } = backend;
         let needs_loop = line.needs_loop();
-        let port = Arc::new(Port::new(line, on_key));
+        let port = Arc::new(Port::new(uart, line, on_key));
         let (event_loop, hosted, thread) = (None, None, None);
         Self { id: id.into(), place, level: false, event_loop, needs_loop, port, hosted, thread }
     }
@@ -129,6 +143,13 @@ impl Serial {
         Ok(())
     }
 
+    /// A handle that puts bytes into the receiver, beside the line.
+    pub fn input(&self) -> SerialInput {
+        SerialInput(self.port.clone())
+    }
+}
+
+impl<U: Uart> Serial<U> {
     /// Ends the port's part in its machine.
     fn end(&mut self) {
         self.port.finish(LAST_OUTPUT);
@@ -136,16 +157,11 @@ impl Serial {
         self.thread = None;
         self.port.release();
     }
-
-    /// A handle that puts bytes into the receiver, beside the line.
-    pub fn input(&self) -> SerialInput {
-        SerialInput(self.port.clone())
-    }
 }
 
 /// Puts bytes into a [`Serial`]'s receiver. A handle: clones feed the same port, from any thread.
 #[derive(Clone, Debug)]
-pub struct SerialInput(Arc<Port>);
+pub struct SerialInput(Arc<dyn Receive>);
 
 impl SerialInput {
     /// Puts the first bytes of `input` into the FIFO and returns how many fitted: 0 while the guest does not
@@ -161,7 +177,7 @@ impl SerialInput {
     }
 }
 
-impl Device for Serial {
+impl<U: Uart + 'static> Device for Serial<U> {
     fn id(&self) -> &str {
         &self.id
     }
@@ -240,7 +256,7 @@ impl Device for Serial {
     }
 }
 
-impl Drop for Serial {
+impl<U: Uart> Drop for Serial<U> {
     fn drop(&mut self) {
         self.end();
         self.port.close();

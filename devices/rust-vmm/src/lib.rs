@@ -1,8 +1,15 @@
-//! Adapters between Ossature and the crates of [rust-vmm](https://github.com/rust-vmm), both ways, and those crates
-//! themselves in one set of versions that are tested together.
-#![forbid(unsafe_code)]
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
 
-pub use {
-    event_manager, kvm_bindings, kvm_ioctls, linux_loader, virtio_queue, vm_device, vm_memory, vm_superio,
-    vmm_sys_util,
-};
+pub use kvm_bindings;
+
+pub mod event_manager;
+#[allow(unsafe_code)] // see the module
+mod fd;
+pub mod kvm_ioctls;
+pub mod linux_loader;
+pub mod virtio_queue;
+pub mod vm_device;
+pub mod vm_memory;
+pub mod vm_superio;
+pub mod vmm_sys_util;

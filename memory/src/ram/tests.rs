@@ -212,4 +212,5 @@ proptest! {
 
 mod clear;
 mod file;
+mod foreign;
 mod slots;

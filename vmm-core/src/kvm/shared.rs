@@ -37,7 +37,11 @@ pub(super) struct VmShared {
 
 impl VmShared {
     pub(super) fn new(host: &Arc<Host>, config: &VmConfig) -> Result<Self, VmError> {
-        let fd = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
+        Self::with_fd(host, config, retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?)
+    }
+
+    /// A machine that somebody else has created, and that has nothing yet.
+    pub(super) fn with_fd(host: &Arc<Host>, config: &VmConfig, fd: VmFd) -> Result<Self, VmError> {
         arch::prepare_vm(&fd)?;
         if let Some(entries) = config.dirty_ring {
             let bytes = u64::from(entries).saturating_mul(ring::ENTRY as u64);

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use kvm_bindings::KVMIO;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use ossature_bus::Event;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -32,6 +32,12 @@ pub(super) fn open_kvm(path: &Path) -> io::Result<Kvm> {
 pub(super) fn kvm_from_fd(fd: OwnedFd) -> Kvm {
     // SAFETY: the descriptor is open, and nobody else has it any more.
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Takes a virtual machine of this KVM over.
+pub(super) fn vm_from_fd(kvm: &Kvm, fd: OwnedFd) -> errno::Result<VmFd> {
+    // SAFETY: the descriptor is open, and nobody else has it any more.
+    unsafe { kvm.create_vmfd_from_rawfd(fd.into_raw_fd()) }
 }
 
 /// The descriptor of something that owns it.

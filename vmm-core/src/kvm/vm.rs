@@ -1,7 +1,7 @@
 //! A virtual machine of KVM: memory, interrupts, doorbells.
 
 use std::error::Error;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -35,14 +35,22 @@ pub(super) struct KvmVm {
 }
 
 impl KvmVm {
-    pub(super) fn new(host: &Arc<Host>, config: &VmConfig) -> Result<Self, VmError> {
+    /// A new one, or what `fd` is.
+    pub(super) fn new(host: &Arc<Host>, config: &VmConfig, fd: Option<OwnedFd>) -> Result<Self, VmError> {
         if config.cpus > 1 {
             let max = host.max_vcpus();
             if config.cpus > max {
                 return Err(VmError::TooManyVcpus { index: config.cpus - 1, max });
             }
         }
-        let shared = Arc::new(VmShared::new(host, config)?);
+        let shared = match fd {
+            None => VmShared::new(host, config)?,
+            Some(fd) => {
+                let fd = sys::vm_from_fd(&host.kvm, fd).map_err(call("KVM_GET_VCPU_MMAP_SIZE"))?;
+                VmShared::with_fd(host, config, fd)?
+            }
+        };
+        let shared = Arc::new(shared);
         Ok(Self { shared, memory: Mutex::default() })
     }
 }

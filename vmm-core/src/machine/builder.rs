@@ -37,6 +37,7 @@ pub struct MachineBuilder {
     name: String,
     vm: VmConfig,
     ram: RamConfig,
+    given: Option<Ram>,
     payload: Option<Box<dyn Payload>>,
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
@@ -52,6 +53,7 @@ impl MachineBuilder {
             name,
             vm: VmConfig::default(),
             ram: RamConfig::new(128 << 20),
+            given: None,
             payload: None,
             devices: Vec::new(),
             statistics: false,
@@ -91,6 +93,24 @@ impl MachineBuilder {
     /// Guest memory; 128 MiB by default.
     pub fn memory(mut self, ram: RamConfig) -> Self {
         self.ram = ram;
+        self
+    }
+
+    /// Guest memory that there is already, such as [another owner's](Ram::from_memory), instead of what
+    /// [`memory`](Self::memory) describes. It must read as zero.
+    ///
+    /// ```
+    /// use ossature_core::machine::Machine;
+    /// use ossature_core::scripted::{Script, Scripted};
+    /// use ossature_memory::{Ram, RamConfig};
+    ///
+    /// let ram = Ram::new(&RamConfig::new(64 << 20))?;
+    /// let machine = Machine::builder("example").ram(ram).build(&Scripted::new([Script::new()]))?;
+    /// assert_eq!(machine.ram().size(), 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn ram(mut self, ram: Ram) -> Self {
+        self.given = Some(ram);
         self
     }
 
@@ -148,7 +168,7 @@ impl MachineBuilder {
 
     /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, vm, ram, mut payload, devices, statistics, shared, .. } = self;
+        let Self { name, vm, ram, given, mut payload, devices, statistics, shared, .. } = self;
         let Self { on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
         let cpus = vm.cpus;
@@ -158,7 +178,11 @@ impl MachineBuilder {
         }
         let placed = super::board::place(devices).map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
-        let ram = Ram::new(&ram).map(Arc::new).map_err(|error| errors.push(BuildError::Ram(error))).ok();
+        let ram = given
+            .map_or_else(|| Ram::new(&ram), Ok)
+            .map(Arc::new)
+            .map_err(|error| errors.push(BuildError::Ram(error)))
+            .ok();
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };

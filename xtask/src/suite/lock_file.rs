@@ -9,6 +9,7 @@ use crate::{Context, Error, Result};
 /// Crates of the rust-vmm project: two versions of one of them in a program do not fit together.
 const RUST_VMM: &[&str] = &[
     "acpi_tables",
+    "event-manager",
     "kvm-bindings",
     "kvm-ioctls",
     "linux-loader",

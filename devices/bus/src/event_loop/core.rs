@@ -112,8 +112,11 @@ impl Core {
         self.begin()?.pass(false)
     }
 
-    /// The same, unless a thread runs the loop.
+    /// The same, unless a thread runs the loop, or another one is its home.
     pub(super) fn try_pass(&self) -> io::Result<bool> {
+        if self.table().home.is_some_and(|home| home != this_thread()) {
+            return Ok(false);
+        }
         let Some(storage) = try_lock(&self.run) else { return Ok(false) };
         self.running(storage).pass(false)?;
         Ok(true)

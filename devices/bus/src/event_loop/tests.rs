@@ -443,6 +443,28 @@ fn a_waiter_drives_the_loop_only_where_nobody_does() {
     assert!(event_loop.try_pass().unwrap());
 }
 
+#[test]
+fn a_loop_with_a_home_is_driven_by_no_waiter_elsewhere() {
+    let event_loop = EventLoop::new().unwrap();
+    let (handler, turns) = teller(&[event()], |_| Turn::Sleep);
+    let hosted = event_loop.host(handler).unwrap();
+    event_loop.set_home(Some(thread::current().id()));
+    thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| event_loop.try_pass().unwrap());
+        assert!(!elsewhere.join().unwrap());
+    });
+    assert!(turns.try_recv().is_err());
+    assert!(event_loop.try_pass().unwrap());
+    assert_eq!(turns.try_recv(), Ok(10));
+    hosted.handle().wake(3);
+    event_loop.set_home(None);
+    thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| event_loop.try_pass().unwrap());
+        assert!(elsewhere.join().unwrap());
+    });
+    assert_eq!(turns.try_recv(), Ok(3));
+}
+
 /// Returns true if a loop of another kind would see that `event_loop` has something to do.
 fn is_readable(event_loop: &EventLoop) -> bool {
     let epoll = vmm_sys_util::epoll::Epoll::new().unwrap();

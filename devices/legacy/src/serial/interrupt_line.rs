@@ -18,10 +18,11 @@ impl InterruptLine {
     }
 
     /// Raises `edge`, or sets the level to what `condition` is. A level that could not be set is set again the next time.
-    pub(super) fn follow(&mut self, edge: bool, condition: bool) -> io::Result<()> {
+    pub(super) fn follow(&mut self, edge: bool, condition: impl FnOnce() -> bool) -> io::Result<()> {
         if !self.level {
             return if edge { self.interrupt.signal() } else { Ok(()) };
         }
+        let condition = condition();
         if condition == self.asserted { Ok(()) } else { self.set_level(condition) }
     }
 

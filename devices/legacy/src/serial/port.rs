@@ -14,9 +14,9 @@ use ossature_bus::{
 use rustix::event::PollFd;
 
 use super::interrupt_line::InterruptLine;
-use super::state::SerialState;
+use super::model::{Uart, Written};
+use super::registers::TYPEAHEAD_CAPACITY;
 use super::transfer::{Activity, Transfer};
-use super::uart::{Uart, Written};
 use crate::backend::line::{FdLine, Line, poll};
 use crate::escape::Escape;
 use crate::register;
@@ -24,25 +24,25 @@ use crate::register;
 /// Called with the escape keys in the line's input.
 type OnKey = Box<dyn FnMut(Escape) + Send>;
 
-pub(super) struct Port {
-    transfer: Mutex<Transfer>,
+pub(super) struct Port<U> {
+    transfer: Mutex<Transfer<U>>,
     room: Condvar,
     on_key: Mutex<Option<OnKey>>,
 }
 
-impl std::fmt::Debug for Port {
+impl<U> std::fmt::Debug for Port<U> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Port")
     }
 }
 
-impl Port {
-    pub(super) fn new(line: Box<dyn Line>, on_key: Option<OnKey>) -> Self {
-        let transfer = Mutex::new(Transfer::new(line, on_key.is_some()));
+impl<U: Uart> Port<U> {
+    pub(super) fn new(uart: U, line: Box<dyn Line>, on_key: Option<OnKey>) -> Self {
+        let transfer = Mutex::new(Transfer::new(uart, line, on_key.is_some()));
         Self { transfer, room: Condvar::new(), on_key: Mutex::new(on_key) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Transfer> {
+    fn lock(&self) -> MutexGuard<'_, Transfer<U>> {
         // A backend's writer may have panicked: no step leaves the registers half changed.
         self.transfer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,15 +78,17 @@ impl Port {
     pub(super) fn save(&self) -> SavedState<'static> {
         let mut transfer = self.lock();
         transfer.withheld |= transfer.activity == Activity::Quiet;
-        let typeahead = transfer.typeahead.iter().copied().collect();
-        SerialState { uart: transfer.uart.state(), typeahead }.save()
+        let transfer = &mut *transfer;
+        transfer.uart.save(transfer.typeahead.make_contiguous())
     }
 
     /// Takes over a state. The output in it is sent when the port is resumed.
     pub(super) fn restore(&self, state: &SavedState<'_>) -> Result<(), StateError> {
-        let SerialState { uart, typeahead } = SerialState::load(state)?;
-        let uart = Uart::restored(uart)?;
         let mut transfer = self.lock();
+        let (uart, typeahead) = transfer.uart.restored(state)?;
+        if typeahead.len() > TYPEAHEAD_CAPACITY {
+            return Err(StateError::Inconsistent { field: "typeahead", reason: "more than a port keeps" });
+        }
         transfer.uart = uart;
         transfer.typeahead = typeahead.into();
         transfer.withheld = true;
@@ -139,13 +141,32 @@ impl Port {
         self.lock().line = Box::new(FdLine { input: None, output: None });
     }
 
+    /// Ends the guest's access, which took the lock: wakes the handles that can go on.
+    fn after_guest(&self, mut transfer: MutexGuard<'_, Transfer<U>>, written: Written) {
+        if transfer.after_guest(written) {
+            self.room.notify_all();
+        }
+    }
+
+    pub(super) fn metrics(&self, visitor: &mut dyn MetricVisitor) {
+        self.lock().metrics(visitor);
+    }
+}
+
+/// A port as the handles that feed it know it.
+pub(super) trait Receive: Send + Sync + std::fmt::Debug {
     /// Puts the first bytes of `input` into the receiver and returns how many it took.
-    pub(super) fn receive(&self, input: &[u8]) -> usize {
+    fn receive(&self, input: &[u8]) -> usize;
+    /// Waits until the receiver has taken all of `input`; `NotConnected` while the port is not attached.
+    fn receive_all(&self, input: &[u8]) -> io::Result<()>;
+}
+
+impl<U: Uart> Receive for Port<U> {
+    fn receive(&self, input: &[u8]) -> usize {
         self.lock().receive(input)
     }
 
-    /// Waits until the receiver has taken all of `input`; `NotConnected` while the port is not attached.
-    pub(super) fn receive_all(&self, mut input: &[u8]) -> io::Result<()> {
+    fn receive_all(&self, mut input: &[u8]) -> io::Result<()> {
         let mut transfer = self.lock();
         loop {
             let n = transfer.receive(input);
@@ -161,20 +182,9 @@ impl Port {
             transfer.waiting -= 1;
         }
     }
-
-    /// Ends the guest's access, which took the lock: wakes the handles that can go on.
-    fn after_guest(&self, mut transfer: MutexGuard<'_, Transfer>, written: Written) {
-        if transfer.after_guest(written) {
-            self.room.notify_all();
-        }
-    }
-
-    pub(super) fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        self.lock().metrics(visitor);
-    }
 }
 
-impl Mmio for Port {
+impl<U: Uart> Mmio for Port<U> {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
         let offset = register::byte(at, 8)?;
         let mut transfer = self.lock();
@@ -194,9 +204,9 @@ impl Mmio for Port {
 
 /// The port on its event loop.
 #[derive(Debug)]
-pub(super) struct PortTurns(pub(super) Arc<Port>);
+pub(super) struct PortTurns<U>(pub(super) Arc<Port<U>>);
 
-impl Handler for PortTurns {
+impl<U: Uart> Handler for PortTurns<U> {
     fn sources(&self) -> Vec<Source> {
         // They change: see `Transfer::rewatch`.
         Vec::new()

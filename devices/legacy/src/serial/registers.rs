@@ -39,4 +39,4 @@ pub(super) const MSR_DCD: u8 = 1 << 7;
 pub(super) const DIVISOR_9600: [u8; 2] = [12, 0];
 
 /// Input that waits for the guest while the escape keys are listened for: as much as a terminal keeps.
-pub(super) const TYPEAHEAD_CAPACITY: usize = 4096;
+pub const TYPEAHEAD_CAPACITY: usize = 4096;

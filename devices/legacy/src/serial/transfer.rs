@@ -11,8 +11,8 @@ use ossature_bus::{DeviceEvent, EventSink, Interest, LoopHandle, MetricVisitor, 
 use rustix::event::PollFlags;
 
 use super::interrupt_line::InterruptLine;
+use super::model::{Uart, Written};
 use super::registers::{RX_CAPACITY, TYPEAHEAD_CAPACITY};
-use super::uart::{Uart, Written};
 use crate::backend::line::{Line, Pollable, Pollables};
 use crate::escape::{Escape, EscapeFilter};
 
@@ -36,9 +36,9 @@ pub(super) enum Activity {
     Running,
 }
 
-pub(super) struct Transfer {
+pub(super) struct Transfer<U> {
     pub(super) activity: Activity,
-    pub(super) uart: Uart,
+    pub(super) uart: U,
     pub(super) line: Box<dyn Line>,
     /// Where there are escape keys, the line is read before the guest does, so that they work when the guest hangs.
     escape: Option<EscapeFilter>,
@@ -68,12 +68,12 @@ pub(super) struct Transfer {
     counters: SerialCounters,
 }
 
-impl Transfer {
-    pub(super) fn new(line: Box<dyn Line>, escape: bool) -> Self {
+impl<U: Uart> Transfer<U> {
+    pub(super) fn new(uart: U, line: Box<dyn Line>, escape: bool) -> Self {
         let input_open = line.needs_loop();
         Self {
             activity: Activity::Detached,
-            uart: Uart::new(),
+            uart,
             line,
             escape: escape.then(EscapeFilter::new),
             typeahead: VecDeque::new(),
@@ -94,7 +94,8 @@ impl Transfer {
 
     /// Returns to the state of a new port, except for the line and the counters.
     pub(super) fn release(&mut self) {
-        self.uart = Uart::new();
+        self.uart.output_taken(self.uart.output_len());
+        self.uart.reset();
         self.follow_level();
         self.typeahead.clear();
         self.watched.clear();
@@ -133,7 +134,7 @@ impl Transfer {
     }
 
     fn follow(&mut self, edge: bool) {
-        let condition = self.uart.interrupts();
+        let condition = || self.uart.interrupts();
         if let Some(Err(e)) = self.interrupt.as_mut().map(|line| line.follow(edge, condition)) {
             self.report("serial interrupt", &e);
         }

@@ -6,24 +6,16 @@
 
 use std::collections::VecDeque;
 
-use ossature_bus::state::StateError;
+use ossature_bus::state::{SavedState, StateError};
 
+use super::model::{Uart, Written};
 use super::registers::*;
-use super::state::UartState;
+use super::state::{SerialState, UartState};
 
-/// The effect of a write on the side that moves the bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Written {
-    /// Nothing.
-    Register,
-    /// A byte has entered the transmit queue.
-    Sent,
-    /// The transmit queue was full: the byte is lost.
-    Overflow,
-}
-
+/// A 16550A with a receiver of 64 bytes and 64 KiB of output that waits: the default model of a
+/// [`Serial`](crate::Serial).
 #[derive(Debug)]
-pub(crate) struct Uart {
+pub struct Uart16550 {
     ier: u8,
     lcr: u8,
     mcr: u8,
@@ -45,8 +37,9 @@ pub(crate) struct Uart {
     raised: u8,
 }
 
-impl Uart {
-    pub(crate) fn new() -> Self {
+impl Uart16550 {
+    /// After a master reset.
+    pub fn new() -> Self {
         Self {
             ier: 0,
             lcr: 0x03,
@@ -63,12 +56,6 @@ impl Uart {
             tx: VecDeque::new(),
             raised: 0,
         }
-    }
-
-    /// Master reset. Output that waits for the host stays: for the guest it has been sent.
-    pub(crate) fn reset(&mut self) {
-        let tx = std::mem::take(&mut self.tx);
-        *self = Self { tx, tx_stalled: self.tx_stalled, ..Self::new() };
     }
 
     pub(super) fn state(&self) -> UartState {
@@ -111,7 +98,7 @@ impl Uart {
     }
 
     /// The UART that has this state, if one can have it. The fields by themselves have been checked.
-    pub(super) fn restored(state: UartState) -> Result<Self, StateError> {
+    pub(super) fn of(state: UartState) -> Result<Self, StateError> {
         let UartState {
             ier,
             lcr,
@@ -163,72 +150,6 @@ impl Uart {
             return inconsistent("raised", "a condition that does not hold has raised its edge");
         }
         Ok(uart)
-    }
-
-    /// Reads the register at `offset` (0 to 7).
-    pub(crate) fn read(&mut self, offset: u8) -> u8 {
-        match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => {
-                let [low, high] = self.divisor;
-                if offset == 0 { low } else { high }
-            }
-            0 => {
-                let byte = self.rx.pop_front().unwrap_or(0);
-                self.looped &= !self.rx.is_empty();
-                byte
-            }
-            1 => self.ier,
-            2 => self.read_iir(),
-            3 => self.lcr,
-            4 => self.mcr,
-            5 => self.read_lsr(),
-            6 => self.msr(),
-            _ => self.scratch,
-        }
-    }
-
-    /// Writes the register at `offset` (0 to 7).
-    pub(crate) fn write(&mut self, offset: u8, value: u8) -> Written {
-        match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => {
-                let [low, high] = &mut self.divisor;
-                *(if offset == 0 { low } else { high }) = value;
-            }
-            0 if self.mcr & MCR_LOOP != 0 => {
-                if self.rx.len() < self.rx_depth() {
-                    self.rx.push_back(value);
-                    self.looped = true;
-                } else {
-                    self.overrun = true;
-                }
-                self.tx_ready = true;
-            }
-            0 => return self.transmit(value),
-            1 => {
-                // Enabling the transmitter's interrupt while the transmitter is ready raises it.
-                if value & IER_TX != 0 && self.ier & IER_TX == 0 && !self.tx_stalled {
-                    self.tx_ready = true;
-                }
-                self.ier = value & IER_MASK;
-            }
-            2 => {
-                let fifo = value & FCR_ENABLE != 0;
-                // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
-                // the UART as far as the guest knows, and drivers set the bit when they open the port.
-                if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
-                    let rx = std::mem::take(&mut self.rx);
-                    if !std::mem::take(&mut self.looped) {
-                        self.thrown = rx;
-                    }
-                }
-                self.fifo = fifo;
-            }
-            3 => self.lcr = value,
-            4 => self.mcr = value & MCR_MASK,
-            7 => self.scratch = value,
-            _ => {}
-        }
-        Written::Register
     }
 
     fn transmit(&mut self, byte: u8) -> Written {
@@ -300,72 +221,144 @@ impl Uart {
         conditions & self.ier
     }
 
-    /// Returns true if an edge-triggered line has to be raised: an enabled condition holds that did not before. Ask
-    /// after each step.
-    pub(crate) fn take_edge(&mut self) -> bool {
+    fn rx_depth(&self) -> usize {
+        if self.fifo { RX_CAPACITY } else { 1 }
+    }
+}
+
+impl Default for Uart16550 {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Uart for Uart16550 {
+    fn reset(&mut self) {
+        let tx = std::mem::take(&mut self.tx);
+        *self = Self { tx, tx_stalled: self.tx_stalled, ..Self::new() };
+    }
+
+    fn read(&mut self, offset: u8) -> u8 {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = self.divisor;
+                if offset == 0 { low } else { high }
+            }
+            0 => {
+                let byte = self.rx.pop_front().unwrap_or(0);
+                self.looped &= !self.rx.is_empty();
+                byte
+            }
+            1 => self.ier,
+            2 => self.read_iir(),
+            3 => self.lcr,
+            4 => self.mcr,
+            5 => self.read_lsr(),
+            6 => self.msr(),
+            _ => self.scratch,
+        }
+    }
+
+    fn write(&mut self, offset: u8, value: u8) -> Written {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = &mut self.divisor;
+                *(if offset == 0 { low } else { high }) = value;
+            }
+            0 if self.mcr & MCR_LOOP != 0 => {
+                if self.rx.len() < self.rx_depth() {
+                    self.rx.push_back(value);
+                    self.looped = true;
+                } else {
+                    self.overrun = true;
+                }
+                self.tx_ready = true;
+            }
+            0 => return self.transmit(value),
+            1 => {
+                // Enabling the transmitter's interrupt while the transmitter is ready raises it.
+                if value & IER_TX != 0 && self.ier & IER_TX == 0 && !self.tx_stalled {
+                    self.tx_ready = true;
+                }
+                self.ier = value & IER_MASK;
+            }
+            2 => {
+                let fifo = value & FCR_ENABLE != 0;
+                // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
+                // the UART as far as the guest knows, and drivers set the bit when they open the port.
+                if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
+                    let rx = std::mem::take(&mut self.rx);
+                    if !std::mem::take(&mut self.looped) {
+                        self.thrown = rx;
+                    }
+                }
+                self.fifo = fifo;
+            }
+            3 => self.lcr = value,
+            4 => self.mcr = value & MCR_MASK,
+            7 => self.scratch = value,
+            _ => {}
+        }
+        Written::Register
+    }
+
+    fn take_edge(&mut self) -> bool {
         let pending = self.pending();
         let edge = pending & !self.raised != 0;
         self.raised = pending;
         edge
     }
 
-    /// Returns true while an enabled condition holds: IIR names it, and a level-triggered line is asserted.
-    pub(crate) fn interrupts(&self) -> bool {
+    fn interrupts(&self) -> bool {
         self.pending() != 0
     }
 
-    fn rx_depth(&self) -> usize {
-        if self.fifo { RX_CAPACITY } else { 1 }
-    }
-
-    /// How many bytes the receiver takes now. None before the guest listens, which it shows by RTS
-    /// ("request to send", the permission to the other end) or by enabling the receive interrupt: what
-    /// arrives earlier a driver throws away when it opens the port.
-    pub(crate) fn rx_room(&self) -> usize {
+    fn rx_room(&self) -> usize {
         let listens = self.mcr & MCR_RTS != 0 || self.ier & IER_RX != 0;
         if listens && self.mcr & MCR_LOOP == 0 { self.rx_depth().saturating_sub(self.rx.len()) } else { 0 }
     }
 
-    /// Returns true if the guest has read all that has arrived.
-    pub(crate) fn rx_is_empty(&self) -> bool {
+    fn rx_is_empty(&self) -> bool {
         self.rx.is_empty()
     }
 
-    /// Takes back what came from the other end and the guest has thrown away unread. Ask after each write.
-    pub(crate) fn take_thrown(&mut self) -> VecDeque<u8> {
+    fn take_thrown(&mut self) -> VecDeque<u8> {
         std::mem::take(&mut self.thrown)
     }
 
-    /// Puts the first bytes of `input` into the receiver and returns how many it took.
-    pub(crate) fn receive(&mut self, input: &[u8]) -> usize {
+    fn receive(&mut self, input: &[u8]) -> usize {
         let n = input.len().min(self.rx_room());
         self.rx.extend(input.iter().take(n));
         n
     }
 
-    /// Output that waits for the host: the first contiguous part of it.
-    pub(crate) fn output(&self) -> &[u8] {
+    fn output(&self) -> &[u8] {
         self.tx.as_slices().0
     }
 
-    /// Returns true if the guest is about to come back for the interrupt that tells it of room in the transmitter, and
-    /// may write more until then, as it does in bursts.
-    pub(crate) fn in_burst(&self) -> bool {
+    fn in_burst(&self) -> bool {
         self.raised & IER_TX != 0 && self.tx.len() < TX_BURST
     }
 
-    /// How much output waits for the host.
-    pub(crate) fn output_len(&self) -> usize {
+    fn output_len(&self) -> usize {
         self.tx.len()
     }
 
-    /// The host has taken the first `n` bytes of the output.
-    pub(crate) fn output_taken(&mut self, n: usize) {
+    fn output_taken(&mut self, n: usize) {
         self.tx.drain(..n.min(self.tx.len()));
         if self.tx_stalled && self.tx.len() <= TX_CAPACITY / 2 {
             self.tx_stalled = false;
             self.tx_ready = true;
         }
+    }
+
+    fn save(&self, typeahead: &[u8]) -> SavedState<'static> {
+        SerialState { uart: self.state(), typeahead: typeahead.to_vec() }.save()
+    }
+
+    fn restored(&self, state: &SavedState<'_>) -> Result<(Self, Vec<u8>), StateError> {
+        let SerialState { uart, typeahead } = SerialState::load(state)?;
+        Ok((Self::of(uart)?, typeahead))
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use ossature_bus::{Device, Effect, Handover};
 use proptest::prelude::*;
 
+use super::super::model::Uart;
 use super::super::tests::until;
-use super::super::uart::Uart;
+use super::super::uart::Uart16550;
 use super::*;
 use crate::serial::{Serial, SerialPort};
 use crate::testing::state::{d2_mutations, round_trip, saved};
@@ -261,7 +262,7 @@ proptest! {
         burst in prop_oneof![Just(0), Just(TX_CAPACITY - 8), Just(TX_CAPACITY + 1)],
         after in prop::collection::vec((0u8..12, any::<u8>()), 0..100),
     ) {
-        let step = |uart: &mut Uart, (what, value): (u8, u8)| {
+        let step = |uart: &mut Uart16550, (what, value): (u8, u8)| {
             let answer = match what {
                 0..=7 => format!("{:?}", uart.write(what, value)),
                 8 => uart.read(value % 8).to_string(),
@@ -274,7 +275,7 @@ proptest! {
             };
             (answer, uart.take_edge())
         };
-        let mut uart = Uart::new();
+        let mut uart = Uart16550::new();
         for _ in 0..burst {
             uart.write(0, 7);
         }
@@ -284,7 +285,7 @@ proptest! {
         let state = SerialState { uart: uart.state(), typeahead: Vec::new() };
         let loaded = SerialState::load(&state.save())?;
         prop_assert!(loaded == state);
-        let mut restored = Uart::restored(loaded.uart)?;
+        let mut restored = Uart16550::of(loaded.uart)?;
         for what in after {
             prop_assert_eq!(step(&mut uart, what), step(&mut restored, what));
         }

@@ -13,8 +13,8 @@ const MSR: u8 = 6;
 const SCR: u8 = 7;
 
 /// A UART that a driver has opened: FIFO on, receive interrupt on, RTS set.
-fn open() -> Uart {
-    let mut uart = Uart::new();
+fn open() -> Uart16550 {
+    let mut uart = Uart16550::new();
     uart.write(FCR, 0x07);
     uart.write(IER, IER_RX);
     uart.write(MCR, MCR_DTR | MCR_RTS | MCR_OUT2);
@@ -23,7 +23,7 @@ fn open() -> Uart {
 }
 
 /// Linux' interrupt handler: goes on until no condition holds.
-fn handle(uart: &mut Uart) -> Vec<u8> {
+fn handle(uart: &mut Uart16550) -> Vec<u8> {
     let mut got = Vec::new();
     uart.write(LCR, 0x03);
     for _ in 0..10_000 {
@@ -41,7 +41,7 @@ fn handle(uart: &mut Uart) -> Vec<u8> {
 
 #[test]
 fn linux_finds_a_16550a() {
-    let mut uart = Uart::new();
+    let mut uart = Uart16550::new();
     // autoconfig(): which interrupt enables exist.
     uart.write(IER, 0);
     assert_eq!(uart.read(IER), 0);
@@ -72,7 +72,7 @@ fn linux_finds_a_16550a() {
 
 #[test]
 fn stored_registers() {
-    let mut uart = Uart::new();
+    let mut uart = Uart16550::new();
     for value in 0..=255 {
         uart.write(SCR, value);
         assert_eq!(uart.read(SCR), value);
@@ -119,7 +119,7 @@ fn a_byte_that_came_while_interrupts_were_off_interrupts_when_they_are_on() {
 
 #[test]
 fn nothing_is_received_before_the_guest_listens() {
-    let mut uart = Uart::new();
+    let mut uart = Uart16550::new();
     assert_eq!(uart.receive(b"x"), 0);
     uart.write(IER, IER_RX);
     assert_eq!(uart.receive(b"xy"), 1, "without FIFO");
@@ -222,7 +222,7 @@ proptest! {
     fn no_interrupt_is_lost_and_no_queue_grows(
         steps in prop::collection::vec((0u8..12, any::<u8>(), any::<bool>()), 1..400),
     ) {
-        let mut uart = Uart::new();
+        let mut uart = Uart16550::new();
         for (what, value, answers) in steps {
             match what {
                 0..=7 => { uart.write(what, value); }

@@ -1,10 +1,9 @@
 use std::sync::Mutex;
 
-use vm_device::device_manager::{IoManager, MmioManager, PioManager};
-use vm_device::{MutDeviceMmio, MutDevicePio};
+use ossature_bus::{Bus, MmioMut, VmRequest};
 
+use super::device_manager::{IoManager, MmioManager, PioManager};
 use super::*;
-use crate::{Bus, MmioMut, VmRequest};
 
 /// Remembers the last access; reads answer its bytes, shorter than asked by one.
 #[derive(Default)]
@@ -123,22 +122,20 @@ fn our_devices_plug_into_a_foreign_bus() {
 #[test]
 fn ranges_convert_both_ways() {
     let mmio = MmioRange::new(MmioAddress(0xd000_0000), 0x1000).unwrap();
-    let request = RegistersRequest::from(mmio);
-    assert_eq!(request, fixed(AddressSpace::Mmio, 0xd000_0000, 0x1000));
-    assert_eq!(MmioRange::try_from(request.clone()).unwrap().last(), mmio.last());
-    assert!(PioRange::try_from(request.clone()).is_err());
+    let request = mmio.request();
+    assert_eq!(request, RegistersRequest::memory(REGISTERS, 0x1000).align(1).fixed(0xd000_0000));
+    assert_eq!(request.mmio_range().unwrap().last(), mmio.last());
+    assert!(request.pio_range().is_err());
 
     let pio = PioRange::new(PioAddress(0xfff8), 8).unwrap();
-    let request = RegistersRequest::from(pio);
-    assert_eq!(PioRange::try_from(request.clone()).unwrap().last(), PioAddress(0xffff));
-    for bad in [
-        RegistersRequest { placement: Placement::Any, ..request.clone() },
-        RegistersRequest { placement: Placement::Fixed(0x1_0000), ..request.clone() },
-        RegistersRequest { size: 9, ..request.clone() },
-        RegistersRequest { size: 0, ..request.clone() },
-        RegistersRequest { size: 0x1_0000, ..request.clone() },
-    ] {
-        assert!(PioRange::try_from(bad.clone()).is_err(), "{bad:?}");
+    let request = pio.request();
+    assert_eq!(request.pio_range().unwrap().last(), PioAddress(0xffff));
+    assert!(request.mmio_range().is_err());
+    let ports = |count| RegistersRequest::ports(REGISTERS, count);
+    let mut long = ports(8).fixed(0xfff8);
+    long.size = 0x1_0000;
+    for bad in [ports(8), ports(8).fixed(0x1_0000), ports(9).fixed(0xfff8), ports(0).fixed(0xfff8), long] {
+        assert!(bad.pio_range().is_err(), "{bad:?}");
     }
 }
 
@@ -148,10 +145,10 @@ fn a_foreign_device_in_a_machine_says_what_it_can_do() {
     let range = PioRange::new(PioAddress(0x700), 4).unwrap();
     let mut plain = FromVmDevice::pio("tally", range, device.clone());
     assert_eq!(plain.id(), "tally");
-    assert_eq!(plain.requires().registers, [range.into()]);
+    assert_eq!(plain.requires().registers, [range.request()]);
     assert!(plain.reset().is_err());
     assert!(matches!(plain.save().unwrap(), DeviceState::Unsupported { .. }));
-    let handover = Handover::new(crate::state::SavedState::new("tally", 1, &b""[..]));
+    let handover = Handover::new(ossature_bus::state::SavedState::new("tally", 1, &b""[..]));
     assert!(matches!(plain.restore(handover), Err(StateError::Unsupported { .. })));
 
     let reset = device.clone();

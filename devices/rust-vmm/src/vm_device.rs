@@ -1,35 +1,72 @@
-//! Devices written for rust-vmm's `vm-device` on our bus, and ours on a `vm-device` bus.
+//! vm-device, and its adapters: its devices on our bus and in our machines, and ours on its buses.
 //!
 //! | there | here | by |
 //! |---|---|---|
-//! | `DeviceMmio`, `DevicePio` | [`Mmio`], for [`Bus::insert`](crate::Bus::insert) | [`FromMmio`], [`FromPio`] |
-//! | `DeviceMmio`, `DevicePio` | [`Device`], for a machine | [`FromVmDevice`] |
-//! | [`Mmio`] | `DeviceMmio` and `DevicePio`, for an `IoManager` | [`ToVmDevice`] |
-//! | `MmioRange`, `PioRange` | [`RegistersRequest`] | `From`, and back by `TryFrom` |
+//! | [`DeviceMmio`], [`DevicePio`] | [`Mmio`], for [`Bus::insert`](ossature_bus::Bus::insert) | [`FromMmio`], [`FromPio`] |
+//! | [`DeviceMmio`], [`DevicePio`] | [`Device`], for a machine | [`FromVmDevice`] |
+//! | [`DeviceMmio`] and [`DevicePio`], for an [`IoManager`](device_manager::IoManager) | [`Mmio`] | [`ToVmDevice`] |
+//! | [`MmioRange`], [`PioRange`] | [`RegistersRequest`] | [`Request`], [`Range`] |
 //!
-//! `vm-device` itself implements its traits for a `Mutex` with a device in it that needs `&mut self`.
+//! vm-device itself implements its traits for a `Mutex` with a device in it that needs `&mut self`.
+//!
+//! # A device of theirs on our bus, and back
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use ossature_bus::{AddressSpace, Bus, Size};
+//! use ossature_rust_vmm::vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
+//! use ossature_rust_vmm::vm_device::device_manager::{IoManager, PioManager};
+//! use ossature_rust_vmm::vm_device::{FromPio, MutDevicePio, ToVmDevice};
+//!
+//! /// Reads as what was written last.
+//! struct Scratch(u8);
+//!
+//! impl MutDevicePio for Scratch {
+//!     fn pio_read(&mut self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
+//!         data.fill(self.0);
+//!     }
+//!     fn pio_write(&mut self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+//!         self.0 = data[0];
+//!     }
+//! }
+//!
+//! let registers = Arc::new(FromPio::new(PioAddress(0x80), Mutex::new(Scratch(0))));
+//! let bus = Bus::new(AddressSpace::Pio);
+//! bus.insert(0x80, 1, "scratch", registers.clone())?;
+//! let mut cursor = bus.cursor();
+//! cursor.write(0x80, Size::B1, 0x55).unwrap();
+//! assert_eq!(cursor.read(0x80, Size::B1), Ok(0x55));
+//!
+//! // `registers` is an `Mmio` of ours now, and so goes onto a bus of theirs. This one has no effects.
+//! let mut manager = IoManager::new();
+//! let back = Arc::new(ToVmDevice::new(registers, |_| ()));
+//! manager.register_pio(PioRange::new(PioAddress(0x3f0), 1)?, back)?;
+//! let mut data = [0];
+//! manager.pio_read(PioAddress(0x3f0), &mut data)?;
+//! assert_eq!(data, [0x55]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub use ::vm_device::*;
 
 use std::fmt;
 use std::sync::Arc;
 
-use vm_device::bus::{
-    self, MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
-};
-use vm_device::{DeviceMmio, DevicePio};
-
-use crate::state::StateError;
-use crate::{
+use ossature_bus::state::StateError;
+use ossature_bus::{
     Access, AddressSpace, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover,
     MetricVisitor, Mmio, NodeKind, Placement, RegistersRequest, Requires, Size, Syscall,
 };
 
-/// The name of the one range that a `vm-device` device has.
+use self::bus::{MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange};
+
+/// The name of the one range that a vm-device device has.
 const REGISTERS: &str = "registers";
 
 /// Why [`FromVmDevice`] cannot be saved.
 const NO_STATE: &str = "vm-device devices have no state that can be saved";
 
-/// The registers of a memory-mapped `vm-device` device.
+/// The registers of a memory-mapped vm-device device.
 #[derive(Debug)]
 pub struct FromMmio<D> {
     base: MmioAddress,
@@ -54,7 +91,7 @@ impl<D: DeviceMmio + Send + Sync> Mmio for FromMmio<D> {
     }
 }
 
-/// The registers of a `vm-device` device on I/O ports.
+/// The registers of a vm-device device on I/O ports.
 #[derive(Debug)]
 pub struct FromPio<D> {
     base: PioAddress,
@@ -92,9 +129,9 @@ fn write(size: Size, value: u64, f: impl FnOnce(&[u8])) {
     f(value.to_le_bytes().split_at(size.bytes() as usize).0);
 }
 
-/// A `vm-device` device as a [`Device`] of a machine.
+/// A vm-device device as a [`Device`] of a machine.
 ///
-/// `vm-device` knows registers only. So this device has one range at a fixed place, no interrupt that the
+/// vm-device knows registers only. So this device has one range at a fixed place, no interrupt that the
 /// machine gives it, no life cycle and no state to save. Whatever else the device can do, the VMM does with its
 /// own handle on it.
 pub struct FromVmDevice {
@@ -112,7 +149,7 @@ impl FromVmDevice {
         range: MmioRange,
         device: impl DeviceMmio + Send + Sync + 'static,
     ) -> Self {
-        Self::new(id.into(), range.into(), Arc::new(FromMmio::new(range.base(), device)))
+        Self::new(id.into(), range.request(), Arc::new(FromMmio::new(range.base(), device)))
     }
 
     /// The `device` on the I/O ports of `range`.
@@ -121,7 +158,7 @@ impl FromVmDevice {
         range: PioRange,
         device: impl DevicePio + Send + Sync + 'static,
     ) -> Self {
-        Self::new(id.into(), range.into(), Arc::new(FromPio::new(range.base(), device)))
+        Self::new(id.into(), range.request(), Arc::new(FromPio::new(range.base(), device)))
     }
 
     fn new(id: String, range: RegistersRequest, registers: Arc<dyn Mmio>) -> Self {
@@ -201,7 +238,7 @@ impl Device for FromVmDevice {
     fn metrics(&self, _: &mut dyn MetricVisitor) {}
 }
 
-/// Our registers for a `vm-device` bus, memory-mapped or on ports.
+/// Our registers for a vm-device bus, memory-mapped or on ports.
 ///
 /// That bus knows neither faults nor effects. A fault is what it is for the guest: a read answers all ones, a
 /// write is dropped. An effect goes to a function, on the thread that dispatches and after the device has returned.
@@ -262,45 +299,52 @@ impl DevicePio for ToVmDevice {
     }
 }
 
-impl From<MmioRange> for RegistersRequest {
-    fn from(range: MmioRange) -> Self {
-        fixed(AddressSpace::Mmio, range.base().0, range.size())
+/// A range of vm-device as what a device of ours requires.
+pub trait Request {
+    /// A range named `registers`, fixed at this place.
+    fn request(self) -> RegistersRequest;
+}
+
+impl Request for MmioRange {
+    fn request(self) -> RegistersRequest {
+        RegistersRequest::memory(REGISTERS, self.size()).align(1).fixed(self.base().0)
     }
 }
 
-impl From<PioRange> for RegistersRequest {
-    fn from(range: PioRange) -> Self {
-        fixed(AddressSpace::Pio, range.base().0.into(), range.size().into())
+impl Request for PioRange {
+    fn request(self) -> RegistersRequest {
+        RegistersRequest::ports(REGISTERS, self.size()).fixed(self.base().0.into())
     }
 }
 
-fn fixed(space: AddressSpace, base: u64, size: u64) -> RegistersRequest {
-    let request = match space {
-        AddressSpace::Mmio => RegistersRequest::memory(REGISTERS, size).align(1),
-        // The caller's range has a 16-bit size.
-        AddressSpace::Pio => RegistersRequest::ports(REGISTERS, size as u16),
-    };
-    request.fixed(base)
+/// What a device of ours requires as a range of vm-device.
+///
+/// ```
+/// use ossature_bus::RegistersRequest;
+/// use ossature_rust_vmm::vm_device::Range;
+/// use ossature_rust_vmm::vm_device::bus::PioAddress;
+///
+/// let request = RegistersRequest::ports("registers", 8).fixed(0x3f8);
+/// assert_eq!(request.pio_range()?.last(), PioAddress(0x3ff));
+/// assert!(request.mmio_range().is_err());
+/// # Ok::<(), ossature_rust_vmm::vm_device::bus::Error>(())
+/// ```
+pub trait Range {
+    /// Fails for ports, for a range without a fixed place, and for one that vm-device itself refuses.
+    fn mmio_range(&self) -> Result<MmioRange, bus::Error>;
+    /// Fails for memory, for a range without a fixed place, and for one that vm-device itself refuses.
+    fn pio_range(&self) -> Result<PioRange, bus::Error>;
 }
 
-/// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
-impl TryFrom<RegistersRequest> for MmioRange {
-    type Error = bus::Error;
-
-    fn try_from(range: RegistersRequest) -> Result<Self, bus::Error> {
-        let base = place(&range, AddressSpace::Mmio)?;
-        Self::new(MmioAddress(base), range.size)
+impl Range for RegistersRequest {
+    fn mmio_range(&self) -> Result<MmioRange, bus::Error> {
+        MmioRange::new(MmioAddress(place(self, AddressSpace::Mmio)?), self.size)
     }
-}
 
-/// Fails for a range in the other address space, without a fixed place, or that `vm-device` itself refuses.
-impl TryFrom<RegistersRequest> for PioRange {
-    type Error = bus::Error;
-
-    fn try_from(range: RegistersRequest) -> Result<Self, bus::Error> {
+    fn pio_range(&self) -> Result<PioRange, bus::Error> {
         let number = |value| u16::try_from(value).map_err(|_| bus::Error::InvalidRange);
-        let base = place(&range, AddressSpace::Pio)?;
-        Self::new(PioAddress(number(base)?), number(range.size)?)
+        let base = place(self, AddressSpace::Pio)?;
+        PioRange::new(PioAddress(number(base)?), number(self.size)?)
     }
 }
 
@@ -311,6 +355,5 @@ fn place(range: &RegistersRequest, space: AddressSpace) -> Result<u64, bus::Erro
     }
 }
 
-#[cfg(not(loom))]
 #[cfg(test)]
 mod tests;

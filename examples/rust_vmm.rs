@@ -1,0 +1,206 @@
+//! A virtual machine monitor of rust-vmm's parts on Ossature's core: KVM is opened with kvm-ioctls, guest memory mapped
+//! with vm-memory, the kernel loaded by linux-loader. The guest's console is vm-superio's serial port, its keyboard
+//! controller vm-superio's, its entropy comes from a device that was written for virtio-queue, a lamp is one that was
+//! written for vm-device, and all of them have their turns on an event manager of rust-vmm's.
+//!
+//! `cargo run --release --example rust_vmm -- --kernel vmlinux --initrd initrd` boots to a shell. Exit code: 0 when the
+//! guest powered off or reset; 1 when it crashed or something failed; 2 for wrong usage.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+
+use clap::Parser;
+use ossature::boot::x86_64::layout::CMDLINE_SIZE;
+use ossature::bus::EventLoop;
+use ossature::legacy::{AcpiPower, RawTerminal, Rtc, Serial, SerialPort, backend};
+use ossature::memory::{GuestMmap, MMIO_GAP, Ram};
+use ossature::rust_vmm::event_manager::{
+    EventManager, EventOps, EventSet, Events, LoopSubscriber, MutEventSubscriber, SubscriberOps,
+};
+use ossature::rust_vmm::kvm_ioctls::{self, Kvm};
+use ossature::rust_vmm::linux_loader::loader::{BzImage, Elf, KernelLoader};
+use ossature::rust_vmm::linux_loader::{FromKernelLoader, cmdline::Cmdline};
+use ossature::rust_vmm::virtio_queue::{HandlerError, Queue, QueueDevice, QueueT};
+use ossature::rust_vmm::vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
+use ossature::rust_vmm::vm_device::{DevicePio, FromVmDevice};
+use ossature::rust_vmm::vm_memory::{GuestAddress, GuestMemoryMmap};
+use ossature::rust_vmm::vm_superio::{SuperioI8042, SuperioUart};
+use ossature::virtio::{DeviceInfo, DeviceType, VirtioMmio};
+use ossature::vmm::error_chain;
+use ossature::vmm::machine::{Machine, MachineBuilder, MachineEvent, Outcome, PollableEvents};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
+
+/// The most that one request for entropy is given.
+const MAX_ENTROPY: usize = 4096;
+/// Where the guest finds the lamp.
+const LAMP: PioAddress = PioAddress(0x710);
+
+/// Boots a Linux kernel on a machine of rust-vmm's parts.
+#[derive(Parser)]
+#[command(name = "rust_vmm", version)]
+struct Args {
+    /// Kernel: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off")]
+    cmdline: String,
+    /// Guest memory in MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..=1 << 20))]
+    memory: u64,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(Outcome::Shutdown | Outcome::Reset | Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(other) => fails(&format!("the machine ended: {other}")),
+        Err(error) => fails(&error_chain(&*error)),
+    }
+}
+
+fn fails(text: &str) -> ExitCode {
+    eprintln!("rust_vmm: {text}");
+    ExitCode::FAILURE
+}
+
+fn run(args: &Args) -> Result<Outcome> {
+    let kvm = Kvm::new()?;
+    let memory = guest_memory(args.memory << 20)?;
+    let mut manager = EventManager::<Subscriber>::new()?;
+    // The loop that our devices know has its turns on the manager.
+    let here = EventLoop::new()?;
+    let subscriber = LoopSubscriber::new(&here, |error| eprintln!("rust_vmm: the event loop: {error:?}"));
+    manager.add_subscriber(Arc::new(Mutex::new(subscriber)));
+
+    let line = backend::stdio()?;
+    let serial = Serial::with_uart("com1", SerialPort::COM1, line, SuperioUart::new());
+    let entropy = VirtioMmio::new("rng", Box::new(entropy()?), Arc::new(here.clone()));
+    let builder = Machine::builder("rust-vmm")
+        .ram(Ram::from_memory(&memory)?)
+        .device(serial.on(&here))
+        .device(SuperioI8042::new("i8042"))
+        .device(FromVmDevice::pio("lamp", PioRange::new(LAMP, 1)?, Arc::new(Lamp::default())))
+        .device(entropy)
+        .device(Rtc::new("rtc"))
+        .device(AcpiPower::new("power"));
+    let machine = with_kernel(builder, args)?.build(&kvm_ioctls::hypervisor_of(&kvm)?)?;
+
+    let end = Arc::new(Mutex::new(End { events: machine.events().pollable()?, outcome: None }));
+    manager.add_subscriber(end.clone());
+    machine.start()?;
+    let _terminal = RawTerminal::new(std::io::stdin())?;
+    loop {
+        manager.run()?;
+        if let Some(outcome) = end.lock().map_err(|_| "a subscriber panicked")?.outcome.take() {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// Anonymous memory, around the addresses where a PC has devices.
+fn guest_memory(size: u64) -> Result<GuestMemoryMmap> {
+    let low = size.min(MMIO_GAP.start);
+    let mut ranges = vec![(GuestAddress(0), usize::try_from(low)?)];
+    if size > low {
+        ranges.push((GuestAddress(MMIO_GAP.end), usize::try_from(size - low)?));
+    }
+    Ok(GuestMemoryMmap::from_ranges(&ranges)?)
+}
+
+/// With the kernel, by the loader for its kind.
+fn with_kernel(builder: MachineBuilder, args: &Args) -> Result<MachineBuilder> {
+    let mut cmdline = Cmdline::try_from(&args.cmdline, CMDLINE_SIZE)?;
+    cmdline.insert("reboot", "k")?; // by the keyboard controller, of which no table tells
+    let mut magic = [0; 4];
+    open(&args.kernel)?.read_exact_at(&mut magic, 0).map_err(|e| at(&args.kernel, &e))?;
+    Ok(if &magic == b"\x7fELF" {
+        builder.payload(payload::<Elf>(args, cmdline)?)
+    } else {
+        builder.payload(payload::<BzImage>(args, cmdline)?)
+    })
+}
+
+fn payload<L: KernelLoader>(args: &Args, cmdline: Cmdline) -> Result<FromKernelLoader<L>> {
+    let kernel = FromKernelLoader::new(open(&args.kernel)?).cmdline(cmdline);
+    Ok(match &args.initrd {
+        Some(initrd) => kernel.initrd(open(initrd)?),
+        None => kernel,
+    })
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| at(path, &e).into())
+}
+
+fn at(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// An entropy device on virtio-queue's own queue.
+fn entropy() -> Result<impl ossature::virtio::LocalDevice> {
+    let source = Arc::new(File::open("/dev/urandom")?);
+    let info = DeviceInfo::new(DeviceType::ENTROPY, &[64]);
+    Ok(QueueDevice::new(info, move |_| {
+        let source = source.clone();
+        Ok(move |_: u16, queue: &mut Queue, memory: &Arc<GuestMmap>| fill(&source, queue, memory))
+    }))
+}
+
+fn fill(mut source: &File, queue: &mut Queue, memory: &GuestMmap) -> std::result::Result<(), HandlerError> {
+    while let Some(chain) = queue.pop_descriptor_chain(memory) {
+        let head = chain.head_index();
+        let mut buffer = chain.writer(memory)?;
+        let mut bytes = vec![0; buffer.available_bytes().min(MAX_ENTROPY)];
+        source.read_exact(&mut bytes)?;
+        buffer.write_all(&bytes)?;
+        queue.add_used(memory, head, bytes.len() as u32)?;
+    }
+    Ok(())
+}
+
+/// A port that reads as what was written last.
+#[derive(Default)]
+struct Lamp(AtomicU8);
+
+impl DevicePio for Lamp {
+    fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
+        data.fill(self.0.load(Ordering::Relaxed));
+    }
+
+    fn pio_write(&self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+        data.first().inspect(|&&byte| self.0.store(byte, Ordering::Relaxed));
+    }
+}
+
+/// Waits for the machine's end.
+struct End {
+    events: PollableEvents,
+    outcome: Option<Outcome>,
+}
+
+impl MutEventSubscriber for End {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.events, EventSet::IN)) {
+            eprintln!("rust_vmm: the machine's events: {error:?}");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        while let Some(event) = self.events.try_next() {
+            if let MachineEvent::Ended(outcome) = event {
+                self.outcome = Some(outcome);
+            }
+        }
+    }
+}
