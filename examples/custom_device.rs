@@ -3,7 +3,7 @@
 //! `cargo run --release --example custom_device` prints what the guest, a few bytes of real-mode code, copies from
 //! the first device to the serial port, and how often it wrote to the second one.
 
-use std::error::Error;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use ossature::bus::{
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::vmm::machine::Machine;
-use ossature::vmm::{Kvm, Registers};
+use ossature::vmm::{Failure, Kvm, Registers};
 use vm_device::MutDevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
 
@@ -132,7 +132,7 @@ impl MutDevicePio for Tally {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
     let tally = Arc::new(AtomicU64::new(0));
     let foreign = Arc::new(Mutex::new(Tally(tally.clone())));
     let foreign = FromVmDevice::pio("tally", PioRange::new(PioAddress(0x710), 1)?, foreign);
@@ -153,7 +153,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let outcome = machine.wait()?;
 
     let written = tally.load(Ordering::Relaxed);
-    println!("{outcome:?}; the vm-device counted {written} writes");
+    writeln!(io::stdout(), "{outcome}; the vm-device counted {written} writes")?;
     assert_eq!(written, message.len() as u64);
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example embed`: each guest, a few bytes of real-mode code, counts in its memory.
 
-use std::error::Error;
+use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use ossature::boot::Platform;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{Machine, Outcome};
-use ossature::vmm::{Kvm, Registers};
+use ossature::vmm::{Failure, Kvm, Registers};
 
 const COUNTER: GuestAddress = GuestAddress(0x2000);
 const CODE: GuestAddress = GuestAddress(0x1000);
 /// inc word [0x2000]; jmp to itself
 const GUEST: &[u8] = &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa];
 
-fn count(machine: &Machine) -> Result<u16, Box<dyn Error>> {
+fn count(machine: &Machine) -> Result<u16, Failure> {
     Ok(machine.ram().dma().read_obj(COUNTER)?)
 }
 
-fn build(kvm: &Kvm, name: &str) -> Result<Machine, Box<dyn Error>> {
+fn build(kvm: &Kvm, name: &str) -> Result<Machine, Failure> {
     let machine = Machine::builder(name)
         .memory(RamConfig::new(2 << 20))
         .payload(|memory: &GuestMmap, _: &Platform| {
@@ -32,7 +32,8 @@ fn build(kvm: &Kvm, name: &str) -> Result<Machine, Box<dyn Error>> {
     Ok(machine)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
+    let mut out = io::stdout();
     let kvm = Kvm::open()?;
     let machines =
         ["one", "two", "three"].map(|name| build(&kvm, name)).into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         while count(machine)? == 0 {
             thread::yield_now();
         }
-        println!("{machine:?} counts");
+        writeln!(out, "{machine:?} counts")?;
     }
 
     if let [first, second, _] = &machines[..] {
@@ -52,18 +53,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         let before = count(first)?;
         thread::sleep(Duration::from_millis(50));
         assert_eq!(before, count(first)?, "a paused guest is paused");
-        println!("{:?} is paused at {before}; {second:?} does not mind", first);
+        writeln!(out, "{:?} is paused at {before}; {second:?} does not mind", first)?;
         paused.resume()?;
         while count(first)? == before {
             thread::yield_now();
         }
-        println!("{first:?} counts again");
+        writeln!(out, "{first:?} counts again")?;
     }
 
     for machine in machines {
         let outcome = machine.stop()?;
         assert!(matches!(outcome, Outcome::Stopped));
     }
-    println!("all stopped, all given back");
+    writeln!(out, "all stopped, all given back")?;
     Ok(())
 }

@@ -3,14 +3,13 @@
 //! The guest is a few instructions in real mode that print one line on the first serial port and halt:
 //! `cargo run --release --example minimal`. It needs `/dev/kvm`.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use ossature::bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size};
 use ossature::memory::vm_memory::GuestAddress;
 use ossature::memory::{Ram, RamConfig};
-use ossature::vmm::{Buses, Hypervisor, Irqchip, Kvm, Registers, Step, VmConfig};
+use ossature::vmm::{Buses, Failure, Hypervisor, Irqchip, Kvm, Registers, Step, VmConfig};
 
 /// Where the guest finds its code and its line.
 const CODE: u16 = 0x1000;
@@ -53,7 +52,7 @@ impl Mmio for SerialOutput {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Failure> {
     // A virtual machine without interrupt controllers, so that HLT comes back to us.
     let vm = Kvm::open()?.create_vm(&VmConfig::default().irqchip(Irqchip::None))?;
 

@@ -1,75 +1,14 @@
 //! What `microvm` says to wrong usage and to a host that cannot: the text, the exit code, and nothing left behind.
 
+mod cli;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use cli::{AARCH64, Files, X86_64, elf, example, microvm, refuses, run};
 use ossature::virtio::blk::{DiskIo, OpenMode, RawFile};
-use tempfile::TempDir;
-
-/// The example, which cargo builds beside the tests.
-fn microvm() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    let profile = exe.ancestors().nth(2).unwrap();
-    let path = profile.join("examples/microvm");
-    assert!(path.exists(), "{} is missing: cargo build --example microvm", path.display());
-    path
-}
-
-fn run(command: &mut Command) -> (i32, String) {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!text.contains("panicked"), "{text}");
-    (output.status.code().unwrap_or(-1), text)
-}
-
-/// Runs with `args`; expects this exit code and all of `parts` in what it says.
-#[track_caller]
-fn refuses(args: &[&str], code: i32, parts: &[&str]) {
-    let (got, text) = run(Command::new(microvm()).args(args));
-    assert_eq!(got, code, "{args:?}: {text}");
-    for part in parts {
-        assert!(text.contains(part), "{args:?}: {part:?} is not in {text:?}");
-    }
-}
-
-/// A file in a folder that goes away with the test.
-struct Files(TempDir);
-
-impl Files {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn with(&self, name: &str, bytes: &[u8]) -> String {
-        let path = self.0.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-/// The smallest ELF that is a kernel: one page at 1 MiB, entered there.
-fn elf(machine: u16) -> Vec<u8> {
-    let mut image = Vec::new();
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    image.extend(2_u16.to_le_bytes()); // executable
-    image.extend(machine.to_le_bytes());
-    image.extend(1_u32.to_le_bytes());
-    image.extend(0x10_0000_u64.to_le_bytes()); // entry
-    image.extend(64_u64.to_le_bytes()); // program headers
-    image.extend(0_u64.to_le_bytes());
-    image.extend(0_u32.to_le_bytes());
-    image.extend([64_u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
-    image.extend([1_u32, 5].map(u32::to_le_bytes).concat()); // load, read and execute
-    image.extend([0x1000_u64, 0x10_0000, 0x10_0000, 16, 16, 0x1000].map(u64::to_le_bytes).concat());
-    image.resize(0x1000, 0);
-    image.extend([0xf4; 16]);
-    image
-}
-
-const X86_64: u16 = 62;
-const AARCH64: u16 = 183;
 
 #[test]
 fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
@@ -96,6 +35,8 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
 fn kernels_that_cannot_be_booted_are_named() {
     let files = Files::new();
     let folder = files.0.path().to_str().unwrap();
+    // C3: the cause at once.
+    refuses(&["--kernel", "/dev/null"], 1, &["kernel /dev/null", "not a regular file"]);
     refuses(&["--kernel", "/no/such/kernel"], 1, &["kernel /no/such/kernel", "No such file"]);
     refuses(&["--kernel", folder], 1, &["kernel", folder, "folder"]);
     let text = files.with("text", b"#!/bin/sh\n");
@@ -132,7 +73,7 @@ fn more_than_the_host_has_is_told_with_the_numbers() {
 }
 
 #[test]
-fn disks_that_cannot_be_used_are_named() {
+fn c6_disks_that_cannot_be_used_are_named() {
     let files = Files::new();
     let kernel = files.with("kernel", &elf(X86_64));
     let disk = |value: &str, parts: &[&str]| refuses(&["--kernel", &kernel, "--disk", value], 1, parts);
@@ -151,7 +92,11 @@ fn disks_that_cannot_be_used_are_named() {
     let two = [&kernel, "--disk", &format!("path={image}"), "--disk", &format!("path={image},readonly")]
         .map(str::to_owned);
     drop(held);
-    refuses(&["--kernel", &two[0], &two[1], &two[2], &two[3], &two[4]], 1, &[&image, "in use"]);
+    refuses(
+        &["--kernel", &two[0], &two[1], &two[2], &two[3], &two[4]],
+        1,
+        &[&image, "in use by another disk of this machine"],
+    );
     let twice = format!("path={image},id=same,readonly");
     let args = ["--kernel", &kernel, "--disk", &twice, "--disk", &twice];
     refuses(&args, 1, &["device id \"same\" is used twice"]);
@@ -193,24 +138,27 @@ fn a_host_without_kvm_is_told_so() {
     assert!(text.contains("/dev/kvm: not found"), "{text}");
 }
 
-/// The example where any user can reach it, whatever the permissions of the folders above the build's.
-fn for_everybody(files: &Files) -> PathBuf {
+/// An example where any user can reach it, whatever the permissions of the folders above the build's.
+fn for_everybody(files: &Files, example: &Path) -> PathBuf {
     fs::set_permissions(files.0.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let binary = files.0.path().join("microvm");
-    fs::copy(microvm(), &binary).unwrap();
+    let binary = files.0.path().join("example");
+    fs::copy(example, &binary).unwrap();
     binary
 }
 
 const NOBODY: Option<u32> = Some(65534);
 
 #[test]
-fn kvm_without_permission_is_told_with_the_group() {
+fn c4_kvm_without_permission_is_told_with_the_group_by_every_example() {
     let files = Files::new();
     let setup = "mount -t tmpfs none /dev && mknod -m 600 /dev/kvm c 10 232";
-    let (code, text) = in_namespaces(setup, &for_everybody(&files), NOBODY, &[]);
-    assert_eq!(code, 1, "{text}");
-    for part in ["/dev/kvm: permission denied", "group"] {
-        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    for name in ["microvm", "minimal", "embed", "custom_device"] {
+        let (code, text) = in_namespaces(setup, &for_everybody(&files, &example(name)), NOBODY, &[]);
+        assert_eq!(code, 1, "{text}");
+        for part in ["/dev/kvm: permission denied", "group"] {
+            assert!(text.contains(part), "{name}: {part:?} is not in {text:?}");
+        }
+        assert!(!text.contains("Permission {"), "{name} shows the error as its users read it: {text:?}");
     }
 }
 
@@ -218,7 +166,8 @@ fn kvm_without_permission_is_told_with_the_group() {
 fn a_tap_without_permission_is_told_so() {
     let files = Files::new();
     let setup = "ip tuntap add mode tap name tap0";
-    let (code, text) = in_namespaces(setup, &for_everybody(&files), NOBODY, &["--net", "tap=tap0"]);
+    let (code, text) =
+        in_namespaces(setup, &for_everybody(&files, &microvm()), NOBODY, &["--net", "tap=tap0"]);
     assert_eq!(code, 1, "{text}");
     for part in ["tap \"tap0\"", "ermission"] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");

@@ -1,14 +1,17 @@
-//! The command line of `microvm`: flags, keys and sizes, each refused by name where it is wrong.
+//! The command line of `microvm`: flags and sizes, each refused by name where it is wrong.
 
-use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
-use ossature::vmm::machine::OnReset;
+use ossature::vmm::machine::{OnReset, OnTripleFault};
+
+use crate::keys::Keys;
 
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Debug, Parser)]
@@ -41,27 +44,40 @@ pub struct Args {
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
-    /// A raw disk image; repeatable, the first is vda
-    #[arg(long, value_name = "path=FILE[,readonly][,id=NAME]", value_parser = disk)]
+    /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
+    #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap; repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = nic)]
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
     pub net: Vec<Nic>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
-    #[arg(long, value_name = "WHERE", value_parser = serial)]
-    serial: Option<String>,
+    #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
+    serial: Option<SerialLine>,
     /// What a reset by the guest does: end microvm, or start the guest again in the same virtual machine
     #[arg(long, default_value = "exit", value_name = "restart|exit", value_parser = PossibleValuesParser::new(["restart", "exit"]).map(|what| if what == "restart" { OnReset::Restart } else { OnReset::Stop }))]
     pub on_reset: OnReset,
+    /// What a triple fault of the guest is: a crash, or its request for a reset (Linux with reboot=t)
+    #[arg(long, default_value = "crash", value_name = "reset|crash", value_parser = PossibleValuesParser::new(["reset", "crash"]).map(|what| if what == "reset" { OnTripleFault::Reset } else { OnTripleFault::Crash }))]
+    pub on_triple_fault: OnTripleFault,
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
-    /// Log level: off, error, warn, info, debug or trace
+    /// Which of the machine's events to tell: off; error (what fails on the host); warn (what the guest's drivers do
+    /// wrong, too); info (and the rest); debug and trace add nothing
     #[arg(long, default_value = "warn")]
     pub log: log::LevelFilter,
+}
+
+/// Where the serial port's bytes go and come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialLine {
+    Stdio,
+    None,
+    File(PathBuf),
+    Socket(PathBuf),
 }
 
 #[derive(Clone, Debug)]
@@ -81,15 +97,22 @@ impl Args {
     /// The command line, or the exit code 2 and a word on what is wrong with it.
     pub fn from_command_line() -> Self {
         let args = Self::parse();
-        if args.console && args.serial() == "stdio" {
+        if args.console && args.serial() == SerialLine::Stdio {
             let text = "--console and --serial stdio both want standard input and output";
             Self::command().error(ErrorKind::ArgumentConflict, text).exit();
         }
         args
     }
 
-    pub fn serial(&self) -> &str {
-        self.serial.as_deref().unwrap_or(if self.console { "none" } else { "stdio" })
+    /// Returns true if the guest's serial port or console is on standard input and output.
+    pub fn reads_keyboard(&self) -> bool {
+        self.console || self.serial() == SerialLine::Stdio
+    }
+
+    /// Where the serial port goes.
+    pub fn serial(&self) -> SerialLine {
+        let default = if self.console { SerialLine::None } else { SerialLine::Stdio };
+        self.serial.clone().unwrap_or(default)
     }
 }
 
@@ -104,37 +127,29 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Splits `key=value,flag`: all keys have to be among `known`, of which the first one has to be there.
-fn keys<'a>(text: &'a str, known: &[&str]) -> Result<HashMap<&'a str, &'a str>, String> {
-    let name = |key: &&str| key.split('=').next().unwrap_or_default().to_owned();
-    let pairs = text.split(',').map(|part| part.split_once('=').unwrap_or((part, "")));
-    let pairs: HashMap<_, _> = pairs.collect();
-    if let Some(key) = pairs.keys().find(|key| !known.iter().any(|known| name(known) == **key)) {
-        return Err(format!("unknown key {key:?}; known: {}", known.join(", ")));
-    }
-    match known.iter().find(|key| key.contains('=') && pairs.get(&*name(key)) == Some(&"")) {
-        Some(key) => Err(format!("{key} is missing its value")),
-        None if !pairs.contains_key(&*name(&known[0])) => Err(format!("{} is missing", known[0])),
-        None => Ok(pairs),
-    }
+fn disk(text: OsString) -> Result<Disk, String> {
+    let keys = Keys::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
+    let path = keys.value("path").unwrap_or_default().into();
+    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
 }
 
-fn disk(text: &str) -> Result<Disk, String> {
-    let keys = keys(text, &["path=FILE", "readonly", "id=NAME"])?;
-    let id = keys.get("id").map(|&id| id.to_owned());
-    Ok(Disk { path: keys["path"].into(), readonly: keys.contains_key("readonly"), id })
+fn nic(text: OsString) -> Result<Nic, String> {
+    let keys = Keys::parse(&text, &["tap=NAME", "mac=MAC"])?;
+    let tap = keys.text("tap")?.unwrap_or_default().to_owned();
+    let mac = keys.text("mac")?.map(|mac| mac.parse().map_err(|e| format!("mac: {e}"))).transpose()?;
+    Ok(Nic { mac: mac.unwrap_or_else(|| Mac::derived(&tap)), tap })
 }
 
-fn nic(text: &str) -> Result<Nic, String> {
-    let keys = keys(text, &["tap=NAME", "mac=MAC"])?;
-    let mac = keys.get("mac").map(|mac| mac.parse().map_err(|e| format!("mac: {e}"))).transpose()?;
-    Ok(Nic { tap: keys["tap"].to_owned(), mac: mac.unwrap_or_else(|| Mac::derived(keys["tap"])) })
-}
-
-fn serial(text: &str) -> Result<String, String> {
-    match text.split_once('=') {
-        None if text == "stdio" || text == "none" => Ok(text.to_owned()),
-        Some(("file" | "socket", path)) if !path.is_empty() => Ok(text.to_owned()),
+fn serial(text: OsString) -> Result<SerialLine, String> {
+    let after = |prefix: &str| {
+        let path = text.as_bytes().strip_prefix(prefix.as_bytes())?;
+        (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+    };
+    match (text.to_str(), after("file="), after("socket=")) {
+        (Some("stdio"), ..) => Ok(SerialLine::Stdio),
+        (Some("none"), ..) => Ok(SerialLine::None),
+        (_, Some(path), _) => Ok(SerialLine::File(path)),
+        (.., Some(path)) => Ok(SerialLine::Socket(path)),
         _ => Err("give stdio, none, file=FILE or socket=PATH".to_owned()),
     }
 }

@@ -107,7 +107,7 @@ pub enum RamError {
         slot: SlotId,
     },
     /// A [`MemoryListener`](crate::MemoryListener) could not follow. Nothing has changed.
-    #[error("memory {slot} at {guest_addr:#x}+{size:#x} was refused")]
+    #[error("memory {slot} at {guest_addr:#x}+{size:#x} was refused: {source}")]
     Listener {
         /// The slot.
         slot: SlotId,

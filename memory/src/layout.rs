@@ -85,6 +85,34 @@ impl Space {
         self
     }
 
+    /// How many numbers are there for requests without a place of their own.
+    pub fn room(&self) -> u64 {
+        self.windows
+            .iter()
+            .fold(0, |sum: u64, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
+    }
+
+    /// How many of the numbers in `start..=last` are among those.
+    fn room_in(&self, start: u64, last: u64) -> u64 {
+        let inside = |&(first, end): &(u64, u64)| {
+            let (low, high) = (first.max(start), end.min(last));
+            if low <= high { (high - low).saturating_add(1) } else { 0 }
+        };
+        self.windows.iter().map(inside).fold(0, u64::saturating_add)
+    }
+
+    /// How many of them the requests ask for.
+    pub fn asked(&self, requests: &[Request]) -> u64 {
+        let asked = |request: &Request| match request.placement {
+            Placement::Any => request.size,
+            Placement::Fixed(at) => match request.size.checked_sub(1) {
+                Some(span) => self.room_in(at, at.saturating_add(span)),
+                None => 0,
+            },
+        };
+        requests.iter().map(asked).fold(0, u64::saturating_add)
+    }
+
     fn contains(&self, start: u64, last: u64) -> bool {
         self.fixed.iter().any(|&(first, end)| first <= start && last <= end)
     }

@@ -81,6 +81,19 @@ fn check(call: &'static str, result: i32) -> Result<(), CallError> {
     if result == 0 { Ok(()) } else { Err((call, io::Error::last_os_error())) }
 }
 
+/// Fails if this process may have no file of `len` bytes: the kernel would send SIGXFSZ, which ends a process that does
+/// not expect it.
+fn check_file_size(len: u64) -> Result<(), CallError> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is valid for the call, which fills it.
+    check("getrlimit", unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) })?;
+    if len > limit.rlim_cur {
+        let what = format!("a file of this process has at most {} bytes (ulimit -f)", limit.rlim_cur);
+        return Err(("ftruncate", io::Error::new(io::ErrorKind::FileTooLarge, what)));
+    }
+    Ok(())
+}
+
 /// A sealed memory file of `len` bytes that no peer can resize. `huge` is the logarithm of its page size.
 pub(crate) fn memfd(len: u64, huge: Option<u32>) -> Result<File, CallError> {
     let huge = huge.map_or(0, |log| libc::MFD_HUGETLB | log << libc::MFD_HUGE_SHIFT);
@@ -92,6 +105,7 @@ pub(crate) fn memfd(len: u64, huge: Option<u32>) -> Result<File, CallError> {
     }
     // SAFETY: the descriptor is new and nobody else's.
     let file = unsafe { File::from_raw_fd(fd) };
+    check_file_size(len)?;
     file.set_len(len).map_err(|e| ("ftruncate", e))?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: this command of fcntl takes an integer.

@@ -68,7 +68,7 @@ pub enum VmError {
         group: String,
     },
     /// The KVM device cannot be opened for another reason.
-    #[error("{}: cannot be opened", path.display())]
+    #[error("{}: cannot be opened: {source}", path.display())]
     Open {
         /// The device node.
         path: PathBuf,
@@ -127,13 +127,13 @@ pub enum VmError {
         value: u64,
     },
     /// Dirty pages cannot be logged.
-    #[error("dirty pages cannot be logged")]
+    #[error("dirty pages cannot be logged: {source}")]
     DirtyLog {
         /// Why not.
         source: DirtyLogError,
     },
     /// A vCPU cannot have the features that were asked for.
-    #[error("vCPU {index} cannot be as it is configured")]
+    #[error("vCPU {index} cannot be as it is configured: {source}")]
     VcpuConfig {
         /// The vCPU.
         index: u32,
@@ -149,7 +149,7 @@ pub enum VmError {
         reason: &'static str,
     },
     /// A system call failed.
-    #[error("{call} failed")]
+    #[error("{call} failed: {source}")]
     Call {
         /// Its name as the kernel documents it.
         call: &'static str,

@@ -1,6 +1,7 @@
 //! KVM: opening it, what it can do, making virtual machines.
 
 mod dirty;
+mod emulation;
 mod host;
 mod reset;
 #[allow(unsafe_code)]
@@ -31,7 +32,8 @@ use crate::arch;
 use crate::backend::sealed::Sealed;
 use crate::{Hypervisor, Vm, VmConfig, VmError};
 
-pub use signal::install_kick_handler;
+pub use emulation::Emulation;
+pub use signal::{install_kick_handler, is_ignored};
 
 /// The version of the interface since Linux 2.6.22 (`KVM_GET_API_VERSION`).
 const API_VERSION: i32 = 12;
@@ -100,6 +102,21 @@ impl Kvm {
             dirty_ring: self.host.dirty_ring(),
             stats: kvm.check_extension_raw(kvm_bindings::KVM_CAP_BINARY_STATS_FD.into()) > 0,
         }
+    }
+
+    /// Finds out if this KVM emulates the kernels of its guests, as that of a host without VMX or SVM does: a warning
+    /// to give before a stock kernel seems to hang. Asks the processor alone where that has VMX or SVM; elsewhere, it
+    /// times a loop of a guest of its own, for some milliseconds.
+    ///
+    /// ```no_run
+    /// # use ossature_core::Kvm;
+    /// if let Some(emulation) = Kvm::open()?.emulation()? {
+    ///     eprintln!("warning: {emulation}");
+    /// }
+    /// # Ok::<(), ossature_core::VmError>(())
+    /// ```
+    pub fn emulation(&self) -> Result<Option<Emulation>, VmError> {
+        Emulation::of(self)
     }
 }
 

@@ -54,7 +54,14 @@
 //! changed; see [`KickSignal`] for the choices. Several hypervisors, machines and versions of this crate can
 //! live in one process.
 //!
+//! The kernel sends signals for I/O that it refuses, and their default is to end the process: SIGXFSZ for a file beyond
+//! the limit on file sizes (`ulimit -f`), such as a disk or the log of a serial port that grows, SIGPIPE for a pipe that
+//! nobody reads. To have errors instead, which devices report and their guests see, block or ignore both before the
+//! machine is built. (Rust's runtime ignores SIGPIPE in a program whose `main` is Rust's, and leaves SIGXFSZ as it is.)
+//!
 //! # Errors
+//!
+//! Each error's `Display` says what is behind it. A program whose `main` returns a [`Failure`] shows it so.
 //!
 //! What the host cannot do is a [`VmError`]. A guest that cannot go on is a [`VcpuError::Crash`] with registers
 //! and code. The guest's accesses to what does not exist are no errors: reads give all ones, writes nothing, and
@@ -71,6 +78,7 @@ mod config;
 mod crash;
 mod dirty_log;
 mod error;
+mod failure;
 mod guard;
 mod irq_routes;
 mod kick;
@@ -87,9 +95,10 @@ pub use config::{Irqchip, VmConfig};
 pub use crash::{CrashReason, VcpuCrash};
 pub use dirty_log::GuestDirtyLog;
 pub use error::{Capability, VmError, error_chain};
+pub use failure::Failure;
 pub use guard::{Ioeventfd, Irqfd, MemorySlot, MsiRoute};
 pub use kick::{KickSignal, Kicker};
-pub use kvm::{Capabilities, Kvm, install_kick_handler};
+pub use kvm::{Capabilities, Emulation, Kvm, install_kick_handler, is_ignored as signal_is_ignored};
 pub use state::{VcpuState, VmState};
 pub use stats::{Stat, StatsReader};
 pub use vcpu::{Buses, Step, Vcpu, VcpuError};

@@ -170,7 +170,7 @@ impl Script {
 /// The script is the guest's whole life: after a reset, and with another state, it goes on with its next step. A state
 /// holds the registers, and a machine's the level lines.
 ///
-/// Differences from KVM: all vCPUs run from the start; there are no counters.
+/// Differences from KVM: all vCPUs run from the start, at most 1024 of them; there are no counters.
 #[derive(Clone, Debug)]
 pub struct Scripted {
     /// Taken by the machine.
@@ -197,8 +197,14 @@ impl Scripted {
 
 impl Sealed for Scripted {}
 
+/// As many as KVM allows by default on x86_64.
+const MAX_VCPUS: u32 = 1024;
+
 impl Hypervisor for Scripted {
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError> {
+        if config.cpus > MAX_VCPUS {
+            return Err(VmError::TooManyVcpus { index: config.cpus - 1, max: MAX_VCPUS });
+        }
         let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let scripts =
             scripts.ok_or(VmError::Unsupported { what: "a second machine from the same scripts" })?;

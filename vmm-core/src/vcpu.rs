@@ -136,7 +136,7 @@ pub enum VcpuError {
     #[error(transparent)]
     Crash(Box<VcpuCrash>),
     /// The host failed.
-    #[error("vCPU {index}: {call} failed")]
+    #[error("vCPU {index}: {call} failed: {source}")]
     Call {
         /// Which vCPU.
         index: u32,

@@ -32,6 +32,17 @@ pub enum DeviceEvent {
     },
 }
 
+impl fmt::Display for DeviceEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeedsReset { reason } => write!(f, "waits for a reset by its driver: {reason}"),
+            Self::Ignored { reason } => write!(f, "ignored what its driver did: {reason}"),
+            Self::HostError { reason } => f.write_str(reason),
+            Self::Panicked { message } => write!(f, "panicked: {message}"),
+        }
+    }
+}
+
 /// Where a device reports [`DeviceEvent`]s. A device reports each condition once until it is reset, so
 /// that no guest can flood the VMM.
 #[derive(Clone)]

@@ -13,7 +13,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 /// use ossature_bus::DeviceError;
 ///
 /// let error = DeviceError::new("cannot flush the disk").with_source(io::Error::from(io::ErrorKind::StorageFull));
-/// assert_eq!(error.to_string(), "cannot flush the disk");
+/// assert_eq!(error.to_string(), "cannot flush the disk: no storage space");
 /// assert!(error.source().is_some());
 /// ```
 #[derive(Debug)]
@@ -50,7 +50,12 @@ impl DeviceError {
 
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
+        f.write_str(&self.reason)?;
+        match &self.source {
+            // The reason may have been made of it.
+            Some(source) if !self.reason.contains(&source.to_string()) => write!(f, ": {source}"),
+            _ => Ok(()),
+        }
     }
 }
 

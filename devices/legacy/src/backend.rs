@@ -89,9 +89,11 @@ pub fn pty() -> io::Result<(Backend, PathBuf)> {
 }
 
 /// A Unix stream socket that is made at `path` and takes one client at a time, any number of them one
-/// after the other. Output is dropped while there is none. The socket's file is removed at the end.
+/// after the other. Output is dropped while there is none. The socket's file is removed at the end, if it is still this
+/// one.
 ///
-/// `AddrInUse` if `path` exists.
+/// A socket at `path` on which nobody listens, as a process that was killed leaves it, is replaced. `AddrInUse` if another
+/// process listens on it, or if there is a file of another kind.
 pub fn socket(path: &Path) -> io::Result<Backend> {
     Ok(Backend::of(SocketLine::bind(path)?))
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// A terminal in raw mode: every key reaches the reader at once, none is echoed or means a signal. Dropping it restores
 /// the terminal's former modes.
@@ -50,8 +51,14 @@ impl RawTerminal {
         Ok(Some(terminal))
     }
 
-    /// Raw mode (again), such as after a stop and continue of the process.
+    /// Raw mode (again), such as after a stop and continue of the process (SIGCONT). Does nothing while the process is
+    /// in the terminal's background, where the terminal is not its own and the kernel would stop it (SIGTTOU): call it
+    /// once it is continued in the foreground.
     pub fn raw(&self) -> io::Result<()> {
+        // A terminal that does not control the process has no background.
+        if tcgetpgrp(&self.fd).is_ok_and(|foreground| foreground != getpgrp()) {
+            return Ok(());
+        }
         let mut raw = self.former.clone();
         raw.make_raw();
         Ok(tcsetattr(&self.fd, OptionalActions::Now, &raw)?)

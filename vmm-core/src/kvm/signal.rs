@@ -24,6 +24,17 @@ pub fn install_kick_handler(signal: i32) -> io::Result<KickSignal> {
     Ok(KickSignal::Handled(signal))
 }
 
+/// Returns true if this process ignores `signal`: it was started so, as by nohup(1) or in the background of a shell
+/// script, or has decided so. A VMM that heeds signals leaves such a one alone; it arrives all the same in a signalfd.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed, and the kernel fills `action` when the call succeeds.
+    unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// The thread that a vCPU last ran on, while that thread lives.
 #[derive(Debug, Default)]
 pub(super) struct Target {

@@ -11,7 +11,7 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
-use super::status::OnReset;
+use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
 use super::{LifecycleState, Machine};
@@ -41,6 +41,7 @@ pub struct MachineBuilder {
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
     on_reset: OnReset,
+    on_triple_fault: OnTripleFault,
     on_thread_start: Option<OnThreadStart>,
     shared: Arc<Shared>,
 }
@@ -55,6 +56,7 @@ impl MachineBuilder {
             devices: Vec::new(),
             statistics: false,
             on_reset: OnReset::default(),
+            on_triple_fault: OnTripleFault::default(),
             on_thread_start: None,
             shared: Arc::new(Shared::new()),
         }
@@ -118,6 +120,12 @@ impl MachineBuilder {
         self
     }
 
+    /// What a triple fault is taken for; by default the machine ends with a crash.
+    pub fn on_triple_fault(mut self, on_triple_fault: OnTripleFault) -> Self {
+        self.on_triple_fault = on_triple_fault;
+        self
+    }
+
     /// The signal that interrupts vCPUs; by default one that needs no handler.
     pub fn kick_signal(mut self, kick: KickSignal) -> Self {
         self.vm.kick = kick;
@@ -140,8 +148,8 @@ impl MachineBuilder {
 
     /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, vm, ram, mut payload, devices, statistics, on_reset, on_thread_start, shared } =
-            self;
+        let Self { name, vm, ram, mut payload, devices, statistics, shared, .. } = self;
+        let Self { on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
         let cpus = vm.cpus;
         let mut errors = Vec::new();
@@ -161,6 +169,7 @@ impl MachineBuilder {
         watch.lap("vm");
         let status = Arc::clone(&shared.status);
         status.set_on_reset(on_reset);
+        status.set_on_triple_fault(on_triple_fault);
         let board = Board::new(vm, Arc::clone(&ram), Arc::clone(&status));
         board.add_placed(placed)?;
         watch.lap("devices");

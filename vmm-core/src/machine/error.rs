@@ -47,6 +47,22 @@ pub enum BuildError {
         /// The conflict, with the names of both sides.
         conflict: Conflict,
     },
+    /// The devices ask for more than there is, or for pieces that do not fit into what is left.
+    #[error(
+        "{kind}: {available} there are for devices, and {asked} are asked for by {}{}",
+        few(takers),
+        if *kind == INTERRUPTS { "; devices can share those that are level-triggered" } else { "" }
+    )]
+    Exhausted {
+        /// Memory addresses, ports or interrupts.
+        kind: &'static str,
+        /// How many there are.
+        available: u64,
+        /// How many are asked for.
+        asked: u64,
+        /// The devices that ask for them.
+        takers: Vec<String>,
+    },
     /// Guest memory could not be allocated.
     #[error("memory: {0}")]
     Ram(#[source] RamError),
@@ -92,6 +108,19 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
+}
+
+/// What a machine calls its interrupts in messages.
+pub(super) const INTERRUPTS: &str = "interrupts";
+
+/// The first names, and how many more there are.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// All errors that keep a machine from being built, not only the first.

@@ -1,6 +1,7 @@
 //! What happened to a machine, in order, for every follower.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use ossature_bus::{DeviceEvent, Event};
 
 use super::Outcome;
+use crate::VcpuCrash;
 
 /// The log keeps this many events; a follower that has not taken the oldest by then has missed it, so that no guest
 /// can make the host's memory grow.
@@ -29,6 +31,12 @@ pub enum MachineEvent {
     Reset,
     /// The guest's kernel reported that it has panicked. The guest runs on until it stops by itself.
     GuestPanic,
+    /// The guest caused a triple fault, in a machine that was built to take it for a request for a reset: see
+    /// [`OnTripleFault`](super::OnTripleFault).
+    TripleFault {
+        /// The vCPU and its registers.
+        crash: Arc<VcpuCrash>,
+    },
     /// A device was added.
     DeviceAdded {
         /// Its id.
@@ -53,6 +61,24 @@ pub enum MachineEvent {
     },
     /// The machine has ended. The last event of every machine.
     Ended(Outcome),
+}
+
+impl fmt::Display for MachineEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started => f.write_str("the machine has started"),
+            Self::Paused => f.write_str("the machine is paused"),
+            Self::Resumed => f.write_str("the machine runs again"),
+            Self::Reset => f.write_str("the machine was reset"),
+            Self::GuestPanic => f.write_str("the guest's kernel panicked"),
+            Self::TripleFault { crash } => write!(f, "the guest resets the machine by a fault: {crash}"),
+            Self::DeviceAdded { id } => write!(f, "device {id:?} was added"),
+            Self::DeviceRemoved { id } => write!(f, "device {id:?} was removed"),
+            Self::DeviceReplaced { id } => write!(f, "device {id:?} was replaced"),
+            Self::Device { id, event } => write!(f, "device {id:?}: {event}"),
+            Self::Ended(outcome) => write!(f, "the machine has ended: {outcome}"),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

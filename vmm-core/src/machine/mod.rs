@@ -36,7 +36,7 @@ pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};
 pub use state::MachineState;
-pub use status::OnReset;
+pub use status::{OnReset, OnTripleFault};
 pub use timeline::BuildPhase;
 
 /// Where a machine is in its life.

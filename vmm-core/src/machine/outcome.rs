@@ -9,9 +9,15 @@ use crate::{VcpuError, error_chain};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The guest powered off.
+    /// The guest powered off. (A kernel that panics does not: where it does not report that, it resets the machine or
+    /// hangs.)
     Shutdown,
     /// The guest asked for a reset, and the machine was built to end then: see [`OnReset`](super::OnReset).
+    ///
+    /// Why it did, the machine does not know. A reboot on request and a kernel's panic with `panic=-1` write the same
+    /// value to the same register. [`MachineHandle::guest_panicked`](super::MachineHandle::guest_panicked) tells of
+    /// those panics that the guest reports, by a driver that Linux may have as a module: not yet loaded when there is no
+    /// root file system. So this is not the good end that [`Shutdown`](Self::Shutdown) is.
     Reset,
     /// The VMM stopped it.
     Stopped,

@@ -4,7 +4,7 @@ use ossature_bus::{AddressSpace, Placement, Requires, Trigger};
 use ossature_memory::host_page_size;
 use ossature_memory::layout::{self, Conflict, Request, Space};
 
-use super::error::BuildError;
+use super::error::{BuildError, INTERRUPTS};
 use crate::arch;
 
 /// Where one device's registers and interrupts are, in the order in which it asked.
@@ -148,13 +148,28 @@ fn interrupts(asked: &[Asked<'_>], errors: &mut Vec<BuildError>) -> Vec<u32> {
             *place = Some(answer);
         }
     }
-    let lines = solve("interrupts", &arch::line_space(), &requests, errors);
+    let lines = solve(INTERRUPTS, &arch::line_space(), &requests, errors);
     answered.into_iter().filter_map(|answer| lines.get(answer?).map(|line| *line as u32)).collect()
 }
 
 fn solve(kind: &'static str, space: &Space, requests: &[Request], errors: &mut Vec<BuildError>) -> Vec<u64> {
     layout::solve(space, requests).unwrap_or_else(|conflicts: Vec<Conflict>| {
-        errors.extend(conflicts.into_iter().map(|conflict| BuildError::Layout { kind, conflict }));
+        let (no_room, others): (Vec<_>, Vec<_>) =
+            conflicts.into_iter().partition(|conflict| matches!(conflict, Conflict::NoRoom { .. }));
+        errors.extend(others.into_iter().map(|conflict| BuildError::Layout { kind, conflict }));
+        if !no_room.is_empty() {
+            let takes = |request: &&Request| space.asked(std::slice::from_ref(*request)) > 0;
+            let mut takers: Vec<_> =
+                requests.iter().filter(takes).map(|request| request.owner.clone()).collect();
+            takers.sort();
+            takers.dedup();
+            errors.push(BuildError::Exhausted {
+                kind,
+                available: space.room(),
+                asked: space.asked(requests),
+                takers,
+            });
+        }
         Vec::new()
     })
 }

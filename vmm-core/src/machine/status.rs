@@ -12,7 +12,7 @@ use super::LifecycleState;
 use super::events::{EventLog, MachineEvent};
 use super::mailbox::{Mailbox, Order};
 use super::outcome::Outcome;
-use crate::Kicker;
+use crate::{CrashReason, Kicker, VcpuError};
 
 /// What a machine does when its guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,6 +24,21 @@ pub enum OnReset {
     /// It is reset in place, as by [`MachineHandle::reset`](super::MachineHandle::reset), by the thread that waits for
     /// its end.
     Restart,
+}
+
+/// What a triple fault of a guest is: a fault that the processor cannot deliver, which guests also cause on purpose, to
+/// reset a machine that has no other way (Linux with `reboot=t`). The machine cannot tell one from the other.
+///
+/// Either way the processor's registers are kept: in [`Outcome::Crashed`], or in [`MachineEvent::TripleFault`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnTripleFault {
+    /// The machine ends with [`Outcome::Crashed`].
+    #[default]
+    Crash,
+    /// The guest has asked for a reset: [`MachineEvent::TripleFault`] says that it was in this way, and [`OnReset`] what
+    /// comes of it.
+    Reset,
 }
 
 /// One vCPU as the others reach it: to leave an order and to wake it.
@@ -78,6 +93,7 @@ pub(super) struct Status {
     guest_panicked: AtomicBool,
     peers: OnceLock<Vec<Peer>>,
     on_reset: OnceLock<OnReset>,
+    on_triple_fault: OnceLock<OnTripleFault>,
 }
 
 impl Status {
@@ -92,6 +108,11 @@ impl Status {
     pub(super) fn set_on_reset(&self, on_reset: OnReset) {
         // Set once, when the machine is built.
         let _ = self.on_reset.set(on_reset);
+    }
+
+    pub(super) fn set_on_triple_fault(&self, on_triple_fault: OnTripleFault) {
+        // Set once, when the machine is built.
+        let _ = self.on_triple_fault.set(on_triple_fault);
     }
 
     /// Names the vCPUs, once, before any of them runs.
@@ -254,6 +275,20 @@ impl Status {
             _ => return false,
         }
         true
+    }
+
+    /// A vCPU cannot go on. The machine ends, unless this is the guest's way to ask for a reset.
+    pub(super) fn crashed(&self, error: VcpuError) {
+        let on_triple_fault = self.on_triple_fault.get().copied().unwrap_or_default();
+        match error {
+            VcpuError::Crash(crash)
+                if crash.reason == CrashReason::TripleFault && on_triple_fault == OnTripleFault::Reset =>
+            {
+                self.events.push(MachineEvent::TripleFault { crash: Arc::from(crash) });
+                self.carry_out(VmRequest::Reset);
+            }
+            error => self.end(Outcome::Crashed(Arc::new(error))),
+        }
     }
 
     pub(super) fn guest_panicked(&self) -> bool {

@@ -16,7 +16,7 @@ use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
 use crate::scripted::{Script, Scripted};
-use crate::{Hypervisor, Registers};
+use crate::{CrashReason, Hypervisor, Registers, VmError};
 
 mod devices;
 mod failing;
@@ -246,6 +246,76 @@ fn each_end_is_told_apart() {
 }
 
 #[test]
+fn t6_a_triple_fault_is_a_crash_or_a_reset_as_the_caller_chooses() {
+    let built = |on_reset, scripts: Vec<Script>| {
+        Machine::builder("test")
+            .memory(RamConfig::new(1 << 20))
+            .device(Probe::named("probe"))
+            .on_reset(on_reset)
+            .on_triple_fault(OnTripleFault::Reset)
+            .build(&Scripted::new(scripts))
+            .unwrap()
+    };
+    let ends = built(OnReset::Stop, vec![Script::new().triple_fault()]);
+    ends.start().unwrap();
+    assert_eq!(ends.wait().unwrap(), Outcome::Reset);
+    let told = events(&ends);
+    let [MachineEvent::Started, MachineEvent::TripleFault { crash }, MachineEvent::Ended(Outcome::Reset)] =
+        &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!((crash.index, &crash.reason), (0, &CrashReason::TripleFault));
+    assert!(crash.registers.is_some(), "the report stays available");
+
+    // The same vCPU goes on after the reset.
+    let again = built(OnReset::Restart, vec![Script::new().triple_fault().pio_write(PORT, Size::B1, 0)]);
+    again.start().unwrap();
+    assert_eq!(again.wait().unwrap(), Outcome::Shutdown);
+    let told = events(&again);
+    assert!(
+        matches!(
+            &told[..],
+            [
+                MachineEvent::Started,
+                MachineEvent::TripleFault { .. },
+                MachineEvent::Reset,
+                MachineEvent::Ended(Outcome::Shutdown)
+            ]
+        ),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn c3_too_many_vcpus_are_refused_at_once_and_with_the_number() {
+    let builder = Machine::builder("test").memory(RamConfig::new(1 << 20)).cpus(100_000);
+    let errors = builder.build(&Scripted::new([])).unwrap_err();
+    assert_eq!(errors.to_string(), "100000 vCPUs are more than the 1024 that are possible here");
+}
+
+#[test]
+fn c3_each_error_shows_its_cause() {
+    let source = || io::Error::from_raw_os_error(libc::ENOSPC);
+    let cause = source().to_string();
+    let shown = [
+        VmError::Call { call: "KVM_RUN", source: source() }.to_string(),
+        VmError::Open { path: "/dev/kvm".into(), source: source() }.to_string(),
+        VmError::VcpuConfig { index: 0, source: Box::new(source()) }.to_string(),
+        crate::VcpuError::Call { index: 0, call: "KVM_RUN", source: source() }.to_string(),
+        BuildErrors::from(VmError::Call { call: "KVM_RUN", source: source() }).to_string(),
+        LifecycleError::Device { id: "d".into(), source: DeviceError::new("no").with_source(source()) }
+            .to_string(),
+        BuildError::Attach { id: "d".into(), source: DeviceError::new("no").with_source(source()) }
+            .to_string(),
+        LifecycleError::EventLoop { source: source() }.to_string(),
+    ];
+    for text in shown {
+        assert_eq!(text.matches(&cause).count(), 1, "{text}");
+    }
+}
+
+#[test]
 fn a_device_reports_into_the_event_stream() {
     let machine = machine(vec![ask(3).pio_write(PORT, Size::B1, 0)], &Probe::named("disk"));
     machine.start().unwrap();
@@ -394,7 +464,10 @@ fn a_wrong_configuration_is_told_in_full() {
 
     let refuses =
         build(Machine::builder("x").device(Probe { refuses: Some("attach"), ..Probe::named("net0") }));
-    assert_eq!(refuses.to_string(), "device \"net0\" cannot be attached: its cable is missing");
+    assert_eq!(
+        refuses.to_string(),
+        "device \"net0\" cannot be attached: its cable is missing: entity not found"
+    );
     let silent = build(Machine::builder("x").device(Probe { silent: true, ..Probe::named("odd") }));
     assert_eq!(silent.to_string(), "device \"odd\" asked for registers port and does not answer them");
     let reserved = build(Machine::builder("x").device(Probe::named("vcpu0")));

@@ -75,7 +75,7 @@ impl VcpuThread {
                         break;
                     }
                     Err(error) => {
-                        self.status.end(Outcome::Crashed(Arc::new(error)));
+                        self.status.crashed(error);
                         break;
                     }
                 }

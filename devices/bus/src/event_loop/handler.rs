@@ -52,7 +52,7 @@ pub trait Handler: Send {
 
 /// A descriptor that cannot be watched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch descriptor {fd}")]
+#[error("cannot watch descriptor {fd}: {source}")]
 pub struct WatchError {
     /// The descriptor.
     pub fd: RawFd,

@@ -90,7 +90,7 @@ pub enum DiskError {
         before: u64,
     },
     /// Anything else.
-    #[error("disk {path:?}: cannot {action} it")]
+    #[error("disk {path:?}: cannot {action} it: {source}")]
     Io {
         /// The file.
         path: PathBuf,

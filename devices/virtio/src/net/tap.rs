@@ -60,7 +60,7 @@ pub enum TapError {
         name: String,
     },
     /// Anything else.
-    #[error("tap {name:?}: cannot {action}")]
+    #[error("tap {name:?}: cannot {action}: {source}")]
     Io {
         /// The tap.
         name: String,

@@ -282,7 +282,7 @@ impl Core {
             Request::Refused => self.ignore(&format!("status {value:#x} after {:#x}", self.status)),
             Request::Reset => {
                 if let Err(e) = self.reset() {
-                    self.reports.events.push(DeviceEvent::HostError { reason: chain(&e) });
+                    self.reports.events.push(DeviceEvent::HostError { reason: e.to_string() });
                 }
             }
             Request::Advance(to) => self.advance(to),
@@ -329,7 +329,7 @@ impl Core {
     /// What the driver asked for failed: the device needs a reset.
     fn note(&mut self, result: Result<(), DeviceError>) {
         if let Err(e) = result {
-            self.fail(Failure::NeedsReset { reason: chain(&e) });
+            self.fail(Failure::NeedsReset { reason: e.to_string() });
         }
     }
 
@@ -403,16 +403,4 @@ impl Core {
     pub(super) fn let_go(&mut self) {
         self.gone = true;
     }
-}
-
-/// An error with its causes, on a line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -19,6 +19,11 @@ pub(crate) use setup::{
 pub(crate) use spaces::{is_reserved, line_space, lines, memory_space, port_space};
 pub(crate) use state::{VcpuAccess, VcpuParts, VmParts};
 
+/// There is no KVM for this architecture that emulates guests.
+pub(crate) fn time_per_instruction(_: &crate::Kvm) -> Result<Option<std::time::Duration>, crate::VmError> {
+    Ok(None)
+}
+
 /// What this crate's users see of the architecture.
 pub(crate) mod public {
     pub use super::registers::Registers;

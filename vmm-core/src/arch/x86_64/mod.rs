@@ -13,6 +13,7 @@ mod native;
 mod page;
 #[allow(unsafe_code)]
 mod plain;
+mod preflight;
 mod registers;
 mod setup;
 mod spaces;
@@ -26,6 +27,7 @@ pub(crate) use config::ArchConfig;
 pub(crate) use host::HostFacts;
 pub(crate) use irq::{WIRED_LINES, WiredLine, wired_lines};
 pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page};
+pub(crate) use preflight::time_per_instruction;
 pub(crate) use registers::Registers;
 pub(crate) use setup::{
     NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte, notify_paused, prepare_vm,

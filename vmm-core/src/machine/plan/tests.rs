@@ -106,13 +106,30 @@ fn everything_wrong_is_told_at_once() {
 }
 
 #[test]
-fn running_out_of_interrupts_names_those_without_one() {
+fn c2_running_out_of_interrupts_is_one_line_with_the_numbers_and_who_takes_them() {
     let ids: Vec<String> = (0..18).map(|i| format!("disk{i:02}")).collect();
     let devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), virtio())).collect();
     assert!(places(&devices[..17]).is_ok());
     let errors = places(&devices).unwrap_err();
     assert_eq!(errors.len(), 1);
-    assert_eq!(errors[0].to_string(), "interrupts: no room for disk17, which requests 0x1 aligned to 0x1");
+    assert_eq!(
+        errors[0].to_string(),
+        "interrupts: 17 there are for devices, and 18 are asked for by disk00, disk01, disk02, disk03, disk04, disk05 \
+         and 12 more; devices can share those that are level-triggered"
+    );
+}
+
+#[test]
+fn c2_running_out_of_addresses_counts_what_fixed_places_take_of_them() {
+    let window = |base| Requires::new().registers(RegistersRequest::memory("window", 0x800_0000).fixed(base));
+    let large = Requires::new().registers(RegistersRequest::memory("registers", 0x1000_0000));
+    let asked = [("at", window(0xd000_0000)), ("outside", window(0xc000_0000)), ("large", large)];
+    let errors = places(&asked).unwrap_err();
+    let [BuildError::Exhausted { kind, available, asked, takers }] = &errors[..] else {
+        panic!("{errors:?}")
+    };
+    assert_eq!((*kind, *available, *asked), ("memory addresses", 0x1000_0000, 0x1800_0000));
+    assert_eq!(takers, &["at", "large"]);
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn a_device_that_does_not_fit_leaves_the_old_one_at_work() {
     refused(Probe::named("nobody"), "the machine has no device \"nobody\"");
     refused(
         Probe { refuses: Some("attach"), ..Probe::named("probe") },
-        "device \"probe\": its cable is missing",
+        "device \"probe\": its cable is missing: entity not found",
     );
     refused(
         Probe { refuses: Some("restore"), ..Probe::named("probe") },

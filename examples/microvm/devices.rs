@@ -1,0 +1,138 @@
+//! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
+
+use std::fs;
+use std::io::{self, stdin, stdout};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ossature::bus::{Device, EventLoop, Hosted};
+use ossature::legacy::{
+    AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
+    backend,
+};
+use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
+use ossature::virtio::console::{Console, ConsoleInput};
+use ossature::virtio::net::{Net, Tap};
+use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
+use ossature::vmm::machine::{MachineBuilder, MachineHandle};
+
+use crate::Result;
+use crate::args::{Args, Disk, Nic, SerialLine};
+use crate::report;
+
+/// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
+const OWN_LINES: usize = 12;
+
+/// What is left to its VMM of the devices that a machine has.
+pub struct Devices {
+    /// The guest's power button.
+    pub button: PowerButton,
+    /// What the guest wrote to the boot timer's port.
+    pub stamps: Stamps,
+    /// Feeds the console for as long as it lives.
+    _keyboard: Option<Hosted<KeyFilter>>,
+}
+
+impl Devices {
+    /// Adds all devices to the machine, virtio devices in the order in which the guest finds them. What they do when
+    /// a descriptor is ready, they do on the loop `here`.
+    pub fn add_to(
+        builder: MachineBuilder,
+        args: &Args,
+        here: &EventLoop,
+        started: Instant,
+    ) -> Result<(MachineBuilder, Self)> {
+        let machine = builder.handle();
+        let power = AcpiPower::new("power");
+        let button = power.button();
+        let mut builder = builder
+            .device(Rtc::new("rtc"))
+            .device(I8042::new("i8042"))
+            .device(Pvpanic::new("pvpanic"))
+            .device(power)
+            .devices(serial(args, &machine, here)?);
+        let timer = DebugPort::new("boot-timer", started);
+        let stamps = timer.stamps();
+        if args.boot_timer {
+            builder = builder.device(timer);
+        }
+
+        let mut lines = OWN_LINES;
+        let mut virtio = |id: String, device: Box<dyn LocalDevice>| {
+            let device = VirtioMmio::new(id, device, Arc::new(here.clone()));
+            // Linux needs no true interrupt status, and then no interrupt costs an exit.
+            let interrupt = if lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
+            lines = lines.saturating_sub(1);
+            device.with_interrupt(interrupt)
+        };
+        builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
+        each_file_is_one_disk(&args.disk)?;
+        for (index, disk) in args.disk.iter().enumerate() {
+            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
+            builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
+        }
+        for (index, nic) in args.net.iter().enumerate() {
+            builder = builder.device(virtio(format!("net{index}"), net(nic)?));
+        }
+        let mut keyboard = None;
+        if args.console {
+            let (filter, input) = KeyFilter::new(stdin(), on_key(&machine))?;
+            let console = Console::new(Some(ConsoleInput::new(input)?), Box::new(stdout()));
+            builder = builder.device(virtio("console".to_owned(), Box::new(console)));
+            keyboard = Some(filter.on(here)?);
+        }
+        Ok((builder, Self { button, stamps, _keyboard: keyboard }))
+    }
+}
+
+/// COM1, unless it goes nowhere.
+fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
+    let failed = |how: &str, path: &Path, e: io::Error| format!("--serial {how}={}: {e}", path.display());
+    let line = match args.serial() {
+        SerialLine::None => return Ok(None),
+        SerialLine::Stdio => backend::stdio()?.with_escape_keys(on_key(machine)),
+        SerialLine::File(path) => backend::file(&path).map_err(|e| failed("file", &path, e))?,
+        SerialLine::Socket(path) => backend::socket(&path).map_err(|e| failed("socket", &path, e))?,
+    };
+    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
+}
+
+/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
+fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
+    // What is not there is told when it is opened.
+    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
+    for (index, disk) in disks.iter().enumerate() {
+        for other in disks.iter().skip(index + 1).filter(|other| !(disk.readonly && other.readonly)) {
+            if file(disk).is_some() && file(disk) == file(other) {
+                let (path, first) = (other.path.display(), disk.path.display());
+                return Err(format!(
+                    "--disk path={path} is in use by another disk of this machine, path={first}; \
+                     disks that share a file are readonly"
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
+    let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let file = RawFile::open(&disk.path, mode)?;
+    let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
+    Ok(Box::new(Blk::new(file, name)))
+}
+
+fn net(nic: &Nic) -> Result<Box<dyn LocalDevice>> {
+    Ok(Box::new(Net::new(Tap::open(&nic.tap)?, nic.mac)))
+}
+
+fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
+    let machine = machine.clone();
+    move |key| match key {
+        Escape::Quit => machine.stop(),
+        _ => report::say("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
+    }
+}
