@@ -8,7 +8,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Write, stderr};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -70,8 +70,13 @@ fn main() -> ExitCode {
 }
 
 fn fails(text: &str) -> ExitCode {
-    eprintln!("rust_vmm: {text}");
+    say(text);
     ExitCode::FAILURE
+}
+
+/// Says something to the user, who may have gone.
+fn say(text: &str) {
+    let _ = writeln!(stderr(), "rust_vmm: {text}");
 }
 
 fn run(args: &Args) -> Result<Outcome> {
@@ -80,7 +85,7 @@ fn run(args: &Args) -> Result<Outcome> {
     let mut manager = EventManager::<Subscriber>::new()?;
     // The loop that our devices know has its turns on the manager.
     let here = EventLoop::new()?;
-    let subscriber = LoopSubscriber::new(&here, |error| eprintln!("rust_vmm: the event loop: {error:?}"));
+    let subscriber = LoopSubscriber::new(&here, |error| say(&format!("the event loop: {error:?}")));
     manager.add_subscriber(Arc::new(Mutex::new(subscriber)));
 
     let line = backend::stdio()?;
@@ -192,7 +197,7 @@ struct End {
 impl MutEventSubscriber for End {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.events, EventSet::IN)) {
-            eprintln!("rust_vmm: the machine's events: {error:?}");
+            say(&format!("the machine's events: {error:?}"));
         }
     }
 

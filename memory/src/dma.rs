@@ -275,8 +275,10 @@ impl Dma {
             access(region, usize::try_from(addr.0.wrapping_sub(region.guest_address())).ok()?)
         };
         // Not a loop from the start on: most guests have no RAM but in the first region.
-        let (first, others) = self.now.regions.split_first()?;
-        try_in(first).or_else(|| others.iter().find_map(try_in))
+        if let Some(found) = self.now.front.as_ref().and_then(&mut try_in) {
+            return Some(found);
+        }
+        self.now.regions.iter().skip(1).find_map(try_in)
     }
 
     /// Why there is no integer at `addr`. Regions begin and end on page boundaries, so that no aligned integer

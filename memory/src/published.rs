@@ -12,17 +12,19 @@ use crate::{GuestMmap, RamSlot, Window};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     first: u64,
-    /// The last address, counted from the first.
-    span: u64,
+    /// Bytes: no RAM goes to the last of all addresses.
+    len: u64,
 }
 
 impl Run {
     /// Returns true if `len` bytes from `addr` are in it. No bytes are not.
     #[inline]
     pub fn holds(&self, addr: GuestAddress, len: u64) -> bool {
-        // Addresses below the first wrap, and so does a length of 0: both are more than any span.
+        // An address below the first wraps to more than any length. A sum that wraps is less than the offset, and that of
+        // no bytes is the same.
         let offset = addr.0.wrapping_sub(self.first);
-        offset <= self.span && len.wrapping_sub(1) <= self.span - offset
+        let end = offset.wrapping_add(len);
+        offset < end && end <= self.len
     }
 }
 
@@ -33,6 +35,8 @@ pub(crate) struct Snapshot {
     /// Each region from its first to its last byte, ascending: nearly every access lies in one of them, and
     /// there are few, so that trying them in turn beats any search.
     pub(crate) regions: Arc<[Window]>,
+    /// The first of them, where most guests have all their RAM.
+    pub(crate) front: Option<Window>,
     /// Ascending; regions that touch are one run.
     pub(crate) runs: Arc<[Run]>,
     pub(crate) generation: u64,
@@ -42,19 +46,17 @@ impl Snapshot {
     fn new(mem: Arc<GuestMmap>, generation: u64) -> Self {
         let mut runs: Vec<Run> = Vec::new();
         for region in mem.iter() {
-            let (first, last) = (region.start_addr().0, region.last_addr().0);
+            let (first, len) = (region.start_addr().0, region.len());
             match runs.last_mut() {
-                Some(run) if (run.first + run.span).checked_add(1) == Some(first) => {
-                    run.span = last - run.first
-                }
-                _ => runs.push(Run { first, span: last - first }),
+                Some(run) if run.first + run.len == first => run.len += len,
+                _ => runs.push(Run { first, len }),
             }
         }
         let whole = |region: &GuestRegionMmap<_>| {
             Window::new(region.get_mmap(), region.start_addr().0, 0, region.size())
         };
-        let regions = mem.iter().filter_map(whole).collect();
-        Self { regions, runs: runs.into(), mem, generation }
+        let regions: Arc<[Window]> = mem.iter().filter_map(whole).collect();
+        Self { front: regions.first().cloned(), regions, runs: runs.into(), mem, generation }
     }
 }
 

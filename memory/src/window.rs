@@ -46,7 +46,8 @@ unsafe impl Sync for Window {}
 /// refers to.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    base: NonNull<u8>,
+    // Not NonNull: to tell a view from none would then be a comparison of the address.
+    base: *const u8,
     len: usize,
     window: PhantomData<&'a Window>,
 }
@@ -54,7 +55,7 @@ pub struct View<'a> {
 impl Default for View<'_> {
     /// A view of nothing.
     fn default() -> Self {
-        Self { base: NonNull::dangling(), len: 0, window: PhantomData }
+        Self { base: std::ptr::dangling(), len: 0, window: PhantomData }
     }
 }
 
@@ -63,7 +64,8 @@ impl View<'_> {
     /// writes it at the same time.
     #[inline]
     pub fn read_obj<T: ByteValued>(&self, offset: usize) -> Option<T> {
-        if offset.checked_add(size_of::<T>())? > self.len {
+        // Said so, half of it is the same for every access to a view.
+        if offset > self.len.checked_sub(size_of::<T>())? {
             return None;
         }
         // SAFETY: the range is inside the view, which is inside a window that lives; any bits are a T, and a
@@ -118,7 +120,7 @@ impl Window {
             return None;
         }
         // SAFETY: the offset is inside the window, which is inside the mapping.
-        Some(View { base: unsafe { self.base.add(offset) }, len, window: PhantomData })
+        Some(View { base: unsafe { self.base.add(offset) }.as_ptr(), len, window: PhantomData })
     }
 
     /// Reads an integer in one piece. Its guest-physical address must be a multiple of its size. Like the
@@ -153,10 +155,18 @@ impl Window {
     /// Writes one plain value.
     #[inline]
     pub fn write_obj<T: ByteValued>(&self, offset: usize, value: T) -> Result<(), DmaError> {
+        self.write_obj_unmarked(offset, value)?;
+        self.wrote(offset, size_of::<T>());
+        Ok(())
+    }
+
+    /// Writes one plain value, which is not marked as dirty before [`mark_dirty`](Self::mark_dirty) is called: once for
+    /// many values.
+    #[inline]
+    pub fn write_obj_unmarked<T: ByteValued>(&self, offset: usize, value: T) -> Result<(), DmaError> {
         let at = self.at(offset, size_of::<T>())?.cast::<T>();
         // SAFETY: the range is mapped.
         unsafe { at.write_unaligned(value) };
-        self.wrote(offset, size_of::<T>());
         Ok(())
     }
 
@@ -183,9 +193,9 @@ impl Window {
         self.at(offset, len).map(|at| iovec { iov_base: at.as_ptr().cast(), iov_len: len })
     }
 
-    /// Marks `len` bytes at `offset`, which somebody else has written, as dirty.
+    /// Marks `len` bytes at `offset` as dirty, after they were written by other means.
     #[inline]
-    pub(crate) fn mark_dirty(&self, offset: usize, len: usize) -> Result<(), DmaError> {
+    pub fn mark_dirty(&self, offset: usize, len: usize) -> Result<(), DmaError> {
         self.at(offset, len).map(|_| self.wrote(offset, len))
     }
 

@@ -257,31 +257,51 @@ impl VirtQueue {
     }
 
     /// The next chain of those that are ready. None where the ring breaks, which latches.
+    #[inline(always)] // each worker's loop has its own
     fn take(&mut self) -> Option<Chain> {
         self.ready = self.ready.checked_sub(1)?;
-        let mut parsed = match self.spare.take() {
-            Some(parsed) => parsed,
-            None => self.spares.pop().unwrap_or_default(),
-        };
-        match self.parse(&mut parsed) {
-            Ok(()) => Some(Chain(parsed)),
+        let head = match self.take_head() {
+            Ok(head) => head,
             Err(why) => {
                 self.fail(why);
-                None
+                return None;
             }
+        };
+        let mut parsed = match self.spare.take() {
+            Some(parsed) => parsed,
+            None => self.another(),
+        };
+        match parsed.walk_plain(&self.rings, self.run, self.indirect, head) {
+            Some(()) => Some(Chain(parsed)),
+            None => self.walk(parsed, head),
         }
     }
 
-    #[inline]
-    fn parse(&mut self, parsed: &mut Parsed) -> Result<(), QueueBroken> {
-        let size = self.size;
+    /// The next head, which the device holds from now on.
+    #[inline(always)]
+    fn take_head(&mut self) -> Result<u16, QueueBroken> {
         let head = self.rings.avail_entry(self.next_avail)?;
-        let held = self.held.get_mut(usize::from(head)).ok_or(QueueBroken::Head { head, size })?;
+        let Some(held) = self.held.get_mut(usize::from(head)) else {
+            return Err(QueueBroken::Head { head, size: self.size });
+        };
         if mem::replace(held, true) {
             return Err(QueueBroken::HeadInFlight { head });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        parsed.walk(&self.rings, &mut self.run, self.indirect, head)
+        Ok(head)
+    }
+
+    #[inline(never)]
+    fn another(&mut self) -> Box<Parsed> {
+        self.spares.pop().unwrap_or_default()
+    }
+
+    /// The chain from `head` on, of whatever kind.
+    #[cold]
+    #[inline(never)]
+    fn walk(&mut self, mut parsed: Box<Parsed>, head: u16) -> Option<Chain> {
+        let walked = parsed.walk(&self.rings, &mut self.run, self.indirect, head);
+        self.latch(walked).ok().map(|()| Chain(parsed))
     }
 
     /// Publishes the used index. Returns true if the driver wants an interrupt for what is new.

@@ -106,6 +106,21 @@ fn adjacent_regions_are_not_one_piece() {
 }
 
 #[test]
+fn values_may_be_marked_together() {
+    let ram = ram();
+    let window = ram.dma().window(GuestAddress(2 * MIB), 0x4000).unwrap();
+    ram.slots().for_each(|slot| slot.dirty().start());
+    let marked = || ram.slots().map(|slot| slot.dirty().take()[0]).collect::<Vec<_>>();
+    window.write_obj_unmarked(0x1000, 7u64).unwrap();
+    assert_eq!(window.read_obj::<u64>(0x1000), Ok(7));
+    assert!(window.write_obj_unmarked(0x3ffc, 7u64).is_err());
+    assert_eq!(marked(), [0, 0]);
+    window.mark_dirty(0x1000, 0x1001).unwrap();
+    assert!(window.mark_dirty(0x3000, 0x1001).is_err());
+    assert_eq!(marked(), [0, 0b110]);
+}
+
+#[test]
 fn c4_writes_are_marked_in_the_slot_of_the_window() {
     let ram = ram();
     let window = ram.dma().window(GuestAddress(2 * MIB + 0x1ffe), 0x4000).unwrap();

@@ -3,8 +3,7 @@
 use std::io;
 
 use ossature_bus::EventSink;
-use ossature_memory::vm_memory::Address;
-use ossature_memory::{Dma, DmaIoError, Segment, Segments};
+use ossature_memory::{Dma, DmaIoError, Segments};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -58,19 +57,16 @@ impl<D: DiskIo> Executor<'_, D> {
     /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
     pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {
-        let (readable, writable) = chain.parts();
-        let readable = Segments::first_bytes(readable, chain.readable_len().into());
         // The status is the last byte that we may write; what comes before is for data.
-        let Some(last) = writable.last() else {
+        let Some(at) = chain.last_byte() else {
             self.counters.refused.add(1);
             return Done { written: 0, moved: 0 };
         };
         let room = u64::from(chain.writable_len()) - 1;
-        let Outcome { status, filled, moved } = self.outcome(mem, readable, writable, room);
+        let Outcome { status, filled, moved } = self.outcome(mem, chain, room);
         if status != VIRTIO_BLK_S_OK {
             self.counters.refused.add(1);
         }
-        let at = last.addr.unchecked_add(u64::from(last.len) - 1);
         let answered = mem.write_obj(at, status as u8).is_ok();
         // `used.len` promises a prefix: after data that fell short the status byte is not part of it.
         let written = filled + u64::from(answered && filled == room);
@@ -78,34 +74,37 @@ impl<D: DiskIo> Executor<'_, D> {
         Done { written: written as u32, moved }
     }
 
-    /// `room` is what the status byte leaves of `writable`.
-    fn outcome(&self, mem: &Dma, readable: Segments<'_>, writable: &[Segment], room: u64) -> Outcome {
+    /// `room` is what the status byte leaves of the writable part.
+    fn outcome(&self, mem: &Dma, chain: &Chain, room: u64) -> Outcome {
         // The header is copied once; what the driver makes of it afterwards no longer matters.
-        let Ok(Some(header)) = mem.gather_obj::<[u64; 2]>(readable) else {
-            return Outcome::new(VIRTIO_BLK_S_IOERR);
-        };
+        let Some(header) = chain.header::<[u64; 2]>(mem) else { return Outcome::new(VIRTIO_BLK_S_IOERR) };
         let [kind, sector] = header.map(u64::from_le);
         match kind as u32 {
-            VIRTIO_BLK_T_IN => self.read(mem, Segments::first_bytes(writable, room), sector),
-            VIRTIO_BLK_T_OUT => self.write(mem, readable.skip(HEADER), sector),
-            kind => self.other(kind, mem, writable, room),
+            VIRTIO_BLK_T_IN => self.read(mem, Segments::first_bytes(chain.writable(), room), sector),
+            VIRTIO_BLK_T_OUT => {
+                let readable = Segments::first_bytes(chain.readable(), chain.readable_len().into());
+                self.write(mem, readable.skip(HEADER), sector)
+            }
+            kind => self.other(kind, mem, chain, room),
         }
     }
 
     #[inline(never)]
-    fn other(&self, kind: u32, mem: &Dma, writable: &[Segment], room: u64) -> Outcome {
+    fn other(&self, kind: u32, mem: &Dma, chain: &Chain, room: u64) -> Outcome {
         match kind {
             VIRTIO_BLK_T_FLUSH => self.flush(),
-            VIRTIO_BLK_T_GET_ID => self.get_id(mem, Segments::first_bytes(writable, room)),
+            VIRTIO_BLK_T_GET_ID => self.get_id(mem, Segments::first_bytes(chain.writable(), room)),
             _ => Outcome::new(VIRTIO_BLK_S_UNSUPP),
         }
     }
 
     /// The byte at which a transfer starts, if it is one that may be, and all of it lies on the disk.
     fn position(&self, sector: u64, len: u64) -> Option<u64> {
-        let start = sector.checked_mul(SECTOR)?;
-        let end = start.checked_add(len)?;
-        (len.is_multiple_of(SECTOR) && len <= MAX_REQUEST && end <= self.disk.capacity()).then_some(start)
+        // What is left of a whole sector turns up as the highest bits: far too many sectors.
+        let sectors = len.rotate_right(SECTOR.trailing_zeros());
+        let end = sector.checked_add(sectors)?;
+        // A sector of the disk is below 2^55.
+        (sectors <= MAX_REQUEST / SECTOR && end <= self.disk.capacity() / SECTOR).then(|| sector * SECTOR)
     }
 
     fn read(&self, mem: &Dma, to: Segments<'_>, sector: u64) -> Outcome {
@@ -116,6 +115,7 @@ impl<D: DiskIo> Executor<'_, D> {
         Outcome { status: self.status_of("read from the disk", result), filled: moved, moved }
     }
 
+    #[inline(never)] // so that reading has the registers
     fn write(&self, mem: &Dma, from: Segments<'_>, sector: u64) -> Outcome {
         let Some(start) = self.position(sector, from.len()).filter(|_| !self.disk.read_only()) else {
             return Outcome::new(VIRTIO_BLK_S_IOERR);

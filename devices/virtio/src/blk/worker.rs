@@ -11,10 +11,12 @@ use super::{DiskId, DiskIo};
 use crate::{Activation, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
 
 /// Requests that a turn serves at most.
-pub(super) const TURN_REQUESTS: u32 = 64;
+pub(super) const TURN_REQUESTS: u64 = 64;
 /// Bytes after which a turn takes no further request: a batch is answered only when it ends, and other
 /// devices wait for it.
 pub(super) const TURN_BYTES: u64 = 4 << 20;
+/// What a request counts for beside its bytes.
+const REQUEST: u64 = TURN_BYTES / TURN_REQUESTS;
 
 #[derive(Debug)]
 pub(super) struct BlkWorker<D> {
@@ -48,8 +50,7 @@ impl<D: DiskIo> Worker for BlkWorker<D> {
 
     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
         let Some(queue) = &mut self.queue else { return Ok(Turn::Sleep) };
-        let mut requests = 0;
-        let mut bytes = 0;
+        let mut work = 0;
         let executor = Executor {
             disk: &*self.disk,
             id: &self.id,
@@ -62,9 +63,8 @@ impl<D: DiskIo> Worker for BlkWorker<D> {
             while let Some(chain) = queue.pop()? {
                 let done = executor.serve(queue.dma(), &chain);
                 queue.complete(chain, done.written)?;
-                requests += 1;
-                bytes += done.moved;
-                if requests >= TURN_REQUESTS || bytes >= TURN_BYTES {
+                work += REQUEST + done.moved;
+                if work >= TURN_BYTES {
                     queue.flush()?;
                     return Ok(Turn::Again);
                 }

@@ -1,7 +1,7 @@
-//! Descriptor chains: one walk that reads each descriptor once and bounds everything.
+//! Descriptor chains: a walk reads each descriptor once and bounds everything.
 
-use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Run, Segment, View};
+use ossature_memory::vm_memory::{ByteValued, GuestAddress};
+use ossature_memory::{Dma, Run, Segment, Segments, View};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::QueueBroken;
@@ -61,6 +61,23 @@ impl Chain {
         all.and_then(|all| all.split_at_checked(usize::from(*readable))).unwrap_or_else(nothing)
     }
 
+    /// The value at the start of [`readable`](Self::readable), read once; `None` where that is shorter or no RAM.
+    #[inline]
+    pub(crate) fn header<T: ByteValued>(&self, mem: &Dma) -> Option<T> {
+        // The writable segments follow in the list: the length says where the readable ones end.
+        let readable = Segments::first_bytes(&self.0.segments, self.0.readable_len.into());
+        mem.gather_obj(readable).ok().flatten()
+    }
+
+    /// Where the last byte of [`writable`](Self::writable) is, if it has any.
+    #[inline]
+    pub(crate) fn last_byte(&self) -> Option<GuestAddress> {
+        let Parsed { segments, count, writable_len, .. } = &*self.0;
+        let last = segments.get(usize::from(*count).wrapping_sub(1)).filter(|_| *writable_len != 0)?;
+        // In RAM, which does not wrap, and not empty.
+        Some(GuestAddress(last.addr.0.wrapping_add(last.len.into()).wrapping_sub(1)))
+    }
+
     /// Bytes in [`readable`](Self::readable).
     #[inline]
     pub fn readable_len(&self) -> u32 {
@@ -81,62 +98,82 @@ fn nothing<'a>() -> (&'a [Segment], &'a [Segment]) {
 }
 
 impl Parsed {
-    /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one. `run`
-    /// is RAM that is likely to hold its segments.
+    /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one, as nearly
+    /// all chains are: buffers in `run`, for which there are places. `None` where it is of another kind, or wrong: then
+    /// nothing of what was read counts, and [`walk`](Self::walk) begins anew.
     ///
-    /// The loop takes descriptors as nearly all are: buffers in the same RAM as the last one, for which there
-    /// is a place. It calls nothing, so that it runs in registers, and leaves whatever is special to
-    /// [`Walk::go_on`].
-    #[inline]
+    /// The loop calls nothing, so that it runs in registers.
+    #[inline(always)] // into the worker's own loop
+    pub(super) fn walk_plain(&mut self, rings: &Rings, run: Run, indirect: bool, head: u16) -> Option<()> {
+        let mut table = rings.table()?;
+        let mut desc = Descriptor::fetch(table, head)?;
+        if desc.flags() & INDIRECT != 0 {
+            (_, table) = Table::enter(rings, indirect, desc).ok()?;
+            desc = Descriptor::fetch(table, 0)?;
+        }
+        let (mut count, mut direction, mut total) = (0, 0, 0);
+        // Each round fills a place, and there are at most as many as the queue has entries.
+        for place in self.segments.iter_mut() {
+            let (addr, len, flags) = (GuestAddress(desc.addr()), desc.len(), desc.flags());
+            if flags & (WRITE | INDIRECT) != direction {
+                if flags & (WRITE | INDIRECT) != WRITE {
+                    return None;
+                }
+                (self.readable, self.readable_len, direction) = (count, total as u32, WRITE);
+            }
+            if !run.holds(addr, len.into()) {
+                return None;
+            }
+            *place = Segment { addr, len };
+            count += 1;
+            total += u64::from(len);
+            if flags & NEXT == 0 {
+                if direction != WRITE {
+                    (self.readable, self.readable_len) = (count, total as u32);
+                }
+                return self.end(head, count, total).ok();
+            }
+            desc = Descriptor::fetch(table, desc.next())?;
+        }
+        None
+    }
+
+    /// Walks any chain from `head`, below the queue's size, into an indirect table if `indirect` allows one. `run` becomes
+    /// the RAM that holds its last segment.
+    #[cold]
     pub(super) fn walk(
         &mut self,
         rings: &Rings,
         run: &mut Run,
-        indirect: bool,
+        mut indirect: bool,
         head: u16,
     ) -> Result<(), QueueBroken> {
-        self.head = head;
-        let (mut place, mut table) = (Table::Ring, rings.table().unwrap_or_default());
-        let mut first = Descriptor::fetch(table, head).ok_or(head);
-        if let Ok(desc) = first {
+        let (mut walk, mut table, mut next) = (Walk::default(), Table::Ring, head);
+        // Each round adds a segment, or is the only one that enters an indirect table.
+        loop {
+            let desc = table.fetch(rings, next)?;
             if desc.flags() & INDIRECT != 0 {
-                (place, table) = Table::enter(rings, indirect, desc)?;
-                first = Descriptor::fetch(table, 0).ok_or(0);
+                (table, _) = Table::enter(rings, indirect, desc)?;
+                (indirect, next) = (false, 0);
+                continue;
             }
+            *run = walk.add(self, rings, desc)?;
+            if desc.flags() & NEXT == 0 {
+                let (readable, readable_len) = walk.readable.unwrap_or((walk.count, walk.total));
+                (self.readable, self.readable_len) = (readable, readable_len as u32);
+                return self.end(head, walk.count, walk.total);
+            }
+            next = desc.next();
         }
-        let fetch = |index| Descriptor::fetch(table, index).ok_or(index);
-        let Self { segments, readable, readable_len, .. } = self;
-        let places = segments.as_mut_slice();
-        let (mut count, mut direction, mut total) = (0, 0, 0);
-        let next = match first {
-            Err(index) => Err(index),
-            // Each round fills a place, and there are at most as many as the queue has entries.
-            Ok(mut desc) => loop {
-                let (addr, len, flags) = (GuestAddress(desc.addr()), desc.len(), desc.flags());
-                let Some(segment) = places.get_mut(count) else { break Ok(desc) };
-                if flags & (WRITE | INDIRECT) != direction {
-                    if flags & (WRITE | INDIRECT) != WRITE {
-                        break Ok(desc);
-                    }
-                    (*readable, *readable_len, direction) = (count as u16, total as u32, WRITE);
-                }
-                if !run.holds(addr, len.into()) {
-                    break Ok(desc);
-                }
-                *segment = Segment { addr, len };
-                count += 1;
-                total += u64::from(len);
-                if flags & NEXT == 0 {
-                    return Walk { count, direction, total }.end(self);
-                }
-                match fetch(desc.next()) {
-                    Ok(next) => desc = next,
-                    Err(index) => break Err(index),
-                }
-            },
-        };
-        let walk = Walk { count, direction, total };
-        walk.go_on(self, rings, run, indirect && matches!(place, Table::Ring), place, next)
+    }
+
+    /// Notes what a walk has found beside the readable part: how many segments, and their bytes.
+    #[inline(always)]
+    fn end(&mut self, head: u16, count: u16, total: u64) -> Result<(), QueueBroken> {
+        let Ok(total) = u32::try_from(total) else { return Err(QueueBroken::ChainBytes) };
+        (self.head, self.count) = (head, count);
+        self.writable_len = total - self.readable_len;
+        Ok(())
     }
 }
 
@@ -158,7 +195,7 @@ impl Table {
             return Err(QueueBroken::Indirect);
         }
         let (addr, len) = (desc.addr(), desc.len());
-        if len % DESCRIPTOR != 0 || len.wrapping_sub(1) >= DESCRIPTOR * u32::from(rings.size()) {
+        if len % DESCRIPTOR != 0 || (len as usize).wrapping_sub(1) >= rings.table_len() {
             return Err(QueueBroken::IndirectTable { len });
         }
         let at = GuestAddress(addr);
@@ -188,88 +225,37 @@ impl Table {
 #[derive(Clone, Copy, Default)]
 struct Walk {
     /// Segments.
-    count: usize,
-    /// The last one's write flag.
-    direction: u16,
+    count: u16,
     /// Bytes in all of them: a queue has too few entries for an overflow.
     total: u64,
+    /// The same of the readable part, once it has ended.
+    readable: Option<(u16, u64)>,
 }
 
 impl Walk {
-    /// Goes on to the end from any descriptor of `table`, or from the index of one that has yet to be read.
-    #[cold]
-    fn go_on(
-        mut self,
-        chain: &mut Parsed,
-        rings: &Rings,
-        run: &mut Run,
-        mut indirect: bool,
-        mut table: Table,
-        mut next: Result<Descriptor, u16>,
-    ) -> Result<(), QueueBroken> {
-        // Each round adds a segment, or is the only one that enters an indirect table.
-        loop {
-            let desc = match next {
-                Ok(desc) => desc,
-                Err(index) => table.fetch(rings, index)?,
-            };
-            if desc.flags() & INDIRECT != 0 {
-                (table, _) = Table::enter(rings, indirect, desc)?;
-                indirect = false;
-                next = Err(0);
-                continue;
-            }
-            *run = self.add(chain, rings, desc)?;
-            if desc.flags() & NEXT == 0 {
-                return self.end(chain);
-            }
-            next = Err(desc.next());
-        }
-    }
-
     /// Adds any descriptor of a buffer; returns the RAM that it lies in.
     fn add(&mut self, chain: &mut Parsed, rings: &Rings, desc: Descriptor) -> Result<Run, QueueBroken> {
-        let (addr, len, direction) = (desc.addr(), desc.len(), desc.flags() & WRITE);
+        let (addr, len, writable) = (desc.addr(), desc.len(), desc.flags() & WRITE != 0);
         if len == 0 {
             return Err(QueueBroken::EmptyDescriptor);
         }
         let at = GuestAddress(addr);
         let run = rings.dma.run(at).ok().filter(|run| run.holds(at, len.into()));
         let run = run.ok_or(QueueBroken::NotRam { addr, len })?;
-        if direction != self.direction {
-            if direction != WRITE {
-                return Err(QueueBroken::Order);
-            }
-            self.turn(chain);
+        if writable {
+            self.readable = self.readable.or(Some((self.count, self.total)));
+        } else if self.readable.is_some() {
+            return Err(QueueBroken::Order);
         }
         let size = rings.size();
         let segment = Segment { addr: at, len };
-        match chain.segments.get_mut(self.count) {
+        match chain.segments.get_mut(usize::from(self.count)) {
             Some(place) => *place = segment,
-            None if self.count < usize::from(size) => chain.segments.push(segment),
+            None if self.count < size => chain.segments.push(segment),
             None => return Err(QueueBroken::ChainLength { size }),
         }
         self.count += 1;
         self.total += u64::from(len);
         Ok(run)
-    }
-
-    /// From here on the segments are writable.
-    #[inline]
-    fn turn(&mut self, chain: &mut Parsed) {
-        chain.readable = self.count as u16;
-        chain.readable_len = self.total as u32;
-        self.direction = WRITE;
-    }
-
-    #[inline]
-    fn end(mut self, chain: &mut Parsed) -> Result<(), QueueBroken> {
-        let Ok(total) = u32::try_from(self.total) else { return Err(QueueBroken::ChainBytes) };
-        if self.direction != WRITE {
-            self.turn(chain);
-        }
-        chain.count = self.count as u16;
-        chain.writable_len = total - chain.readable_len;
-        Ok(())
     }
 }

@@ -13,12 +13,12 @@ pub(super) const DESCRIPTOR: u32 = 16;
 
 /// A descriptor, copied out of guest memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor([u64; 2]);
+pub(super) struct Descriptor(virtio_queue::desc::split::Descriptor);
 
 impl Descriptor {
     /// The descriptor of these bytes.
-    pub(super) fn new(raw: [u64; 2]) -> Self {
-        Self(raw.map(u64::from_le))
+    pub(super) fn new(raw: virtio_queue::desc::split::Descriptor) -> Self {
+        Self(raw)
     }
 
     /// The descriptor at `index` of a table, if the table goes that far.
@@ -28,19 +28,19 @@ impl Descriptor {
     }
 
     pub(super) fn addr(self) -> u64 {
-        self.0[0]
+        self.0.addr().0
     }
 
     pub(super) fn len(self) -> u32 {
-        self.0[1] as u32
+        self.0.len()
     }
 
     pub(super) fn flags(self) -> u16 {
-        (self.0[1] >> 32) as u16
+        self.0.flags()
     }
 
     pub(super) fn next(self) -> u16 {
-        (self.0[1] >> 48) as u16
+        self.0.next()
     }
 }
 
@@ -78,6 +78,11 @@ impl Rings {
         self.desc.view(0, self.desc.len())
     }
 
+    /// The table's bytes.
+    pub(super) fn table_len(&self) -> usize {
+        self.desc.len()
+    }
+
     fn slot(&self, index: u16) -> usize {
         usize::from(index & self.mask)
     }
@@ -106,13 +111,16 @@ impl Rings {
 
     /// Publishes all used elements before `index`.
     pub(super) fn set_used_index(&self, index: u16) -> Result<(), QueueBroken> {
+        // Where writes are tracked, all elements count as written.
+        self.used.mark_dirty(0, self.used.len()).map_err(|_| QueueBroken::Rings)?;
         store(&self.used, 2, index, Ordering::Release)
     }
 
+    /// Writes an element, which is [published](Self::set_used_index) and marked as dirty with others.
     pub(super) fn set_used_element(&self, index: u16, head: u16, written: u32) -> Result<(), QueueBroken> {
         let element = u64::from(head) | u64::from(written) << 32;
         let slot = 4 + 8 * self.slot(index);
-        self.used.write_obj(slot, element.to_le()).map_err(|_| QueueBroken::Rings)
+        self.used.write_obj_unmarked(slot, element.to_le()).map_err(|_| QueueBroken::Rings)
     }
 
     pub(super) fn set_avail_event(&self, index: u16) -> Result<(), QueueBroken> {

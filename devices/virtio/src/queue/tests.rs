@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ossature_bus::Event;
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, Ram, RamConfig, Segment};
+use ossature_memory::{Backing, DirtyLog, Ram, RamConfig, Segment};
 use proptest::prelude::*;
 
 use super::*;
@@ -97,6 +97,57 @@ fn an_indirect_chain_may_follow_direct_descriptors() {
     ring.publish(1);
     let chain = queue.pop().unwrap().unwrap();
     assert_eq!((chain.readable().len(), chain.writable().len()), (2, 1));
+}
+
+#[test]
+fn chains_of_all_kinds_are_the_same_the_first_time_and_later() {
+    let Setup { mut queue, mut ring, .. } = setup(16);
+    let high = Segment { addr: GuestAddress(RAM + 0x1_0000), len: 8 };
+    let chains = [
+        vec![readable()],
+        vec![writable()],
+        vec![readable(), readable(), writable()],
+        vec![Desc::readable(high), writable()],
+        vec![readable(), Desc::writable(high), writable()],
+        vec![readable(); 15],
+    ];
+    // Storage is used again from the second round on.
+    for round in 0..3 {
+        for (chain, indirect) in chains.iter().flat_map(|chain| [(chain, false), (chain, true)]) {
+            if indirect {
+                ring.offer_indirect(1, DATA + 0x8000, chain);
+            } else {
+                ring.offer(1, chain);
+            }
+            let popped = queue.pop().unwrap().unwrap();
+            let of = |flag| chain.iter().filter(move |desc| desc.flags & Desc::WRITE == flag);
+            let segments = |flag| -> Vec<_> {
+                of(flag).map(|desc| Segment { addr: GuestAddress(desc.addr), len: desc.len }).collect()
+            };
+            let len = |flag| of(flag).map(|desc| desc.len).sum::<u32>();
+            assert_eq!(popped.readable(), segments(0), "round {round}: {chain:?}");
+            assert_eq!(popped.writable(), segments(Desc::WRITE), "round {round}: {chain:?}");
+            assert_eq!((popped.readable_len(), popped.writable_len()), (len(0), len(Desc::WRITE)));
+            queue.complete(popped, 0).unwrap();
+            queue.flush().unwrap();
+            assert_eq!(ring.take_used(), Some(Used { head: 1, len: 0 }));
+        }
+    }
+}
+
+#[test]
+fn used_elements_are_marked_as_dirty_once_they_are_published() {
+    let ram = Ram::new(&RamConfig::new(RAM)).unwrap();
+    let mut ring = GuestRing::new(ram.dma(), 0x1000, 8, 0);
+    // The flags and the index end a page, the elements are on the next one.
+    ring.used = 0x7ffc;
+    let mut queue = set_up(&ring, ram.dma(), 0, event()).build().unwrap();
+    ring.offer(0, &[writable()]);
+    let chain = queue.pop().unwrap().unwrap();
+    let mut log = DirtyLog::start(&ram).unwrap();
+    queue.complete(chain, 1).unwrap();
+    queue.flush().unwrap();
+    assert!(log.take().ranges().eq(std::iter::once(0x7000..0x9000)));
 }
 
 #[test]
