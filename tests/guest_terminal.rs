@@ -58,7 +58,7 @@ fn paste(on: On, on_terminal: bool) {
     let (terminal, user) = terminal(24, 80);
     let mut guest = if on_terminal { guest.start_on(&terminal, user) } else { guest.start() };
     drop(terminal);
-    guest.wait_for("type\n");
+    guest.wait_for("type\r\n");
     let text: String =
         (0..400).map(|n| format!("{n:04} 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEF\n")).collect();
     assert_eq!(text.len(), 20_000);
@@ -71,7 +71,7 @@ fn paste(on: On, on_terminal: bool) {
         "seq 0 399 | while read n; do printf '%04d 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEF\\n' $n; done",
     );
     let answers = ended.answers();
-    let answer = answers["paste"].split_once("type\n").unwrap().1.replace('\r', "");
+    let answer = answers["paste"].split_once("type\r\n").unwrap().1.replace('\r', "");
     assert_eq!(answer, format!("{hash}\n20000"));
 }
 

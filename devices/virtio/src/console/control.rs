@@ -114,9 +114,8 @@ fn message(event: Event, window: &ConsoleWindow) -> Vec<u8> {
     bytes.extend(event.0.to_le_bytes());
     bytes.extend(value.to_le_bytes());
     if event == Event::RESIZE {
-        // The specification has the columns first; every driver that there is takes them second, as Linux's does.
-        let size = window.size();
-        bytes.extend(size.rotate_right(16).to_le_bytes());
+        // Columns, then rows.
+        bytes.extend(window.size().to_le_bytes());
     }
     bytes
 }

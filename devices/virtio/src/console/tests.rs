@@ -450,9 +450,8 @@ fn t3_a_driver_without_control_queues_gets_input_as_soon_as_it_has_a_buffer() {
 #[test]
 fn t5_a_port_is_told_the_size_of_its_window_at_start_and_when_it_changes() {
     let mut inbox = Inbox::default();
-    // Rows, then columns: see `control::message`.
     let resize = |rows: u16, columns: u16| {
-        [message(0, 5, 1), rows.to_le_bytes().to_vec(), columns.to_le_bytes().to_vec()].concat()
+        [message(0, 5, 1), columns.to_le_bytes().to_vec(), rows.to_le_bytes().to_vec()].concat()
     };
     let (mut console, ..) = console();
     let window = console.window();
