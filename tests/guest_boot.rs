@@ -78,10 +78,10 @@ fn a5_and_g8_the_machine_says_what_linux_needs_and_linux_has_nothing_to_complain
         .run("uuid", &id("product_uuid"))
         .run("serial", &id("product_serial"))
         .run("strings", "strings -n 3 /sys/firmware/dmi/tables/DMI")
-        .run("keyboard", "cat /sys/bus/serio/devices/serio0/description; ls /sys/bus/serio/devices")
+        .run("keyboard", "cat /sys/bus/serio/devices/*/description")
         .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
         .boot();
-    let words = "pci=off 8250.nr_uarts=1 i8042.nopnp i8042.noaux console=ttyS0";
+    let words = "pci=off 8250.nr_uarts=1 i8042.noaux console=ttyS0";
     assert!(answers["cmdline"].starts_with(words), "{}", &answers["cmdline"]);
     assert_eq!(&answers["vendor"], "Ossature");
     assert_eq!(&answers["product"], "Virtual Machine");
@@ -90,11 +90,28 @@ fn a5_and_g8_the_machine_says_what_linux_needs_and_linux_has_nothing_to_complain
     for string in ["first", "2nd"] {
         assert!(answers["strings"].lines().any(|line| line == string), "{}", &answers["strings"]);
     }
-    assert_eq!(
-        &answers["keyboard"], "i8042 KBD port\nserio0",
-        "the keyboard is there, and no port for a mouse"
-    );
-    assert_eq!(&answers["warnings"], "");
+    assert_eq!(&answers["keyboard"], "i8042 KBD port", "the keyboard is there, and no port for a mouse");
+    assert_eq!(complaints(&answers["warnings"]), [""; 0]);
+}
+
+/// What is left of Linux's warnings without those that are not the machine's: what it says whenever there is no PCI, and
+/// of the emulator's processor, under any VMM.
+fn complaints(warnings: &str) -> Vec<&str> {
+    const NO_PCI: [&str; 2] =
+        ["PCI: Fatal: No config space access function found", "PCI: System does not support PCI"];
+    let (mut inside, mut left) = (false, Vec::new());
+    let mut lines = warnings.lines().peekable();
+    while let Some(line) = lines.next() {
+        let emulator = |next: &&str| next.contains("XSAVE consistency problem");
+        inside |= line.ends_with("[ cut here ]------------") && lines.peek().is_some_and(emulator);
+        let expected =
+            inside || line.contains("] CPUID[0d, ") || NO_PCI.iter().any(|known| line.ends_with(known));
+        inside &= !line.contains("[ end trace ");
+        if !expected {
+            left.push(line);
+        }
+    }
+    left
 }
 
 /// What /proc/cpuinfo says of its first processor.

@@ -7,10 +7,10 @@ const UARTS: [u16; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 
 /// What Linux is better told than left to find out on this platform, as words of a command line:
 ///
-/// - `pci=off`: no node is a PCI host, and without this Linux warns and probes for one at I/O ports.
+/// - `pci=off`: no node is a PCI host, and without this Linux probes for one at I/O ports.
 /// - `8250.nr_uarts=N` with serial ports: no more of them are probed than there are.
-/// - `i8042.nopnp i8042.noaux` with an i8042, which has a keyboard and no port for a mouse: Linux warns of one that its
-///   firmware disables, and waits for it.
+/// - `i8042.noaux` with an i8042, which has a keyboard and no port for a mouse: Linux warns of one that the ACPI tables
+///   do not have.
 ///
 /// ```
 /// use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger, x86_64};
@@ -34,7 +34,7 @@ pub fn machine_words(platform: &Platform) -> Vec<String> {
         words.push(format!("8250.nr_uarts={}", last + 1));
     }
     if of_kind(NodeKind::I8042).next().is_some() {
-        words.extend(["i8042.nopnp".to_owned(), "i8042.noaux".to_owned()]);
+        words.push("i8042.noaux".to_owned());
     }
     words
 }

@@ -16,7 +16,7 @@ fn a5_each_part_comes_from_what_the_machine_has() {
         (&[(Serial16550, 0x2f8)], "pci=off 8250.nr_uarts=2"),
         (&[(Serial16550, 0x3e8), (Serial16550, 0x3f8)], "pci=off 8250.nr_uarts=3"),
         (&[(Serial16550, 0x1000), (Serial16550, 0x1008)], "pci=off 8250.nr_uarts=2"),
-        (&[(I8042, 0x60)], "pci=off i8042.nopnp i8042.noaux"),
+        (&[(I8042, 0x60)], "pci=off i8042.noaux"),
     ] {
         assert_eq!(complete("", &platform(nodes)), expected);
     }
