@@ -98,7 +98,7 @@ fn another_device_refuses_the_state_by_name() {
     }
     let text =
         refusal(Box::new(crate::Console::new(None, crate::console::ConsoleOutput::writer(std::io::sink()))));
-    assert!(text.contains("queues"), "{text}");
+    assert!(text.contains("offered features"), "{text}");
 }
 
 #[test]
