@@ -1,6 +1,7 @@
 use std::sync::Mutex;
 
 use ossature_bus::{Bus, MmioMut, VmRequest};
+use proptest::prelude::*;
 
 use super::device_manager::{IoManager, MmioManager, PioManager};
 use super::*;
@@ -160,4 +161,55 @@ fn a_foreign_device_in_a_machine_says_what_it_can_do() {
     device.lock().unwrap().data = vec![1];
     whole.reset().unwrap();
     assert!(device.lock().unwrap().data.is_empty());
+}
+
+/// 64 bytes of memory, which takes accesses of any length within it.
+struct Bytes([u8; 64]);
+
+impl MutDeviceMmio for Bytes {
+    fn mmio_read(&mut self, _: MmioAddress, offset: u64, data: &mut [u8]) {
+        let from = offset as usize;
+        data.copy_from_slice(&self.0[from..from + data.len()]);
+    }
+
+    fn mmio_write(&mut self, _: MmioAddress, offset: u64, data: &[u8]) {
+        let from = offset as usize;
+        self.0[from..from + data.len()].copy_from_slice(data);
+    }
+}
+
+proptest! {
+    /// Theirs on their bus, theirs on ours, and theirs as ours on theirs again are one memory.
+    #[test]
+    fn a_device_is_the_same_on_either_bus(
+        accesses in prop::collection::vec((0..4_u32, 0..64_u64, any::<Option<u64>>()), 0..100),
+    ) {
+        let base = MmioAddress(0x1000);
+        let range = MmioRange::new(base, 64).unwrap();
+        let device = || Arc::new(Mutex::new(Bytes([0; 64])));
+        let mut direct = IoManager::new();
+        direct.register_mmio(range, device()).unwrap();
+        let bus = Bus::new(AddressSpace::Mmio);
+        bus.insert(base.0, 64, "bytes", Arc::new(FromMmio::new(base, device()))).unwrap();
+        let mut cursor = bus.cursor();
+        let mut twice = IoManager::new();
+        let ours = ToVmDevice::new(Arc::new(FromMmio::new(base, device())), |_| ());
+        twice.register_mmio(range, Arc::new(ours)).unwrap();
+        for (log, offset, value) in accesses {
+            let len = 1 << log;
+            let addr = MmioAddress(base.0 + offset / len * len);
+            let size = Size::from_len(len as usize).unwrap();
+            if let Some(value) = value {
+                let data = &value.to_le_bytes()[..len as usize];
+                direct.mmio_write(addr, data).unwrap();
+                twice.mmio_write(addr, data).unwrap();
+                prop_assert_eq!(cursor.write(addr.0, size, value), Ok(Effect::None));
+            }
+            let (mut one, mut other) = ([0; 8], [0; 8]);
+            direct.mmio_read(addr, &mut one[..len as usize]).unwrap();
+            twice.mmio_read(addr, &mut other[..len as usize]).unwrap();
+            prop_assert_eq!(one, other);
+            prop_assert_eq!(cursor.read(addr.0, size), Ok(u64::from_le_bytes(one)));
+        }
+    }
 }
