@@ -33,7 +33,7 @@ pub fn setup_of(
 }
 
 /// The foreign queue that goes on with what `setup` describes, on the driver's own ring and without any bounds but its
-/// own: [`QueueWorker`] is the way to have ours in front.
+/// own: [`QueueWorker`](super::QueueWorker) is the way to have ours in front.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -206,9 +206,37 @@ fn a_device_that_fails_needs_a_reset() {
     needs_reset(&driver, "out of luck");
     driver.device().quiesce().unwrap();
     driver.device().resume().unwrap();
+    driver.request(0, &[&[0; 8]], &[]);
     driver.kick_register(0);
+    // It does not go on, and says so once.
+    needs_reset(&driver, "out of luck");
     driver.start(0);
     assert_eq!(driver.status() & NEEDS_RESET, 0);
+}
+
+/// Fails when it is to stop.
+struct Stubborn;
+
+impl QueueHandler for Stubborn {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn process(&mut self, _: u16, _: &mut Queues, _: &Arc<GuestMmap>) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, _: u16, _: &mut Queue, _: &Arc<GuestMmap>) -> Result<(), HandlerError> {
+        Err("not now".into())
+    }
+}
+
+#[test]
+fn a_device_that_fails_while_a_queue_stops_needs_a_reset() {
+    let mut driver = driver(|| Stubborn);
+    driver.device().quiesce().unwrap();
+    driver.device().resume().unwrap();
+    needs_reset(&driver, "not now");
 }
 
 #[test]

@@ -182,20 +182,24 @@ impl<H: QueueHandler> Worker for QueueWorker<H> {
     }
 
     fn remove_queue(&mut self, index: u16) -> Removed {
-        if !self.failed {
-            match self.drain(index) {
-                Ok(true) => {}
-                Ok(false) => return Removed::Draining,
-                Err(e) => self.fail(e.to_string()),
+        // Of a device that cannot go on, no queue is sound until its driver resets it.
+        if self.failed {
+            self.queues.0.retain(|running| running.index() != index);
+            return Removed::Unknown;
+        }
+        match self.drain(index) {
+            Ok(true) => {}
+            Ok(false) => return Removed::Draining,
+            Err(e) => {
+                self.fail(e.to_string());
+                return self.remove_queue(index);
             }
         }
         let Some(at) = self.queues.0.iter().position(|running| running.index() == index) else {
             return Removed::Unknown;
         };
         let running = self.queues.0.swap_remove(at);
-        if !self.failed {
-            self.mapped();
-        }
+        self.mapped();
         Removed::Queue(running.into_queue())
     }
 
