@@ -8,7 +8,6 @@ mod support;
 
 use std::hint::black_box;
 
-use ossature::boot::x86_64::smbios::Smbios;
 use ossature::boot::x86_64::{self, acpi};
 use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
@@ -138,8 +137,6 @@ fn main() {
 
     let platform = tables::platform();
     count("boot: ACPI tables", 1, || acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
-    let smbios = Smbios::new().serial("0042").oem_string("first");
-    count("boot: SMBIOS tables", 1, || black_box(&smbios).tables(0xf_8000, 0x7ff0).unwrap());
     count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
     let image = tables::kernel(4096);
     count("boot: kernel parsed", 1, || {

