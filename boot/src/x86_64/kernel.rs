@@ -100,20 +100,24 @@ impl<'a> Kernel<'a> {
     /// Recognises and validates an image, and unpacks it if it is packed as a whole (gzip, LZ4, XZ, zstd), or if it is a
     /// bzImage and `protocol` asks for that.
     pub fn open(source: ImageSource<'a>, protocol: BootProtocol) -> Result<Self, KernelError> {
-        let mut head = [0; HEAD];
-        let (len, head) = read_head(&source, &mut head)?;
-        if unpack::is_packed(head) {
-            let image = Image::Unpacked(unpack::file(&source, len, head)?);
-            return Self::recognise(image, protocol);
+        let mut buffer = [0; HEAD];
+        let (len, head) = read_head(&source, &mut buffer)?;
+        if !unpack::is_packed(head) {
+            return Self::recognise(Image::Given(source), len, head, protocol);
         }
-        Self::recognise(Image::Given(source), protocol)
+        let image = Image::Unpacked(unpack::file(&source, len, head)?);
+        let (len, head) = read_head(&image.source(), &mut buffer)?;
+        Self::recognise(image, len, head, protocol)
     }
 
-    /// What an image is that is not packed.
-    fn recognise(image: Image<'a>, protocol: BootProtocol) -> Result<Self, KernelError> {
-        let mut head = [0; HEAD];
+    /// What an image of `len` bytes is that is not packed and begins with `head`.
+    fn recognise(
+        image: Image<'a>,
+        len: u64,
+        head: &[u8],
+        protocol: BootProtocol,
+    ) -> Result<Self, KernelError> {
         let source = image.source();
-        let (len, head) = read_head(&source, &mut head)?;
         if head.starts_with(&elf::MAGIC) {
             let elf = Elf::parse(&source, len, head)?;
             return Self::from_elf(elf, image, protocol, None);

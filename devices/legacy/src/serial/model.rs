@@ -13,6 +13,8 @@ pub enum Written {
     Sent,
     /// The transmit queue was full: the byte is lost.
     Overflow,
+    /// The receiver was emptied unread: [`Uart::take_thrown`] has what was in it.
+    Thrown,
 }
 
 /// The registers of a UART as a state machine without input or output of its own: what a [`Serial`](crate::Serial) puts
@@ -43,7 +45,7 @@ pub trait Uart: Send {
     /// [room](Self::rx_room) for.
     fn receive(&mut self, input: &[u8]) -> usize;
     /// Takes back what came from the other end and the guest has thrown away unread, as a driver does that resets the
-    /// FIFO after it has said that it listens. Asked after each access.
+    /// FIFO after it has said that it listens. Asked after a write that was [`Written::Thrown`].
     fn take_thrown(&mut self) -> VecDeque<u8>;
 
     /// Output that waits for the line: the first contiguous part of it, empty only if there is none.

@@ -225,14 +225,12 @@ impl<U: Uart> Transfer<U> {
         }
     }
 
-    /// Puts what the guest threw out of the receiver back before the rest of the input, and returns true if there is
-    /// some. A driver resets its FIFO when it opens the port, after it has said that it listens; for the guest it is a
-    /// line that was a little slower.
-    fn take_back(&mut self) -> bool {
+    /// Puts what the guest threw out of the receiver back before the rest of the input. A driver resets its FIFO when it
+    /// opens the port, after it has said that it listens; for the guest it is a line that was a little slower.
+    fn take_back(&mut self) {
         let thrown = self.uart.take_thrown();
         self.counters.input = self.counters.input.saturating_sub(thrown.len() as u64);
         thrown.iter().rev().for_each(|byte| self.typeahead.push_front(*byte));
-        !thrown.is_empty()
     }
 
     /// Does what the guest's access allows to: sends, and wakes the loop for input. Returns true if handles wait for the
@@ -241,7 +239,8 @@ impl<U: Uart> Transfer<U> {
         if written == Written::Overflow {
             self.counters.output_lost += 1;
         }
-        if self.take_back() {
+        if written == Written::Thrown {
+            self.take_back();
             // The guest sees the receiver empty. What it does next, or a turn, fills it again.
             self.wake();
         } else if self.uart.rx_is_empty() && !self.typeahead.is_empty() {

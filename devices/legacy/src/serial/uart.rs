@@ -283,16 +283,19 @@ impl Uart for Uart16550 {
                 self.ier = value & IER_MASK;
             }
             2 => {
+                let mut written = Written::Register;
                 let fifo = value & FCR_ENABLE != 0;
                 // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
                 // the UART as far as the guest knows, and drivers set the bit when they open the port.
                 if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
                     let rx = std::mem::take(&mut self.rx);
-                    if !std::mem::take(&mut self.looped) {
+                    if !std::mem::take(&mut self.looped) && !rx.is_empty() {
                         self.thrown = rx;
+                        written = Written::Thrown;
                     }
                 }
                 self.fifo = fifo;
+                return written;
             }
             3 => self.lcr = value,
             4 => self.mcr = value & MCR_MASK,

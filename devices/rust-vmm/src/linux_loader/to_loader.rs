@@ -120,9 +120,11 @@ fn error(error: KernelError) -> Error {
         KernelError::EntryOutsideKernel { .. } => elf::Error::InvalidEntryAddress.into(),
         KernelError::OverlapsBootTables { .. } => Error::InvalidKernelStartAddress,
         KernelError::OutsideRam { .. } => Error::MemoryOverflow,
-        KernelError::InvalidBzImage { .. } | KernelError::NoLinux64Entry { .. } | KernelError::Unpack(_) => {
-            bzimage::Error::InvalidBzImage.into()
-        }
+        KernelError::InvalidBzImage { .. }
+        | KernelError::NoLinux64Entry { .. }
+        | KernelError::NeedsRealMode { .. }
+        | KernelError::NoEntry { .. }
+        | KernelError::Unpack(_) => bzimage::Error::InvalidBzImage.into(),
         _ => elf::Error::InvalidProgramHeaderAddress.into(),
     }
 }
