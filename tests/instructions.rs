@@ -49,6 +49,20 @@ const BOUNDS: &[(&str, f64)] = &[
     ("adapter: event and its turn, event-manager's subscriber on our loop", 2181.2),
     ("adapter: event and its turn, our loop on an EventManager", 1034.2),
     ("baseline: event and its turn, EventManager", 574.2),
+    ("adapter: virtio-queue's queue behind ours, direct, 1", 1156.5),
+    ("baseline: virtio-queue's queue, direct, 1", 728.3),
+    ("adapter: virtio-queue's queue behind ours, direct, 3", 2103.5),
+    ("baseline: virtio-queue's queue, direct, 3", 1192.3),
+    ("adapter: virtio-queue's queue behind ours, direct, 16", 6418.1),
+    ("baseline: virtio-queue's queue, direct, 16", 4239.3),
+    ("adapter: virtio-queue's queue behind ours, indirect, 1", 1205.5),
+    ("baseline: virtio-queue's queue, indirect, 1", 953.3),
+    ("adapter: virtio-queue's queue behind ours, indirect, 3", 2152.5),
+    ("baseline: virtio-queue's queue, indirect, 3", 1417.3),
+    ("adapter: virtio-queue's queue behind ours, indirect, 16", 6467.1),
+    ("baseline: virtio-queue's queue, indirect, 16", 4464.3),
+    ("boot: kernel loaded", 77138.2),
+    ("adapter: kernel loaded by linux-loader", 72825.7),
 ];
 
 /// A count may exceed its bound by this factor.
