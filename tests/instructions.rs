@@ -17,7 +17,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("bus read, another device each time, 8 devices", 137.3),
     ("bus read, hot, 64 devices", 33.3),
     ("bus read, another device each time, 64 devices", 164.3),
-    ("baseline: bus read, hot, 64 devices, IoManager in a mutex", 251.2),
+    ("baseline: bus read, hot, 64 devices, IoManager in a mutex", 264.2),
     ("baseline: bus read, hot, 64 devices, map in a read-write lock", 304.2),
     ("queue pop and complete, direct, 1", 161.6),
     ("queue pop and complete, direct, 3", 230.6),
