@@ -34,7 +34,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("guest memory: read of 8 bytes", 19.2),
     ("guest memory: read of 4096 bytes", 464.3),
     ("device state: encode", 4220.2),
-    ("device state: decode", 5615.1),
+    ("device state: decode", 6103.1),
     ("baseline: device state, copy of the file", 96.2),
     ("boot: ACPI tables", 61104.3),
     ("boot: memory map", 210.3),
@@ -61,8 +61,8 @@ const BOUNDS: &[(&str, f64)] = &[
     ("baseline: virtio-queue's queue, indirect, 3", 1417.3),
     ("adapter: virtio-queue's queue behind ours, indirect, 16", 6467.1),
     ("baseline: virtio-queue's queue, indirect, 16", 4464.3),
-    ("boot: kernel loaded", 77138.2),
-    ("adapter: kernel loaded by linux-loader", 72825.7),
+    ("boot: kernel loaded", 87753.6),
+    ("adapter: kernel loaded by linux-loader", 81568.6),
 ];
 
 /// A count may exceed its bound by this factor.

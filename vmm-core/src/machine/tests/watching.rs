@@ -25,7 +25,7 @@ fn one_waits_another_reads_metrics_and_a_third_pauses() {
             });
         }
     });
-    let pauser = beside(&machine, |handle| {
+    let pauser = beside(&machine, move |handle| {
         for _ in 0..50 {
             handle.pause().unwrap().resume().unwrap();
         }
