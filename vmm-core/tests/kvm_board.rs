@@ -317,7 +317,8 @@ const APIC_END: &[u8] = &[0x26, 0x66, 0xc7, 0x06, 0xb0, 0x00, 0x00, 0x00, 0x00, 
 /// A guest that sets up its interrupt controllers and then waits for interrupts at `vector`. Its handler asks both
 /// devices, acknowledges to each that has a cause, counts, and ends with `end`.
 fn serving(setup: &[u8], vector: u64, end: &[u8]) -> ossature_core::machine::MachineBuilder {
-    let start = [setup, &[0xc6, 0x06, 0x10, 0x50, 0x01, 0xfb, 0xf4, 0xeb, 0xfd]].concat(); // mov byte [READY], 1; sti; hlt
+    // sti; nop; mov byte [READY], 1; hlt
+    let start = [setup, &[0xfb, 0x90, 0xc6, 0x06, 0x10, 0x50, 0x01, 0xf4, 0xeb, 0xfd]].concat();
     let ask = |device: u8, served: u8| {
         [
             &[0x64, 0x66, 0xa1, 0x00, device][..], // mov eax, fs:[device]
@@ -397,6 +398,18 @@ fn a_level_line_of_the_pic_is_shared_by_two_devices() {
 fn a_level_line_of_the_io_apic_is_shared_by_two_devices() {
     let _alone = alone();
     two_callers(APIC, APIC_VECTOR, APIC_END, false);
+}
+
+#[test]
+fn an_interrupt_that_comes_before_the_guest_has_set_up_a_controller_is_no_exception() {
+    let _alone = alone();
+    // Line 5 of a PIC that nobody has set up would be vector 5, the exception of BOUND.
+    let (part, inside) = caller("one", DEVICES, InterruptRequest::level("irq").fixed(5));
+    let machine = serving(&[], 5, PIC_END).device(part).build(&Kvm::open().unwrap()).unwrap();
+    inside.lock().unwrap().clone().unwrap().call();
+    machine.start().unwrap();
+    until(&machine, "the guest has its interrupts on", || number(&machine, READY) != 0);
+    assert_eq!(number(&machine, INTERRUPTS), 0);
 }
 
 /// The guest's acknowledgement reaches a device that asked for it, which asserts its line again as long as it has a

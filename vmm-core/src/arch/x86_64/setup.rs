@@ -1,6 +1,8 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pic_state, kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::cpuid::{Cpuid, CpuidError};
@@ -33,9 +35,17 @@ pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::SyncRegs;
 
+/// The lines of the first PIC that may be level-triggered: all but 0 to 2.
+const FIRST_PIC_ELCR: u8 = 0xf8;
+
 /// Creates the interrupt controllers that exist before the vCPUs, and the timer if there is to be one.
 pub(crate) fn before_vcpus(vm: &VmFd, config: &VmConfig) -> Result<(), VmError> {
     vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+    // As firmware leaves it: all lines masked. KVM's own passes an interrupt on at once, at vectors that are those of
+    // exceptions until the guest sets it up.
+    let mut first = kvm_irqchip { chip_id: KVM_IRQCHIP_PIC_MASTER, ..Default::default() };
+    first.chip.pic = kvm_pic_state { imr: 0xff, elcr_mask: FIRST_PIC_ELCR, ..Default::default() };
+    vm.set_irqchip(&first).map_err(call("KVM_SET_IRQCHIP"))?;
     if config.arch.pit {
         // The dummy answers port 0x61, where guests gate the timer's second channel.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
