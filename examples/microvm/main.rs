@@ -60,8 +60,11 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
     let kvm = Kvm::open()?;
     let machine = builder.build(&kvm)?;
-    if let Some(emulation) = kvm.emulation()?.filter(|_| args.log >= log::Level::Warn) {
-        report::say(&format!("warning: {emulation}"));
+    if args.log >= log::Level::Warn {
+        // Where it cannot be found out, there is nothing to warn of.
+        if let Ok(Some(emulation)) = kvm.emulation() {
+            report::say(&format!("warning: {emulation}"));
+        }
     }
 
     let here = machine.guard(&here, "microvm's own code");

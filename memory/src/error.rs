@@ -82,6 +82,12 @@ pub enum RamError {
         /// Bytes in a page.
         page_size: u64,
     },
+    /// Memory that somebody else has mapped cannot be read and written by this process.
+    #[error("the memory at {guest_addr:#x} is not mapped for reading and writing: both are needed")]
+    NotWritable {
+        /// First guest-physical address.
+        guest_addr: u64,
+    },
     /// A slot would be where there is RAM already.
     #[error("a memory slot at {guest_addr:#x}+{size:#x} overlaps the RAM at {other_addr:#x}+{other_size:#x}")]
     Overlap {

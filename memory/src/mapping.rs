@@ -168,6 +168,8 @@ impl Mapping {
     }
 
     /// The memory of a region that somebody else has mapped, which stays mapped as long as this lives.
+    ///
+    /// Whoever calls this has seen that it can be read and written.
     pub(crate) fn of_region<B: Bitmap + Send + Sync + 'static>(region: Arc<MmapRegion<B>>) -> Option<Self> {
         let (start, len) = (NonNull::new(region.as_ptr())?, region.size());
         let foreign = Foreign {
@@ -273,7 +275,7 @@ impl Mapping {
         match &self.kind {
             Kind::Shared { own: false, .. } => return Ok(false),
             Kind::Foreign(Foreign { flags, .. }) if flags & libc::MAP_ANONYMOUS == 0 => return Ok(false),
-            Kind::Foreign(_) => self.fill_with_zeros(offset, len)?,
+            Kind::Foreign(_) => self.zero(offset, len)?,
             // Given back to the pool, they may be gone when they are next touched.
             Kind::Shared { huge: true, .. } => self.fill_with_zeros(offset, len)?,
             Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE)?,
@@ -291,6 +293,20 @@ impl Mapping {
             }
         }
         self.prefault(offset, len).map(|()| true)
+    }
+
+    /// Makes the `len` bytes at `offset` zeros, whosever they are. The host has the pages back where it takes them.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        let private = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+        let taken = match &self.kind {
+            Kind::Foreign(Foreign { flags, huge: false, .. }) if flags & private == private => {
+                self.advise(offset, len, libc::MADV_DONTNEED)
+            }
+            Kind::Shared { huge: false, .. } => self.advise(offset, len, libc::MADV_REMOVE),
+            _ => return self.fill_with_zeros(offset, len),
+        };
+        // Locked pages, and file systems without holes.
+        taken.or_else(|_| self.fill_with_zeros(offset, len))
     }
 
     /// Asks the kernel to treat the `len` bytes at `offset`, which were mapped anew, as the options say.

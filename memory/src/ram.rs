@@ -54,7 +54,8 @@ impl Ram {
     /// mapped until both let go. Every region has to consist of whole pages of the host.
     ///
     /// It stays its owner's: the guest cannot [discard](Dma::discard) it, [`map_file`](crate::map_file) does not
-    /// map over it, and [`clear`](Self::clear) fills anonymous memory with zeros and leaves all other as it is.
+    /// map over it. [`clear`](Self::clear) makes it zeros. What devices write is marked in a
+    /// [`DirtyLog`](crate::DirtyLog), not in a bitmap `B` of the owner's: migrate by the former.
     ///
     /// ```
     /// use ossature_memory::Ram;
@@ -80,6 +81,9 @@ impl Ram {
             }
             if !(len | theirs.as_ptr().addr() as u64).is_multiple_of(page_size) {
                 return Err(RamError::Unaligned { size: len, page_size });
+            }
+            if theirs.get_mmap().prot() & READ_WRITE != READ_WRITE {
+                return Err(RamError::NotWritable { guest_addr });
             }
             let none = || RamError::AddressSpace { size: len };
             let mapping = Mapping::of_region(theirs.get_mmap()).map(Arc::new).ok_or_else(none)?;
@@ -188,14 +192,20 @@ impl Ram {
     /// runs: their writes may survive or not.
     ///
     /// RAM reads as zero, and the host has the pages back, except where that is not what it was: a private
-    /// [file](Backing::File) has its bytes again, and a shared one stays as it is, since it belongs to its owner. What
-    /// [`map_file`](crate::map_file) put over RAM is gone. Prefaulted RAM is taken from the host again. Pages from a pool
-    /// stay with the guest.
+    /// [file](Backing::File) has its bytes again, and the shared file of a slot that was [added](Self::add_slot) stays as
+    /// it is, since it belongs to its owner. A shared file that this RAM was made of is zeroed: it is the guest's RAM,
+    /// and kernels take it for zero. What [`map_file`](crate::map_file) put over RAM is gone. Prefaulted RAM is taken from
+    /// the host again. Pages from a pool stay with the guest.
     pub fn clear(&self) -> Result<(), RamError> {
         // So that slots neither come nor go.
         let _listeners = self.lock();
         for slot in self.slots() {
-            slot.clear().map_err(|(call, source)| RamError::Host { size: slot.size, call, source })?;
+            let permanent = slot.id.0 < self.permanent;
+            slot.clear(permanent).map_err(|(call, source)| RamError::Host {
+                size: slot.size,
+                call,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -208,6 +218,9 @@ impl Ram {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What RAM has to be mapped for.
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Guest address and length of each contiguous piece.
 fn split(config: &RamConfig) -> Result<Vec<(u64, usize)>, RamError> {

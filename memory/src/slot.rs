@@ -53,14 +53,19 @@ impl RamSlot {
         self.region.file_offset()
     }
 
-    /// Makes its memory what it was when the slot was made.
-    pub(crate) fn clear(&self) -> Result<(), CallError> {
+    /// Makes its memory what it was when the slot was made; a file of somebody else's stays as it is, unless the slot is
+    /// `permanent`.
+    pub(crate) fn clear(&self, permanent: bool) -> Result<(), CallError> {
         let Some(mapping) = self.dirty().mapping() else { return Ok(()) };
-        let cleared = mapping.clear(mapping.offset_of(self.region.as_ptr()), self.region.size());
-        if !matches!(cleared, Ok(false)) {
-            self.dirty().mark_dirty(0, self.region.size());
+        let (offset, len) = (mapping.offset_of(self.region.as_ptr()), self.region.size());
+        if !mapping.clear(offset, len)? {
+            if !permanent {
+                return Ok(());
+            }
+            mapping.zero(offset, len)?;
         }
-        cleared.map(drop)
+        self.dirty().mark_dirty(0, len);
+        Ok(())
     }
 
     /// Which of its pages this process has written.

@@ -58,10 +58,10 @@ fn update() -> Result<(), Box<dyn Error>> {
 
 fn alarm() -> Result<(), Box<dyn Error>> {
     let mut clock = File::open("/dev/rtc0")?;
-    // Seconds, minutes, hours first.
+    // Seconds, minutes, hours first. A time that has passed by the time that it is set would be tomorrow's.
     let mut time = [0; 9];
     control(&clock, READ_TIME, &mut time)?;
-    let second = time[2] * 3600 + time[1] * 60 + time[0] + 2;
+    let second = time[2] * 3600 + time[1] * 60 + time[0] + 10;
     (time[0], time[1], time[2]) = (second % 60, second / 60 % 60, second / 3600 % 24);
     control(&clock, SET_ALARM, &mut time)?;
     control(&clock, ALARM_ON, std::ptr::null_mut())?;

@@ -15,7 +15,7 @@ use ossature::boot::Platform;
 use ossature::legacy::{AcpiPower, Pvpanic, Rtc, Serial, SerialPort, backend};
 use ossature::memory::{Backing, FileBacking, GuestMmap, Ram, RamConfig, RamError};
 use ossature::virtio::blk::{OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput};
+use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput};
 use ossature::virtio::{Blk, DedicatedThread, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::{LifecycleState, Linux, Machine, OnReset, Outcome};
@@ -113,7 +113,7 @@ impl Opened {
         let disk = Blk::new(disk, "root".parse().unwrap());
         let console = Console::new(
             Some(ConsoleInput::new(self.console.0).unwrap()),
-            Box::new(File::from(self.console.1)),
+            ConsoleOutput::new(self.console.1).unwrap(),
         );
         let mut file = self.code;
         let load = move |memory: &GuestMmap, platform: &Platform| {
@@ -122,9 +122,6 @@ impl Opened {
             guest::put_request(memory, &[(REQUEST, 16, false), answer, (REQUEST + 16, 1, true)])?;
             // VIRTIO_BLK_T_IN, sector 0.
             memory.write_slice(&[0; 17], GuestAddress(REQUEST.into()))?;
-            // A shared file is not cleared by a reset.
-            memory.write_slice(&[0; SECTOR as usize], GuestAddress(ANSWER.into()))?;
-            memory.write_slice(&[0; 2], guest::COUNTER)?;
             let mut code = Vec::new();
             file.rewind()?;
             file.read_to_end(&mut code)?;

@@ -90,11 +90,13 @@ fn a_private_file_has_its_bytes_again_where_another_was_mapped_over_it() {
 }
 
 #[test]
-fn a_shared_file_stays_as_it_is() {
+fn a_shared_file_stays_as_it_is_where_it_was_added_and_is_zero_where_it_is_the_ram() {
     let shared = Backing::File(FileBacking::shared(file(4), 0));
     let ram = Ram::new(&RamConfig::new(2 * page())).unwrap();
     ram.add_slot(100 * page(), 2 * page(), &shared).unwrap();
     assert_eq!(cleared(&ram), [0, 0, 0xaa, 0xaa]);
+    let shared = Backing::File(FileBacking::shared(file(4), 0));
+    assert_eq!(cleared(&Ram::new(&RamConfig::new(2 * page()).backing(shared)).unwrap()), [0, 0]);
 }
 
 #[test]

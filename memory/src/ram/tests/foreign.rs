@@ -6,6 +6,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::testing::resident;
 use crate::{Backing, DirtyLog, DiscardError, MapFileError, Ram, RamError, host_page_size};
 
 const MIB: usize = 1 << 20;
@@ -56,7 +57,7 @@ fn it_stays_its_owners() {
 }
 
 #[test]
-fn a_shared_file_is_named_and_keeps_its_bytes() {
+fn a_shared_file_is_named_and_zero_for_the_next_guest() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(2 << 20).unwrap();
     let range = (GuestAddress(0), MIB, Some(FileOffset::new(file, 1 << 20)));
@@ -65,7 +66,28 @@ fn a_shared_file_is_named_and_keeps_its_bytes() {
     assert_eq!(ram.slots().next().unwrap().file().unwrap().start(), 1 << 20);
     ram.dma().write(GuestAddress(0), b"x").unwrap();
     ram.clear().unwrap();
-    assert_eq!(theirs.read_obj::<u8>(GuestAddress(0)).unwrap(), b'x');
+    assert_eq!(theirs.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+}
+
+#[test]
+fn memory_that_cannot_be_written_is_refused() {
+    let region = vm_memory::mmap::MmapRegionBuilder::new(MIB)
+        .with_mmap_prot(libc::PROT_READ)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+        .build()
+        .unwrap();
+    let region = vm_memory::GuestRegionMmap::<()>::new(region, GuestAddress(0)).unwrap();
+    let theirs = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    assert!(matches!(Ram::from_memory(&theirs), Err(RamError::NotWritable { guest_addr: 0 })));
+}
+
+#[test]
+fn the_host_has_anonymous_memory_back() {
+    let theirs = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MIB)]).unwrap();
+    let ram = Ram::from_memory(&theirs).unwrap();
+    ram.dma().write(GuestAddress(0x1000), &[1]).unwrap();
+    ram.clear().unwrap();
+    assert_eq!(resident(&ram.slots().next().unwrap()), 0);
 }
 
 #[test]
