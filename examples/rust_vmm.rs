@@ -3,8 +3,14 @@
 //! controller vm-superio's, its entropy comes from a device that was written for virtio-queue, a lamp is one that was
 //! written for vm-device, and all of them have their turns on an event manager of rust-vmm's.
 //!
-//! `cargo run --release --example rust_vmm -- --kernel vmlinux --initrd initrd` boots to a shell. Exit code: 0 when the
-//! guest powered off or reset; 1 when it crashed or something failed; 2 for wrong usage.
+//! `cargo run --release --example rust_vmm -- --kernel vmlinux --initrd initrd` boots to a shell. The exit code says how it
+//! ended:
+//!
+//! - 0: the guest powered off.
+//! - 1: the guest crashed, or something failed on the host.
+//! - 2: wrong usage.
+//! - 3: the guest asked for a reset. That may have been a reboot, or a panic of its kernel with `panic=-1` (which the default
+//!   command line has), which looks the same from outside.
 
 use std::error::Error;
 use std::fs::File;
@@ -43,9 +49,18 @@ const MAX_ENTROPY: usize = 4096;
 /// Where the guest finds the lamp.
 const LAMP: PioAddress = PioAddress(0x710);
 
+/// The exit code when the guest asked for a reset.
+const RESET: u8 = 3;
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  the guest powered off
+  1  the guest crashed, or something failed on the host
+  2  wrong usage
+  3  the guest asked for a reset: a reboot, or a kernel panic with panic=-1";
+
 /// Boots a Linux kernel on a machine of rust-vmm's parts.
 #[derive(Parser)]
-#[command(name = "rust_vmm", version)]
+#[command(name = "rust_vmm", version, after_help = EXIT_CODES)]
 struct Args {
     /// Kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
@@ -63,7 +78,8 @@ struct Args {
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
-        Ok(Outcome::Shutdown | Outcome::Reset | Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(Outcome::Shutdown | Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(Outcome::Reset) => ExitCode::from(RESET),
         Ok(other) => fails(&format!("the machine ended: {other}")),
         Err(error) => fails(&error_chain(&*error)),
     }

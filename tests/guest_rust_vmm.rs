@@ -41,11 +41,11 @@ fn a_vmm_of_rust_vmms_parts_boots_debian_to_its_shell() {
 }
 
 #[test]
-fn a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm() {
+fn a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm_with_an_exit_code_of_its_own() {
     let guest = Guest::new().vmm(vmm::rust_vmm()).kernel(support::kernel().vmlinuz());
     let mut guest = guest.run("reset", "reboot -f & sleep 60").start();
     guest.take_names();
-    guest.wait().expect(0);
+    guest.wait().expect(3);
 }
 
 #[test]

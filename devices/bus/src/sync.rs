@@ -62,13 +62,3 @@ pub(crate) use imp::*;
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
-
-/// The same, unless another thread has it locked.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    use std::sync::TryLockError::{Poisoned, WouldBlock};
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(Poisoned(guard)) => Some(guard.into_inner()),
-        Err(WouldBlock) => None,
-    }
-}

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | [`Kvm`] | [`ossature_core::Kvm`] | [`hypervisor_of`], [`kvm_of`] |
 //! | [`VmFd`] | [`Vm`] | [`vm_of`], [`vm_fd_of`] |
-//! | [`VcpuFd`] | [`Vcpu`] | [`vcpu_fd_of`] |
+//! | [`VcpuFd`] | [`Vcpu`](ossature_core::Vcpu) | [`vcpu_fd_of`] |
 //!
 //! ```no_run
 //! use ossature_core::machine::Machine;
@@ -27,11 +27,12 @@
 
 use std::io;
 
-use ossature_core::{Vcpu, Vm, VmConfig, VmError};
+use ossature_core::{Vm, VmConfig, VmError};
 
 pub use ::kvm_ioctls::*;
 
 use crate::fd;
+pub use crate::fd::vcpu_fd_of;
 
 /// The same KVM, for our machines. Fails if it cannot do what they need.
 pub fn hypervisor_of(kvm: &Kvm) -> Result<ossature_core::Kvm, VmError> {
@@ -56,16 +57,10 @@ pub fn vm_fd_of(kvm: &ossature_core::Kvm, vm: &dyn Vm) -> io::Result<VmFd> {
     fd::vm(&kvm_of(kvm)?, fd)
 }
 
-/// A vCPU of ours as theirs, of a machine that [`vm_fd_of`] has returned. While one of them runs, the ioctls of the other
-/// wait in the kernel.
-pub fn vcpu_fd_of(vm: &VmFd, vcpu: &Vcpu) -> io::Result<VcpuFd> {
-    fd::vcpu(vm, vcpu.descriptor().ok_or_else(not_of_kvm)?.try_clone_to_owned()?)
-}
-
 fn failed(source: io::Error) -> VmError {
     VmError::Call { call: "dup", source }
 }
 
-fn not_of_kvm() -> io::Error {
+pub(crate) fn not_of_kvm() -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, "it is not a machine of KVM")
 }

@@ -35,6 +35,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod payload;
+#[cfg(target_arch = "x86_64")]
+mod reader;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests;

@@ -25,6 +25,9 @@ pub(crate) use setup::check;
 pub use setup::{QueueSetup, QueueSetupError};
 pub use state::QueueState;
 
+/// How many pieces of storage of long chains a queue keeps beside the one that it uses next.
+const LARGE_SPARES: usize = 8;
+
 /// A running queue, owned by exactly one worker.
 ///
 /// A worker pops until there is nothing left, completes what is done, flushes, and asks for a kick; where
@@ -149,7 +152,10 @@ impl VirtQueue {
 
     #[inline(never)]
     fn keep(&mut self, parsed: Box<Parsed>) {
-        self.spares.push(parsed);
+        // As many as there are heads may each have had as many segments.
+        if !parsed.is_large() || self.spares.len() < LARGE_SPARES {
+            self.spares.push(parsed);
+        }
     }
 
     #[cold]

@@ -19,8 +19,8 @@ fn start(name: &str) -> Result<Arc<LoopThread>, DeviceError> {
 
 /// Workers on a loop that the VMM runs, on its main thread for instance. Stopping a queue waits for a turn of its
 /// worker that is under way, and for what is in flight, which takes turns: on the waiting thread, if no thread runs the
-/// loop. The thread that runs the loop must not leave it meanwhile, nor wait in a turn for the thread that stops the
-/// queue, such as a vCPU's.
+/// loop and the worker gets no turn for some milliseconds. A thread that passes the loop from another one may so wait for
+/// the thread that stops the queue, such as a vCPU's, between passes; inside of a turn of the loop it must not.
 impl Runtime for EventLoop {
     fn spawn(
         &self,

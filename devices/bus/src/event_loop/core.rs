@@ -12,7 +12,7 @@ use super::handler::{Source, Turn, WatchError};
 use super::poller::{Poller, Ready};
 use super::table::{NOBODY, Table};
 use crate::Panic;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock, this_thread, try_lock};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock, this_thread};
 
 pub(super) struct Core {
     pub(super) poller: Poller,
@@ -89,6 +89,10 @@ impl Core {
         drop(table);
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.table().runner.is_some()
+    }
+
     pub(super) fn is_running_here(&self) -> bool {
         self.table().runner == Some(this_thread())
     }
@@ -112,27 +116,14 @@ impl Core {
         self.begin()?.pass(false)
     }
 
-    /// The same, unless a thread runs the loop, or another one is its home.
-    pub(super) fn try_pass(&self) -> io::Result<bool> {
-        if self.table().home.is_some_and(|home| home != this_thread()) {
-            return Ok(false);
-        }
-        let Some(storage) = try_lock(&self.run) else { return Ok(false) };
-        self.running(storage).pass(false)?;
-        Ok(true)
-    }
-
     fn begin(&self) -> io::Result<Running<'_>> {
         if self.is_running_here() {
             let reason = "an event loop cannot be run by a turn of its own";
             return Err(io::Error::new(io::ErrorKind::Deadlock, reason));
         }
-        Ok(self.running(lock(&self.run)))
-    }
-
-    fn running<'a>(&'a self, storage: MutexGuard<'a, Storage>) -> Running<'a> {
+        let storage = lock(&self.run);
         self.table().runner = Some(this_thread());
-        Running { core: self, storage }
+        Ok(Running { core: self, storage })
     }
 
     /// Gives a handler its turn.

@@ -104,7 +104,7 @@ fn loom_a_waiter_that_drives_the_loop_loses_no_wake_of_the_foreign_one() {
         let (event_loop, hosted, told) = host();
         let (here, handle) = (event_loop.clone(), hosted.handle().clone());
         let waiter = thread::spawn(move || {
-            here.try_pass().unwrap();
+            here.pass().unwrap();
             handle.wake(1);
         });
         while told.turns.load(Ordering::Relaxed) < 1 {

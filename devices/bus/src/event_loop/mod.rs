@@ -26,7 +26,6 @@ use self::cell::{Cell, Hook};
 use self::core::Core;
 use self::timer::Alarm;
 use crate::Panic;
-use crate::sync::ThreadId;
 
 pub use self::handle::LoopHandle;
 pub use self::handler::{Handler, Interest, Source, Turn, WatchError};
@@ -171,23 +170,14 @@ impl EventLoop {
         self.core.pass()
     }
 
-    /// One [`pass`](Self::pass), unless a thread runs the loop or another one is its [home](Self::set_home). Returns true
-    /// if there was a pass. Call it while waiting for what a handler does, so that the handler gets its turns even if no
-    /// thread runs the loop.
-    pub fn try_pass(&self) -> io::Result<bool> {
-        self.core.try_pass()
-    }
-
-    /// Names the thread that takes the loop's passes, for a loop that is watched by a loop of another kind: on all other
-    /// threads [`try_pass`](Self::try_pass) leaves them to it. That thread must then watch the loop for as long as anyone
-    /// waits for a handler's turns. `None` at first.
-    pub fn set_home(&self, thread: Option<ThreadId>) {
-        self.core.table().home = thread;
-    }
-
     /// Returns true if `other` is the same loop.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.core, &other.core)
+    }
+
+    /// Returns true while a thread is in [`run`](Self::run) or in a [`pass`](Self::pass).
+    pub fn is_running(&self) -> bool {
+        self.core.is_running()
     }
 
     /// Returns true on the thread that is running the loop: in turns and hooks. It must not wait for a turn.

@@ -21,8 +21,6 @@ pub(super) struct Table {
     pub(super) stop: bool,
     /// The thread that is in a pass.
     pub(super) runner: Option<ThreadId>,
-    /// The thread that passes are left to.
-    pub(super) home: Option<ThreadId>,
 }
 
 pub(super) struct Slot {
@@ -33,15 +31,7 @@ pub(super) struct Slot {
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self {
-            slots: Vec::new(),
-            last: NOBODY,
-            due: Vec::new(),
-            asleep: true,
-            stop: false,
-            runner: None,
-            home: None,
-        }
+        Self { slots: Vec::new(), last: NOBODY, due: Vec::new(), asleep: true, stop: false, runner: None }
     }
 
     pub(super) fn insert(&mut self, handler: Arc<dyn TakeTurn>) -> u64 {

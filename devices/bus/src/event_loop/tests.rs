@@ -411,58 +411,28 @@ fn the_loop_knows_the_thread_that_runs_it_and_cannot_be_run_by_its_own_turn() {
     let here = event_loop.clone();
     let _hosted = event_loop.on_readable(event(), move |_| {
         let refused = [here.run().map(|()| true), here.pass()].map(|result| result.unwrap_err().kind());
-        tell.send((here.is_running_here(), refused, here.try_pass().unwrap())).unwrap();
+        tell.send((here.is_running_here(), here.is_running(), refused)).unwrap();
     });
-    assert_eq!(told.recv(), Ok((true, [io::ErrorKind::Deadlock; 2], false)));
+    assert_eq!(told.recv(), Ok((true, true, [io::ErrorKind::Deadlock; 2])));
     assert!(!event_loop.is_running_here());
     let idle = EventLoop::new().unwrap();
     idle.pass().unwrap();
-    assert!(!idle.is_running_here());
+    assert!(!idle.is_running_here() && !idle.is_running());
 }
 
 #[test]
-fn a_waiter_drives_the_loop_only_where_nobody_does() {
+fn whether_the_loop_is_running_is_seen_from_elsewhere() {
     let event_loop = EventLoop::new().unwrap();
-    let (handler, turns) = teller(&[event()], |_| Turn::Sleep);
-    let _hosted = event_loop.host(handler).unwrap();
-    assert!(event_loop.try_pass().unwrap());
-    assert_eq!(turns.try_recv(), Ok(10));
     let (enter, entered) = channel();
-    let (leave, left) = channel::<()>();
-    let _slow = event_loop.on_readable(event(), move |_| {
-        enter.send(()).unwrap();
-        let _ = left.recv();
-    });
+    let _hosted = event_loop.on_readable(event(), move |_| enter.send(()).unwrap()).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| event_loop.run().unwrap());
+        // In its turn or in its wait.
         entered.recv().unwrap();
-        assert!(!event_loop.try_pass().unwrap());
+        assert!(event_loop.is_running());
         event_loop.stop();
-        drop(leave);
     });
-    assert!(event_loop.try_pass().unwrap());
-}
-
-#[test]
-fn a_loop_with_a_home_is_driven_by_no_waiter_elsewhere() {
-    let event_loop = EventLoop::new().unwrap();
-    let (handler, turns) = teller(&[event()], |_| Turn::Sleep);
-    let hosted = event_loop.host(handler).unwrap();
-    event_loop.set_home(Some(thread::current().id()));
-    thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| event_loop.try_pass().unwrap());
-        assert!(!elsewhere.join().unwrap());
-    });
-    assert!(turns.try_recv().is_err());
-    assert!(event_loop.try_pass().unwrap());
-    assert_eq!(turns.try_recv(), Ok(10));
-    hosted.handle().wake(3);
-    event_loop.set_home(None);
-    thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| event_loop.try_pass().unwrap());
-        assert!(elsewhere.join().unwrap());
-    });
-    assert_eq!(turns.try_recv(), Ok(3));
+    assert!(!event_loop.is_running());
 }
 
 /// Returns true if a loop of another kind would see that `event_loop` has something to do.
@@ -567,7 +537,7 @@ fn no_wake_of_a_loop_on_a_loop_is_lost() {
                     hosted.handle().wake(token);
                     assert_eq!(turns.recv(), Ok(token));
                     if round % 16 == 0 {
-                        inner.try_pass().unwrap();
+                        inner.pass().unwrap();
                     }
                 }
                 assert!(hosted.take_back().is_some());

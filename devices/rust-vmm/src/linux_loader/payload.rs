@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use ::linux_loader::cmdline::Cmdline;
 use ::linux_loader::loader::elf::PvhBootCapability;
 use ::linux_loader::loader::{Error, KernelLoader, KernelLoaderResult, bootparam};
+use ossature_boot::x86_64::smbios::Smbios;
 use ossature_boot::x86_64::{self, BootSpec, Entry, Kernel, layout};
 use ossature_boot::{ImageSource, Platform};
 use ossature_core::Registers;
@@ -15,6 +16,7 @@ use ossature_memory::GuestMmap;
 use ossature_memory::vm_memory::{ByteValued, GuestAddress};
 
 use super::cmdline_of;
+use super::reader::ReaderAt;
 
 /// Distance of a bzImage's 64-bit entry point from where it is loaded.
 const ENTRY_64: u64 = 0x200;
@@ -47,7 +49,8 @@ pub enum FromKernelLoaderError {
 /// one of your own. A kernel with a PVH entry point is entered there, any other by the 64-bit Linux protocol.
 ///
 /// What the loader does not do is done as for our [`Linux`](ossature_core::machine::Linux): initial RAM disk, command
-/// line, memory map, tables, registers. A machine that is reset loads from the same descriptors again.
+/// line, memory map, tables, registers. The files are read at absolute offsets, also by a loader that seeks: other machines
+/// may use the same ones. A machine that is reset loads from them again.
 ///
 /// ```
 /// use std::io::Write;
@@ -81,6 +84,8 @@ pub struct FromKernelLoader<L> {
     kernel: File,
     initrd: Option<File>,
     cmdline: Option<Cmdline>,
+    complete_cmdline: bool,
+    smbios: Option<Smbios>,
     offset: Option<GuestAddress>,
     loader: PhantomData<fn() -> L>,
 }
@@ -89,7 +94,15 @@ impl<L: KernelLoader> FromKernelLoader<L> {
     /// The kernel in this file, which is open for reading.
     pub fn new(kernel: impl Into<OwnedFd>) -> Self {
         let kernel = kernel.into().into();
-        Self { kernel, initrd: None, cmdline: None, offset: None, loader: PhantomData }
+        Self {
+            kernel,
+            initrd: None,
+            cmdline: None,
+            complete_cmdline: true,
+            smbios: Some(Smbios::new()),
+            offset: None,
+            loader: PhantomData,
+        }
     }
 
     /// With this initial RAM disk.
@@ -99,10 +112,25 @@ impl<L: KernelLoader> FromKernelLoader<L> {
         self
     }
 
-    /// With this command line.
+    /// With this command line. Before it the machine puts what it needs there itself
+    /// ([`machine_words`](ossature_boot::x86_64::machine_words)), but for parameters that this one sets.
     #[must_use]
     pub fn cmdline(mut self, cmdline: Cmdline) -> Self {
         self.cmdline = Some(cmdline);
+        self
+    }
+
+    /// Has the machine add to the [command line](Self::cmdline), which it does by default, or leave it as it is.
+    #[must_use]
+    pub fn complete_cmdline(mut self, complete: bool) -> Self {
+        self.complete_cmdline = complete;
+        self
+    }
+
+    /// On a machine that says that it is this one. `None` leaves the SMBIOS tables out.
+    #[must_use]
+    pub fn smbios(mut self, smbios: impl Into<Option<Smbios>>) -> Self {
+        self.smbios = smbios.into();
         self
     }
 
@@ -117,12 +145,14 @@ impl<L: KernelLoader> FromKernelLoader<L> {
 impl<L: KernelLoader> Payload for FromKernelLoader<L> {
     fn load(&mut self, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
         let high = Some(GuestAddress(layout::HIGH_RAM));
-        let loaded = L::load(memory, self.offset, &mut self.kernel, high);
+        let loaded = L::load(memory, self.offset, &mut ReaderAt::new(&self.kernel), high);
         let kernel = kernel(&loaded.map_err(|source| FromKernelLoaderError::Loader { source })?)?;
         let cmdline = self.cmdline.as_ref().map(cmdline_of).transpose()?.unwrap_or_default();
         // The kernel is in guest memory already.
         let mut spec = BootSpec::new(ImageSource::Bytes(&[]), &cmdline);
         spec.initrd = self.initrd.as_ref().map(ImageSource::File);
+        spec.complete_cmdline = self.complete_cmdline;
+        spec.smbios = self.smbios.as_ref();
         let booted = x86_64::describe(memory, platform, &kernel, &spec)?;
         Ok(booted.cpu.into())
     }

@@ -1,9 +1,10 @@
 use std::fs::File;
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Read, Seek, SeekFrom, Write};
 
 use ::linux_loader::cmdline::Cmdline;
 use ::linux_loader::loader::elf::PvhBootCapability;
 use ::linux_loader::loader::{BzImage, Elf, Error, KernelLoader, bootparam};
+use ossature_boot::x86_64::smbios::Smbios;
 use ossature_boot::x86_64::{self, BootProtocol, BootSpec, KernelError};
 use ossature_boot::{Platform, RamRange};
 use ossature_core::Registers;
@@ -12,6 +13,7 @@ use ossature_memory::GuestMmap;
 use ossature_memory::vm_memory::{ByteValued, Bytes, GuestAddress};
 use proptest::prelude::*;
 
+use super::reader::ReaderAt;
 use super::{FromKernelLoader, ToKernelLoader};
 
 const MEMORY: u64 = 32 << 20;
@@ -148,6 +150,82 @@ fn a_guest_finds_the_same_whoever_loads_a_bzimage() {
     let (memory, registers) = theirs(payload, &[3; 5000]);
     assert_eq!(registers.rip, 0x10_0200);
     assert_eq!(memory[0x10_0000..][..0x1000], image[1024..]);
+}
+
+#[test]
+fn what_the_machine_adds_can_be_left_out() {
+    let image = elf(&[(LOAD, 0x1800, 0x1800)], true);
+    let ours = |complete, smbios: Option<Smbios>| {
+        let memory = memory();
+        let mut spec = BootSpec::new(image.as_slice(), CMDLINE);
+        (spec.complete_cmdline, spec.smbios) = (complete, smbios.as_ref());
+        x86_64::prepare(&memory, &platform(), &spec).unwrap();
+        bytes(&memory)
+    };
+    let theirs = |complete, smbios: Option<Smbios>| {
+        let memory = memory();
+        let payload = FromKernelLoader::<Elf>::new(file(&image)).complete_cmdline(complete).smbios(smbios);
+        payload.cmdline(Cmdline::try_from(CMDLINE, 2048).unwrap()).load(&memory, &platform()).unwrap();
+        bytes(&memory)
+    };
+    let whole = ours(true, Some(Smbios::new()));
+    for (complete, smbios) in
+        [(false, Some(Smbios::new())), (true, None), (true, Some(Smbios::new().serial("42")))]
+    {
+        let expected = ours(complete, smbios.clone());
+        assert!(expected != whole);
+        assert!(theirs(complete, smbios.clone()) == expected, "{complete} {smbios:?}");
+    }
+}
+
+#[test]
+fn machines_may_load_from_one_description_of_a_file() {
+    for (image, elf) in [(elf(&[(LOAD, 0x1_8000, 0x1_8000)], true), true), (bzimage(1), false)] {
+        let mut shared = file(&image);
+        shared.seek(SeekFrom::Start(7)).unwrap();
+        let kernel = shared.try_clone().unwrap();
+        let initrd = || shared.try_clone().unwrap();
+        let memory = memory();
+        if elf {
+            let mut payload = FromKernelLoader::<Elf>::new(kernel).initrd(initrd());
+            payload.load(&memory, &platform()).unwrap();
+            assert!(bytes(&memory)[LOAD as usize..][..0x1_8000] == image[0x1000..][..0x1_8000]);
+        } else {
+            let mut payload = FromKernelLoader::<BzImage>::new(kernel).initrd(initrd());
+            payload.load(&memory, &platform()).unwrap();
+        }
+        assert_eq!(shared.stream_position().unwrap(), 7);
+    }
+}
+
+#[test]
+fn a_reader_moves_and_reads_as_a_file_does() {
+    let content: Vec<u8> = (0..200_000u32).map(|i| (i / 3) as u8).collect();
+    let (mut plain, under) = (file(&content), file(&content));
+    plain.rewind().unwrap();
+    let mut reader = ReaderAt::new(&under);
+    for to in [
+        SeekFrom::Start(3),
+        SeekFrom::Current(-2),
+        SeekFrom::Current(70_000),
+        SeekFrom::End(-5),
+        SeekFrom::End(10),
+        SeekFrom::Current(-1_000_000),
+        SeekFrom::End(i64::MIN),
+        SeekFrom::Start(0),
+    ] {
+        let kind = |error: std::io::Error| error.kind();
+        assert_eq!(reader.seek(to).map_err(kind), plain.seek(to).map_err(kind), "{to:?}");
+        let (mut a, mut b) = ([0; 100], [0; 100]);
+        assert_eq!(reader.read(&mut a).unwrap(), plain.read(&mut b).unwrap(), "{to:?}");
+        assert_eq!(a, b);
+    }
+    // Into guest memory, more than it has room for at once.
+    let memory = memory();
+    reader.rewind().unwrap();
+    memory.read_exact_volatile_from(GuestAddress(0), &mut reader, content.len()).unwrap();
+    assert!(bytes(&memory)[..content.len()] == content);
+    assert!(memory.read_exact_volatile_from(GuestAddress(0), &mut reader, 1).is_err());
 }
 
 #[test]

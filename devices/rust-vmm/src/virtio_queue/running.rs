@@ -22,6 +22,10 @@ pub(super) struct Running {
     heads: Box<[u16]>,
     /// The queue is to stop: it takes nothing more.
     draining: bool,
+    /// The driver may have offered more than what was moved, and does not kick for it.
+    owed: bool,
+    /// The next of it waits for room.
+    blocked: bool,
 }
 
 impl Running {
@@ -34,6 +38,8 @@ impl Running {
             count: 0,
             heads: vec![0; size.into()].into(),
             draining: false,
+            owed: false,
+            blocked: false,
             ours,
             shadow,
         })
@@ -43,13 +49,21 @@ impl Running {
         self.ours.index()
     }
 
-    /// Moves what the driver has offered to the foreign queue. Returns true if there may be more.
-    pub(super) fn offer(&mut self) -> Result<bool, QueueBroken> {
+    /// Moves what the driver has offered to the foreign queue, as far as there is room.
+    pub(super) fn offer(&mut self) -> Result<(), QueueBroken> {
+        (self.owed, self.blocked) = (false, false);
         if self.draining {
-            return Ok(false);
+            return Ok(());
         }
         for _ in 0..BUDGET {
-            let Some(chain) = self.ours.pop()? else { return Ok(false) };
+            let Some(mut chain) = self.ours.pop()? else { return Ok(()) };
+            if !self.shadow.has_room_for(&chain) {
+                self.ours.unpop(chain);
+                self.blocked = true;
+                break;
+            }
+            // It may be held for long.
+            chain.shrink();
             let head = chain.head();
             let (size, at) = (self.ours.size(), self.shadow.avail);
             // Neither fails: the head is below the size, and the ring is as large as what can be in flight.
@@ -59,7 +73,18 @@ impl Running {
             (*entry, *place) = (head, Some(chain));
             self.count += 1;
         }
-        Ok(true)
+        self.owed = true;
+        Ok(())
+    }
+
+    /// Notes that a turn is needed.
+    pub(super) fn owe(&mut self) {
+        self.owed = true;
+    }
+
+    /// Returns true if a turn is needed, and can do something.
+    pub(super) fn is_due(&self) -> bool {
+        self.owed && !self.draining && (!self.blocked || self.shadow.has_room())
     }
 
     /// Completes what the foreign queue has used.
@@ -70,14 +95,16 @@ impl Running {
             let held = self.held.get_mut(head as usize).and_then(Option::take);
             let chain = held.ok_or(QueueBroken::NotInFlight { head: head as u16 })?;
             self.count -= 1;
+            self.shadow.release(head as u16);
             self.ours.complete(chain, len)?;
         }
         self.ours.flush()
     }
 
-    /// Asks for a kick, unless the queue is to stop. Returns true if more was offered meanwhile.
+    /// Asks for a kick, unless the queue is to stop or has chains that wait for room. Returns true if more was offered
+    /// meanwhile.
     pub(super) fn enable_kicks(&mut self) -> Result<bool, QueueBroken> {
-        if self.draining { Ok(false) } else { self.ours.enable_kicks() }
+        if self.draining || self.owed { Ok(self.is_due()) } else { self.ours.enable_kicks() }
     }
 
     /// Chains that the device has not taken from the foreign queue.

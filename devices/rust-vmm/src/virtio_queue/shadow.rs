@@ -1,8 +1,9 @@
 //! A ring of the host's own, in which a foreign queue finds the chains that ours has validated.
 //!
 //! It lies in a region of its own at an address where no guest has RAM. A chain keeps the head that its driver gave it.
-//! One of a single descriptor lies in the ring's table; any other has an indirect table, of which each head has two
-//! places, one for a few descriptors and one for as many as a chain can have: whatever is in flight, there is room.
+//! One of a single descriptor lies in the ring's table; any other has an indirect table. Each head has a place for one of
+//! a few descriptors. Those of more, up to as many as the queue has entries, share a number of places: a driver can let
+//! each of its chains be that long, and that would be the square of the size. A chain for which there is no place waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,12 +18,17 @@ use ossature_virtio::Chain;
 
 /// The first ring's address: above the physical addresses that a processor can have.
 const BASE: u64 = 1 << 60;
-/// From one ring to the next. The largest needs 2^34 bytes.
-const STRIDE: u64 = 1 << 36;
+/// From one ring to the next.
+const STRIDE: u64 = 1 << 32;
 const PAGE: u64 = 4096;
 const DESCRIPTOR: u64 = 16;
 /// Descriptors in a small table.
 const FEW: usize = 8;
+/// Descriptors in all large tables of a queue, unless that is less than the tables below. A queue of up to 181 entries has
+/// one for each head.
+const MANY: u64 = 1 << 15;
+/// Large tables that a queue of that many entries has at least.
+const TABLES: u64 = 16;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -35,6 +41,8 @@ struct Layout {
     used: u64,
     few: u64,
     many: u64,
+    /// Places for large tables.
+    tables: u16,
     len: u64,
 }
 
@@ -45,7 +53,9 @@ impl Layout {
         let used = (avail + 6 + 2 * entries).next_multiple_of(4);
         let few = (used + 6 + 8 * entries).next_multiple_of(DESCRIPTOR);
         let many = (few + DESCRIPTOR * FEW as u64 * entries).next_multiple_of(PAGE);
-        Self { avail, used, few, many, len: (many + DESCRIPTOR * entries * entries).next_multiple_of(PAGE) }
+        let tables = (MANY / entries.max(1)).clamp(TABLES, entries.max(TABLES)).min(entries);
+        let len = (many + DESCRIPTOR * entries * tables).next_multiple_of(PAGE);
+        Self { avail, used, few, many, tables: tables as u16, len }
     }
 }
 
@@ -56,6 +66,10 @@ pub(super) struct Shadow {
     layout: Layout,
     region: Arc<GuestRegionMmap<DirtyBitmap>>,
     bytes: Window,
+    /// Places for large tables that are free.
+    free: Vec<u16>,
+    /// For each head, the place of its large table.
+    taken: Box<[Option<u16>]>,
     /// The available index that the foreign queue sees.
     pub(super) avail: u16,
     /// The next used element to take.
@@ -78,7 +92,14 @@ impl Shadow {
         let alone = GuestMmap::from_arc_regions(vec![region.clone()]).map_err(|e| failed(&e))?;
         let dma = Dma::new(Arc::new(alone));
         let bytes = dma.window(GuestAddress(base), layout.len).map_err(|e| failed(&e))?;
-        Ok(Self { base, size, layout, region, bytes, avail: 0, used: 0 })
+        let (free, taken) = ((0..layout.tables).collect(), vec![None; size.into()].into());
+        Ok(Self { base, size, layout, region, bytes, free, taken, avail: 0, used: 0 })
+    }
+
+    /// Bytes that it can take.
+    #[cfg(test)]
+    pub(super) fn mapped_len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// The memory that it lies in.
@@ -100,7 +121,22 @@ impl Shadow {
         Queue::try_from(state).map_err(|e| DeviceError::new(e.to_string()))
     }
 
-    /// Offers a chain that our queue has popped.
+    /// Returns true if there is a place for any chain.
+    pub(super) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Returns true if there is a place for this chain.
+    pub(super) fn has_room_for(&self, chain: &Chain) -> bool {
+        chain.readable().len() + chain.writable().len() <= FEW || self.has_room()
+    }
+
+    /// Frees the place of this head's table.
+    pub(super) fn release(&mut self, head: u16) {
+        self.free.extend(self.taken.get_mut(usize::from(head)).and_then(Option::take));
+    }
+
+    /// Offers a chain that our queue has popped and for which there is a place.
     pub(super) fn offer(&mut self, chain: &Chain) -> Result<(), DmaError> {
         let (head, readable, writable) = (chain.head(), chain.readable(), chain.writable());
         let count = readable.len() + writable.len();
@@ -114,7 +150,12 @@ impl Shadow {
             let at = if count <= FEW {
                 self.layout.few + slot * FEW as u64
             } else {
-                self.layout.many + slot * u64::from(self.size)
+                let place = self.free.pop();
+                if let Some(taken) = self.taken.get_mut(usize::from(head)) {
+                    *taken = place;
+                }
+                let none = DmaError::OutsideWindow { offset: self.bytes.len(), len: count };
+                self.layout.many + DESCRIPTOR * u64::from(self.size) * u64::from(place.ok_or(none)?)
             };
             for ((&Segment { addr, len }, write), next) in segments.zip(1u16..) {
                 let more = if usize::from(next) < count { NEXT } else { 0 };

@@ -1,4 +1,5 @@
 mod chains;
+mod long;
 mod vsock;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

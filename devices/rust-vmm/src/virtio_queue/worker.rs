@@ -17,7 +17,9 @@ pub type HandlerError = Box<dyn Error + Send + Sync>;
 
 /// The data plane of a device that was written for [`virtio_queue`](::virtio_queue).
 ///
-/// The memory that its methods get is the guest's RAM and the rings of these queues. A request that the driver got
+/// The memory that its methods get is the guest's RAM and the rings of these queues, and counts for that call only: take it
+/// anew in each, and keep no clone of the [`Arc`]. RAM comes and goes, and each start of a queue has a ring of its own at
+/// the same address, so that a queue would be read from its earlier ring through memory that was kept. A request that the driver got
 /// wrong is no error: the device answers it, and gives its chain back. What it does with the notifications of a queue
 /// (`enable_notification` and its like) has no effect: the [worker](QueueWorker) asks for kicks and raises interrupts.
 pub trait QueueHandler: Send {
@@ -85,8 +87,13 @@ impl Queues {
 /// Each of our queues has a [`Queue`] behind it, on a ring that is the host's own. Only chains that our queue
 /// has popped get there, and what is used there completes them. So our queue's bounds hold for a device that has none: a
 /// ring that its driver breaks is found before the device sees anything of it, no more is in flight than the queue has
-/// entries, each call of the device sees a fixed number of chains, which nobody rewrites while it walks them, no used
-/// length exceeds what the chain has, and each completion is counted once.
+/// entries, each call of the device finds at most 64 chains that were not there before beside those that it has left, all
+/// of which nobody rewrites while it walks them, no used length exceeds what the chain has, and each completion is counted
+/// once.
+///
+/// A queue's ring takes memory that its driver cannot exceed, for a size of 256 less than 0.7 MiB and for the largest, of
+/// 32768, less than 13 MiB. Chains of more than 8 descriptors share it: of a queue of more than 181 entries,
+/// 32768 / size of them are with the device at once, or 16 if that is more, and others wait until one is used.
 #[derive(Debug)]
 pub struct QueueWorker<H> {
     handler: H,
@@ -139,7 +146,7 @@ impl<H: QueueHandler> QueueWorker<H> {
     }
 
     fn work(&mut self, token: u16) -> Result<Turn, QueueBroken> {
-        let more = self.queues.find(token).map(Running::offer).transpose()?;
+        self.queues.find(token).map(Running::offer).transpose()?;
         // After the chains: they may lie in RAM that has only now been added.
         if self.dma.refresh() && !self.mapped() {
             return Ok(Turn::Sleep);
@@ -152,10 +159,23 @@ impl<H: QueueHandler> QueueWorker<H> {
         for running in &mut self.queues.0 {
             running.collect()?;
         }
-        let (Some(more), Some(running)) = (more, self.queues.find(token)) else { return Ok(Turn::Sleep) };
+        let Some(running) = self.queues.find(token) else { return Ok(Turn::Sleep) };
         // A device that took some of the chains and not all goes on in the next turn.
         let partly = running.pending() != 0 && running.foreign.next_avail() != before;
-        Ok(if more || partly || running.enable_kicks()? { Turn::Again } else { Turn::Sleep })
+        Ok(if partly || running.enable_kicks()? { Turn::Again } else { Turn::Sleep })
+    }
+
+    /// Goes on with the queues other than `token` whose chains have waited until this turn made room for them.
+    fn catch_up(&mut self, token: u16) -> Result<Turn, QueueBroken> {
+        let due = |running: &&Running| running.is_due() && running.index() != token;
+        let queues: Vec<_> = self.queues.0.iter().filter(due).map(Running::index).collect();
+        for index in queues {
+            if !self.failed && self.work(index)? == Turn::Again {
+                self.queues.find(index).into_iter().for_each(Running::owe);
+            }
+        }
+        let again = !self.failed && self.queues.0.iter().any(Running::is_due);
+        Ok(if again { Turn::Again } else { Turn::Sleep })
     }
 
     /// Lets the device give back what it has of the queue. Returns true if it has nothing more.
@@ -207,6 +227,10 @@ impl<H: QueueHandler> Worker for QueueWorker<H> {
         if self.failed {
             return Ok(Turn::Sleep);
         }
-        self.work(token).inspect_err(|_| self.failed = true)
+        let turn = self.work(token).and_then(|turn| match (turn, self.catch_up(token)?) {
+            (Turn::Sleep, Turn::Sleep) => Ok(Turn::Sleep),
+            _ => Ok(Turn::Again),
+        });
+        turn.inspect_err(|_| self.failed = true)
     }
 }

@@ -89,7 +89,20 @@ impl Chain {
     pub fn writable_len(&self) -> u32 {
         self.0.writable_len
     }
+
+    /// Frees memory that a longer chain has needed, for a device that holds many chains for long.
+    pub fn shrink(&mut self) {
+        let Parsed { segments, count, .. } = &mut *self.0;
+        let count = usize::from(*count);
+        if segments.capacity() > ROOM.max(2 * count) {
+            segments.truncate(count);
+            segments.shrink_to_fit();
+        }
+    }
 }
+
+/// Segments for which storage may have room without being needed.
+const ROOM: usize = 16;
 
 /// What a chain whose counts were wrong would have: they never are.
 #[cold]
@@ -98,6 +111,11 @@ fn nothing<'a>() -> (&'a [Segment], &'a [Segment]) {
 }
 
 impl Parsed {
+    /// Returns true if it has room for many segments.
+    pub(super) fn is_large(&self) -> bool {
+        self.segments.capacity() > ROOM
+    }
+
     /// Walks the chain from `head`, below the queue's size, into an indirect table if `indirect` allows one, as nearly
     /// all chains are: buffers in `run`, for which there are places. `None` where it is of another kind, or wrong: then
     /// nothing of what was read counts, and [`walk`](Self::walk) begins anew.

@@ -622,6 +622,28 @@ fn storage_is_reused() {
     assert_eq!(places.len(), 1);
 }
 
+#[test]
+fn storage_of_long_chains_is_not_kept_for_each_head() {
+    let Setup { mut queue, mut ring, .. } = setup(32);
+    for head in 0..32 {
+        ring.offer_indirect(head, DATA + 0x8000, &[readable(); 32]);
+    }
+    let chains: Vec<_> = std::iter::from_fn(|| queue.pop().unwrap()).collect();
+    assert_eq!(chains.iter().filter(|chain| chain.0.is_large()).count(), 32);
+    chains.into_iter().for_each(|chain| queue.complete(chain, 0).unwrap());
+    queue.flush().unwrap();
+    assert_eq!(queue.spares.iter().filter(|spare| spare.is_large()).count(), LARGE_SPARES);
+    // Nor does a short chain keep what a long one has left to it, once it is asked to.
+    ring.offer(0, &[readable(), writable()]);
+    let mut chain = queue.pop().unwrap().unwrap();
+    let parts = (chain.readable().to_vec(), chain.writable().to_vec());
+    assert!(chain.0.is_large());
+    chain.shrink();
+    assert!(!chain.0.is_large());
+    assert_eq!(parts, (chain.readable().to_vec(), chain.writable().to_vec()));
+    queue.complete(chain, 0).unwrap();
+}
+
 /// What a driver may do, mostly nonsense.
 #[derive(Clone, Debug)]
 enum Step {

@@ -2,8 +2,11 @@
 //!
 //! The worker lies under a lock that a turn holds, and that others hold only to hand it a queue or take one. A queue of
 //! which something is in flight leaves in turns, on the thread that runs the loop; the thread that stops it waits for
-//! that. Only where no thread runs the loop, or the waiting thread is the one that does, are the turns taken here.
+//! that. Where the waiting thread is the one that runs the loop, or no thread runs it and the worker has had no turn for a
+//! while, the waiting thread takes the worker's turns, and those of nothing else on the loop. So a loop in a foreign one
+//! keeps its thread as long as that takes its passes, and a thread that waits for the waiting one cannot block it.
 
+use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::{Failure, Removed, VirtQueue, Worker, WorkerHandle};
 
-/// How long a thread waits for a loop before it looks whether it is still run.
+/// How long a thread waits for a turn on a loop before it looks whether there will be one.
 const STILL_RUN: Duration = Duration::from_millis(10);
 
 /// What to call once if a worker's turn fails.
@@ -37,8 +40,10 @@ struct State {
     failed: Option<Failed>,
     /// The descriptors of its queues' doorbells.
     queues: Vec<(u16, RawFd)>,
-    /// Queues that another thread waits for.
+    /// Queues that a thread waits for.
     leaving: Vec<(u16, Leaving)>,
+    /// Turns on the loop so far.
+    turns: u64,
 }
 
 #[allow(clippy::large_enum_variant)] // as with `Removed`
@@ -112,6 +117,19 @@ impl State {
         }
         any
     }
+
+    /// The queue that was awaited, or none if it is lost, once it has left.
+    fn take_left(&mut self, index: u16) -> Option<Option<VirtQueue>> {
+        let lost = self.failed.is_none();
+        let Some(at) = self.leaving.iter().position(|(other, _)| *other == index) else { return Some(None) };
+        match self.leaving.get(at) {
+            Some((_, Leaving::Awaited)) if !lost => None,
+            _ => match self.leaving.swap_remove(at).1 {
+                Leaving::Gone(queue) => Some(queue),
+                Leaving::Awaited => Some(None),
+            },
+        }
+    }
 }
 
 impl Cell {
@@ -130,6 +148,7 @@ impl Cell {
 
     fn turn(&self, token: u16) -> Turn {
         let (mut state, mut news) = (self.state(), None);
+        state.turns = state.turns.wrapping_add(1);
         let turn = state.turn(token, &mut news);
         if !state.leaving.is_empty() && state.ask_all(&mut news) {
             self.left.notify_all();
@@ -138,24 +157,32 @@ impl Cell {
         turn
     }
 
-    /// Waits until turns on another thread have made the queue leave. That thread may stop running the loop meanwhile,
-    /// to wait for this one: `drive` then takes the turns.
-    fn wait(&self, index: u16, drive: impl Fn()) -> Option<VirtQueue> {
+    /// Waits until turns on another thread have made the queue leave. Returns none if it has not left and the worker has
+    /// had no turn since it was `woken`, although that was some time ago and no thread is running the loop.
+    fn wait(&self, index: u16, woken: impl Fn(), is_running: impl Fn() -> bool) -> Option<Option<VirtQueue>> {
+        let mut seen = self.state().turns;
+        woken();
         let mut state = self.state();
         loop {
-            let at = state.leaving.iter().position(|(other, _)| *other == index)?;
-            match state.leaving.swap_remove(at) {
-                (_, Leaving::Gone(queue)) => return queue,
-                (_, Leaving::Awaited) if state.failed.is_none() => return None,
-                awaited => state.leaving.push(awaited),
+            if let Some(left) = state.take_left(index) {
+                return Some(left);
             }
             let waited = self.left.wait_timeout(state, STILL_RUN).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
-            if waited.1.timed_out() {
-                drop(state);
-                drive();
-                state = self.state();
+            if !waited.1.timed_out() {
+                continue;
             }
+            let turns = state.turns;
+            drop(state);
+            if !is_running() {
+                if turns == seen {
+                    return None;
+                }
+                // It was run a while ago. A turn will tell whether it still is.
+                seen = turns;
+                woken();
+            }
+            state = self.state();
         }
     }
 }
@@ -193,7 +220,13 @@ pub(super) fn host(
     failed: Failed,
 ) -> Result<Box<dyn WorkerHandle>, DeviceError> {
     let sources = worker.sources();
-    let state = State { worker: Some(worker), failed: Some(failed), queues: Vec::new(), leaving: Vec::new() };
+    let state = State {
+        worker: Some(worker),
+        failed: Some(failed),
+        queues: Vec::new(),
+        leaving: Vec::new(),
+        turns: 0,
+    };
     let cell = Arc::new(Cell { state: Mutex::new(state), left: Condvar::new() });
     let hosted = event_loop
         .host(OnLoop { cell: cell.clone(), sources: sources.clone() })
@@ -234,38 +267,26 @@ impl WorkerHandle for Handle {
         }
         match asked {
             Leaving::Gone(queue) => queue,
-            Leaving::Awaited if self.runs_elsewhere() => {
+            Leaving::Awaited => {
                 self.cell.state().leaving.push((index, Leaving::Awaited));
-                // It is asked again after a turn.
-                self.hosted.handle().wake(index);
-                self.cell.wait(index, || drop(self.event_loop.try_pass()))
+                let left = if self.event_loop.is_running_here() { None } else { self.wait(index) };
+                left.unwrap_or_else(|| self.drain(index))
             }
-            Leaving::Awaited => self.drain(index),
         }
     }
 }
 
 impl Handle {
-    /// Returns true if another thread gives the worker its turns.
-    fn runs_elsewhere(&self) -> bool {
-        let here = self.event_loop.is_running_here();
-        // A pass here means that no thread is running the loop.
-        !here && (self.thread.is_some() || !self.event_loop.try_pass().unwrap_or(true))
+    /// Lets the loop make the queue leave. Returns none if the loop is not run.
+    fn wait(&self, index: u16) -> Option<Option<VirtQueue>> {
+        let wake = || self.hosted.handle().wake(index);
+        self.cell.wait(index, wake, || self.thread.is_some() || self.event_loop.is_running())
     }
 
     /// Takes the worker's turns here until the queue has left.
     fn drain(&self, index: u16) -> Option<VirtQueue> {
-        // Nobody else waits for the worker's descriptors. If they cannot be watched, the queue is lost.
-        let epoll = Epoll::new().ok()?;
-        for source in &self.sources {
-            let events = match source.interest {
-                Interest::Readable => EventSet::IN,
-                Interest::Writable => EventSet::OUT,
-                Interest::Both => EventSet::IN | EventSet::OUT,
-            };
-            let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, source.token.into());
-            epoll.ctl(ControlOperation::Add, source.fd, event).ok()?;
-        }
+        // If its descriptors cannot be watched, the queue is lost.
+        let epoll = self.watch_sources();
         let mut ready = [EpollEvent::default(); 8];
         loop {
             let mut again = false;
@@ -273,14 +294,39 @@ impl Handle {
             for token in self.sources.iter().map(|source| source.token).chain([index]) {
                 again |= state.turn(token, &mut news) == Turn::Again;
             }
-            let asked = state.ask(index, &mut news);
-            self.cell.release(state, news);
-            if let Leaving::Gone(queue) = asked {
-                return queue;
+            if state.ask_all(&mut news) {
+                self.cell.left.notify_all();
             }
-            // A signal ends the wait early, which does no harm.
-            let _ = epoll.wait(if again { 0 } else { -1 }, &mut ready);
+            let left = state.take_left(index);
+            if left.is_none() && epoll.is_err() {
+                state.leaving.retain(|(other, _)| *other != index);
+            }
+            self.cell.release(state, news);
+            match (left, &epoll) {
+                (Some(queue), _) => return queue,
+                (None, Err(_)) => return None,
+                // The loop may be run again by now, and its turns take the events that this one waits for.
+                (None, Ok(epoll)) => {
+                    let limit = if again { 0 } else { STILL_RUN.as_millis() as i32 };
+                    // A signal ends the wait early, which does no harm.
+                    let _ = epoll.wait(limit, &mut ready);
+                }
+            }
         }
+    }
+
+    fn watch_sources(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        for source in &self.sources {
+            let events = match source.interest {
+                Interest::Readable => EventSet::IN,
+                Interest::Writable => EventSet::OUT,
+                Interest::Both => EventSet::IN | EventSet::OUT,
+            };
+            let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, source.token.into());
+            epoll.ctl(ControlOperation::Add, source.fd, event)?;
+        }
+        Ok(epoll)
     }
 }
 
