@@ -68,11 +68,12 @@ type Press = Box<dyn FnMut() -> io::Result<()> + Send>;
 /// let power = AcpiPower::new("power");
 /// let button = power.button();
 /// let guest = Script::new().pio_write(0x600, ossature_bus::Size::B1, 0x34);
-/// let machine = Machine::builder("example").device(power).build(&Scripted::new([guest]))?;
+/// let builder = Machine::builder("example").device(power);
 ///
-/// let signals = Signals::new(machine.handle())
+/// let signals = Signals::new(builder.handle())
 ///     .power_button(Duration::from_secs(10), move || button.press())
 ///     .heed_on(&here)?;
+/// let machine = builder.build(&Scripted::new([guest]))?;
 /// machine.start()?;
 /// let outcome = machine.wait_on(&here)?;
 /// drop(machine);
@@ -123,8 +124,12 @@ impl Signals {
     }
 
     /// Heeds the signals on `event_loop` from now on, for as long as the result lives. They are blocked for this thread
-    /// and for all that it starts from now on, also after that: call it before [`start`](crate::machine::Machine::start),
-    /// and where no other thread of the program takes them.
+    /// and for all that it starts from now on, also after that.
+    ///
+    /// A thread that does not block them takes them as ever, and most end the process: call this before there are other
+    /// threads. vCPUs get theirs in [`start`](crate::machine::Machine::start); devices that are on no loop of the VMM's
+    /// get theirs when the machine is built, and
+    /// [`MachineBuilder::handle`](crate::machine::MachineBuilder::handle) is there before that.
     pub fn heed_on(self, event_loop: &EventLoop) -> io::Result<HeededSignals> {
         let job_control: &[c_int] =
             if self.job_control.is_some() { &[libc::SIGTSTP, libc::SIGCONT] } else { &[] };
