@@ -72,6 +72,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let _events = report::events(&here, &machine, args.log)?;
     machine.start()?;
     let outcome = machine.wait_on(&here)?;
+    here.pass()?; // what happened last is told, too
     terminal.iter().for_each(|terminal| terminal.restore());
 
     if args.boot_timer {

@@ -23,6 +23,16 @@ fn counted() -> (Arc<AtomicU32>, impl FnMut() + Send + 'static) {
     (count, move || _ = counter.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A power button that can be pressed, and how often it was.
+fn button() -> (Arc<AtomicU32>, impl FnMut() -> io::Result<()> + Send + 'static) {
+    let (presses, mut on_press) = counted();
+    let press = move || {
+        on_press();
+        Ok(())
+    };
+    (presses, press)
+}
+
 /// Has all turns that are due.
 fn turns(here: &EventLoop) {
     while here.pass().unwrap() {}
@@ -50,8 +60,7 @@ fn t4_requests_and_deadly_signals_stop_the_machine() {
 #[test]
 fn t4_a_term_signal_presses_the_button_and_grace_ends_what_does_not_power_off() {
     let (machine, here) = machine();
-    let (presses, mut on_press) = counted();
-    let press = move || Ok(on_press());
+    let (presses, press) = button();
     let _heeded =
         Signals::new(machine.handle()).power_button(Duration::from_millis(1), press).heed_on(&here).unwrap();
     machine.start().unwrap();
@@ -63,8 +72,7 @@ fn t4_a_term_signal_presses_the_button_and_grace_ends_what_does_not_power_off() 
 #[test]
 fn t4_a_second_term_signal_does_not_wait_for_the_guest() {
     let (machine, here) = machine();
-    let (presses, mut on_press) = counted();
-    let press = move || Ok(on_press());
+    let (presses, press) = button();
     let _heeded = Signals::new(machine.handle()).power_button(AN_HOUR, press).heed_on(&here).unwrap();
     machine.start().unwrap();
     raise(libc::SIGTERM);
