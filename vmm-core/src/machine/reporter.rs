@@ -11,7 +11,8 @@ const LINES: usize = 32;
 
 /// Says a machine's events to a user: one line for each condition, with the device and what is wrong with it. A guest can
 /// have its devices fail as often as it likes, so each line is said once in a minute, and at most 32 are; that there were
-/// more is said afterwards.
+/// more is said afterwards. Take events up to [`MachineEvent::Ended`], or once more when the machine has ended: what
+/// failed last may be why.
 ///
 /// ```
 /// use ossature_bus::DeviceEvent;
