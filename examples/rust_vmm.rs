@@ -14,12 +14,13 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{Read, Write, stderr};
+use std::io::{Read, Write, stdin};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use clap::Parser;
 use ossature::boot::x86_64::layout::CMDLINE_SIZE;
@@ -39,7 +40,10 @@ use ossature::rust_vmm::vm_memory::{GuestAddress, GuestMemoryMmap};
 use ossature::rust_vmm::vm_superio::{SuperioI8042, SuperioUart};
 use ossature::virtio::{DeviceInfo, DeviceType, VirtioMmio};
 use ossature::vmm::error_chain;
-use ossature::vmm::machine::{Machine, MachineBuilder, MachineEvent, Outcome, PollableEvents};
+use ossature::vmm::machine::{
+    EventReporter, Machine, MachineBuilder, MachineEvent, Outcome, PollableEvents, Severity,
+};
+use ossature::vmm::program::{Messages, Signals, block_io_signals};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
@@ -76,6 +80,11 @@ struct Args {
     memory: u64,
 }
 
+/// The user, who may have gone.
+const USER: Messages = Messages::new("rust_vmm");
+/// How long a guest may take to power off once SIGTERM has pressed its power button.
+const GRACE: Duration = Duration::from_secs(10);
+
 fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(Outcome::Shutdown | Outcome::Stopped) => ExitCode::SUCCESS,
@@ -86,47 +95,57 @@ fn main() -> ExitCode {
 }
 
 fn fails(text: &str) -> ExitCode {
-    say(text);
+    USER.say(text);
     ExitCode::FAILURE
 }
 
-/// Says something to the user, who may have gone.
-fn say(text: &str) {
-    let _ = writeln!(stderr(), "rust_vmm: {text}");
-}
-
 fn run(args: &Args) -> Result<Outcome> {
+    block_io_signals()?;
     let kvm = Kvm::new()?;
     let memory = guest_memory(args.memory << 20)?;
     let mut manager = EventManager::<Subscriber>::new()?;
     // The loop that our devices know has its turns on the manager.
     let here = EventLoop::new()?;
-    let subscriber = LoopSubscriber::new(&here, |error| say(&format!("the event loop: {error:?}")));
+    let subscriber = LoopSubscriber::new(&here, |error| USER.say(format!("the event loop: {error:?}")));
     manager.add_subscriber(Arc::new(Mutex::new(subscriber)));
 
     let line = backend::stdio()?;
     let serial = Serial::with_uart("com1", SerialPort::COM1, line, SuperioUart::new());
     let entropy = VirtioMmio::new("rng", Box::new(entropy()?), Arc::new(here.clone()));
+    let power = AcpiPower::new("power");
+    let button = power.button();
     let builder = Machine::builder("rust-vmm")
         .ram(Ram::from_memory(&memory)?)
         .device(serial.on(&here))
         .device(SuperioI8042::new("i8042"))
         .device(FromVmDevice::pio("lamp", PioRange::new(LAMP, 1)?, Arc::new(Lamp::default())))
         .device(entropy)
-        .device(Rtc::new("rtc"))
-        .device(AcpiPower::new("power"));
+        .device(Rtc::new("rtc").on(&here))
+        .device(power);
     let machine = with_kernel(builder, args)?.build(&kvm_ioctls::hypervisor_of(&kvm)?)?;
 
-    let end = Arc::new(Mutex::new(End { events: machine.events().pollable()?, outcome: None }));
+    let (events, reporter) = (machine.events().pollable()?, EventReporter::new(Severity::Warning));
+    let end = Arc::new(Mutex::new(End { events, reporter, outcome: None }));
     manager.add_subscriber(end.clone());
+    let mut signals = Signals::new(machine.handle()).power_button(GRACE, move || button.press());
+    let terminal = RawTerminal::new(stdin())?.map(Arc::new);
+    if let Some(terminal) = terminal.clone() {
+        let again = terminal.clone();
+        // A terminal that has gone needs no mode.
+        signals = signals.job_control(move || terminal.restore(), move || _ = again.raw());
+    }
+    let signals = signals.heed_on(&here)?;
     machine.start()?;
-    let _terminal = RawTerminal::new(std::io::stdin())?;
-    loop {
+    let outcome = loop {
         manager.run()?;
         if let Some(outcome) = end.lock().map_err(|_| "a subscriber panicked")?.outcome.take() {
-            return Ok(outcome);
+            break outcome;
         }
-    }
+    };
+    terminal.iter().for_each(|terminal| terminal.restore());
+    drop(machine);
+    signals.raise_deadly();
+    Ok(outcome)
 }
 
 /// Anonymous memory, around the addresses where a PC has devices.
@@ -204,23 +223,25 @@ impl DevicePio for Lamp {
     }
 }
 
-/// Waits for the machine's end.
+/// Waits for the machine's end, and tells what fails until then.
 struct End {
     events: PollableEvents,
+    reporter: EventReporter,
     outcome: Option<Outcome>,
 }
 
 impl MutEventSubscriber for End {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.events, EventSet::IN)) {
-            say(&format!("the machine's events: {error:?}"));
+            USER.say(format!("the machine's events: {error:?}"));
         }
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
         while let Some(event) = self.events.try_next() {
-            if let MachineEvent::Ended(outcome) = event {
-                self.outcome = Some(outcome);
+            match event {
+                MachineEvent::Ended(outcome) => self.outcome = Some(outcome),
+                event => self.reporter.report(&event, |line| USER.say_or_drop(line)),
             }
         }
     }

@@ -17,7 +17,7 @@ use ossature::bus::EventLoop;
 use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
-use ossature::vmm::machine::{Machine, MachineEvent, Outcome, PollableEvents};
+use ossature::vmm::machine::{EventReporter, Machine, MachineEvent, Outcome, PollableEvents, Severity};
 use ossature::vmm::{Failure, Kvm, Registers};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
@@ -105,7 +105,7 @@ impl Job {
 
         let events = machine.events().pollable()?;
         machine.start()?;
-        let mut ended = pin!(ended(watched(events)?));
+        let mut ended = pin!(ended(name, watched(events)?));
         tokio::select! {
             outcome = &mut ended => drop(outcome?),
             _ = time::sleep(self.limit) => say(name, "its time is up")?,
@@ -141,13 +141,14 @@ fn watched<T: AsRawFd>(file: T) -> io::Result<AsyncFd<T>> {
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
 }
 
-/// Follows a machine to its end.
-async fn ended(mut events: AsyncFd<PollableEvents>) -> io::Result<Outcome> {
+/// Follows a machine to its end, and tells what its devices report.
+async fn ended(name: &str, mut events: AsyncFd<PollableEvents>) -> io::Result<Outcome> {
+    let mut reporter = EventReporter::new(Severity::Warning);
     loop {
         let mut ready = events.readable_mut().await?;
         match ready.get_inner_mut().try_next() {
             Some(MachineEvent::Ended(outcome)) => return Ok(outcome),
-            Some(_) => {}
+            Some(event) => reporter.report(&event, |line| drop(say(name, line))),
             None => ready.clear_ready(),
         }
     }

@@ -315,11 +315,14 @@ fn t4_what_was_ignored_at_the_start_stays_ignored() {
 
 /// `microvm` with its serial port on a terminal, and the terminal.
 fn on_terminal(guest: &str) -> (Running, File, File, PathBuf) {
+    started_on_terminal(command(guest, &[]))
+}
+
+fn started_on_terminal(mut command: Command) -> (Running, File, File, PathBuf) {
     let mut user: File = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap().into();
     grantpt(&user).and_then(|()| unlockpt(&user)).unwrap();
     let path = PathBuf::from(ptsname(&user, Vec::new()).unwrap().into_string().unwrap());
     let terminal: File = open(&path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap().into();
-    let mut command = command(guest, &[]);
     command.stdin(terminal.try_clone().unwrap()).stdout(terminal.try_clone().unwrap());
     let running = Running(command.spawn().unwrap());
     let mut byte = [0];
@@ -359,6 +362,28 @@ fn t4_signals_that_end_the_process_leave_the_terminal_as_it_was() {
             Some(number) => assert_eq!(number, signal.as_raw()),
             None => assert!(!deadly.contains(&signal) && status.code() == Some(0), "{signal:?}: {status}"),
         }
+    }
+}
+
+#[test]
+fn t4_a_vmm_of_other_parts_leaves_its_terminal_as_it_was() {
+    let files = Files::new();
+    let guest = guest(&files, &waits());
+    for signal in [Signal::TERM, Signal::INT, Signal::USR1] {
+        let mut command = Command::new(example("rust_vmm"));
+        command.args(["--memory", "16", "--kernel", &guest]);
+        let (mut running, terminal, _user, _) = started_on_terminal(command);
+        assert_ne!(modes(&terminal), fresh_modes(), "the guest has the terminal");
+        running.signal(signal);
+        if signal == Signal::TERM {
+            // The guest does not listen to its power button: it is asked once, and then stopped.
+            until("the press", || u64::from_str_radix(&running.status("ShdPnd:"), 16).unwrap() == 0);
+            running.signal(signal);
+        }
+        let status = running.wait();
+        assert_eq!(modes(&terminal), fresh_modes(), "{signal:?}: {status}");
+        let expected = if signal == Signal::USR1 { Err(signal.as_raw()) } else { Ok(0) };
+        assert_eq!(status.signal().map_or(Ok(status.code().unwrap_or(-1)), Err), expected, "{signal:?}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line of `microvm`: flags and sizes, each refused by name where it is wrong.
 
+use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,8 +12,7 @@ use ossature::boot::x86_64::smbios::Uuid;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
-
-use crate::keys::Keys;
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
 
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Debug, Parser)]
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
     /// Guest memory: bytes, or a number with K, M or G
-    #[arg(long, default_value = "256M", value_parser = size)]
+    #[arg(long, default_value = "256M", value_parser = memory)]
     pub memory: u64,
     /// Back guest memory with huge pages of this size
     #[arg(long, num_args = 0..=1, default_missing_value = "2M", value_name = "SIZE", value_parser = PossibleValuesParser::new(["2M", "1G"]).map(|size| if size == "1G" { Backing::Huge1G } else { Backing::Huge2M }))]
@@ -126,28 +126,24 @@ impl Args {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    let units = [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
-    let unit = units.into_iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)));
-    let (digits, unit) = unit.unwrap_or((text, 1_u64));
-    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
-        Some(bytes) if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
-        Some(_) => Err("guest memory is at least 1M, in whole pages of 4K".to_owned()),
-        None => Err("give a number of bytes, or a number with K, M or G, such as 512M".to_owned()),
+fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
+    match parse_size(text)? {
+        bytes if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
+        _ => Err("guest memory is at least 1M, in whole pages of 4K".into()),
     }
 }
 
-fn disk(text: OsString) -> Result<Disk, String> {
-    let keys = Keys::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
+fn disk(text: OsString) -> Result<Disk, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
     let path = keys.value("path").unwrap_or_default().into();
     Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
 }
 
-fn nic(text: OsString) -> Result<Nic, String> {
-    let keys = Keys::parse(&text, &["tap=NAME", "mac=MAC"])?;
+fn nic(text: OsString) -> Result<Nic, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["tap=NAME", "mac=MAC"])?;
     let tap = keys.text("tap")?.unwrap_or_default().to_owned();
-    let mac = keys.text("mac")?.map(|mac| mac.parse().map_err(|e| format!("mac: {e}"))).transpose()?;
-    Ok(Nic { mac: mac.unwrap_or_else(|| Mac::derived(&tap)), tap })
+    let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
+    Ok(Nic { tap, mac })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

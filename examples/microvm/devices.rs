@@ -19,8 +19,8 @@ use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, Nic, SerialLine};
-use crate::report;
+use crate::args::{Args, Disk, SerialLine};
+use crate::report::USER;
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -76,7 +76,8 @@ impl Devices {
             builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
-            builder = builder.device(virtio(format!("net{index}"), net(nic)?));
+            let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
+            builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
         }
         let (mut keyboard, mut window) = (None, None);
         if args.console {
@@ -119,15 +120,15 @@ fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
     // What is not there is told when it is opened.
     let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
     for (index, disk) in disks.iter().enumerate() {
-        for other in disks.iter().skip(index + 1).filter(|other| !(disk.readonly && other.readonly)) {
-            if file(disk).is_some() && file(disk) == file(other) {
-                let (path, first) = (other.path.display(), disk.path.display());
-                return Err(format!(
-                    "--disk path={path} is in use by another disk of this machine, path={first}; \
-                     disks that share a file are readonly"
-                )
-                .into());
-            }
+        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
+        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
+        if let Some(first) = disks.iter().take(index).find(shares) {
+            let (path, first) = (disk.path.display(), first.path.display());
+            return Err(format!(
+                "--disk path={path} is in use by another disk of this machine, path={first}; \
+                 disks that share a file are readonly"
+            )
+            .into());
         }
     }
     Ok(())
@@ -140,14 +141,10 @@ fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
     Ok(Box::new(Blk::new(file, name)))
 }
 
-fn net(nic: &Nic) -> Result<Box<dyn LocalDevice>> {
-    Ok(Box::new(Net::new(Tap::open(&nic.tap)?, nic.mac)))
-}
-
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {
     let machine = machine.clone();
     move |key| match key {
         Escape::Quit => machine.stop(),
-        _ => report::say_or_drop("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
+        _ => USER.say_or_drop("Ctrl-A X quits, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A H is this help"),
     }
 }

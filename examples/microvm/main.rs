@@ -10,31 +10,33 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, which `keys` takes apart, `devices` what the guest finds, `signals` and `events` what
-//! comes from outside and from the machine while it runs, `report` what is said at the end.
+//! `args` is its command line, `devices` what the guest finds, `report` what is said of the machine while it runs and
+//! when it has ended.
 
 mod args;
 mod devices;
-mod events;
-mod keys;
 mod report;
-mod signals;
 
 use std::error::Error;
 use std::io::stdin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ossature::boot::x86_64::smbios::Smbios;
 use ossature::bus::EventLoop;
 use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
 use ossature::vmm::machine::{Linux, Machine};
+use ossature::vmm::program::{Signals, block_io_signals, share_one_heap};
 use ossature::vmm::{Kvm, error_chain, install_kick_handler};
 
 use args::Args;
 use devices::Devices;
+use report::USER;
+
+/// How long a guest may take to power off once SIGTERM has pressed its power button.
+const GRACE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
-    signals::refused_io_is_an_error()?;
+    block_io_signals()?;
     let builder = Machine::builder("microvm")
         .cpus(args.cpus)
         .memory(memory(args))
@@ -63,22 +65,17 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {
-            report::say(&format!("warning: {emulation}"));
+            USER.say(format!("warning: {emulation}"));
         }
     }
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
-    let signals = signals::heed(
-        &here,
-        machine.handle(),
-        devices.button.clone(),
-        terminal.clone(),
-        devices.window.clone(),
-    )?;
-    let _events = events::tell(&here, &machine, args.log)?;
+    let signals = signals(&machine, &devices, terminal.clone()).heed_on(&here)?;
+    let _events = report::events(&here, &machine, args.log)?;
     machine.start()?;
     let outcome = machine.wait_on(&here)?;
+    here.pass()?; // what happened last is told, too
     terminal.iter().for_each(|terminal| terminal.restore());
 
     if args.boot_timer {
@@ -86,17 +83,20 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     }
     let code = report::outcome(&machine, outcome);
     drop(machine); // whatever signal has come, its files are removed
-    Ok(signals.end(code))
+    signals.raise_deadly();
+    Ok(code)
 }
 
-/// While the guest runs, threads allocate next to nothing: a heap for each, as glibc gives them, would cost four system
-/// calls and the first page.
-fn share_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no other thread allocates yet, and the call takes two numbers.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
+/// What is done about signals: the guest is asked or stopped, and the terminal is as it was when microvm ends or stops.
+fn signals(machine: &Machine, devices: &Devices, terminal: Option<Arc<RawTerminal>>) -> Signals {
+    let (button, window) = (devices.button.clone(), devices.window.clone());
+    let signals = Signals::new(machine.handle())
+        .power_button(GRACE, move || button.press())
+        .window_change(move || window.iter().for_each(devices::fit));
+    let Some(terminal) = terminal else { return signals };
+    let again = terminal.clone();
+    // A terminal that has gone needs no mode.
+    signals.job_control(move || terminal.restore(), move || _ = again.raw())
 }
 
 /// The guest's RAM, and what backs it on the host.
@@ -113,8 +113,5 @@ fn linux(args: &Args) -> Linux {
     let smbios = args.oem_string.iter().cloned().fold(smbios, Smbios::oem_string);
     let linux = Linux::new(&args.kernel).cmdline(&args.cmdline).smbios(smbios);
     let linux = linux.protocol(args.boot).mapped(args.map_kernel);
-    match &args.initrd {
-        Some(initrd) => linux.initrd(initrd),
-        None => linux,
-    }
+    args.initrd.iter().fold(linux, Linux::initrd)
 }

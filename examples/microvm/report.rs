@@ -1,41 +1,40 @@
-//! What microvm says, and the exit code that it ends with. Printing never fails: there may be nobody who reads.
+//! What microvm says, and the exit code that it ends with.
 
-use std::io::{IsTerminal, Write, stderr};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ossature::bus::HostStream;
+use log::LevelFilter;
+use ossature::bus::EventLoop;
 use ossature::legacy::Stamp;
-use ossature::vmm::machine::{BuildPhase, Machine, Outcome};
+use ossature::vmm::machine::{BuildPhase, EventReporter, Machine, Outcome, PollableEvents, Severity};
+use ossature::vmm::program::Messages;
+
+use crate::Result;
+
+/// The user, who may have gone.
+pub const USER: Messages = Messages::new("microvm");
 
 /// The exit code when the guest asked for a reset: see the first lines of `main.rs`.
 const RESET: u8 = 3;
 
-/// Says something to the user, who may have gone.
-pub fn say(text: &str) {
-    let _ = stderr().write_all(line(text).as_bytes());
-}
-
-/// The same while the machine runs, unless there is no room for it: signals and devices do not wait for whoever should
-/// read it.
-pub fn say_or_drop(text: &str) {
-    let Ok(to) = HostStream::output(stderr()) else { return };
-    let line = line(text);
-    let mut rest = line.as_bytes();
-    while let Ok(n @ 1..) = to.write(rest) {
-        rest = rest.get(n..).unwrap_or_default();
-    }
-}
-
-fn line(text: &str) -> String {
-    // A terminal that may be raw wants its own carriage returns.
-    let lines = if stderr().is_terminal() { text.replace('\n', "\r\n") + "\r" } else { text.to_owned() };
-    format!("microvm: {lines}\n")
+/// Tells what happens to the machine while it runs, as it happens, for as long as the result lives.
+pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<impl Sized + use<>>> {
+    let mut reporter = EventReporter::new(match level {
+        LevelFilter::Off => return Ok(None),
+        LevelFilter::Error => Severity::Error,
+        LevelFilter::Warn => Severity::Warning,
+        _ => Severity::Info,
+    });
+    Ok(Some(here.on_readable(machine.events().pollable()?, move |events: &mut PollableEvents| {
+        while let Some(event) = events.try_next() {
+            reporter.report(&event, |line| USER.say_or_drop(line));
+        }
+    })?))
 }
 
 /// Says what went wrong.
 pub fn failure(text: &str) -> ExitCode {
-    say(text);
+    USER.say(text);
     ExitCode::FAILURE
 }
 
@@ -54,12 +53,12 @@ pub fn outcome(machine: &Machine, outcome: Outcome) -> ExitCode {
 pub fn times(machine: &Machine, started: Instant, stamps: Vec<Stamp>) {
     let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
     for BuildPhase { name, start, end } in machine.phases() {
-        say(&format!("{name} from {} to {} us", since(start), since(end)));
+        USER.say(format!("{name} from {} to {} us", since(start), since(end)));
     }
     for (index, run) in machine.first_runs().into_iter().enumerate() {
-        run.iter().for_each(|&run| say(&format!("vcpu{index} after {} us", since(run))));
+        run.iter().for_each(|&run| USER.say(format!("vcpu{index} after {} us", since(run))));
     }
     for Stamp { value, at } in stamps {
-        say(&format!("stamp {value} after {} us", at.as_micros()));
+        USER.say(format!("stamp {value} after {} us", at.as_micros()));
     }
 }

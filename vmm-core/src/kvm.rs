@@ -33,7 +33,7 @@ use crate::backend::sealed::Sealed;
 use crate::{Hypervisor, Vm, VmConfig, VmError};
 
 pub use emulation::Emulation;
-pub use signal::{install_kick_handler, is_ignored};
+pub use signal::install_kick_handler;
 
 /// The version of the interface since Linux 2.6.22 (`KVM_GET_API_VERSION`).
 const API_VERSION: i32 = 12;

@@ -9,6 +9,8 @@
 //! - [`machine`] builds whole machines from devices and a kernel, with vCPU threads and a life cycle: start, pause,
 //!   reset in place, stop; devices that come and go; handles and events for other threads.
 //!
+//! [`program`] is for a VMM that is a process of its own: signals, messages, arguments.
+//!
 //! [`scripted`] stands in for KVM: a script plays the guest, so that a VMM's tests need no `/dev/kvm`.
 //!
 //! ```
@@ -50,14 +52,15 @@
 //!
 //! # What it does to the process
 //!
-//! No globals, no signal handlers. A thread that runs a vCPU gets the kick signal blocked, and no other signal
-//! changed; see [`KickSignal`] for the choices. Several hypervisors, machines and versions of this crate can
-//! live in one process.
+//! No globals, and no signal handlers unless a VMM asks for them ([`program`], [`install_kick_handler`]). A thread that
+//! runs a vCPU gets the kick signal blocked, and no other signal changed; see [`KickSignal`] for the choices. Several
+//! hypervisors, machines and versions of this crate can live in one process.
 //!
 //! The kernel sends signals for I/O that it refuses, and their default is to end the process: SIGXFSZ for a file beyond
 //! the limit on file sizes (`ulimit -f`), such as a disk or the log of a serial port that grows, SIGPIPE for a pipe that
 //! nobody reads. To have errors instead, which devices report and their guests see, block or ignore both before the
-//! machine is built. (Rust's runtime ignores SIGPIPE in a program whose `main` is Rust's, and leaves SIGXFSZ as it is.)
+//! machine is built, as [`program::block_io_signals`] does. (Rust's runtime ignores SIGPIPE in a program whose `main` is
+//! Rust's, and leaves SIGXFSZ as it is.)
 //!
 //! # Errors
 //!
@@ -84,7 +87,10 @@ mod irq_routes;
 mod kick;
 mod kvm;
 pub mod machine;
+pub mod program;
 pub mod scripted;
+#[allow(unsafe_code)] // see the module
+mod sigset;
 mod state;
 mod stats;
 mod vcpu;
@@ -98,7 +104,8 @@ pub use error::{Capability, VmError, error_chain};
 pub use failure::Failure;
 pub use guard::{Ioeventfd, Irqfd, MemorySlot, MsiRoute};
 pub use kick::{KickSignal, Kicker};
-pub use kvm::{Capabilities, Emulation, Kvm, install_kick_handler, is_ignored as signal_is_ignored};
+pub use kvm::{Capabilities, Emulation, Kvm, install_kick_handler};
+pub use sigset::is_ignored as signal_is_ignored;
 pub use state::{VcpuState, VmState};
 pub use stats::{Stat, StatsReader};
 pub use vcpu::{Buses, Step, Vcpu, VcpuError};

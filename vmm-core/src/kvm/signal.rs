@@ -2,16 +2,15 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
-use libc::{c_int, c_void, pthread_t, siginfo_t, sigset_t};
+use libc::{c_int, c_void, pthread_t, siginfo_t};
 use vmm_sys_util::signal::register_signal_handler;
 
-use crate::KickSignal;
+use crate::{KickSignal, sigset};
 
 /// Signals of the kernel: 1 to 64.
 const SIGNALS: c_int = 64;
@@ -22,17 +21,6 @@ pub fn install_kick_handler(signal: i32) -> io::Result<KickSignal> {
     extern "C" fn nothing(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
     register_signal_handler(signal, nothing)?;
     Ok(KickSignal::Handled(signal))
-}
-
-/// Returns true if this process ignores `signal`: it was started so, as by nohup(1) or in the background of a shell
-/// script, or has decided so. A VMM that heeds signals leaves such a one alone; it arrives all the same in a signalfd.
-pub fn is_ignored(signal: i32) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: nothing is changed, and the kernel fills `action` when the call succeeds.
-    unsafe {
-        libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init().sa_sigaction == libc::SIG_IGN
-    }
 }
 
 /// The thread that a vCPU last ran on, while that thread lives.
@@ -114,15 +102,7 @@ impl Target {
 /// Blocks the signal in this thread and returns the mask to have inside `KVM_RUN`: what was blocked before,
 /// without the signal. Bit n stands for signal n + 1.
 pub(super) fn block(signal: c_int) -> io::Result<u64> {
-    let set = set_of(signal)?;
-    let mut before = MaybeUninit::<sigset_t>::uninit();
-    // SAFETY: both sets are valid for the call, which fills `before` when it succeeds.
-    let before = unsafe {
-        match libc::pthread_sigmask(libc::SIG_BLOCK, &set, before.as_mut_ptr()) {
-            0 => before.assume_init(),
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-    };
+    let before = sigset::block(&sigset::set_of(&[signal])?)?;
     // SAFETY: the set is initialized.
     let blocked = |n: &c_int| *n != signal && unsafe { libc::sigismember(&before, *n) } == 1;
     Ok((1..=SIGNALS).filter(blocked).fold(0, |mask, n| mask | 1 << (n - 1)))
@@ -130,23 +110,11 @@ pub(super) fn block(signal: c_int) -> io::Result<u64> {
 
 /// Takes the signal out of this thread's queue, if it is there.
 pub(super) fn take(signal: c_int) {
-    let Ok(set) = set_of(signal) else { return };
+    let Ok(set) = sigset::set_of(&[signal]) else { return };
     let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the set and the time are valid for the call, and no information is asked for. It may be that
     // there is no signal: kicks also work without one.
     unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &now) };
-}
-
-fn set_of(signal: c_int) -> io::Result<sigset_t> {
-    let mut set = MaybeUninit::<sigset_t>::uninit();
-    // SAFETY: sigemptyset initializes the set, and sigaddset checks the number.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        if libc::sigaddset(set.as_mut_ptr(), signal) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(set.assume_init())
-    }
 }
 
 fn number(signal: KickSignal) -> c_int {

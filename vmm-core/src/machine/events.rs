@@ -63,6 +63,30 @@ pub enum MachineEvent {
     Ended(Outcome),
 }
 
+/// How much an event matters to the user of a machine; the most severe is the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// What happens in the life of any machine.
+    Info,
+    /// The guest's drivers do something wrong.
+    Warning,
+    /// Something fails on the host.
+    Error,
+}
+
+impl MachineEvent {
+    /// How much the event matters to the user.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::Device { event: DeviceEvent::HostError { .. }, .. } => Severity::Error,
+            // The outcome says it.
+            Self::Device { event: DeviceEvent::Panicked { .. }, .. } => Severity::Info,
+            Self::Device { .. } => Severity::Warning,
+            _ => Severity::Info,
+        }
+    }
+}
+
 impl fmt::Display for MachineEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

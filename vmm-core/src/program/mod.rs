@@ -1,0 +1,24 @@
+//! For a VMM that is a process of its own: what a command line VMM needs around its machine. A VMM that is part of a
+//! larger program, which has its own ways, uses none of it.
+//!
+//! - [`Signals`] heeds the signals to the process: power button, stop, terminal and job control.
+//!   [`block_io_signals`] makes errors of the signals that the kernel sends for I/O.
+//! - [`Messages`] tells the user things on standard error; printing neither fails nor waits for a reader.
+//! - [`KeyValues`] takes arguments apart that describe a device, `path=disk.img,readonly`; [`parse_size`] knows `512M`.
+//! - [`share_one_heap`] spares the heaps of threads that allocate next to nothing.
+//!
+//! Beside them: [`Failure`](crate::Failure) for errors that `main` returns, and
+//! [`EventReporter`](crate::machine::EventReporter) for lines about what happens to a machine.
+
+#[allow(unsafe_code)] // one call of the C library
+mod heap;
+mod key_values;
+mod messages;
+mod signals;
+mod size;
+
+pub use heap::share_one_heap;
+pub use key_values::{KeyValueError, KeyValues};
+pub use messages::Messages;
+pub use signals::{HeededSignals, Signals, block_io_signals};
+pub use size::{SizeError, parse_size};
