@@ -425,6 +425,8 @@ fn t8_the_socket_of_a_killed_vmm_is_replaced_and_a_live_one_named() {
         // From when on it heeds signals, it does not say: until then, they end it.
         until("heeding", || u64::from_str_radix(&next.status("SigBlk:"), 16).unwrap() & 1 << 14 != 0);
         next.signal(signal);
+        // Two of a kind that wait are one.
+        until("the first", || u64::from_str_radix(&next.status("ShdPnd:"), 16).unwrap() & 1 << 14 == 0);
         next.signal(signal);
         next.wait();
         assert!(!socket.exists(), "{signal:?} leaves nothing behind");
