@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Interest;
@@ -16,13 +17,18 @@ use crate::Interest;
 /// descriptor says when to try again.
 ///
 /// It leaves the descriptor that it is made of as it is. `O_NONBLOCK` belongs to the open file description, which a
-/// program shares with the shell that started it, and with its own children: so a stream opens the file once more, with
-/// a description of its own. Sockets, which cannot be opened again, are told with each call not to wait. What is left
-/// (no `/proc`, or somebody else's terminal) is asked first whether it is ready, and then written a byte at a time:
-/// there, and only there, a write waits if another process fills the last room in between.
+/// program shares with the shell that started it, and with its own children: so a stream opens a pipe or a terminal once
+/// more, with a description of its own, and keeps the given one open. Sockets, which cannot be opened again, are told
+/// with each call not to wait. What is left (open(2) is refused, there is no `/proc`, the main end of a pseudo-terminal,
+/// where opening makes another one) is asked first whether it is ready, and then written no more than surely fits:
+/// `PIPE_BUF` bytes to a pipe, one byte to anything else. There, and only there, a write waits if another process fills
+/// the last room in between. Whoever knows that nobody else uses the description makes a stream that [owns](Self::owned)
+/// it instead.
 #[derive(Debug)]
 pub struct HostStream {
     file: File,
+    /// What was opened again. It may be what keeps the stream from its end, as a FIFO that is open for both directions.
+    _given: Option<OwnedFd>,
     way: Way,
     watchable: bool,
 }
@@ -34,9 +40,12 @@ enum Way {
     Plain,
     /// It is a socket.
     Socket,
-    /// Ask poll(2) first, and write no more than surely fits.
-    Ask,
+    /// Ask poll(2) first, and write no more than surely fits: so many bytes.
+    Ask(usize),
 }
+
+/// A pipe polls writable while it has a free page, which takes as much. It is the size of a page on x86_64.
+const PIPE_BUF: usize = 4096;
 
 impl HostStream {
     /// A stream to read from.
@@ -52,39 +61,59 @@ impl HostStream {
     /// A stream on a descriptor whose open file description is nobody else's: it is made non-blocking.
     pub fn owned(fd: OwnedFd) -> io::Result<Self> {
         rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
-        Self::of(fd.into(), Way::Plain)
+        // A write to a socket may raise SIGPIPE otherwise.
+        let way = if kind(fd.as_fd())?.is_socket() { Way::Socket } else { Way::Plain };
+        Self::of(fd.into(), None, way)
     }
 
     fn shared(fd: BorrowedFd<'_>, write: bool) -> io::Result<Self> {
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
-        let copy = || fd.try_clone_to_owned().map(File::from);
+        let kind = kind(fd)?;
+        let given = fd.try_clone_to_owned()?;
         if kind.is_socket() {
-            return Self::of(copy()?, Way::Socket);
+            return Self::of(given.into(), None, Way::Socket);
         }
         if kind.is_file() || kind.is_block_device() {
             // A description of its own would have a position of its own.
-            return Self::of(copy()?, Way::Plain);
+            return Self::of(given.into(), None, Way::Plain);
         }
-        let own = OpenOptions::new()
-            .read(!write)
-            .write(write)
-            .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
-            .open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        match own {
-            Ok(own) => Self::of(own, Way::Plain),
-            Err(_) => Self::of(copy()?, Way::Ask),
+        // The main end of a pseudo-terminal has a number, and each opening of it (`/dev/ptmx`) makes another one.
+        let terminal = || {
+            let number = rustix::pty::ptsname(fd, Vec::new());
+            rustix::termios::isatty(fd) && number.is_err_and(|e| e == Errno::NOTTY)
+        };
+        if kind.is_fifo() || terminal() {
+            let own = OpenOptions::new()
+                .read(!write)
+                .write(write)
+                .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
+                .open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            if let Ok(own) = own {
+                return Self::of(own, Some(given), Way::Plain);
+            }
         }
+        Self::asked(given, kind)
     }
 
-    fn of(file: File, way: Way) -> io::Result<Self> {
+    /// A stream that has no description of its own.
+    fn asked(fd: OwnedFd, kind: FileType) -> io::Result<Self> {
+        let room = if kind.is_fifo() { PIPE_BUF } else { 1 };
+        let mut stream = Self::of(fd.into(), None, Way::Ask(room))?;
+        if !stream.watchable {
+            // A device that has its answer at once, such as `/dev/null`.
+            stream.way = Way::Plain;
+        }
+        Ok(stream)
+    }
+
+    fn of(file: File, given: Option<OwnedFd>, way: Way) -> io::Result<Self> {
         use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
         let event = EpollEvent::new(EventSet::IN, 0);
         let watchable = match Epoll::new()?.ctl(ControlOperation::Add, file.as_raw_fd(), event) {
             Ok(()) => true,
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => false,
+            Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => false,
             Err(e) => return Err(e),
         };
-        Ok(Self { file, way, watchable })
+        Ok(Self { file, _given: given, way, watchable })
     }
 
     /// Returns true if a loop can watch it. What cannot be watched (a file, `/dev/null`) is always ready.
@@ -107,7 +136,7 @@ impl HostStream {
         let mut fd = PollFd::new(&self.file, flags);
         loop {
             match rustix::event::poll(std::slice::from_mut(&mut fd), Some(&Timespec::default())) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 other => return Ok(other? > 0),
             }
         }
@@ -120,11 +149,10 @@ impl HostStream {
             Way::Socket => {
                 Ok(rustix::net::send(&self.file, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
             }
-            Way::Ask if self.is_ready(Interest::Writable)? => {
-                // Writable means room for at least one byte.
-                (&self.file).write(bytes.get(..1).unwrap_or_default())
+            Way::Ask(room) if self.is_ready(Interest::Writable)? => {
+                (&self.file).write(bytes.get(..room).unwrap_or(bytes))
             }
-            Way::Ask => Err(io::ErrorKind::WouldBlock.into()),
+            Way::Ask(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -133,10 +161,14 @@ impl HostStream {
         match self.way {
             Way::Plain => (&self.file).read(buf),
             Way::Socket => Ok(rustix::net::recv(&self.file, buf, RecvFlags::DONTWAIT)?.0),
-            Way::Ask if self.is_ready(Interest::Readable)? => (&self.file).read(buf),
-            Way::Ask => Err(io::ErrorKind::WouldBlock.into()),
+            Way::Ask(_) if self.is_ready(Interest::Readable)? => (&self.file).read(buf),
+            Way::Ask(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
+}
+
+fn kind(fd: BorrowedFd<'_>) -> io::Result<FileType> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
 }
 
 impl AsFd for HostStream {

@@ -1,5 +1,5 @@
 //! Where a serial port's bytes go to and come from: one constructor for each kind of line. What opens a path has a twin
-//! that takes what is open already: [`file()`] and [`fds`], [`pty()`] and [`pty_from`], [`socket()`] and [`listener`].
+//! that takes what is open already: [`file()`] and [`fds`] or [`streams`], [`pty()`] and [`pty_from`], [`socket()`] and [`listener`].
 
 pub(crate) mod line;
 mod pty;
@@ -73,24 +73,25 @@ pub fn writer(writer: impl Write + Send + 'static) -> Backend {
 /// [`RawTerminal`](crate::RawTerminal).
 pub fn stdio() -> io::Result<Backend> {
     let (input, output) = (HostStream::input(io::stdin())?, HostStream::output(io::stdout())?);
-    Ok(fd_line(Some(input), Some(output)))
+    Ok(streams(Some(input), Some(output)))
 }
 
 /// Input from one descriptor, output to another one, which other processes may share. A file for output should be open
 /// with `O_APPEND`, as one by [`file()`] is.
 pub fn fds(input: Option<OwnedFd>, output: Option<OwnedFd>) -> io::Result<Backend> {
     let input = input.map(HostStream::input).transpose()?;
-    Ok(fd_line(input, output.map(HostStream::output).transpose()?))
+    Ok(streams(input, output.map(HostStream::output).transpose()?))
 }
 
-fn fd_line(input: Option<HostStream>, output: Option<HostStream>) -> Backend {
+/// As [`fds`], with streams that are made already, such as ones that [own](HostStream::owned) their descriptors.
+pub fn streams(input: Option<HostStream>, output: Option<HostStream>) -> Backend {
     Backend::of(FdLine { input: input.map(Arc::new), output: output.map(Arc::new) })
 }
 
 /// Output to the end of the file at `path`, which is made if there is none; no input.
 pub fn file(path: &Path) -> io::Result<Backend> {
     let file = OpenOptions::new().append(true).create(true).open(path)?;
-    Ok(fd_line(None, Some(HostStream::owned(file.into())?)))
+    Ok(streams(None, Some(HostStream::owned(file.into())?)))
 }
 
 /// A new pseudo-terminal, and the path at which a terminal program opens it. It is raw. Output is dropped

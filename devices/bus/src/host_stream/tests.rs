@@ -74,9 +74,13 @@ fn e2_a_socket_is_left_blocking_and_does_not_make_anyone_wait() {
 #[test]
 fn e2_what_cannot_be_opened_again_is_asked_first() {
     let (mut reader, writer) = io::pipe().unwrap();
-    let ask = |file: OwnedFd| HostStream::of(file.into(), Way::Ask).unwrap();
+    let ask = |file: OwnedFd| {
+        let kind = kind(file.as_fd()).unwrap();
+        HostStream::asked(file, kind).unwrap()
+    };
     let output = ask(writer.into());
     let taken = fill(&output);
+    assert_eq!(taken.len(), rustix::pipe::fcntl_getpipe_size(&reader).unwrap(), "full, a page at a time");
     let mut read = vec![0; taken.len()];
     reader.read_exact(&mut read).unwrap();
     assert!(read == taken);
@@ -104,13 +108,120 @@ fn files_are_never_waited_for_and_keep_the_position_that_they_share() {
     assert_eq!(null.write(b"gone").unwrap(), 4);
 }
 
-#[test]
-fn terminals_are_told_from_pipes() {
+/// Both ends of a new pseudo-terminal, which is raw.
+fn pty() -> (OwnedFd, OwnedFd) {
     let master =
         rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
     rustix::pty::grantpt(&master).unwrap();
     rustix::pty::unlockpt(&master).unwrap();
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, rustix::pty::OpenptFlags::RDWR).unwrap();
+    let mut termios = rustix::termios::tcgetattr(&slave).unwrap();
+    termios.make_raw();
+    rustix::termios::tcsetattr(&slave, rustix::termios::OptionalActions::Now, &termios).unwrap();
+    (master, slave)
+}
+
+/// Waits until the stream can be read or written.
+fn wait(stream: &HostStream, flags: PollFlags) {
+    rustix::event::poll(&mut [PollFd::new(stream, flags)], None).unwrap();
+}
+
+/// Writes all of it.
+fn send(stream: &HostStream, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        wait(stream, PollFlags::OUT);
+        bytes = &bytes[stream.write(bytes).unwrap()..];
+    }
+}
+
+/// Reads so many bytes.
+fn receive(stream: &HostStream, len: usize) -> Vec<u8> {
+    let mut got = Vec::new();
+    while got.len() < len {
+        wait(stream, PollFlags::IN);
+        let mut buf = [0; 64];
+        let n = stream.read(&mut buf).unwrap();
+        assert_ne!(n, 0, "the end");
+        got.extend(&buf[..n]);
+    }
+    got
+}
+
+#[test]
+fn e2_the_main_end_of_a_pseudo_terminal_is_that_one_and_no_new_one() {
+    let (master, slave) = pty();
+    let (output, input) = (HostStream::output(&master).unwrap(), HostStream::input(&master).unwrap());
+    assert!(is_blocking(&master));
+    assert_eq!(input.read(&mut [0; 8]).unwrap_err().kind(), WOULD_BLOCK);
+    let user = HostStream::input(&slave).unwrap();
+    send(&output, b"to the user");
+    assert_eq!(receive(&user, 11), b"to the user");
+    send(&HostStream::output(&slave).unwrap(), b"to the guest");
+    assert_eq!(receive(&input, 12), b"to the guest");
+    // With a description of its own it takes more than a byte at a time.
+    let owned = HostStream::owned(master).unwrap();
+    assert_eq!(owned.write(b"all at once").unwrap(), 11);
+    assert_eq!(receive(&user, 11), b"all at once");
+}
+
+#[test]
+fn e2_a_fifo_that_is_open_for_both_directions_does_not_end_with_its_first_writer() {
+    let path = std::env::temp_dir().join(format!("ossature-host-stream-fifo-{}", std::process::id()));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+    let both = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let input = HostStream::input(&both).unwrap();
+    drop(both);
+    for text in [b"first", b"other"] {
+        let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all(text).unwrap();
+        drop(writer);
+        assert_eq!(receive(&input, 5), text);
+        assert_eq!(input.read(&mut [0; 8]).unwrap_err().kind(), WOULD_BLOCK);
+    }
+    // Nor does its output fail for want of a reader.
+    let both = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let output = HostStream::output(&both).unwrap();
+    drop((both, input));
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(output.write(b"kept").unwrap(), 4);
+}
+
+#[test]
+fn e2_a_pipe_without_a_description_of_its_own_takes_what_surely_fits() {
+    // Pieces that share pages and pieces that do not: a write that did not fit would wait for ever.
+    for piece in [1, 1000, 2049, 4095, 4096, 10_000] {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let output = HostStream::asked(writer.into(), FileType::Fifo).unwrap();
+        let bytes = vec![b'x'; piece];
+        let mut taken = 0;
+        for _ in 0..3 {
+            let before = taken;
+            while output.is_ready(Interest::Writable).unwrap() {
+                let n = output.write(&bytes).unwrap();
+                assert_eq!(n, piece.min(PIPE_BUF));
+                taken += n;
+            }
+            assert_eq!(output.write(&bytes).unwrap_err().kind(), WOULD_BLOCK);
+            assert!(taken > before);
+            let mut read = vec![0; 5000.min(taken)];
+            reader.read_exact(&mut read).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_owned_socket_raises_no_signal() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let output = HostStream::owned(ours.into()).unwrap();
+    assert_eq!(output.way, Way::Socket);
+    drop(theirs);
+    assert_eq!(output.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn terminals_are_told_from_pipes() {
+    let (_master, slave) = pty();
     let terminal = HostStream::input(&slave).unwrap();
     assert!(terminal.is_terminal() && terminal.is_watchable());
     assert!(is_blocking(&slave));

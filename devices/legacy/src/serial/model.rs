@@ -47,6 +47,9 @@ pub trait Uart: Send {
     /// Takes back what came from the other end and the guest has thrown away unread, as a driver does that resets the
     /// FIFO after it has said that it listens. Asked after a write that was [`Written::Thrown`].
     fn take_thrown(&mut self) -> VecDeque<u8>;
+    /// How much [`take_thrown`](Self::take_thrown) would give if the guest threw it away now; 0 from a model that never
+    /// gives any. The port counts it as input that waits, so that what comes back always has a place.
+    fn unread(&self) -> usize;
 
     /// Output that waits for the line: the first contiguous part of it, empty only if there is none.
     fn output(&self) -> &[u8];
@@ -58,8 +61,9 @@ pub trait Uart: Send {
     /// may write more until then, as it does in bursts. The port then leaves the output until it does.
     fn in_burst(&self) -> bool;
 
-    /// The state of a port with these registers, the output that waits, and `typeahead`: up to
-    /// [4096](crate::TYPEAHEAD_CAPACITY) bytes of input that wait for room in the receiver.
+    /// The state of a port with these registers, the output that waits, and `typeahead`: input
+    /// that waits for room in the receiver, up to [4096](crate::TYPEAHEAD_CAPACITY) bytes together with what is
+    /// [unread](Self::unread).
     fn save(&self, typeahead: &[u8]) -> SavedState<'static>;
     /// The registers, configured as these are, that have this state, and the typeahead in it. The state is hostile
     /// input: all of it is checked.

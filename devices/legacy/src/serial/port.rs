@@ -86,7 +86,7 @@ impl<U: Uart> Port<U> {
     pub(super) fn restore(&self, state: &SavedState<'_>) -> Result<(), StateError> {
         let mut transfer = self.lock();
         let (uart, typeahead) = transfer.uart.restored(state)?;
-        if typeahead.len() > TYPEAHEAD_CAPACITY {
+        if typeahead.len().saturating_add(uart.unread()) > TYPEAHEAD_CAPACITY {
             return Err(StateError::Inconsistent { field: "typeahead", reason: "more than a port keeps" });
         }
         transfer.uart = uart;

@@ -38,5 +38,6 @@ pub(super) const MSR_DCD: u8 = 1 << 7;
 /// Divisor latch for 9600 baud at 1.8432 MHz.
 pub(super) const DIVISOR_9600: [u8; 2] = [12, 0];
 
-/// Input that waits for the guest while the escape keys are listened for: as much as a terminal keeps.
+/// Input that waits for the guest while the escape keys are listened for, with what is unread in the receiver: as much as
+/// a terminal keeps.
 pub const TYPEAHEAD_CAPACITY: usize = 4096;

@@ -175,15 +175,23 @@ impl<U: Uart> Transfer<U> {
         }
     }
 
-    /// How much input there is room for: in the receiver, or before it where there are escape keys.
+    /// How much more input may wait. What the guest throws out of the receiver unread joins the typeahead, so both count.
+    fn capacity_left(&self) -> usize {
+        TYPEAHEAD_CAPACITY.saturating_sub(self.typeahead.len().saturating_add(self.uart.unread()))
+    }
+
+    /// How much input from the line there is room for: in the receiver, or before it where there are escape keys.
     fn input_room(&self) -> usize {
         match self.escape {
             _ if !self.input_open => 0,
-            // What the guest throws out of the receiver unread comes back here.
-            Some(_) => (TYPEAHEAD_CAPACITY - RX_CAPACITY).saturating_sub(self.typeahead.len()),
-            None if self.typeahead.is_empty() => self.uart.rx_room(),
-            None => 0,
+            Some(_) => self.capacity_left(),
+            None => self.direct_room(),
         }
+    }
+
+    /// How much input there is room for in the receiver, behind what waits for it.
+    fn direct_room(&self) -> usize {
+        if self.typeahead.is_empty() { self.uart.rx_room().min(self.capacity_left()) } else { 0 }
     }
 
     /// Takes input from the line, as much as there is room for, and returns the escape keys in it.
@@ -274,7 +282,8 @@ impl<U: Uart> Transfer<U> {
             return 0;
         }
         self.feed();
-        let n = if self.typeahead.is_empty() { self.uart.receive(input) } else { 0 };
+        let room = self.direct_room().min(input.len());
+        let n = self.uart.receive(input.get(..room).unwrap_or_default());
         self.counters.input += n as u64;
         self.raise();
         n
@@ -350,3 +359,6 @@ fn interest(flags: PollFlags) -> Interest {
         _ => Interest::Readable,
     }
 }
+
+#[cfg(test)]
+mod tests;

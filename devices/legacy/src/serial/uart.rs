@@ -329,6 +329,10 @@ impl Uart for Uart16550 {
         std::mem::take(&mut self.thrown)
     }
 
+    fn unread(&self) -> usize {
+        if self.looped { 0 } else { self.rx.len() }
+    }
+
     fn receive(&mut self, input: &[u8]) -> usize {
         let n = input.len().min(self.rx_room());
         self.rx.extend(input.iter().take(n));

@@ -262,6 +262,10 @@ impl<EV: SerialEvents + Clone + Send> Uart for SuperioUart<EV> {
         VecDeque::new()
     }
 
+    fn unread(&self) -> usize {
+        0
+    }
+
     fn receive(&mut self, input: &[u8]) -> usize {
         let room = self.rx_room().min(input.len());
         self.serial.enqueue_raw_bytes(input.get(..room).unwrap_or_default()).unwrap_or(0)

@@ -19,10 +19,17 @@ pub struct ConsoleInput {
     ended: AtomicBool,
 }
 
+/// Input from a stream, such as one that [owns](HostStream::owned) its descriptor.
+impl From<HostStream> for ConsoleInput {
+    fn from(stream: HostStream) -> Self {
+        Self { stream, ended: AtomicBool::new(false) }
+    }
+}
+
 impl ConsoleInput {
-    /// Input from `fd`; nothing else should read from it.
+    /// Input from `fd`, which other processes may share; nothing else should read from it.
     pub fn new(fd: impl AsFd) -> io::Result<Self> {
-        Ok(Self { stream: HostStream::input(fd)?, ended: AtomicBool::new(false) })
+        HostStream::input(fd).map(Self::from)
     }
 
     /// The descriptor to wait for. Files and `/dev/null` cannot be waited for: they are always readable.

@@ -17,10 +17,17 @@ enum Kind {
     Writer(Box<dyn Write + Send>),
 }
 
+/// Output to a stream, such as one that [owns](HostStream::owned) its descriptor.
+impl From<HostStream> for ConsoleOutput {
+    fn from(stream: HostStream) -> Self {
+        Self(Kind::Stream(stream))
+    }
+}
+
 impl ConsoleOutput {
     /// Output to `fd`, which other processes may share, such as standard output.
     pub fn new(fd: impl AsFd) -> io::Result<Self> {
-        Ok(Self(Kind::Stream(HostStream::output(fd)?)))
+        HostStream::output(fd).map(Self::from)
     }
 
     /// Output to what is in this process: a buffer, a channel. It must not wait, because that stops every worker on

@@ -66,8 +66,38 @@ fn t8_two_that_replace_at_once_do_not_take_each_other_for_a_leftover() {
     let other = File::open(folder.path()).unwrap();
     rustix::fs::flock(&other, FlockOperation::LockExclusive).unwrap();
     assert_eq!(refusal(&path), "another process is making a socket there");
+    // Not even where there is nothing yet: the other one may be between bind and listen.
+    let new = path.with_extension("new");
+    assert_eq!(refusal(&new), "another process is making a socket there");
+    assert!(!new.exists());
+    // It is waited for.
+    let path_too = path.clone();
+    let waiting = thread::spawn(move || SocketFile::bind(&path_too, Duration::from_secs(60)).unwrap());
     drop(other);
-    SocketLine::bind(&path).unwrap();
+    let _bound = waiting.join().unwrap();
+    UnixStream::connect(&path).unwrap();
+}
+
+#[test]
+fn t8_of_many_that_want_one_path_one_gets_it_and_keeps_it() {
+    for _ in 0..20 {
+        let (_folder, path) = folder();
+        drop(UnixListener::bind(&path).unwrap());
+        let bind = || SocketFile::bind(&path, Duration::from_secs(60));
+        let bound: Vec<_> = thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+        UnixStream::connect(&path).unwrap();
+    }
+}
+
+#[test]
+fn t8_a_folder_that_is_not_there_is_the_error_of_the_socket() {
+    let (_folder, path) = folder();
+    let error = SocketLine::bind(&path.join("serial")).err().expect("there is no such folder");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[test]

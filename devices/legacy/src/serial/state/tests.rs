@@ -131,10 +131,21 @@ fn d2_the_fullest_port_can_be_saved_and_restored() {
     state.uart.tx_stalled = true;
     state.uart.rx = vec![1; RX_CAPACITY];
     state.uart.tx = vec![2; TX_CAPACITY];
-    state.typeahead = vec![3; TYPEAHEAD_CAPACITY];
+    state.typeahead = vec![3; TYPEAHEAD_CAPACITY - RX_CAPACITY];
     let mut serial = silent();
     serial.restore(Handover::new(state.save())).unwrap();
     assert_eq!(saved(&mut serial), state.save());
+    // Also after the guest has thrown away what is in the receiver.
+    let mut serial = silent();
+    let machine = attach_quiet(&mut serial);
+    serial.restore(Handover::new(state.save())).unwrap();
+    write(&machine, FCR, 0x07);
+    let fuller = saved(&mut serial);
+    silent().restore(Handover::new(fuller)).unwrap();
+    // With one byte more there would be no place for it.
+    state.typeahead.push(3);
+    let refused = silent().restore(Handover::new(state.save())).unwrap_err();
+    assert!(matches!(refused, StateError::Inconsistent { field: "typeahead", .. }), "{refused}");
 }
 
 /// A line whose other end does not read: it has taken `taken` bytes and takes no more.
