@@ -62,7 +62,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("adapter: virtio-queue's queue behind ours, indirect, 16", 6467.1),
     ("baseline: virtio-queue's queue, indirect, 16", 4464.3),
     ("boot: kernel loaded", 87753.6),
-    ("adapter: kernel loaded by linux-loader", 81568.6),
+    ("adapter: kernel loaded by linux-loader", 88053.8),
 ];
 
 /// A count may exceed its bound by this factor.

@@ -51,7 +51,10 @@ impl ReadVolatile for ReaderAt<'_> {
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> std::result::Result<usize, VolatileMemoryError> {
-        self.chunk.resize(CHUNK, 0);
+        let most = CHUNK.min(buf.len());
+        if self.chunk.len() < most {
+            self.chunk.resize(most, 0);
+        }
         let mut done = 0;
         // vm-memory takes less than what there is room for as the file's end.
         while done < buf.len() {
