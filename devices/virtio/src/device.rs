@@ -169,6 +169,9 @@ pub trait VirtioDevice: Send {
     /// Stops a queue that runs: returns when nothing of it is in flight. The returned state is the one that it was
     /// started with, except for the indices; it is not ready if it cannot go on.
     fn stop_queue(&mut self, index: u16) -> Result<QueueState, DeviceError>;
+    /// The driver has disabled a queue, or reset it alone. It does not run, and if it starts again, it starts anew: what
+    /// the device remembers of a buffer that it had begun with is void. Other queues may run.
+    fn forget_queue(&mut self, _index: u16) {}
     /// Gives up what the device holds of the host. No queue runs.
     fn quiesce(&mut self) -> Result<(), DeviceError>;
     /// Takes hold of it, at first or again, before queues start.

@@ -25,6 +25,8 @@ pub trait LocalDevice: Send {
     /// Makes the worker of a group, which gets its queues afterwards, one by one. Called each time the first queue of a
     /// group starts; the worker is dropped when the last one has stopped.
     fn worker(&mut self, group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError>;
+    /// See [`VirtioDevice::forget_queue`]. No worker has the queue.
+    fn forget_queue(&mut self, _index: u16) {}
     /// See [`VirtioDevice::quiesce`].
     fn quiesce(&mut self) -> Result<(), DeviceError>;
     /// See [`VirtioDevice::resume`].
@@ -137,6 +139,10 @@ impl VirtioDevice for Local {
         let queue = running.handle.remove_queue(index);
         self.workers.retain(|running| !running.queues.is_empty());
         Ok(queue.map_or(started.lost(), VirtQueue::into_state))
+    }
+
+    fn forget_queue(&mut self, index: u16) {
+        self.device.forget_queue(index);
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {

@@ -82,7 +82,7 @@ impl Console {
         }
     }
 
-    /// The port. There is no worker.
+    /// The port. If there is a worker, it may have it for a turn.
     fn port(&self) -> MutexGuard<'_, Port> {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,6 +131,12 @@ impl LocalDevice for Console {
         let (port, counters) = (Arc::clone(&self.port), Arc::clone(&self.counters));
         let window = (self.window.clone(), resized);
         Ok(Box::new(ConsoleWorker::new(self.input.clone(), port, window, counters, activation)))
+    }
+
+    fn forget_queue(&mut self, index: u16) {
+        if index == TX {
+            self.port().state.written = 0;
+        }
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {

@@ -10,7 +10,8 @@ const READY: Field = Field::new(2, "readiness of a port");
 const OPEN: Field = Field::new(3, "the guest has opened a port");
 const DUE: Field = Field::new(4, "messages about a port");
 
-/// A port. The worker has it; whoever makes, saves and resets the console only while there is no worker.
+/// A port. The worker has it; whoever makes, saves and resets the console only while there is no worker, and who resets a
+/// queue alone between two turns.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) output: ConsoleOutput,

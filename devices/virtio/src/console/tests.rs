@@ -614,6 +614,42 @@ fn e2_a_buffer_that_is_half_written_goes_on_there_after_a_pause_and_elsewhere() 
 }
 
 #[test]
+fn e2_a_queue_that_is_set_up_anew_loses_nothing_of_its_first_buffer() {
+    for (reset, pause) in [(true, false), (false, false), (true, true)] {
+        let (console, mut reader) = piped();
+        let runtime = Arc::new(SharedLoop::new("console").unwrap());
+        let mut driver = TestDriver::with_runtime(Box::new(console), runtime);
+        driver.start(1 << 40);
+        let long = vec![b'x'; 1 << 20];
+        driver.request(1, &[&long], &[]);
+        driver.kick(1);
+        let capacity = rustix::pipe::fcntl_getpipe_size(&reader).unwrap();
+        // The pipe is full: the buffer is half written.
+        while rustix::io::ioctl_fionread(&reader).unwrap() < capacity as u64 {
+            std::thread::yield_now();
+        }
+        if reset {
+            driver.reset_queue(1);
+        } else {
+            driver.write(0x30, 1);
+            driver.write(0x44, 0);
+        }
+        if pause {
+            driver.save_and_restore();
+        }
+        assert!(driver.set_up_queue(1, 16));
+        driver.request(1, &[b"all of it"], &[]);
+        driver.kick(1);
+        reader.read_exact(&mut vec![0; capacity]).unwrap();
+        driver.wait_used(1);
+        drop(driver);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"all of it");
+    }
+}
+
+#[test]
 fn e2_a_reader_that_goes_away_ends_the_wait() {
     let (mut console, reader) = piped();
     let mut rig = Rig::new(&mut console, 0);

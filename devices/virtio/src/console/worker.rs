@@ -29,7 +29,7 @@ pub(super) struct ConsoleWorker {
     /// There is output that the last turn has left: for want of room, or for the next turn.
     unfinished: bool,
     input: Option<Arc<ConsoleInput>>,
-    /// Locked once a turn; nobody else has it while there is a worker.
+    /// Locked once a turn; nobody else has it for long while there is a worker.
     port: Arc<Mutex<Port>>,
     output: Option<RawFd>,
     window: ConsoleWindow,

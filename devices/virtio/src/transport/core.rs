@@ -223,14 +223,24 @@ impl Core {
                 }
             }
             (true, false) => {
-                let stopped = self.stop_queue(selected);
-                self.note(stopped);
+                self.drop_queue(selected);
                 if let Some(queue) = self.selected_queue() {
                     queue.state = queue.state.lost();
                 }
             }
             (false, false) | (true, true) => {}
         }
+    }
+
+    /// Stops a queue for good.
+    fn drop_queue(&mut self, index: u16) {
+        let stopped = self.stop_queue(index);
+        self.note(stopped);
+        let forgotten = self.call(|device| {
+            device.forget_queue(index);
+            Ok(())
+        });
+        self.note(forgotten);
     }
 
     /// Resets the selected queue alone (2.6.1): when this returns, nothing of it is in flight.
@@ -240,8 +250,7 @@ impl Core {
         if !negotiated || self.selected_queue().is_none() {
             return self.ignore("a queue's reset");
         }
-        let stopped = self.stop_queue(selected);
-        self.note(stopped);
+        self.drop_queue(selected);
         if let Some(queue) = self.selected_queue() {
             *queue = Queue::new(queue.max);
         }
