@@ -148,6 +148,8 @@ impl LocalDevice for Broken {
         Ok(Box::new(BrokenWorker(self.0, None)))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -171,7 +171,7 @@ pub trait VirtioDevice: Send {
     fn stop_queue(&mut self, index: u16) -> Result<QueueState, DeviceError>;
     /// The driver has disabled a queue, or reset it alone. It does not run, and if it starts again, it starts anew: what
     /// the device remembers of a buffer that it had begun with is void. Other queues may run.
-    fn forget_queue(&mut self, _index: u16) {}
+    fn forget_queue(&mut self, index: u16);
     /// Gives up what the device holds of the host. No queue runs.
     fn quiesce(&mut self) -> Result<(), DeviceError>;
     /// Takes hold of it, at first or again, before queues start.

@@ -44,6 +44,7 @@
 //!     fn worker(&mut self, _: usize, _: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
 //!         Ok(Box::new(Shouter(None)))
 //!     }
+//!     fn forget_queue(&mut self, _: u16) {}
 //!     fn quiesce(&mut self) -> Result<(), DeviceError> {
 //!         Ok(())
 //!     }

@@ -26,7 +26,7 @@ pub trait LocalDevice: Send {
     /// group starts; the worker is dropped when the last one has stopped.
     fn worker(&mut self, group: usize, activation: &Activation) -> Result<Box<dyn Worker>, DeviceError>;
     /// See [`VirtioDevice::forget_queue`]. No worker has the queue.
-    fn forget_queue(&mut self, _index: u16) {}
+    fn forget_queue(&mut self, index: u16);
     /// See [`VirtioDevice::quiesce`].
     fn quiesce(&mut self) -> Result<(), DeviceError>;
     /// See [`VirtioDevice::resume`].

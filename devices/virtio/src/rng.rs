@@ -51,6 +51,8 @@ impl LocalDevice for Rng {
         Ok(Box::new(RngWorker { queue: None, bytes: self.bytes.clone(), piece: Box::new([0; PIECE]) }))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

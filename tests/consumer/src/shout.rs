@@ -49,6 +49,8 @@ impl LocalDevice for Shout {
         Ok(Box::new(Shouter { queue: None, requests: Arc::clone(&self.requests) }))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

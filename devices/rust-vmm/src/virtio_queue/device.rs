@@ -71,6 +71,8 @@ where
         Ok(Box::new(QueueWorker::new((self.handler)(activation)?, activation)))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

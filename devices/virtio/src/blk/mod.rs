@@ -125,6 +125,8 @@ impl<D: DiskIo + fmt::Debug> LocalDevice for Blk<D> {
         Ok(Box::new(BlkWorker::new(disk, self.id, counters, activation)))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         self.disk.unlock()
     }

@@ -116,6 +116,8 @@ impl<I: NetIo> LocalDevice for Net<I> {
         Ok(Box::new(NetWorker::new(io, counters, activation)))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

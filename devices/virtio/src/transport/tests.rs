@@ -96,6 +96,8 @@ impl LocalDevice for Sample {
         Ok(Box::new(SampleWorker { shared: self.shared.clone(), group, queues: Vec::new(), flaw: self.flaw }))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

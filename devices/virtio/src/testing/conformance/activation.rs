@@ -48,6 +48,8 @@ impl LocalDevice for Refusing {
         self.device.worker(group, activation)
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         self.device.quiesce()
     }

@@ -76,6 +76,8 @@ impl VirtioDevice for FrontEnd {
         Ok(self.backends.swap_remove(at).1.stop())
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -50,6 +50,8 @@ impl LocalDevice for Flaky {
         Ok(Box::new(FlakyWorker { flaky, queues: Vec::new() }))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }

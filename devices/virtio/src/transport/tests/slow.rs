@@ -96,6 +96,8 @@ impl LocalDevice for Slow {
         }))
     }
 
+    fn forget_queue(&mut self, _: u16) {}
+
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
