@@ -14,7 +14,8 @@ pub enum KickSignal {
     /// thread's mask. Each entry to the guest costs two changes of the mask, some tens of nanoseconds.
     Masked(i32),
     /// The process has a handler for the signal, which may do nothing; see
-    /// [`install_kick_handler`](crate::install_kick_handler). Entering the guest costs nothing more.
+    /// [`install_kick_handler`](crate::install_kick_handler). The vCPU's thread has the signal unblocked, at the first
+    /// [`Vcpu::run_once`](crate::Vcpu::run_once) on it. Entering the guest costs nothing more.
     Handled(i32),
 }
 

@@ -51,6 +51,25 @@ fn ten_thousand_kicks_with_a_handler() {
 }
 
 #[test]
+fn a_kick_with_a_handler_reaches_a_thread_that_was_started_with_the_signal_blocked() {
+    let number = vmm_sys_util::signal::SIGRTMIN() + 2;
+    let kick = install_kick_handler(number).expect("a signal that can be handled");
+    vmm_sys_util::signal::block_signal(number).expect("a signal that can be blocked");
+    let guest = Guest::new(VmConfig::new(2).kick(kick), SPIN);
+    let _first = guest.vcpu(0);
+    // It waits in the kernel until the first one starts it.
+    let (kicker, seen, thread) = spin(guest.vcpu(1));
+    for _ in 0..3 {
+        // By now it is in the kernel; earlier, a flag would do.
+        thread::sleep(std::time::Duration::from_millis(200));
+        kicker.kick();
+        let step = seen.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(step.expect("an interruption"), Step::Interrupted);
+    }
+    end(&kicker, seen, thread);
+}
+
+#[test]
 fn kicks_from_many_threads_at_once_are_harmless() {
     let guest = Guest::bare(SPIN);
     let (kicker, seen, thread) = spin(guest.vcpu(0));

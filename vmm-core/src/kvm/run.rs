@@ -184,9 +184,15 @@ impl VcpuRun {
     #[cold]
     fn bind(&mut self) -> Result<(), (&'static str, io::Error)> {
         self.entered = true;
-        if let KickSignal::Masked(number) = self.shared.signal {
-            let mask = signal::block(number).map_err(|e| ("pthread_sigmask", e))?;
-            sys::set_signal_mask(&self.shared.fd, mask).map_err(|e| ("KVM_SET_SIGNAL_MASK", e.into()))?;
+        match self.shared.signal {
+            KickSignal::Masked(number) => {
+                let mask = signal::block(number).map_err(|e| ("pthread_sigmask", e))?;
+                sys::set_signal_mask(&self.shared.fd, mask).map_err(|e| ("KVM_SET_SIGNAL_MASK", e.into()))?;
+            }
+            // Whoever started the thread may have had it blocked.
+            KickSignal::Handled(number) => {
+                signal::unblock(number).map_err(|e| ("pthread_sigmask", e))?;
+            }
         }
         let shared = Arc::downgrade(&self.shared) as Weak<dyn HasTarget>;
         self.shared.target.bind(shared).map_err(|e| ("binding a vCPU to its thread", e))

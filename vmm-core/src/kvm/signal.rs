@@ -108,6 +108,12 @@ pub(super) fn block(signal: c_int) -> io::Result<u64> {
     Ok((1..=SIGNALS).filter(blocked).fold(0, |mask, n| mask | 1 << (n - 1)))
 }
 
+/// Lets the signal through to this thread.
+pub(super) fn unblock(signal: c_int) -> io::Result<()> {
+    sigset::unblock(&sigset::set_of(&[signal])?);
+    Ok(())
+}
+
 /// Takes the signal out of this thread's queue, if it is there.
 pub(super) fn take(signal: c_int) {
     let Ok(set) = sigset::set_of(&[signal]) else { return };
