@@ -14,9 +14,12 @@ use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
 
+const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
+1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
+
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Debug, Parser)]
-#[command(name = "microvm", version)]
+#[command(name = "microvm", version, after_help = HELP)]
 pub struct Args {
     /// Kernel: an ELF file or a bzImage, as it is or packed with gzip, LZ4, XZ or zstd
     #[arg(long, value_name = "FILE")]
@@ -63,7 +66,7 @@ pub struct Args {
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
     serial: Option<SerialLine>,
-    /// What a reset by the guest does: end microvm, or start the guest again in the same virtual machine
+    /// What a reset by the guest does: start the guest again in the same virtual machine, or end microvm
     #[arg(long, default_value = "exit", value_name = "restart|exit", value_parser = PossibleValuesParser::new(["restart", "exit"]).map(|what| if what == "restart" { OnReset::Restart } else { OnReset::Stop }))]
     pub on_reset: OnReset,
     /// What a triple fault of the guest is: a crash, or its request for a reset (Linux with reboot=t)
