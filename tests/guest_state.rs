@@ -15,7 +15,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ossature::boot::Platform;
 use ossature::bus::Device;
-use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{Backing, FileBacking, GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput};
@@ -205,7 +204,7 @@ fn round_trip(machine: &Machine, memory: &mut Memory) -> Result<(), Box<dyn std:
     Ok(())
 }
 
-/// A machine's memory: a file that the machine shares, which a reset does not clear.
+/// A machine's memory: a file that the machine shares. A reset clears it, and what was in it is put back.
 struct Memory {
     file: File,
     kept: Vec<u8>,
@@ -213,13 +212,11 @@ struct Memory {
 
 impl Memory {
     const SIZE: u64 = 128 << 20;
-    /// What a reset overwrites, in place of the kernel that it would load again.
-    const SCRIBBLED: std::ops::Range<u64> = 16 << 20..20 << 20;
 
     fn new() -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(Self::SIZE).unwrap();
-        Self { file, kept: vec![0; (Self::SCRIBBLED.end - Self::SCRIBBLED.start) as usize] }
+        Self { file, kept: vec![0; Self::SIZE as usize] }
     }
 
     fn config(&self) -> RamConfig {
@@ -228,16 +225,16 @@ impl Memory {
     }
 
     fn keep(&mut self) {
-        self.file.read_exact_at(&mut self.kept, Self::SCRIBBLED.start).unwrap();
+        self.file.read_exact_at(&mut self.kept, 0).unwrap();
     }
 
     fn put_back(&self) {
-        self.file.write_all_at(&self.kept, Self::SCRIBBLED.start).unwrap();
+        self.file.write_all_at(&self.kept, 0).unwrap();
     }
 }
 
-/// Loads the guest once. With each reset it overwrites a part of memory only: loading a kernel takes longer than all
-/// else here, and its memory is put back anyway.
+/// Loads the guest once: loading a kernel takes longer than all else here, and the memory that a reset has cleared is
+/// put back anyway.
 struct Once {
     linux: Linux,
     start: Option<Registers>,
@@ -246,8 +243,6 @@ struct Once {
 impl Payload for Once {
     fn load(&mut self, memory: &GuestMmap, platform: &Platform) -> Result<Registers, PayloadError> {
         if let Some(start) = self.start {
-            let rubbish = vec![0xa5; (Memory::SCRIBBLED.end - Memory::SCRIBBLED.start) as usize];
-            memory.write_slice(&rubbish, GuestAddress(Memory::SCRIBBLED.start))?;
             return Ok(start);
         }
         let start = self.linux.load(memory, platform)?;
