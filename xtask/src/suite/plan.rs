@@ -65,7 +65,9 @@ impl Entry {
     /// Runs the test; what it prints goes to `log`.
     fn run(&self, log: &Path) -> Result<()> {
         let file = File::create(log).context(log.display())?;
-        let mut command = Command::new(&self.file);
+        // Tests send signals, and this command may have been started with some ignored, as by nohup(1).
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(&self.file);
         if self.is_bench {
             command.arg("--test");
         } else {
