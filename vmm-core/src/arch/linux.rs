@@ -24,11 +24,10 @@ use crate::machine::{Payload, PayloadError};
 ///
 /// ```
 /// # use ossature_core::machine::Linux;
-/// # fn descriptor() -> std::os::fd::OwnedFd { unimplemented!() }
-/// # fn demo() -> Result<(), Box<dyn std::error::Error>> {
+/// # fn demo(descriptor: std::os::fd::OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
 /// // By path, or by descriptors that somebody else has opened.
 /// let linux = Linux::new("vmlinuz").initrd("initrd.img").cmdline("console=ttyS0 root=/dev/vda");
-/// let linux = Linux::from_file(descriptor()).initrd_file(std::fs::File::open("initrd.img")?);
+/// let linux = Linux::from_file(descriptor).initrd_file(std::fs::File::open("initrd.img")?);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
