@@ -9,7 +9,7 @@ use std::time::Duration;
 use ossature_bus::{Event, EventLoop, Hosted, LoopThread};
 use ossature_virtio::testing::{GuestRing, TestDriver, guest_ram};
 use ossature_virtio::{
-    QueueBroken, QueueSetup, QueueState, Removed, Rng, Runtime, Source, Turn, VirtQueue, Worker,
+    QueueBroken, QueueSetup, QueueState, Removed, Rng, Runtime, Source, Turn, VirtQueue, Worker, WorkerHandle,
 };
 
 use super::*;
@@ -354,16 +354,25 @@ fn queue(index: u16) -> VirtQueue {
     QueueSetup::new(index, state, dma, event(), event().into()).build().unwrap()
 }
 
-/// The manager's thread gets turns while another one waits for the queue.
-#[test]
-fn a_queue_drains_on_the_managers_thread() {
-    let manager = Manager::start();
+/// The tokens of turns, and the threads on which they were.
+type Turns = Receiver<(u16, ThreadId)>;
+
+/// A slow worker on the manager, whose queue has had a turn; what ends its request, and what tells of its turns.
+fn slow(manager: &Manager) -> (impl Runtime, Box<dyn WorkerHandle>, Arc<Event>, Turns) {
     let runtime = manager.runtime();
     let (done, (turns, told)) = (event(), channel());
     let worker = Slow { queues: Vec::new(), done: done.clone(), turns };
     let handle = runtime.spawn("slow", Box::new(worker), Box::new(|_| ())).unwrap();
     handle.add_queue(queue(0)).unwrap();
     while told.recv().unwrap().0 != 0 {}
+    (runtime, handle, done, told)
+}
+
+/// The manager's thread gets turns while another one waits for the queue.
+#[test]
+fn a_queue_drains_on_the_managers_thread() {
+    let manager = Manager::start();
+    let (_runtime, handle, done, told) = slow(&manager);
     thread::scope(|scope| {
         let waits = scope.spawn(move || handle.remove_queue(0));
         // Turns that ask the worker again. If the manager's thread is late, its first ones are not on it.
@@ -377,12 +386,7 @@ fn a_queue_drains_on_the_managers_thread() {
 #[test]
 fn a_queue_drains_on_a_vcpus_thread_for_which_the_managers_waits() {
     let manager = Manager::start();
-    let runtime = manager.runtime();
-    let (done, (turns, told)) = (event(), channel());
-    let worker = Slow { queues: Vec::new(), done: done.clone(), turns };
-    let handle = runtime.spawn("slow", Box::new(worker), Box::new(|_| ())).unwrap();
-    handle.add_queue(queue(0)).unwrap();
-    while told.recv().unwrap().0 != 0 {}
+    let (_runtime, handle, done, told) = slow(&manager);
     let (resets, reset) = channel();
     let vcpu = thread::spawn(move || {
         reset.recv().unwrap();
@@ -408,12 +412,7 @@ fn a_queue_drains_on_a_vcpus_thread_for_which_the_managers_waits() {
 #[test]
 fn a_queue_that_the_managers_thread_stops_drains_there() {
     let manager = Manager::start();
-    let runtime = manager.runtime();
-    let (done, (turns, told)) = (event(), channel());
-    let worker = Slow { queues: Vec::new(), done: done.clone(), turns };
-    let handle = runtime.spawn("slow", Box::new(worker), Box::new(|_| ())).unwrap();
-    handle.add_queue(queue(0)).unwrap();
-    while told.recv().unwrap().0 != 0 {}
+    let (_runtime, handle, done, told) = slow(&manager);
     let stop = move |_: &mut dyn SubscriberOps<Subscriber = AnySubscriber>| {
         Ok::<_, Error>(handle.remove_queue(0).is_some())
     };

@@ -1,5 +1,6 @@
 //! How fast the host's KVM runs a guest's kernel, where it may be that it emulates it.
 
+use std::error::Error;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,8 +51,7 @@ fn fastest(kvm: &Kvm) -> Result<Duration, VmError> {
 /// Runs the probe once in a machine of its own, in 64-bit mode as kernels run.
 fn run(kvm: &Kvm) -> Result<Duration, VmError> {
     let vm = kvm.create_vm(&VmConfig::default().irqchip(Irqchip::None))?;
-    let memory = |error| VmError::Call { call: "mmap", source: io::Error::other(error) };
-    let ram = Ram::new(&RamConfig::new(RAM)).map_err(memory)?;
+    let ram = Ram::new(&RamConfig::new(RAM)).map_err(no_memory)?;
     // mov ecx, ROUNDS; dec ecx; jnz to the dec; hlt
     let mut code = vec![0xb9];
     code.extend(ROUNDS.to_le_bytes());
@@ -61,8 +61,7 @@ fn run(kvm: &Kvm) -> Result<Duration, VmError> {
     let tables = [TABLES, TABLES + 0x1000, TABLES + 0x2000];
     let pieces = tables.into_iter().zip(entries.iter().map(|entry| &entry[..])).chain([(CODE, &code[..])]);
     for (address, bytes) in pieces {
-        let failed = |error| VmError::Call { call: "mmap", source: io::Error::other(error) };
-        ram.dma().write(GuestAddress(address), bytes).map_err(failed)?;
+        ram.dma().write(GuestAddress(address), bytes).map_err(no_memory)?;
     }
     vm.set_memory(&ram)?;
     let (ports, mmio) = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
@@ -79,6 +78,10 @@ fn run(kvm: &Kvm) -> Result<Duration, VmError> {
             }
         }
     }
+}
+
+fn no_memory(error: impl Error + Send + Sync + 'static) -> VmError {
+    VmError::Call { call: "mmap", source: io::Error::other(error) }
 }
 
 /// 64-bit mode, at the code.
