@@ -1,7 +1,8 @@
 //! Block device (virtio 1.2, section 5.2).
 //!
 //! ```
-//! use ossature_virtio::blk::{Blk, OpenMode, RawFile};
+//! use ossature_block::{OpenMode, RawFile};
+//! use ossature_virtio::Blk;
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("root.img");
@@ -13,16 +14,15 @@
 //! ```
 
 mod counters;
-mod disk;
 mod id;
 mod limits;
-mod raw_file;
 mod request;
 mod worker;
 
 use std::fmt;
 use std::sync::Arc;
 
+use ossature_block::{Disk, DiskIo};
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
 use virtio_bindings::virtio_blk::{
@@ -34,9 +34,8 @@ use self::counters::Counters;
 use self::limits::{QUEUE_SIZE, SECTOR, SEG_MAX, SIZE_MAX};
 use self::worker::BlkWorker;
 use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
-pub use disk::{DiskIo, NullDisk};
 pub use id::{DiskId, DiskIdError};
-pub use raw_file::{DiskError, OpenMode, RawFile};
+pub use ossature_block::{DiskError, NullDisk, OpenMode, RawFile};
 
 const CONFIG_LEN: usize = 32;
 
@@ -46,7 +45,7 @@ const VERSION: u16 = 1;
 const SECTORS: Field = Field::new(1, "sectors of the disk");
 const ID: Field = Field::new(2, "id of the disk");
 
-/// A block device on a [`DiskIo`], with one queue.
+/// A block device on a [`Disk`], with one queue.
 ///
 /// It offers FLUSH (a driver that does not accept it gets a disk that writes through), RO where the disk is
 /// read-only, SIZE_MAX, SEG_MAX, BLK_SIZE and TOPOLOGY. Requests: read, write, flush and get-id; others are answered
@@ -63,7 +62,7 @@ pub struct Blk<D> {
     counters: Arc<Counters>,
 }
 
-impl<D: DiskIo> Blk<D> {
+impl<D: Disk> Blk<D> {
     /// A device on `disk`.
     pub fn new(disk: D, id: DiskId) -> Self {
         Self { config: config(&disk), disk: Arc::new(disk), id, counters: Arc::default() }
@@ -76,7 +75,7 @@ impl<D: DiskIo> Blk<D> {
 }
 
 /// `struct virtio_blk_config` up to the last field of a feature that we offer.
-fn config(disk: &impl DiskIo) -> [u8; CONFIG_LEN] {
+fn config(disk: &impl Disk) -> [u8; CONFIG_LEN] {
     // A physical block is a power of two of logical blocks, which are sectors.
     let exponent = (u64::from(disk.physical_block()) / SECTOR).max(1).ilog2();
     let mut config = [0; CONFIG_LEN];
@@ -96,7 +95,7 @@ fn config(disk: &impl DiskIo) -> [u8; CONFIG_LEN] {
     config
 }
 
-impl<D: DiskIo + fmt::Debug> LocalDevice for Blk<D> {
+impl<D: Disk + DiskIo + fmt::Debug> LocalDevice for Blk<D> {
     fn info(&self) -> DeviceInfo {
         let always = 1 << VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_BLK_F_SIZE_MAX

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ossature_block::{Disk, DiskIo};
 use ossature_bus::EventSink;
 use ossature_memory::{Dma, DmaIoError, Segments};
 use virtio_bindings::virtio_blk::{
@@ -9,9 +10,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
+use super::DiskId;
 use super::counters::Counters;
 use super::limits::{SECTOR, SEG_MAX, SIZE_MAX};
-use super::{DiskId, DiskIo};
 use crate::Chain;
 
 /// Bytes of the header: type, a reserved word, sector.
@@ -53,7 +54,7 @@ impl Outcome {
     }
 }
 
-impl<D: DiskIo> Executor<'_, D> {
+impl<D: Disk + DiskIo> Executor<'_, D> {
     /// Serves the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
     pub(super) fn serve(&self, mem: &Dma, chain: &Chain) -> Done {

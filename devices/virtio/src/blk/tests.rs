@@ -2,6 +2,7 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ossature_block::{EngineSetup, SyncEngine};
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{Device, DeviceEvent};
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
@@ -59,18 +60,6 @@ impl MemDisk {
 }
 
 impl DiskIo for MemDisk {
-    fn capacity(&self) -> u64 {
-        self.bytes.lock().unwrap().len() as u64
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn physical_block(&self) -> u32 {
-        4096
-    }
-
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         let n = self.step(to.len())?;
         let at = offset as usize;
@@ -87,6 +76,46 @@ impl DiskIo for MemDisk {
     fn flush(&self) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         if self.fail_flush { Err(io::Error::other("scripted")) } else { Ok(()) }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_zeroes(offset, len, true)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        assert!(!self.read_only, "the device wrote to a read-only disk");
+        self.step(len)?;
+        self.bytes.lock().unwrap()[offset as usize..][..len as usize].fill(0);
+        Ok(())
+    }
+}
+
+impl Disk for MemDisk {
+    type Engine = SyncEngine<Self>;
+
+    fn capacity(&self) -> u64 {
+        self.bytes.lock().unwrap().len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
+    fn physical_block(&self) -> u32 {
+        4096
+    }
+
+    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(SyncEngine::new(Arc::clone(self)))
+    }
+
+    fn resize(&self, capacity: u64) -> Result<(), DiskError> {
+        self.bytes.lock().unwrap().resize(capacity as usize, 0);
+        Ok(())
     }
 
     fn lock(&self) -> Result<(), DeviceError> {
@@ -375,18 +404,6 @@ impl Rewriting {
 }
 
 impl DiskIo for Rewriting {
-    fn capacity(&self) -> u64 {
-        self.disk.capacity()
-    }
-
-    fn read_only(&self) -> bool {
-        true
-    }
-
-    fn physical_block(&self) -> u32 {
-        512
-    }
-
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         assert!(offset < 1024);
         self.rewrite(mem);
@@ -399,6 +416,42 @@ impl DiskIo for Rewriting {
 
     fn flush(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        panic!("the device read the header twice")
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        panic!("the device read the header twice")
+    }
+}
+
+impl Disk for Rewriting {
+    type Engine = SyncEngine<Self>;
+
+    fn capacity(&self) -> u64 {
+        self.disk.capacity()
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
+    fn physical_block(&self) -> u32 {
+        512
+    }
+
+    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(SyncEngine::new(Arc::clone(self)))
+    }
+
+    fn resize(&self, capacity: u64) -> Result<(), DiskError> {
+        self.disk.resize(capacity)
     }
 
     fn lock(&self) -> Result<(), DeviceError> {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use ossature_block::{Disk, DiskIo};
 use ossature_bus::EventSink;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
+use super::DiskId;
 use super::counters::Counters;
 use super::request::Executor;
-use super::{DiskId, DiskIo};
 use crate::{Activation, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
 
 /// Requests that a turn serves at most.
@@ -35,7 +36,7 @@ impl<D> BlkWorker<D> {
     }
 }
 
-impl<D: DiskIo> Worker for BlkWorker<D> {
+impl<D: Disk + DiskIo> Worker for BlkWorker<D> {
     fn sources(&self) -> Vec<Source> {
         Vec::new()
     }

@@ -1,16 +1,21 @@
 //! A disk whose sectors are the bytes of a file or of a block device, in order.
 
+mod error;
+mod space;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
-use super::DiskIo;
-use crate::sys;
+use crate::{Disk, DiskIo, EngineSetup, SyncEngine, sys};
+pub use error::DiskError;
 
 /// What a disk file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,97 +24,6 @@ pub enum OpenMode {
     ReadWrite,
     /// The guest only reads; others may read too.
     ReadOnly,
-}
-
-/// A disk file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DiskError {
-    /// There is no such file.
-    #[error("disk {path:?} does not exist")]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a folder, a pipe, a terminal or the like.
-    #[error("disk {path:?} is {found}; a disk is a file or a block device")]
-    NotAFile {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        found: &'static str,
-    },
-    /// This user may not open it.
-    #[error("disk {path:?}: no permission to {}", match mode {
-        OpenMode::ReadWrite => "read and write it; open it read-only or change its mode",
-        OpenMode::ReadOnly => "read it",
-    })]
-    Permission {
-        /// The file.
-        path: PathBuf,
-        /// How it was to be opened.
-        mode: OpenMode,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// It is marked read-only, or its file system is, and it was to be opened read-write.
-    #[error("disk {path:?} is read-only; open it read-only, or make it writable")]
-    ReadOnlyFile {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another virtual machine has it, or another device of this one.
-    #[error(
-        "disk {path:?} is in use by another process, or by another disk of this one, which has locked it"
-    )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It has no sector.
-    #[error("disk {path:?} is empty; give it a size, a multiple of 512 bytes")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The last sector is not whole.
-    #[error("disk {path:?} is {len} bytes long, not a multiple of 512: pad it to {}", len.next_multiple_of(512))]
-    Tail {
-        /// The file.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: u64,
-    },
-    /// Its size has changed since it was opened.
-    #[error("disk {path:?} is {len} bytes long, and was {before} when it was opened")]
-    Resized {
-        /// The file.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: u64,
-        /// Its length when it was opened.
-        before: u64,
-    },
-    /// A descriptor that was opened in a way that a disk cannot be used in.
-    #[error("disk {path:?} is {found}; open it {wanted}")]
-    Descriptor {
-        /// `descriptor N`.
-        path: PathBuf,
-        /// How it was opened.
-        found: &'static str,
-        /// How it has to be opened.
-        wanted: &'static str,
-    },
-    /// Anything else.
-    #[error("disk {path:?}: cannot {action} it: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// The kernel's answer.
-        source: io::Error,
-    },
 }
 
 /// A raw disk file, or a block device, as it is: whatever its first bytes look like, its format is never
@@ -124,7 +38,7 @@ pub enum DiskError {
 /// every program that locks its disks in this way or with POSIX record locks.
 ///
 /// ```
-/// use ossature_virtio::blk::{DiskIo, OpenMode, RawFile};
+/// use ossature_block::{Disk, OpenMode, RawFile};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("root.img");
@@ -140,8 +54,9 @@ pub enum DiskError {
 pub struct RawFile {
     file: File,
     path: PathBuf,
-    capacity: u64,
+    capacity: AtomicU64,
     physical_block: u32,
+    is_device: bool,
     mode: OpenMode,
 }
 
@@ -174,7 +89,7 @@ impl RawFile {
     /// kept out by it.
     ///
     /// ```
-    /// use ossature_virtio::blk::{DiskIo, OpenMode, RawFile};
+    /// use ossature_block::{Disk, OpenMode, RawFile};
     ///
     /// let file = tempfile::tempfile()?;
     /// file.set_len(1 << 20)?;
@@ -228,24 +143,34 @@ impl RawFile {
             .ok()
             .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
             .unwrap_or(512);
-        Ok(Self { file, path: path.to_owned(), capacity, physical_block, mode })
+        let (path, capacity) = (path.to_owned(), AtomicU64::new(capacity));
+        Ok(Self { file, path, capacity, physical_block, is_device: kind.is_block_device(), mode })
     }
 
     fn try_lock(&self) -> Result<(), DiskError> {
-        let Self { file, path, capacity, mode, .. } = self;
-        let io = |action| move |source| DiskError::Io { path: path.clone(), action, source };
+        let Self { file, path, mode, .. } = self;
+        let io = |action| self.io_error(action);
         sys::lock_file(file, *mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
             _ => io("lock")(source),
         })?;
         // Whoever had it before may have changed it.
-        let mut end = file;
-        let len = end.seek(SeekFrom::End(0)).map_err(io("measure"))?;
-        if len != *capacity {
+        let (len, before) = (self.measure()?, self.capacity());
+        if len != before {
             sys::unlock_file(file).map_err(io("unlock"))?;
-            return Err(DiskError::Resized { path: path.clone(), len, before: *capacity });
+            return Err(DiskError::Resized { path: path.clone(), len, before });
         }
         Ok(())
+    }
+
+    fn io_error(&self, action: &'static str) -> impl FnOnce(io::Error) -> DiskError + use<> {
+        let path = self.path.clone();
+        move |source| DiskError::Io { path, action, source }
+    }
+
+    fn measure(&self) -> Result<u64, DiskError> {
+        let mut end = &self.file;
+        end.seek(SeekFrom::End(0)).map_err(self.io_error("measure"))
     }
 }
 
@@ -283,18 +208,6 @@ fn name_of(kind: std::fs::FileType) -> &'static str {
 }
 
 impl DiskIo for RawFile {
-    fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    fn read_only(&self) -> bool {
-        self.mode == OpenMode::ReadOnly
-    }
-
-    fn physical_block(&self) -> u32 {
-        self.physical_block
-    }
-
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         mem.preadv(&self.file, to, offset)
     }
@@ -305,6 +218,57 @@ impl DiskIo for RawFile {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        space::discard(&self.file, offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        space::write_zeroes(&self.file, offset, len, unmap)
+    }
+}
+
+impl Disk for RawFile {
+    type Engine = SyncEngine<Self>;
+
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    fn read_only(&self) -> bool {
+        self.mode == OpenMode::ReadOnly
+    }
+
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
+    fn physical_block(&self) -> u32 {
+        self.physical_block
+    }
+
+    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(SyncEngine::new(Arc::clone(self)))
+    }
+
+    /// A file grows or shrinks; a block device has to have the size already.
+    fn resize(&self, capacity: u64) -> Result<(), DiskError> {
+        let len = self.measure()?;
+        if capacity == 0 {
+            return Err(DiskError::Empty { path: self.path.clone() });
+        }
+        if capacity % 512 != 0 {
+            return Err(DiskError::Tail { path: self.path.clone(), len: capacity });
+        }
+        if len != capacity && self.is_device {
+            return Err(DiskError::Resized { path: self.path.clone(), len, before: capacity });
+        }
+        if len != capacity {
+            self.file.set_len(capacity).map_err(self.io_error("resize"))?;
+        }
+        self.capacity.store(capacity, Ordering::Relaxed);
+        Ok(())
     }
 
     fn lock(&self) -> Result<(), DeviceError> {
@@ -318,7 +282,16 @@ impl DiskIo for RawFile {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        &[Syscall("preadv"), Syscall("pwritev"), Syscall("fdatasync"), Syscall("fcntl"), Syscall("lseek")]
+        &[
+            Syscall("preadv"),
+            Syscall("pwritev"),
+            Syscall("pwrite64"),
+            Syscall("fdatasync"),
+            Syscall("fallocate"),
+            Syscall("ftruncate"),
+            Syscall("fcntl"),
+            Syscall("lseek"),
+        ]
     }
 }
 
