@@ -39,19 +39,7 @@ impl<const N: usize> IoVecs<N> {
     fn new(dma: &Dma, ends: Ends, segments: Segments<'_>) -> Result<Self, DmaError> {
         let mut vecs = Self { array: [const { MaybeUninit::uninit() }; N], len: 0 };
         vecs.extend(ends.head);
-        for segment in segments.iter() {
-            let len = segment.len as usize;
-            if let Some(piece) = dma.in_region(segment.addr, |region, at| region.iovec(at, len)) {
-                vecs.extend(Some(piece));
-                continue;
-            }
-            for slice in dma.memory().get_slices(segment.addr, len) {
-                let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
-                let slice = slice.map_err(|_| not_ram)?;
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                vecs.extend(Some(iovec { iov_base, iov_len: slice.len() }));
-            }
-        }
+        dma.pieces(segments, |piece| vecs.extend(Some(piece)))?;
         vecs.extend(ends.tail);
         Ok(vecs)
     }
@@ -204,7 +192,26 @@ impl Dma {
         }
     }
 
-    fn mark_dirty(&self, segments: Segments<'_>) {
+    /// Hands each piece of `segments` to `take`, in order. Fails at the first that is not RAM.
+    #[inline]
+    pub(crate) fn pieces(&self, segments: Segments<'_>, mut take: impl FnMut(iovec)) -> Result<(), DmaError> {
+        for segment in segments.iter() {
+            let len = segment.len as usize;
+            if let Some(piece) = self.in_region(segment.addr, |region, at| region.iovec(at, len)) {
+                take(piece);
+                continue;
+            }
+            for slice in self.memory().get_slices(segment.addr, len) {
+                let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
+                let slice = slice.map_err(|_| not_ram)?;
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                take(iovec { iov_base, iov_len: slice.len() });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mark_dirty(&self, segments: Segments<'_>) {
         for segment in segments.iter() {
             let len = segment.len as usize;
             if self.in_region(segment.addr, |region, at| region.mark_dirty(at, len)).is_some() {
