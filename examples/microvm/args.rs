@@ -9,10 +9,11 @@ use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser}
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
+use ossature::bus::RateLimit;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
-use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -63,6 +64,9 @@ pub struct Args {
     /// A network card on an existing tap; repeatable
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
     pub net: Vec<Nic>,
+    /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
+    #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
+    pub rng: Option<RateLimit>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
     serial: Option<SerialLine>,
@@ -147,6 +151,11 @@ fn nic(text: OsString) -> Result<Nic, KeyValueError> {
     let tap = keys.text("tap")?.unwrap_or_default().to_owned();
     let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
     Ok(Nic { tap, mac })
+}
+
+fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["limit=RATE"])?;
+    keys.parsed_by("limit", parse_rate)?.ok_or(KeyValueError::Missing { key: "limit=RATE" })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

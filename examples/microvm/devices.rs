@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ossature::bus::{Device, EventLoop, Hosted};
+use ossature::bus::{Device, EventLoop, Hosted, RateLimiter, RateLimits};
 use ossature::legacy::{
     AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
     backend, window_size,
@@ -69,7 +69,9 @@ impl Devices {
             lines = lines.saturating_sub(1);
             device.with_interrupt(interrupt)
         };
-        builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
+        let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
+        let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
+        builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
         each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));

@@ -79,6 +79,7 @@ mod publish;
 mod rate_limiter;
 mod request;
 mod routes;
+mod socket_file;
 pub mod state;
 pub mod state_file;
 mod sync;
@@ -106,6 +107,7 @@ pub use request::{
     AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,
     Requires, ResourceName, Trigger, WindowRequest,
 };
+pub use socket_file::SocketFile;
 pub use state::Handover;
 pub use table::BusError;
 pub use token_bucket::{BucketState, RateLimit, TokenBucket};
