@@ -41,7 +41,8 @@ impl Capture {
 
     pub(super) fn start(&self, file: File, snap: u32) -> io::Result<()> {
         if !SNAP.contains(&snap) {
-            let reason = format!("{snap} bytes of each packet; at least {} and at most {}", SNAP.start(), SNAP.end());
+            let reason =
+                format!("{snap} bytes of each packet; at least {} and at most {}", SNAP.start(), SNAP.end());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let mut file = BufWriter::new(file);
@@ -91,7 +92,13 @@ impl Capture {
         }
     }
 
-    fn fail(&self, mut to: MutexGuard<'_, Option<Pcap>>, e: &io::Error, counters: &Counters, events: &EventSink) {
+    fn fail(
+        &self,
+        mut to: MutexGuard<'_, Option<Pcap>>,
+        e: &io::Error,
+        counters: &Counters,
+        events: &EventSink,
+    ) {
         if let Some(pcap) = to.take() {
             // What could not be written is not tried again.
             drop(pcap.file.into_parts());

@@ -40,8 +40,16 @@ pub(super) fn show<'a>(
     show("tx_packets", "Packets from the guest that were sent.", |c| c.tx_packets.get());
     show("tx_bytes", "Bytes in packets from the guest that were sent.", |c| c.tx_bytes.get());
     show("tx_dropped_packets", "Packets from the guest that were dropped.", |c| c.tx_dropped.get());
-    visitor.counter("control_commands", "Commands of the driver that were carried out.", control.commands.get());
-    visitor.counter("control_refused_commands", "Commands of the driver that were refused.", control.refused.get());
+    visitor.counter(
+        "control_commands",
+        "Commands of the driver that were carried out.",
+        control.commands.get(),
+    );
+    visitor.counter(
+        "control_refused_commands",
+        "Commands of the driver that were refused.",
+        control.refused.get(),
+    );
     let errors = sum(|c| c.host_errors.get()).wrapping_add(control.host_errors.get());
     visitor.counter("host_errors", "Failures of the host that the device met.", errors);
 }

@@ -118,9 +118,7 @@ mod tests {
 
     #[test]
     fn takes_what_the_mode_says() {
-        let takes = |mode, to| {
-            Filter { mode, ..Filter::default() }.passes(RX, MAC, frame(to, None))
-        };
+        let takes = |mode, to| Filter { mode, ..Filter::default() }.passes(RX, MAC, frame(to, None));
         let taken = |mode| [MAC, OTHER, GROUP, ALL].map(|to| takes(mode, to));
         assert_eq!(taken(0), [true, false, false, true]);
         assert_eq!(taken(PROMISC), [true; 4]);

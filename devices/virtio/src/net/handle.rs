@@ -1,8 +1,10 @@
 //! The VMM's hand on a card that runs.
 
-use std::io;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
+
+use ossature_bus::RateLimits;
 
 use super::shared::Card;
 
@@ -22,6 +24,12 @@ impl NetHandle {
     pub fn announce(&self) {
         self.0.change(|set| set.announce = true);
         self.0.raise();
+    }
+
+    /// Other limits on packets to the guest, and on packets from it. An operation is a packet.
+    pub fn set_limits(&self, to_guest: RateLimits, from_guest: RateLimits) {
+        self.0.rx_limiter.set(to_guest);
+        self.0.tx_limiter.set(from_guest);
     }
 
     /// Writes each packet that the guest sends or is given to `file` from now on, in the format of libpcap: at most

@@ -55,7 +55,8 @@ pub(super) fn checked(raw: [u8; HEADER_LEN], features: u128, frame_len: u64) -> 
     }
     // A length that is too small is a bad hint, and nothing else (5.1.6.2).
     let hdr_len = u64::from(hdr_len).max(headers) as u16;
-    for (to, from) in header.iter_mut().skip(2).zip([hdr_len.to_le_bytes(), gso_size.to_le_bytes()].concat()) {
+    for (to, from) in header.iter_mut().skip(2).zip([hdr_len.to_le_bytes(), gso_size.to_le_bytes()].concat())
+    {
         *to = from;
     }
     Some(header)
@@ -89,8 +90,7 @@ mod tests {
 
     #[test]
     fn b12_refuses_offloads_that_were_not_negotiated() {
-        let passes =
-            |flags, gso, features: u128| checked(header(flags, gso), features, FRAME).is_some();
+        let passes = |flags, gso, features: u128| checked(header(flags, gso), features, FRAME).is_some();
         for flags in 0..=255u8 {
             for gso in 0..=255u8 {
                 let needs_csum = flags & 1 != 0;

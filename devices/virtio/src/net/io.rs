@@ -40,6 +40,17 @@ impl Offloads {
         Self { checksum: true, tso4: true, tso6: true, ecn: true, uso: true }
     }
 
+    /// The kinds that both have.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            checksum: self.checksum && other.checksum,
+            tso4: self.tso4 && other.tso4,
+            tso6: self.tso6 && other.tso6,
+            ecn: self.ecn && other.ecn,
+            uso: self.uso && other.uso,
+        }
+    }
+
     /// The kinds that the guest accepts, as these feature bits say. Segmentation rests on checksums: without them it is
     /// off, whatever a driver has accepted (5.1.3.1). Linux takes USO for both versions of IP or for none.
     pub(super) fn accepted(features: u128) -> Self {
@@ -128,6 +139,7 @@ pub trait NetIo: Send + Sync + 'static {
     /// Sends what was put off, as far as the host takes it: called after a batch of packets, and when the descriptor
     /// polls writable.
     fn flush(&self) -> Result<(), Unsent>;
-    /// The system calls that the methods above make.
+    /// The system calls that the methods above make, and those of the card itself: timerfd_settime for its limits, and
+    /// write for events and captures.
     fn syscalls(&self) -> &'static [Syscall];
 }

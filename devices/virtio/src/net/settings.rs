@@ -43,14 +43,7 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn new(mac: [u8; 6]) -> Self {
-        Self {
-            mac,
-            filter: Filter::default(),
-            pairs: 1,
-            offloads: None,
-            link_down: false,
-            announce: false,
-        }
+        Self { mac, filter: Filter::default(), pairs: 1, offloads: None, link_down: false, announce: false }
     }
 
     /// Forgets the driver of a card whose own address is `mac`.
@@ -101,8 +94,8 @@ impl Settings {
         let mode = fields.since(2, MODE, set.filter.mode, Decoder::u8)?;
         let unicast = addresses(fields, UNICAST, ALL_UNICAST)?;
         let multicast = addresses(fields, MULTICAST, ALL_MULTICAST)?;
-        let vlans =
-            fields.since(2, VLANS, &[][..], |fields, field| fields.bytes(field, 2 * usize::from(VLAN) + 2))?;
+        let vlans = fields
+            .since(2, VLANS, &[][..], |fields, field| fields.bytes(field, 2 * usize::from(VLAN) + 2))?;
         let vlans = whole::<2>(vlans).ok_or(inconsistent("VLANs", "not whole numbers"))?;
         let vlans: Vec<u16> = vlans.into_iter().map(u16::from_le_bytes).collect();
         let pairs = fields.since(2, PAIRS, set.pairs, Decoder::u16)?;

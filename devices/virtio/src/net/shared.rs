@@ -1,9 +1,9 @@
 //! What the parts of a card have in common: its workers, the control plane, and the VMM's handles.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ossature_bus::{Event, EventSink};
+use ossature_bus::{Event, EventSink, RateLimiter, RateLimits};
 
 use super::capture::Capture;
 use super::counters::{ControlCounters, Counters};
@@ -21,6 +21,10 @@ pub(super) struct Card {
     config: Mutex<Option<ConfigInterrupt>>,
     pub(super) counters: ControlCounters,
     pub(super) capture: Capture,
+    /// Of packets to the guest.
+    pub(super) rx_limiter: RateLimiter,
+    /// Of packets from the guest.
+    pub(super) tx_limiter: RateLimiter,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -35,6 +39,8 @@ impl Card {
             config: Mutex::default(),
             counters: ControlCounters::default(),
             capture: Capture::default(),
+            rx_limiter: RateLimiter::new(RateLimits::default()),
+            tx_limiter: RateLimiter::new(RateLimits::default()),
         }
     }
 
@@ -82,7 +88,7 @@ pub(super) struct Pair<I> {
     pub(super) io: I,
     pub(super) counters: Counters,
     /// Wakes its worker, if there is one.
-    pub(super) wake: Mutex<Option<Arc<Event>>>,
+    wake: Mutex<Weak<Event>>,
 }
 
 impl<I: NetIo> Pair<I> {
@@ -90,9 +96,14 @@ impl<I: NetIo> Pair<I> {
         Self { io, counters: Counters::default(), wake: Mutex::default() }
     }
 
+    /// Takes a worker's event, for as long as that lives.
+    pub(super) fn wake_by(&self, event: &Arc<Event>) {
+        *lock(&self.wake) = Arc::downgrade(event);
+    }
+
     /// Has the worker look at its settings.
     pub(super) fn wake(&self) {
-        if let Some(wake) = &*lock(&self.wake) {
+        if let Some(wake) = lock(&self.wake).upgrade() {
             // An event whose count is full wakes as well.
             let _ = wake.signal();
         }
