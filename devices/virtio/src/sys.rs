@@ -46,6 +46,13 @@ fn interface_request(flags: libc::c_int) -> libc::ifreq {
     }
 }
 
+/// Has the kernel give packets to the queue that a descriptor of a tap with several is, or none (`TUNSETQUEUE`).
+pub(crate) fn tap_queue(tap: BorrowedFd<'_>, active: bool) -> io::Result<()> {
+    let mut request = interface_request(if active { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE });
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETQUEUE as _, &raw mut request) }).map(drop)
+}
+
 /// Sets the length in bytes of the header before each frame (`TUNSETVNETHDRSZ`).
 pub(crate) fn tap_header_len(tap: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.

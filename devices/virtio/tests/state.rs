@@ -10,7 +10,7 @@ use ossature_bus::{DeviceState, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 use ossature_virtio::blk::{Blk, NullDisk};
 use ossature_virtio::console::{Console, ConsoleOutput};
-use ossature_virtio::net::{Net, NetIo, Offloads};
+use ossature_virtio::net::{Net, NetIo, Offloads, Unsent};
 use ossature_virtio::testing::TestDriver;
 use ossature_virtio::{LocalDevice, Rng};
 
@@ -33,7 +33,23 @@ impl NetIo for Quiet {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
