@@ -139,6 +139,20 @@ impl Dma {
         self.transfer(ends, segments.into(), |vecs, len| unsafe { libc::writev(fd, vecs, len) })
     }
 
+    /// Sends `segments` to the socket `fd` with one sendmsg(2) that neither waits nor raises SIGPIPE. Returns as
+    /// [`preadv`](Self::preadv): a stream takes a part, a socket of messages all or nothing.
+    pub fn send<'a>(&self, fd: impl AsFd, segments: impl Into<Segments<'a>>) -> Result<usize, DmaIoError> {
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: transfer passes pieces of guest memory, which may be read at any time; all else in the message is
+        // empty, for which zeros stand.
+        self.transfer(Ends::default(), segments.into(), |vecs, len| unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = vecs.cast_mut();
+            message.msg_iovlen = len as _;
+            libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+        })
+    }
+
     /// [`transfer`](Self::transfer) that writes to guest memory.
     fn fill(
         &self,
