@@ -58,6 +58,9 @@ pub struct Args {
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
+    /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus
+    #[arg(long, value_enum, default_value = "mmio", value_name = "mmio|pci", hide_possible_values = true)]
+    pub transport: Transport,
     /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
     #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
     pub disk: Vec<Disk>,
@@ -86,6 +89,13 @@ pub struct Args {
     /// wrong, too); info (and the rest); debug and trace add nothing
     #[arg(long, default_value = "warn")]
     pub log: log::LevelFilter,
+}
+
+/// Where the guest finds virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    Mmio,
+    Pci,
 }
 
 /// Where the serial port's bytes go and come from.

@@ -145,6 +145,7 @@ pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
 pub use transport::mmio::{MmioInterrupt, VirtioMmio};
 pub use vsock::Vsock;
+pub use transport::pci::VirtioPci;
 pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 
 #[cfg(doctest)]
