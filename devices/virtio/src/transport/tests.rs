@@ -23,6 +23,7 @@ use crate::{
 mod elsewhere;
 mod interrupts;
 mod panics;
+mod pci;
 mod slow;
 mod state;
 
