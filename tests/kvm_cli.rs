@@ -24,6 +24,14 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--disk", "readonly"], 2, &["path=FILE is missing"]);
     refuses(&["--kernel", "k", "--net", "tap=t,mac=52:54"], 2, &["mac", "52:54:00:12:34:56"]);
     refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
+    for cid in ["0", "1", "2", "4294967295", "4294967296", "three", "-3"] {
+        let vsock = format!("cid={cid},socket=s");
+        refuses(&["--kernel", "k", "--vsock", &vsock], 2, &["--vsock", "cid: ", "from 3 to 4294967294"]);
+    }
+    refuses(&["--kernel", "k", "--vsock", "socket=s"], 2, &["--vsock", "cid=N is missing"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3"], 2, &["--vsock", "socket=PATH is missing"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3,socket="], 2, &["socket=PATH is missing its value"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3,cid=4,socket=s"], 2, &["cid is there twice"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
     refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
     refuses(&["--kernel", "k", "--on-reset", "again"], 2, &["--on-reset <restart|exit>", "again"]);
@@ -119,6 +127,28 @@ fn a_serial_port_that_cannot_be_opened_is_named() {
     let socket = files.0.path().join("socket");
     refuses(&["--kernel", "k", "--serial", &format!("socket={}", socket.display())], 1, &["kernel k"]);
     assert!(!socket.exists(), "what was half made is gone");
+}
+
+#[test]
+fn sockets_that_cannot_be_used_are_named() {
+    let files = Files::new();
+    let path = files.0.path().join("socket");
+    let vsock = |keys: &str, parts: &[&str]| refuses(&["--kernel", "k", "--vsock", keys], 1, parts);
+    let (socket, text) = (format!("cid=3,socket={}", path.display()), path.display().to_string());
+    vsock("cid=3,socket=/no/such/dir/s", &["--vsock socket", "/no/such/dir/s", "No such file"]);
+    let long = format!("cid=3,socket=/tmp/{}", "x".repeat(100));
+    vsock(&long, &["--vsock socket", "longer than 96 bytes"]);
+    std::fs::write(&path, "mine").unwrap();
+    vsock(&socket, &["--vsock socket", &text, "not a socket"]);
+    std::fs::remove_file(&path).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    vsock(&socket, &["--vsock socket", &text, "in use"]);
+    drop(listener);
+    // It is left behind now, and replaced.
+    vsock(&format!("{socket},seqpacket={text}"), &["--vsock seqpacket", &text, "in use"]);
+    assert!(!path.exists(), "what was half made is gone");
+    vsock(&socket, &["kernel k"]);
+    assert!(!path.exists());
 }
 
 /// Runs `microvm` as `user` in mount and network namespaces of its own, in which `setup` has been done.

@@ -12,6 +12,7 @@ use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
+use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
@@ -70,6 +71,9 @@ pub struct Args {
     /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
     #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
     pub rng: Option<RateLimit>,
+    /// A socket device: programs connect to the Unix socket at PATH, the guest to those at PATH_PORT
+    #[arg(long, value_name = "cid=N,socket=PATH[,seqpacket=PATH]", value_parser = OsStringValueParser::new().try_map(vsock))]
+    pub vsock: Option<Sockets>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
     serial: Option<SerialLine>,
@@ -120,6 +124,15 @@ pub struct Nic {
     pub mac: Mac,
 }
 
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    pub cid: Cid,
+    /// For streams.
+    pub socket: PathBuf,
+    /// For sequential packets.
+    pub seqpacket: Option<PathBuf>,
+}
+
 impl Args {
     /// The command line, or the exit code 2 and a word on what is wrong with it.
     pub fn from_command_line() -> Self {
@@ -166,6 +179,17 @@ fn nic(text: OsString) -> Result<Nic, KeyValueError> {
 fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
     let keys = KeyValues::parse(&text, &["limit=RATE"])?;
     keys.parsed_by("limit", parse_rate)?.ok_or(KeyValueError::Missing { key: "limit=RATE" })
+}
+
+fn vsock(text: OsString) -> Result<Sockets, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["cid=N", "socket=PATH", "seqpacket=PATH"])?;
+    let missing = |key| KeyValueError::Missing { key };
+    let path = |key| keys.value(key).map(PathBuf::from);
+    Ok(Sockets {
+        cid: keys.parsed("cid")?.ok_or(missing("cid=N"))?,
+        socket: path("socket").ok_or(missing("socket=PATH"))?,
+        seqpacket: path("seqpacket"),
+    })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

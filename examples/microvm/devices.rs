@@ -16,11 +16,12 @@ use ossature::pci::PciBus;
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
 use ossature::virtio::net::{Net, Tap};
+use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine, Transport};
+use crate::args::{Args, Disk, SerialLine, Sockets, Transport};
 use crate::report::USER;
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
@@ -87,6 +88,9 @@ impl Devices {
             let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
             builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
         }
+        if let Some(sockets) = &args.vsock {
+            builder = builder.device(virtio("vsock".to_owned(), vsock(sockets)?));
+        }
         let (mut keyboard, mut window) = (None, None);
         if args.console {
             let input = match KeyFilter::new(stdin(), on_key(&machine))? {
@@ -147,6 +151,17 @@ fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
     let file = RawFile::open(&disk.path, mode)?;
     let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
     Ok(Box::new(Blk::new(file, name)))
+}
+
+fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    let mut device = Vsock::new(sockets.cid)?;
+    let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
+    device = device.with_socket(socket)?;
+    if let Some(path) = &sockets.seqpacket {
+        let socket = HostSocket::bind_seqpacket(path).map_err(|e| format!("--vsock seqpacket: {e}"))?;
+        device = device.with_socket(socket)?;
+    }
+    Ok(Box::new(device))
 }
 
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {

@@ -19,6 +19,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("socat", "socat"),
     ("strace", "strace"),
     ("tcpdump", "tcpdump"),
     ("valgrind", "valgrind"),
