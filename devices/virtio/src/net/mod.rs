@@ -28,6 +28,7 @@ mod roles;
 mod rx;
 mod settings;
 mod shared;
+mod stream;
 mod tap;
 mod tx;
 mod worker;
@@ -55,6 +56,7 @@ pub use header::HEADER_LEN;
 pub use io::{NetIo, Offloads, Unsent};
 pub use mac::{Mac, MacError};
 pub use mtu::{Mtu, MtuError};
+pub use stream::{StreamError, StreamSocket};
 pub use tap::{Tap, TapError};
 
 const QUEUE_SIZE: u16 = 256;

@@ -1,3 +1,6 @@
+mod control;
+mod limits;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
