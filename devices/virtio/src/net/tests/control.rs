@@ -12,7 +12,7 @@ const CTRL_RX_EXTRA: u128 = 1 << 20;
 const GUEST_ANNOUNCE: u128 = 1 << 21;
 const MQ: u128 = 1 << 22;
 const CTRL_MAC_ADDR: u128 = 1 << 23;
-const ALL: u128 = u128::MAX & !(1 << 29);
+const ALL: u128 = !(1 << 29);
 
 const OK: u8 = 0;
 const ERR: u8 = 1;
