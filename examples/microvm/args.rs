@@ -10,9 +10,10 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::memory::Backing;
-use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+
+use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -60,8 +61,9 @@ pub struct Args {
     /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
     #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
     pub disk: Vec<Disk>,
-    /// A network card on an existing tap; repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
+    /// A network card on an existing tap or macvtap, on a socket where passt or QEMU listens, or on the open descriptor of
+    /// one of them; repeatable
+    #[arg(long, value_name = nic::VALUE, value_parser = OsStringValueParser::new().try_map(Nic::parse))]
     pub net: Vec<Nic>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
@@ -100,12 +102,6 @@ pub struct Disk {
     pub id: Option<String>,
 }
 
-#[derive(Clone, Debug)]
-pub struct Nic {
-    pub tap: String,
-    pub mac: Mac,
-}
-
 impl Args {
     /// The command line, or the exit code 2 and a word on what is wrong with it.
     pub fn from_command_line() -> Self {
@@ -140,13 +136,6 @@ fn disk(text: OsString) -> Result<Disk, KeyValueError> {
     let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
     let path = keys.value("path").unwrap_or_default().into();
     Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
-}
-
-fn nic(text: OsString) -> Result<Nic, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["tap=NAME", "mac=MAC"])?;
-    let tap = keys.text("tap")?.unwrap_or_default().to_owned();
-    let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
-    Ok(Nic { tap, mac })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

@@ -14,7 +14,6 @@ use ossature::legacy::{
 };
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
-use ossature::virtio::net::{Net, Tap};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
@@ -76,8 +75,7 @@ impl Devices {
             builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
-            let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
-            builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
+            builder = builder.device(virtio(format!("net{index}"), nic.device()?));
         }
         let (mut keyboard, mut window) = (None, None);
         if args.console {

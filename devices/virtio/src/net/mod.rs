@@ -15,6 +15,8 @@
 //! assert!(error.to_string().starts_with(r#"tap "no-such-tap" does not exist"#));
 //! ```
 
+#[allow(unsafe_code)] // see the module
+mod batch;
 mod capture;
 mod control;
 mod counters;

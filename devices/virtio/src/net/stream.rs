@@ -38,6 +38,9 @@ pub enum StreamError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A descriptor that is no stream socket.
+    #[error("not the descriptor of a stream socket")]
+    NotAStream,
     /// The host failed to make what watches the socket.
     #[error("cannot watch a stream socket: {source}")]
     Watch {
@@ -87,7 +90,11 @@ impl StreamSocket {
 
     /// Takes a connected stream socket. When its peer goes, the link is down for good. It becomes non-blocking.
     pub fn from_fd(fd: impl Into<OwnedFd>) -> Result<Self, StreamError> {
-        Self::new(None, fd.into()).map_err(|source| StreamError::Watch { source })
+        let fd = fd.into();
+        if rustix::net::sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
+            return Err(StreamError::NotAStream);
+        }
+        Self::new(None, fd).map_err(|source| StreamError::Watch { source })
     }
 
     fn new(path: Option<PathBuf>, socket: OwnedFd) -> io::Result<Self> {

@@ -84,7 +84,7 @@ impl NetIo for Cable {
     fn flush(&self) -> Result<(), Unsent> {
         match std::mem::take(&mut *self.unsent.lock().unwrap()) {
             0 => Ok(()),
-            lost => Err(Unsent::new(lost, io::ErrorKind::NetworkDown.into())),
+            lost => Err(Unsent::new(lost, 50 * lost, io::ErrorKind::NetworkDown.into())),
         }
     }
 

@@ -62,6 +62,14 @@ fn no_offload_is_offered_without_a_header_to_say_so() {
 }
 
 #[test]
+fn other_descriptors_are_refused() {
+    let datagrams = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    for fd in [OwnedFd::from(datagrams), std::fs::File::open("/dev/null").unwrap().into()] {
+        assert!(matches!(StreamSocket::from_fd(fd).unwrap_err(), StreamError::NotAStream));
+    }
+}
+
+#[test]
 fn frames_that_come_in_pieces_arrive_whole() {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     let mut net = card(ours);

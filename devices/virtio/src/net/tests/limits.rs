@@ -76,9 +76,10 @@ fn packets_that_were_put_off_and_lost_are_counted() {
     let mut rig = Rig::new(&mut net, 0);
     *net.pairs[0].io.unsent.lock().unwrap() = 2;
     let packet = rig.put(&frame(0, 0, 62));
-    rig.offer(TXQ, &[packet], &[]);
+    (0..3).for_each(|_| _ = rig.offer(TXQ, &[packet], &[]));
     rig.run(TX_KICK);
     assert_eq!((counter(&net, "tx_dropped_packets"), counter(&net, "host_errors")), (2, 1));
+    assert_eq!((counter(&net, "tx_packets"), counter(&net, "tx_bytes")), (1, 50));
 }
 
 /// The frames of a capture with what says how long they were, read as libpcap writes it.
