@@ -239,3 +239,6 @@ impl Engine {
 
 /// Bytes of a packet with its header that are copied at most.
 pub(super) const SMALL_FRAME: u64 = (SMALL - HEADER_LEN) as u64;
+
+#[cfg(test)]
+mod tests;
