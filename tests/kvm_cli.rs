@@ -23,7 +23,6 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--disk", "path=d,colour=red"], 2, &["colour", "readonly", "id=NAME"]);
     refuses(&["--kernel", "k", "--disk", "readonly"], 2, &["path=FILE is missing"]);
     refuses(&["--kernel", "k", "--net", "tap=t,mac=52:54"], 2, &["mac", "52:54:00:12:34:56"]);
-    refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
     for cid in ["0", "1", "2", "4294967295", "4294967296", "three", "-3"] {
         let vsock = format!("cid={cid},socket=s");
         refuses(&["--kernel", "k", "--vsock", &vsock], 2, &["--vsock", "cid: ", "from 3 to 4294967294"]);
@@ -32,6 +31,16 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--vsock", "cid=3"], 2, &["--vsock", "socket=PATH is missing"]);
     refuses(&["--kernel", "k", "--vsock", "cid=3,socket="], 2, &["socket=PATH is missing its value"]);
     refuses(&["--kernel", "k", "--vsock", "cid=3,cid=4,socket=s"], 2, &["cid is there twice"]);
+    refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["one of tap=NAME", "is missing"]);
+    let nic = |value: &str, parts: &[&str]| refuses(&["--kernel", "k", "--net", value], 2, parts);
+    nic("tap=t,socket=s", &["--net", "give only one of", "fd=N"]);
+    nic("tap=t,queues=0", &["--net", "queues", "1 to 16"]);
+    nic("tap=t,queues=17", &["--net", "queues", "1 to 16"]);
+    nic("socket=s,queues=2", &["--net", "queues", "only a tap"]);
+    nic("tap=t,mtu=67", &["--net", "mtu", "68 to 65535"]);
+    nic("tap=t,limit=fast", &["--net", "limit", "100M/s"]);
+    nic("tap=t,packets=0/s", &["--net", "packets", "2000/s"]);
+    nic("fd=three", &["--net", "fd"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
     refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
     refuses(&["--kernel", "k", "--on-reset", "again"], 2, &["--on-reset <restart|exit>", "again"]);
@@ -117,6 +126,11 @@ fn taps_that_cannot_be_used_are_named() {
     tap("tap=no-such-tap", &["no-such-tap", "does not exist", "ip tuntap add"]);
     tap("tap=a-name-that-is-too-long", &["a-name-that-is-too-long", "15 bytes"]);
     tap("tap=lo", &["lo"]);
+    tap("tap=no-such-tap,queues=2", &["no-such-tap", "does not exist"]);
+    tap("macvtap=no-such-tap", &["no-such-tap", "type macvtap"]);
+    tap("socket=/no/such/socket", &["cannot connect", "/no/such/socket"]);
+    tap("fd=999999", &["--net fd=999999"]);
+    tap("fd=0", &["--net fd=0", "tap"]);
 }
 
 #[test]

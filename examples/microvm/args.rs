@@ -11,10 +11,11 @@ use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
 use ossature::memory::Backing;
-use ossature::virtio::net::Mac;
 use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
+
+use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -65,8 +66,9 @@ pub struct Args {
     /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
     #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
     pub disk: Vec<Disk>,
-    /// A network card on an existing tap; repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
+    /// A network card on an existing tap or macvtap, on a socket where passt or QEMU listens, or on the open descriptor of
+    /// one of them; repeatable
+    #[arg(long, value_name = nic::VALUE, value_parser = OsStringValueParser::new().try_map(Nic::parse))]
     pub net: Vec<Nic>,
     /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
     #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
@@ -119,12 +121,6 @@ pub struct Disk {
 }
 
 #[derive(Clone, Debug)]
-pub struct Nic {
-    pub tap: String,
-    pub mac: Mac,
-}
-
-#[derive(Clone, Debug)]
 pub struct Sockets {
     pub cid: Cid,
     /// For streams.
@@ -167,13 +163,6 @@ fn disk(text: OsString) -> Result<Disk, KeyValueError> {
     let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
     let path = keys.value("path").unwrap_or_default().into();
     Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
-}
-
-fn nic(text: OsString) -> Result<Nic, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["tap=NAME", "mac=MAC"])?;
-    let tap = keys.text("tap")?.unwrap_or_default().to_owned();
-    let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
-    Ok(Nic { tap, mac })
 }
 
 fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {

@@ -15,7 +15,6 @@ use ossature::legacy::{
 use ossature::pci::PciBus;
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
-use ossature::virtio::net::{Net, Tap};
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
@@ -85,8 +84,7 @@ impl Devices {
             builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
-            let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
-            builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
+            builder = builder.device(virtio(format!("net{index}"), nic.device()?));
         }
         if let Some(sockets) = &args.vsock {
             builder = builder.device(virtio("vsock".to_owned(), vsock(sockets)?));

@@ -15,6 +15,7 @@
 
 mod args;
 mod devices;
+mod nic;
 mod report;
 
 use std::error::Error;

@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
+    ("passt", "passt"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("socat", "socat"),
     ("strace", "strace"),
