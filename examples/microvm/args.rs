@@ -11,6 +11,8 @@ use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
 use ossature::memory::Backing;
+use ossature::virtio::blk::DiskId;
+use ossature::virtio::console::PortName;
 use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
@@ -88,6 +90,10 @@ pub struct Args {
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
+    /// A port that the guest finds by its name (/dev/virtio-ports/NAME) and programs of the host at a Unix socket, one at a
+    /// time; repeatable. While none is connected, what the guest writes is dropped, or with hold waits for the next
+    #[arg(long, value_name = "name=NAME,socket=PATH[,hold[=on|off]]", value_parser = OsStringValueParser::new().try_map(port))]
+    pub port: Vec<Port>,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
@@ -117,7 +123,14 @@ pub enum SerialLine {
 pub struct Disk {
     pub path: PathBuf,
     pub readonly: bool,
-    pub id: Option<String>,
+    pub id: Option<DiskId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Port {
+    pub name: PortName,
+    pub socket: PathBuf,
+    pub hold: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -162,7 +175,14 @@ fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
 fn disk(text: OsString) -> Result<Disk, KeyValueError> {
     let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
     let path = keys.value("path").unwrap_or_default().into();
-    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
+    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.parsed("id")? })
+}
+
+fn port(text: OsString) -> Result<Port, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["name=NAME", "socket=PATH", "hold"])?;
+    let name = keys.parsed("name")?.ok_or(KeyValueError::Missing { key: "name=NAME" })?;
+    let socket = keys.value("socket").ok_or(KeyValueError::Missing { key: "socket=PATH" })?.into();
+    Ok(Port { name, socket, hold: keys.flag("hold")? })
 }
 
 fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {

@@ -14,14 +14,16 @@ use ossature::legacy::{
 };
 use ossature::pci::PciBus;
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
+use ossature::virtio::console::{
+    Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
+};
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine, Sockets, Transport};
-use crate::report::USER;
+use crate::args::{Args, Disk, Port, SerialLine, Sockets, Transport};
+use crate::report::{USER, Usage};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -80,8 +82,8 @@ impl Devices {
         builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
         each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
-            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
+            let id = disk.id.map_or_else(|| format!("disk{index}").parse(), Ok)?;
+            builder = builder.device(virtio(id.to_string(), blk(disk, id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
             builder = builder.device(virtio(format!("net{index}"), nic.device()?));
@@ -89,7 +91,7 @@ impl Devices {
         if let Some(sockets) = &args.vsock {
             builder = builder.device(virtio("vsock".to_owned(), vsock(sockets)?));
         }
-        let (mut keyboard, mut window) = (None, None);
+        let (mut keyboard, mut window, mut ports) = (None, None, Vec::new());
         if args.console {
             let input = match KeyFilter::new(stdin(), on_key(&machine))? {
                 Some((filter, input)) => {
@@ -98,8 +100,16 @@ impl Devices {
                 }
                 None => ConsoleInput::new(stdin())?,
             };
-            let console = Console::new(Some(input), ConsoleOutput::new(stdout())?);
-            fit(window.insert(console.window()));
+            ports.push(ConsolePort::console(Some(input), ConsoleOutput::new(stdout())?));
+        }
+        for port in &args.port {
+            ports.push(console_port(port)?);
+        }
+        if !ports.is_empty() {
+            let console = Console::with_ports(ports).map_err(|e| Usage(format!("--port: {e}")))?;
+            if args.console {
+                fit(window.insert(console.window()));
+            }
             builder = builder.device(virtio("console".to_owned(), Box::new(console)));
         }
         Ok((builder, Self { button, stamps, window, _keyboard: keyboard }))
@@ -125,6 +135,13 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
 }
 
+fn console_port(port: &Port) -> Result<ConsolePort> {
+    let failed = |e: io::Error| format!("--port socket={}: {e}", port.socket.display());
+    let socket = PortSocket::bind(&port.socket).map_err(failed)?;
+    let made = ConsolePort::socket(port.name.clone(), socket);
+    Ok(if port.hold { made.hold_output() } else { made })
+}
+
 /// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
 fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
     // What is not there is told when it is opened.
@@ -144,11 +161,10 @@ fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
     Ok(())
 }
 
-fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
+fn blk(disk: &Disk, id: DiskId) -> Result<Box<dyn LocalDevice>> {
     let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let file = RawFile::open(&disk.path, mode)?;
-    let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
-    Ok(Box::new(Blk::new(file, name)))
+    Ok(Box::new(Blk::new(file, id)))
 }
 
 fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {

@@ -30,7 +30,7 @@ use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
 use ossature::vmm::machine::{Linux, Machine};
 use ossature::vmm::program::{Signals, block_io_signals, share_one_heap};
-use ossature::vmm::{Kvm, error_chain, install_kick_handler};
+use ossature::vmm::{Kvm, install_kick_handler};
 
 use args::Args;
 use devices::Devices;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     share_one_heap();
     let args = Args::from_command_line();
-    run(&args, started).unwrap_or_else(|error| report::failure(&error_chain(&*error)))
+    run(&args, started).unwrap_or_else(|error| report::error(&*error))
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
@@ -62,7 +62,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let here = EventLoop::new()?;
     let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
     let kvm = Kvm::open()?;
-    let machine = builder.build(&kvm)?;
+    let machine = builder.build(&kvm).map_err(|errors| report::not_built(args, errors))?;
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {
