@@ -125,6 +125,10 @@ impl Vm for KvmVm {
         }))
     }
 
+    fn check_irq_line(&self, gsi: u32) -> Result<(), VmError> {
+        self.shared.needs_irqchip(gsi)
+    }
+
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
         self.shared.needs_irqchip(gsi)?;
         self.shared.fd.set_irq_line(gsi, asserted).map_err(call("KVM_IRQ_LINE"))

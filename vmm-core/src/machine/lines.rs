@@ -81,7 +81,40 @@ impl Drop for Share {
     }
 }
 
+/// An edge line without a descriptor: each edge is two calls of the hypervisor's.
+#[derive(Debug)]
+struct CalledLine {
+    vm: Weak<dyn Vm>,
+    gsi: u32,
+}
+
+impl InterruptTarget for CalledLine {
+    fn signal(&self) -> io::Result<()> {
+        // An edge that comes between the two is this one: the guest sees one interrupt after both.
+        let Some(vm) = self.vm.upgrade() else { return Ok(()) };
+        vm.set_irq_line(self.gsi, true).and_then(|()| vm.set_irq_line(self.gsi, false)).map_err(failed)
+    }
+
+    fn set_level(&self, asserted: bool) -> io::Result<()> {
+        if asserted { self.signal() } else { Ok(()) }
+    }
+
+    fn event(&self) -> Option<&Arc<Event>> {
+        None
+    }
+
+    fn resample(&self) -> Option<&Arc<Event>> {
+        None
+    }
+}
+
 impl Lines {
+    /// Edge line `gsi`, of a device that raises it rarely.
+    pub(super) fn called(&self, vm: &Arc<dyn Vm>, gsi: u32) -> Result<Interrupt, VmError> {
+        vm.check_irq_line(gsi)?;
+        Ok(Interrupt::new(Arc::new(CalledLine { vm: Arc::downgrade(vm), gsi })))
+    }
+
     /// A device's part in level line `gsi`.
     pub(super) fn share(&self, vm: &Arc<dyn Vm>, gsi: u32) -> Result<Interrupt, VmError> {
         let mut lines = lock(&self.0);

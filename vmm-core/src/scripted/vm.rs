@@ -89,6 +89,10 @@ impl Vm for ScriptedVm {
         Ok(Irqfd::new(self.wiring.connect(|connected| &mut connected.lines, line)))
     }
 
+    fn check_irq_line(&self, gsi: u32) -> Result<(), VmError> {
+        self.needs_irqchip(gsi)
+    }
+
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
         self.needs_irqchip(gsi)?;
         self.wiring.set_level(gsi, asserted);

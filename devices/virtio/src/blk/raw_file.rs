@@ -1,6 +1,6 @@
 //! A disk whose sectors are the bytes of a file or of a block device, in order.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -159,12 +159,11 @@ impl RawFile {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(|e| open_error(path, mode, e))?;
-        let read_only = mode == OpenMode::ReadWrite
-            && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
-        if read_only {
+        let meta = inspect(&file, path)?;
+        if mode == OpenMode::ReadWrite && meta.is_file() && meta.mode() & 0o222 == 0 {
             return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
         }
-        Self::new(file, path, mode)
+        Self::new(file, &meta, path, mode)
     }
 
     /// Takes a file or block device that is open already, for processes that may not open any: for reading, and for
@@ -185,11 +184,7 @@ impl RawFile {
     pub fn from_fd(fd: impl Into<OwnedFd>, mode: OpenMode) -> Result<Self, DiskError> {
         let file = File::from(fd.into());
         let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
-        let flags = sys::status_flags(&file).map_err(|source| DiskError::Io {
-            path: path.clone(),
-            action: "inspect",
-            source,
-        })?;
+        let flags = sys::status_flags(&file).map_err(io(&path, "inspect"))?;
         let found = match flags & libc::O_ACCMODE {
             _ if flags & libc::O_PATH != 0 => Some("only a place in the file system (O_PATH)"),
             libc::O_WRONLY => Some("open for writing only"),
@@ -206,18 +201,18 @@ impl RawFile {
             };
             return Err(DiskError::Descriptor { path, found, wanted });
         }
-        Self::new(file, &path, mode)
+        let meta = inspect(&file, &path)?;
+        Self::new(file, &meta, &path, mode)
     }
 
-    fn new(mut file: File, path: &Path, mode: OpenMode) -> Result<Self, DiskError> {
-        let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
-        let meta = file.metadata().map_err(io("inspect"))?;
+    fn new(mut file: File, meta: &Metadata, path: &Path, mode: OpenMode) -> Result<Self, DiskError> {
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::NotAFile { path: path.to_owned(), found: name_of(kind) });
         }
         // Where a block device ends, only a seek tells.
-        let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
+        let capacity = if kind.is_file() { Ok(meta.len()) } else { file.seek(SeekFrom::End(0)) };
+        let capacity = capacity.map_err(io(path, "measure"))?;
         if capacity == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
@@ -233,16 +228,15 @@ impl RawFile {
 
     fn try_lock(&self) -> Result<(), DiskError> {
         let Self { file, path, capacity, mode, .. } = self;
-        let io = |action| move |source| DiskError::Io { path: path.clone(), action, source };
         sys::lock_file(file, *mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
-            _ => io("lock")(source),
+            _ => io(path, "lock")(source),
         })?;
         // Whoever had it before may have changed it.
         let mut end = file;
-        let len = end.seek(SeekFrom::End(0)).map_err(io("measure"))?;
+        let len = end.seek(SeekFrom::End(0)).map_err(io(path, "measure"))?;
         if len != *capacity {
-            sys::unlock_file(file).map_err(io("unlock"))?;
+            sys::unlock_file(file).map_err(io(path, "unlock"))?;
             return Err(DiskError::Resized { path: path.clone(), len, before: *capacity });
         }
         Ok(())
@@ -256,6 +250,15 @@ fn device_error(error: DiskError) -> DeviceError {
         DiskError::Io { source, .. } => reason.with_source(source),
         _ => reason,
     }
+}
+
+fn inspect(file: &File, path: &Path) -> Result<Metadata, DiskError> {
+    file.metadata().map_err(io(path, "inspect"))
+}
+
+fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DiskError + use<> {
+    let path = path.to_owned();
+    move |source| DiskError::Io { path, action, source }
 }
 
 fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
@@ -312,9 +315,7 @@ impl DiskIo for RawFile {
     }
 
     fn unlock(&self) -> Result<(), DeviceError> {
-        sys::unlock_file(&self.file).map_err(|source| {
-            device_error(DiskError::Io { path: self.path.clone(), action: "unlock", source })
-        })
+        sys::unlock_file(&self.file).map_err(io(&self.path, "unlock")).map_err(device_error)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
