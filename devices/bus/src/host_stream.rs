@@ -123,6 +123,11 @@ impl HostStream {
             }
             Kind::Other => {}
         }
+        Self::asked(given, kind)
+    }
+
+    /// A stream that has no description of its own.
+    fn asked(given: Held, kind: Kind) -> io::Result<Self> {
         let room = if kind == Kind::Fifo { PIPE_BUF } else { 1 };
         let mut stream = Self::of(given, None, Way::Ask(room), kind)?;
         if !stream.watchable {

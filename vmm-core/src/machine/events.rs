@@ -261,7 +261,7 @@ impl EventStream {
     /// let here = EventLoop::new()?;
     /// let _followed = machine.events().follow_on(&here, |event| println!("{event}"))?;
     /// machine.start()?;
-    /// machine.wait_on(&here)?;
+    /// machine.stop()?;
     /// here.pass()?; // what happened last
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
