@@ -81,7 +81,7 @@ impl Drop for Share {
     }
 }
 
-/// An edge line without a descriptor: each edge is two calls of the hypervisor's.
+/// An edge line without a descriptor: each edge is a call of the hypervisor.
 #[derive(Debug)]
 struct CalledLine {
     vm: Weak<dyn Vm>,
@@ -90,9 +90,8 @@ struct CalledLine {
 
 impl InterruptTarget for CalledLine {
     fn signal(&self) -> io::Result<()> {
-        // An edge that comes between the two is this one: the guest sees one interrupt after both.
         let Some(vm) = self.vm.upgrade() else { return Ok(()) };
-        vm.set_irq_line(self.gsi, true).and_then(|()| vm.set_irq_line(self.gsi, false)).map_err(failed)
+        vm.raise_edge(self.gsi).map_err(failed)
     }
 
     fn set_level(&self, asserted: bool) -> io::Result<()> {
@@ -111,7 +110,7 @@ impl InterruptTarget for CalledLine {
 impl Lines {
     /// Edge line `gsi`, of a device that raises it rarely.
     pub(super) fn called(&self, vm: &Arc<dyn Vm>, gsi: u32) -> Result<Interrupt, VmError> {
-        vm.check_irq_line(gsi)?;
+        vm.check_edge_line(gsi)?;
         Ok(Interrupt::new(Arc::new(CalledLine { vm: Arc::downgrade(vm), gsi })))
     }
 
