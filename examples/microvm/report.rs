@@ -9,7 +9,7 @@ use log::LevelFilter;
 use ossature::bus::EventLoop;
 use ossature::legacy::Stamp;
 use ossature::vmm::machine::{
-    BuildError, BuildErrors, BuildPhase, EventReporter, Machine, Outcome, PollableEvents, Severity,
+    BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, Outcome, Severity,
 };
 use ossature::vmm::program::Messages;
 use ossature::vmm::{VmError, error_chain};
@@ -26,17 +26,15 @@ const USAGE: u8 = 2;
 const RESET: u8 = 3;
 
 /// Tells what happens to the machine while it runs, as it happens, for as long as the result lives.
-pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<impl Sized + use<>>> {
+pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<FollowedEvents>> {
     let mut reporter = EventReporter::new(match level {
         LevelFilter::Off => return Ok(None),
         LevelFilter::Error => Severity::Error,
         LevelFilter::Warn => Severity::Warning,
         _ => Severity::Info,
     });
-    Ok(Some(here.on_readable(machine.events().pollable()?, move |events: &mut PollableEvents| {
-        while let Some(event) = events.try_next() {
-            reporter.report(&event, |line| USER.say_or_drop(line));
-        }
+    Ok(Some(machine.events().follow_on(here, move |event| {
+        reporter.report(&event, |line| USER.say_or_drop(line));
     })?))
 }
 
