@@ -11,12 +11,12 @@ use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
 use ossature::memory::Backing;
-use ossature::virtio::blk::DiskId;
 use ossature::virtio::console::PortName;
 use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
+use crate::disk::{self, Disk};
 use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
@@ -65,8 +65,8 @@ pub struct Args {
     /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus
     #[arg(long, value_enum, default_value = "mmio", value_name = "mmio|pci", hide_possible_values = true)]
     pub transport: Transport,
-    /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
-    #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
+    /// A disk; repeatable, the first is vda. A comma in a value is written twice
+    #[arg(long, value_name = disk::SYNTAX, long_help = disk::HELP, value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap or macvtap, on a socket where passt or QEMU listens, or on the open descriptor of
     /// one of them; repeatable
@@ -120,13 +120,6 @@ pub enum SerialLine {
 }
 
 #[derive(Clone, Debug)]
-pub struct Disk {
-    pub path: PathBuf,
-    pub readonly: bool,
-    pub id: Option<DiskId>,
-}
-
-#[derive(Clone, Debug)]
 pub struct Port {
     pub name: PortName,
     pub socket: PathBuf,
@@ -170,12 +163,6 @@ fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
         bytes if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
         _ => Err("guest memory is at least 1M, in whole pages of 4K".into()),
     }
-}
-
-fn disk(text: OsString) -> Result<Disk, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
-    let path = keys.value("path").unwrap_or_default().into();
-    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.parsed("id")? })
 }
 
 fn port(text: OsString) -> Result<Port, KeyValueError> {

@@ -1,8 +1,6 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
-use std::fs;
 use std::io::{self, stdin, stdout};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +11,6 @@ use ossature::legacy::{
     backend, window_size,
 };
 use ossature::pci::PciBus;
-use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{
     Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
 };
@@ -22,7 +19,8 @@ use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, Port, SerialLine, Sockets, Transport};
+use crate::args::{Args, Port, SerialLine, Sockets, Transport};
+use crate::disk;
 use crate::report::{USER, Usage};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
@@ -80,10 +78,10 @@ impl Devices {
         let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
         let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
         builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
-        each_file_is_one_disk(&args.disk)?;
+        disk::each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
             let id = disk.id.map_or_else(|| format!("disk{index}").parse(), Ok)?;
-            builder = builder.device(virtio(id.to_string(), blk(disk, id)?));
+            builder = builder.device(virtio(id.to_string(), disk.device(id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
             builder = builder.device(virtio(format!("net{index}"), nic.device()?));
@@ -140,31 +138,6 @@ fn console_port(port: &Port) -> Result<ConsolePort> {
     let socket = PortSocket::bind(&port.socket).map_err(failed)?;
     let made = ConsolePort::socket(port.name.clone(), socket);
     Ok(if port.hold { made.hold_output() } else { made })
-}
-
-/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
-fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
-    // What is not there is told when it is opened.
-    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
-    for (index, disk) in disks.iter().enumerate() {
-        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
-        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
-        if let Some(first) = disks.iter().take(index).find(shares) {
-            let (path, first) = (disk.path.display(), first.path.display());
-            return Err(format!(
-                "--disk path={path} is in use by another disk of this machine, path={first}; \
-                 disks that share a file are readonly"
-            )
-            .into());
-        }
-    }
-    Ok(())
-}
-
-fn blk(disk: &Disk, id: DiskId) -> Result<Box<dyn LocalDevice>> {
-    let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let file = RawFile::open(&disk.path, mode)?;
-    Ok(Box::new(Blk::new(file, id)))
 }
 
 fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
