@@ -14,7 +14,7 @@ use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
 use support::sockets::{BYTES, Pair, Sockets};
-use support::{adapters, bus, foreign, rings, state, tables};
+use support::{adapters, bus, foreign, pci, rings, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
@@ -127,6 +127,12 @@ fn main() {
     count("socket stream, sent by the guest, KiB", KIB, || sends.send());
     count("socket stream, received in buffers of 4 KiB, KiB", KIB, || receives.receive());
     count("floor: stream through a pair of Unix sockets, KiB", KIB, || pair.batch());
+
+    let slot = pci::Slot::new();
+    count("PCI configuration read, ECAM", 1, || slot.ecam());
+    count("PCI configuration read, address and data port", 1, || slot.ports());
+    count("virtio-pci register read", 1, || slot.status());
+    count("MSI-X vector unmasked and masked", 1, || slot.mask());
 
     let dma = rings::ram().dma();
     let mut page = [0; 4096];

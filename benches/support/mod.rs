@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod bus;
 pub mod foreign;
+pub mod pci;
 pub mod raw;
 pub mod rings;
 pub mod sockets;
