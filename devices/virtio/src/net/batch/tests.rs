@@ -50,7 +50,8 @@ fn each_packet_that_is_lost_is_told() {
         let (ours, other) = pair();
         drop(other);
         for number in 0..3 {
-            batch.push(batch.place(packet(number).len()).len());
+            let len = batch.place(packet(number).len()).len();
+            batch.push(len);
         }
         let mut lost = Vec::new();
         batch.send(ours.as_fd(), |(len, result)| lost.push((len, result.unwrap_err().raw_os_error().unwrap())));
