@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use ossature::block::{EngineKind, OpenMode, RawFile, RawOptions};
 use ossature::bus::{RateLimiter, RateLimits};
 use ossature::virtio::LocalDevice;
-use ossature::virtio::blk::{Blk, CacheMode, DiskId};
+use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate};
 
 use crate::Result;
@@ -76,14 +76,16 @@ impl Disk {
         })
     }
 
-    /// The device, with this serial number.
-    pub fn device(&self, id: DiskId) -> Result<Box<dyn LocalDevice>> {
+    /// The device, with this serial number, and a handle to resize it.
+    pub fn device(&self, id: DiskId) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
         let file = RawFile::open(&self.path, self.options)?;
         let device = Blk::new(file, id).with_queues(self.queues).with_cache(self.cache);
-        Ok(match self.limits {
-            limits if limits == RateLimits::default() => Box::new(device),
-            limits => Box::new(device.with_limiter(RateLimiter::new(limits))),
-        })
+        let device = match self.limits {
+            limits if limits == RateLimits::default() => device,
+            limits => device.with_limiter(RateLimiter::new(limits)),
+        };
+        let handle = device.handle();
+        Ok((Box::new(device), handle))
     }
 }
 
