@@ -144,3 +144,41 @@ fn without_a_host_bridge_no_bar_is_anywhere() {
     sample.board.carry_out(effect);
     assert_eq!((sample.base(0), sample.base(1)), (None, None));
 }
+
+#[test]
+fn b7_every_bar_is_moved_and_refused() {
+    let host = Host::started();
+    for (index, wide) in (0..6).map(|index| (index, false)).chain((0..5).map(|index| (index, true))) {
+        let bar = if wide { Bar::memory64(index, 0x4000) } else { Bar::memory32(index, 0x4000) };
+        let sample = Plugged::new(&host, info().bar(bar));
+        let register = BAR0 + 4 * u64::from(index);
+        sample.write(&host, COMMAND, Size::B2, 2);
+        assert_eq!(sample.base(0), None, "BAR {index}: 0 is in no window");
+        let mut places = vec![LOW, LOW + 0x4000, LOW + 0xfff_c000];
+        if wide {
+            places.extend([HIGH, HIGH + 0x4000, HIGH + (64 << 30) - 0x4000]);
+        }
+        for &place in &places {
+            sample.write(&host, register, Size::B4, place & 0xffff_ffff);
+            if wide {
+                sample.write(&host, register + 4, Size::B4, place >> 32);
+            }
+            assert_eq!(sample.base(0), Some(place), "BAR {index}");
+        }
+        // Refused by the machine, as over RAM or another BAR: it stays, and moves when it can.
+        let last = places.last().copied();
+        let effect = host.write(sample.slot(), register, Size::B4, LOW + 0x8000);
+        assert!(matches!(effect, Effect::Remap(_)));
+        let range = &sample.board.registers()[0];
+        range.moved(range.base());
+        assert_eq!(sample.base(0), last, "BAR {index}");
+        if wide {
+            sample.write(&host, register + 4, Size::B4, 0);
+        } else {
+            sample.write(&host, register, Size::B4, LOW + 0x8000);
+        }
+        assert_eq!(sample.base(0), Some(LOW + 0x8000), "BAR {index}");
+        drop(sample);
+        let _ = host.eject(1 << 1);
+    }
+}

@@ -21,6 +21,7 @@ fn write() -> impl Strategy<Value = (u8, u64, Size, u64)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn accesses_never_panic_and_read_only_bits_stay(writes in proptest::collection::vec(write(), 1..200)) {
         let host = Host::started();
@@ -64,4 +65,62 @@ proptest! {
         let state = sample.function.save().unwrap();
         prop_assert!(sample.function.check(&state).is_ok());
     }
+}
+
+/// vCPUs write wherever they like while the device signals and the machine takes other functions in and out.
+#[test]
+fn vcpus_devices_and_the_machine_meet_without_deadlock() {
+    const ROUNDS: u64 = 2000;
+    let host = Host::started();
+    let sample = Plugged::new(&host, sample(5));
+    let (ecam, hotplug, bar) = (host.port("ecam"), host.port("hotplug"), sample.bar0());
+    let vectors = sample.vectors.clone().unwrap();
+    let bus = host.bus.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                for (offset, value) in [(0x04, round & 7), (0x10, LOW), (0x1c, LOW + round % 2 * 0x1000)] {
+                    let at = Access { offset: 0x8000 + offset, size: Size::B4 };
+                    sample.board.carry_out(ecam.write(at, value).unwrap());
+                }
+                let control = Access { offset: 0x8000 + 0x42, size: Size::B2 };
+                let _ = ecam.write(control, (round & 3) << 14).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                let at = Access { offset: 0x8000 + 4 * (round % 20), size: Size::B4 };
+                let _ = bar.write(at, round);
+                let _ = bar.read(Access { offset: 0x1000, size: Size::B8 });
+            }
+        });
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                vectors.interrupt((round % 5) as u16).unwrap().signal().unwrap();
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..ROUNDS {
+                for offset in [0, 4, 12] {
+                    let _ = hotplug.read(Access { offset, size: Size::B4 }).unwrap();
+                }
+                let _ = hotplug.write(Access { offset: 8, size: Size::B4 }, 1 << 9).unwrap();
+            }
+        });
+        for _ in 0..200 {
+            let mut other = Function::new("other", &bus, info());
+            // Until the other thread has ejected the one before, the slot waits.
+            while other.slot().is_none() {
+                let mut board = TestBoard::default();
+                let assigned = board.assign(&other.requires());
+                other = Function::new("other", &bus, info()).at(9);
+                if other.attach(&assigned, |_| Ok(Vec::new())).is_err() {
+                    let _ = bus.eject(1 << 9);
+                }
+            }
+            other.resume().unwrap();
+            let _ = bus.request_removal("other");
+        }
+    });
+    assert!(sample.function.check(&sample.function.save().unwrap()).is_ok());
 }

@@ -163,3 +163,44 @@ fn d2_a_host_refuses_what_it_never_saves() {
         assert!(host.device.restore(Handover::new(cut)).is_err());
     }
 }
+
+/// The bytes of a golden file: two hexadecimal digits each, and `#` before what is for the reader.
+fn golden(text: &str) -> Vec<u8> {
+    let digits = text.lines().flat_map(|line| line.split('#').next().unwrap().split_whitespace());
+    digits.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let line = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+    bytes.chunks(16).map(|bytes| line(bytes).trim_end().to_owned() + "\n").collect()
+}
+
+const GOLDEN_FUNCTION: &str = include_str!("../../tests/golden/pci-function-1.hex");
+const GOLDEN_HOST: &str = include_str!("../../tests/golden/pci-host-1.hex");
+
+#[test]
+fn the_payloads_are_the_golden_ones_and_are_restored() {
+    let mut host = Host::started();
+    let mut device = Plugged::new(&host, sample(2));
+    device.write(&host, BAR0 + 12, Size::B4, LOW);
+    device.write(&host, COMMAND, Size::B2, 6);
+    device.set_table(0, 0xfee0_0000);
+    device.set_table(8, 0x31);
+    device.set_table(12, 0);
+    device.set_control(&host, 1 << 15);
+    device.vectors.as_ref().unwrap().interrupt(1).unwrap().signal().unwrap();
+    let _ = host.port("config").write(Access { offset: 0, size: Size::B4 }, 0x8000_0804).unwrap();
+    let payload = device.function.save().unwrap().payload;
+    assert!(payload[..] == golden(GOLDEN_FUNCTION), "the bytes have changed:\n{}", hex(&payload));
+    let payload = save(&mut host).state.payload;
+    assert!(payload[..] == golden(GOLDEN_HOST), "the bytes have changed:\n{}", hex(&payload));
+
+    device.function.reset().unwrap();
+    let state = SavedState::new("ossature.pci-function", 1, golden(GOLDEN_FUNCTION));
+    device.function.restore(device.function.check(&state).unwrap());
+    assert_eq!(device.function.save().unwrap(), state);
+    host.device.reset().unwrap();
+    let state = SavedState::new("ossature.pci-host", 1, golden(GOLDEN_HOST));
+    host.device.restore(Handover::new(state.clone())).unwrap();
+    assert_eq!(save(&mut host).state, state);
+}

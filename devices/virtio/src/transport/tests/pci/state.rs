@@ -141,3 +141,28 @@ fn a_vector_that_does_not_exist_and_the_other_transports_state_are_refused() {
     let refused = rig.device.restore(mmio.save().unwrap());
     assert!(matches!(refused, Err(StateError::Kind { .. })), "{refused:?}");
 }
+
+const GOLDEN: &str = include_str!("../../../../tests/golden/virtio-pci-1.hex");
+
+#[test]
+fn the_payload_is_the_golden_one_and_is_restored() {
+    let golden: Vec<u8> = GOLDEN
+        .lines()
+        .flat_map(|line| line.split('#').next().unwrap().split_whitespace())
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    let (mut rig, mut ring) = running(&Arc::default());
+    rig.request(0, &mut ring);
+    let state = rig.saved().state;
+    let hex: Vec<String> = state
+        .payload
+        .chunks(16)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert!(state.payload[..] == golden, "the bytes have changed:\n{}", hex.join("\n"));
+    rig.device.reset().unwrap();
+    restore(&mut rig, &SavedState::new("ossature.virtio-pci", 1, Vec::new()), golden).unwrap();
+    rig.device.resume().unwrap();
+    rig.request(0, &mut ring);
+    assert_eq!(rig.sent(1), Some(0x41));
+}
