@@ -18,6 +18,7 @@ use ossature::virtio::net::{Net, Tap};
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
+use ossature::vmm::program::raise_descriptor_limit;
 
 use crate::Result;
 use crate::args::{Args, Disk, SerialLine, Sockets};
@@ -146,6 +147,8 @@ fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
 }
 
 fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    // Each connection takes a descriptor.
+    raise_descriptor_limit()?;
     let mut device = Vsock::new(sockets.cid)?;
     let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
     device = device.with_socket(socket)?;
