@@ -136,7 +136,7 @@ fn socat_on_either_side() {
     loop {
         assert!(since.elapsed() < LIMIT, "the guest does not listen");
         let mut client = process::command(SOCAT);
-        client.args(["-", &format!("UNIX-CONNECT:{}", sockets.path("vm").display())]);
+        client.args(["-t", "100", "-", &format!("UNIX-CONNECT:{}", sockets.path("vm").display())]);
         client.stdin(fs::File::open(&to_guest).unwrap()).stderr(Stdio::null());
         let output = client.output().unwrap();
         if output.stdout.starts_with(b"OK ") {
