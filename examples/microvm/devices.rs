@@ -19,6 +19,7 @@ use ossature::virtio::console::{
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
+use ossature::vmm::program::raise_descriptor_limit;
 
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
@@ -183,6 +184,8 @@ fn console_port(port: &Port) -> Result<ConsolePort> {
 }
 
 pub fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    // Each connection takes a descriptor.
+    raise_descriptor_limit()?;
     let mut device = Vsock::new(sockets.cid)?;
     let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
     device = device.with_socket(socket)?;
