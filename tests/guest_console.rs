@@ -113,7 +113,7 @@ fn named_ports_carry_data_both_ways_and_a_client_reconnects() {
     let guest = Guest::new()
         .args(["--port", &port("org.example.echo"), "--port", &port("hash")])
         // What udev does.
-        .run("names", "mkdir /dev/virtio-ports; for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done; ls /dev/virtio-ports")
+        .run("names", "mkdir /dev/virtio-ports; for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done; ls -1 /dev/virtio-ports")
         .run("ports", &format!(
             "hash() {{ head -c {LEN} | sha256sum; }}
             (exec <>/dev/virtio-ports/hash; hash >/tmp/hash; cat /tmp/hash >&0) &

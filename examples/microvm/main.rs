@@ -69,7 +69,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {
-            USER.say(format!("warning: {emulation}"));
+            USER.say_or_drop(format!("warning: {emulation}"));
         }
     }
 
