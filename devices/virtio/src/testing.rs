@@ -6,8 +6,12 @@
 
 pub mod conformance;
 mod driver;
+mod machine;
+mod mode;
+mod port;
 mod ring;
 
 pub use driver::TestDriver;
 pub use driver::io::Request;
+pub use mode::{Life, Transport, on_each_transport, with};
 pub use ring::{Desc, GuestRing, Used, guest_ram};
