@@ -98,7 +98,7 @@ pub use metric::{Metric, MetricKind, MetricUnit, MetricVisitor};
 pub use panic::Panic;
 pub use request::{
     AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,
-    Requires, ResourceName, Trigger,
+    Requires, ResourceName, Trigger, WindowRequest,
 };
 pub use state::Handover;
 pub use table::BusError;

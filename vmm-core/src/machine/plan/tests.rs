@@ -23,12 +23,12 @@ fn level() -> Requires {
 /// The places of new devices.
 fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
     let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
-    plan(&asked)
+    plan(&asked, 0)
 }
 
 fn place(registers: &[u64], interrupts: &[u32]) -> Place {
     let registers = registers.iter().copied().map(Some).collect();
-    Place { registers, interrupts: interrupts.to_vec() }
+    Place { registers, interrupts: interrupts.to_vec(), windows: Vec::new() }
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
         Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
         Asked { id: "c", requires: &new, place: None },
     ];
-    let places = plan(&asked).unwrap();
+    let places = plan(&asked, 0).unwrap();
     assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[7])]);
 }
 
