@@ -12,6 +12,9 @@ pub use ossature_core as vmm;
 pub use ossature_legacy as legacy;
 #[doc(inline)]
 pub use ossature_memory as memory;
+#[cfg(feature = "pci")]
+#[doc(inline)]
+pub use ossature_pci as pci;
 #[cfg(feature = "rust-vmm")]
 #[doc(inline)]
 pub use ossature_rust_vmm as rust_vmm;
