@@ -137,7 +137,7 @@ fn main() {
 
     let platform = tables::platform();
     count("boot: ACPI tables", 1, || acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
-    count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
+    count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform)).unwrap());
     let image = tables::kernel(4096);
     count("boot: kernel parsed", 1, || {
         x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()
