@@ -136,8 +136,13 @@ impl Function {
     /// In this slot, 1 to 31. A machine that restores a state needs its functions where they were.
     #[must_use]
     pub fn at(mut self, slot: u8) -> Self {
-        self.wanted = Some(slot);
+        self.set_slot(slot);
         self
+    }
+
+    /// Puts it in this slot when it is attached the next time: see [`at`](Self::at).
+    pub fn set_slot(&mut self, slot: u8) {
+        self.wanted = Some(slot);
     }
 
     /// The id of its device.

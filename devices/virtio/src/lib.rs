@@ -143,6 +143,7 @@ pub use queue::{Chain, QueueBroken, QueueSetup, QueueSetupError, QueueState, Vir
 pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
 pub use transport::mmio::{MmioInterrupt, VirtioMmio};
+pub use transport::pci::VirtioPci;
 pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 
 #[cfg(doctest)]
