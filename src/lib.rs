@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "virtio")]
+#[doc(inline)]
+pub use ossature_block as block;
 #[doc(inline)]
 pub use ossature_boot as boot;
 #[doc(inline)]

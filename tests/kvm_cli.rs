@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cli::{AARCH64, Files, X86_64, elf, example, microvm, refuses, run};
-use ossature::virtio::blk::{DiskIo, OpenMode, RawFile};
+use ossature::block::{Disk, OpenMode, RawFile};
 
 #[test]
 fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {

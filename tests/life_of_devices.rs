@@ -10,7 +10,7 @@ use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, Serial
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
 use ossature::virtio::console::ConsoleOutput;
-use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads};
+use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads, Unsent};
 use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
 use ossature::vmm::machine::{Machine, MachineHandle, Outcome};
 use ossature::vmm::scripted::{Script, Scripted};
@@ -23,7 +23,23 @@ impl NetIo for Silent {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 

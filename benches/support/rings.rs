@@ -13,7 +13,7 @@ use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Window};
 use ossature::virtio::blk::{Blk, NullDisk};
 use ossature::virtio::features::{EVENT_IDX, INDIRECT_DESC};
-use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads};
+use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads, Unsent};
 use ossature::virtio::testing::{Desc, GuestRing};
 use ossature::virtio::{
     Activation, LocalDevice, QueueSetup, QueueState, Removed, Runtime, SharedLoop, Turn, VirtQueue, Worker,
@@ -302,7 +302,23 @@ impl NetIo for NullNet {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 

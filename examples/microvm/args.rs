@@ -9,10 +9,11 @@ use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser}
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
+use ossature::bus::RateLimit;
 use ossature::memory::Backing;
 use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
-use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -57,12 +58,18 @@ pub struct Args {
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
+    /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus
+    #[arg(long, value_enum, default_value = "mmio", value_name = "mmio|pci", hide_possible_values = true)]
+    pub transport: Transport,
     /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
     #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap; repeatable
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
     pub net: Vec<Nic>,
+    /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
+    #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
+    pub rng: Option<RateLimit>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
     serial: Option<SerialLine>,
@@ -82,6 +89,13 @@ pub struct Args {
     /// wrong, too); info (and the rest); debug and trace add nothing
     #[arg(long, default_value = "warn")]
     pub log: log::LevelFilter,
+}
+
+/// Where the guest finds virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    Mmio,
+    Pci,
 }
 
 /// Where the serial port's bytes go and come from.
@@ -147,6 +161,11 @@ fn nic(text: OsString) -> Result<Nic, KeyValueError> {
     let tap = keys.text("tap")?.unwrap_or_default().to_owned();
     let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
     Ok(Nic { tap, mac })
+}
+
+fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["limit=RATE"])?;
+    keys.parsed_by("limit", parse_rate)?.ok_or(KeyValueError::Missing { key: "limit=RATE" })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

@@ -7,19 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ossature::bus::{Device, EventLoop, Hosted};
+use ossature::bus::{Device, EventLoop, Hosted, RateLimiter, RateLimits};
 use ossature::legacy::{
     AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
     backend, window_size,
 };
+use ossature::pci::PciBus;
 use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
 use ossature::virtio::net::{Net, Tap};
-use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
+use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine};
+use crate::args::{Args, Disk, SerialLine, Transport};
 use crate::report::USER;
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
@@ -61,15 +62,22 @@ impl Devices {
             builder = builder.device(timer);
         }
 
+        let pci = (args.transport == Transport::Pci).then(PciBus::new);
+        builder = builder.devices(pci.iter().map(|bus| Box::new(bus.host("pci")) as Box<dyn Device>));
         let mut lines = OWN_LINES;
-        let mut virtio = |id: String, device: Box<dyn LocalDevice>| {
-            let device = VirtioMmio::new(id, device, Arc::new(here.clone()));
+        let mut virtio = |id: String, device: Box<dyn LocalDevice>| -> Box<dyn Device> {
+            let here = Arc::new(here.clone());
+            if let Some(bus) = &pci {
+                return Box::new(VirtioPci::new(id, device, here, bus));
+            }
             // Linux needs no true interrupt status, and then no interrupt costs an exit.
             let interrupt = if lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
             lines = lines.saturating_sub(1);
-            device.with_interrupt(interrupt)
+            Box::new(VirtioMmio::new(id, device, here).with_interrupt(interrupt))
         };
-        builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
+        let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
+        let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
+        builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
         each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));

@@ -132,6 +132,7 @@ pub mod testing;
 mod transport;
 #[cfg(test)]
 mod virtio_queue_traps;
+pub mod vsock;
 mod worker;
 
 pub use blk::Blk;
@@ -143,6 +144,7 @@ pub use queue::{Chain, QueueBroken, QueueSetup, QueueSetupError, QueueState, Vir
 pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
 pub use transport::mmio::{MmioInterrupt, VirtioMmio};
+pub use vsock::Vsock;
 pub use transport::pci::VirtioPci;
 pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 

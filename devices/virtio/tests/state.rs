@@ -10,7 +10,7 @@ use ossature_bus::{DeviceState, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 use ossature_virtio::blk::{Blk, NullDisk};
 use ossature_virtio::console::{Console, ConsoleOutput};
-use ossature_virtio::net::{Net, NetIo, Offloads};
+use ossature_virtio::net::{Net, NetIo, Offloads, Unsent};
 use ossature_virtio::testing::TestDriver;
 use ossature_virtio::{LocalDevice, Rng};
 
@@ -33,7 +33,23 @@ impl NetIo for Quiet {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
@@ -73,14 +89,18 @@ fn rng() -> Box<dyn LocalDevice> {
 type Row = (fn() -> Box<dyn LocalDevice>, u16, &'static str);
 
 const ROWS: [Row; 4] = [
-    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (blk, 0, include_str!("golden/virtio-blk-2.hex")),
     (net, 1, include_str!("golden/virtio-net-1.hex")),
-    (console, 1, include_str!("golden/virtio-console-2.hex")),
+    (console, 1, include_str!("golden/virtio-console-3.hex")),
     (rng, 0, include_str!("golden/virtio-rng-1.hex")),
 ];
 
 /// What was saved by earlier versions.
-const EARLIER: [Row; 1] = [(console, 1, include_str!("golden/virtio-console-1.hex"))];
+const EARLIER: [Row; 3] = [
+    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (console, 1, include_str!("golden/virtio-console-1.hex")),
+    (console, 1, include_str!("golden/virtio-console-2.hex")),
+];
 
 /// A driver that has had three chains served, of which it has seen two, and has offered a fourth.
 fn driver(device: Box<dyn LocalDevice>, queue: u16) -> TestDriver {

@@ -121,9 +121,18 @@ impl KeyValues {
 
     /// The same as what it says, such as a number.
     pub fn parsed<T: FromStr<Err: fmt::Display>>(&self, key: &str) -> Result<Option<T>, KeyValueError> {
+        self.parsed_by(key, str::parse)
+    }
+
+    /// The same as what `parse` makes of it, such as [`parse_size`](super::parse_size).
+    pub fn parsed_by<T, E: fmt::Display>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, KeyValueError> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        let wrong = |e: T::Err| KeyValueError::Wrong { key: key.to_owned(), reason: e.to_string() };
-        text.parse().map(Some).map_err(wrong)
+        let wrong = |e: E| KeyValueError::Wrong { key: key.to_owned(), reason: e.to_string() };
+        parse(text).map(Some).map_err(wrong)
     }
 
     /// Returns true if a flag is on: `key`, `key=on` or `key=true`, in contrast to `key=off`, `key=false` and no key.

@@ -4,7 +4,8 @@
 //! - [`Signals`] heeds the signals to the process: power button, stop, terminal and job control.
 //!   [`block_io_signals`] makes errors of the signals that the kernel sends for I/O.
 //! - [`Messages`] tells the user things on standard error; printing neither fails nor waits for a reader.
-//! - [`KeyValues`] takes arguments apart that describe a device, `path=disk.img,readonly`; [`parse_size`] knows `512M`.
+//! - [`KeyValues`] takes arguments apart that describe a device, `path=disk.img,readonly`; [`parse_size`] knows `512M`,
+//!   [`parse_rate`] `100M/s+1G`.
 //! - [`share_one_heap`] spares the heaps of threads that allocate next to nothing.
 //!
 //! Beside them: [`Failure`](crate::Failure) for errors that `main` returns, and
@@ -14,11 +15,13 @@
 mod heap;
 mod key_values;
 mod messages;
+mod rate;
 mod signals;
 mod size;
 
 pub use heap::share_one_heap;
 pub use key_values::{KeyValueError, KeyValues};
 pub use messages::Messages;
+pub use rate::{RateError, parse_rate};
 pub use signals::{HeededSignals, Signals, block_io_signals};
 pub use size::{SizeError, parse_size};

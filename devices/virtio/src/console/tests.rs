@@ -1,3 +1,5 @@
+mod ports;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};

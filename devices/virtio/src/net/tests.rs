@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ossature_bus::DeviceEvent;
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
@@ -18,7 +19,8 @@ const RXQ: usize = 0;
 const TXQ: usize = 1;
 const RX_KICK: u16 = 0;
 const TX_KICK: u16 = 1;
-const HOST: u16 = 2;
+const CONTROL: u16 = 2;
+const HOST: u16 = 3;
 
 const CSUM: u128 = 1 << 0;
 const GUEST_CSUM: u128 = 1 << 1;
@@ -33,6 +35,10 @@ const MRG_RXBUF: u128 = 1 << 15;
 struct Cable {
     socket: UnixDatagram,
     offloads: Mutex<Vec<Offloads>>,
+    active: Mutex<Vec<bool>>,
+    connected: AtomicBool,
+    /// Packets that a flush says it has lost.
+    unsent: Mutex<u64>,
     /// What the next calls fail with.
     failures: Mutex<VecDeque<i32>>,
     /// Keeps the other end open.
@@ -50,10 +56,33 @@ impl NetIo for Cable {
         self.socket.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.failure()?;
         self.offloads.lock().unwrap().push(offloads);
         Ok(())
+    }
+
+    fn set_active(&self, active: bool) -> io::Result<()> {
+        if self.active.lock().unwrap().last() != Some(&active) {
+            self.failure()?;
+            self.active.lock().unwrap().push(active);
+        }
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
+        match std::mem::take(&mut *self.unsent.lock().unwrap()) {
+            0 => Ok(()),
+            lost => Err(Unsent::new(lost, io::ErrorKind::NetworkDown.into())),
+        }
     }
 
     fn receive(&self, mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError> {
@@ -71,19 +100,36 @@ impl NetIo for Cable {
     }
 }
 
+fn mac() -> Mac {
+    "52:54:00:12:34:56".parse().unwrap()
+}
+
 /// A card, and the other end of its cable.
 fn card() -> (Net<Cable>, UnixDatagram) {
+    let (cable, other) = cable();
+    (Net::new(cable, mac()), other)
+}
+
+fn cable() -> (Cable, UnixDatagram) {
     let (socket, other) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     other.set_nonblocking(true).unwrap();
     let kept = other.try_clone().unwrap();
-    let cable = Cable { socket, offloads: Mutex::default(), failures: Mutex::default(), _other: kept };
-    (Net::new(cable, "52:54:00:12:34:56".parse().unwrap()), other)
+    let cable = Cable {
+        socket,
+        offloads: Mutex::default(),
+        active: Mutex::new(vec![true]),
+        connected: AtomicBool::new(true),
+        unsent: Mutex::default(),
+        failures: Mutex::default(),
+        _other: kept,
+    };
+    (cable, other)
 }
 
 impl Net<Cable> {
     fn fail_next(&self, errors: &[i32]) {
-        self.io.failures.lock().unwrap().extend(errors);
+        self.pairs[0].io.failures.lock().unwrap().extend(errors);
     }
 }
 
@@ -135,9 +181,11 @@ fn assert_packet(got: Option<(Vec<u8>, u16)>, sent: &[u8], buffers: u16) {
 #[test]
 fn says_what_it_is() {
     let (net, _other) = card();
-    assert_eq!(config(&net), [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+    let mut expected = vec![0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0, 0];
+    expected.extend([0xff; 5]);
+    assert_eq!(config(&net), expected);
     assert_eq!(net.info().features & 1 << 5, 1 << 5);
-    assert_eq!((net.info().queues, net.groups()), (vec![256, 256], vec![vec![0, 1]]));
+    assert_eq!((net.info().queues, net.groups()), (vec![256, 256, 64], vec![vec![0, 1], vec![2]]));
     assert_eq!(net.mac().to_string(), "52:54:00:12:34:56");
 }
 
@@ -330,7 +378,7 @@ fn a_stop_gives_unused_buffers_back() {
         rig.run(HOST);
         assert_packet(taken(&mut rig, &mut heads), &packet(1500), 2);
         let queues = rig.stop();
-        assert_eq!(queues.iter().map(|q| q.index()).collect::<Vec<_>>(), [0, 1], "round {round}");
+        assert_eq!(queues.iter().map(|q| q.index()).collect::<Vec<_>>(), [0, 1, 2], "round {round}");
         rig.start_with(&mut net, queues);
     }
     assert_eq!(rig.used(RXQ), None);
@@ -344,7 +392,23 @@ impl NetIo for Flood {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
@@ -410,7 +474,7 @@ fn offloads_follow_the_negotiated_features() {
     let all = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
     for (features, expect) in [
         (0, Offloads::default()),
-        (all, Offloads { checksum: true, tso4: true, tso6: true, ecn: true }),
+        (all, Offloads { uso: false, ..Offloads::all() }),
         (GUEST_CSUM, Offloads { checksum: true, ..Offloads::default() }),
         (GUEST_CSUM | GUEST_ECN, Offloads { checksum: true, ..Offloads::default() }),
         (GUEST_CSUM | GUEST_TSO6, Offloads { checksum: true, tso6: true, ..Offloads::default() }),
@@ -419,7 +483,7 @@ fn offloads_follow_the_negotiated_features() {
     ] {
         let (mut net, _other) = card();
         let _rig = Rig::new(&mut net, features);
-        assert_eq!(*net.io.offloads.lock().unwrap(), [expect]);
+        assert_eq!(*net.pairs[0].io.offloads.lock().unwrap(), [expect]);
     }
 }
 
@@ -438,6 +502,12 @@ fn frame(flags: u8, gso: u8, len: usize) -> Vec<u8> {
     let mut packet = packet(len);
     packet[0] = flags;
     packet[1] = gso;
+    if flags & 1 != 0 {
+        // Behind Ethernet and IPv4, where TCP has it; segments of a byte.
+        packet[4] = u8::from(gso != 0);
+        packet[6] = 34;
+        packet[8] = if gso & 0x7f == 5 { 6 } else { 16 };
+    }
     packet
 }
 

@@ -13,6 +13,7 @@ use crate::Net;
 use crate::net::Mac;
 use crate::rig::{Rig, counter};
 
+const HOST: u16 = 3;
 const INSIDE: &str = "OSSATURE_TEST_STAGE";
 const GUEST: &str = "52:54:00:12:34:56";
 const CSUM: u128 = 1 << 0;
@@ -37,7 +38,7 @@ fn root() -> bool {
 
 #[test]
 fn a_tap_of_somebody_else_is_named() {
-    let error = attach_error("tap7", io::Error::from_raw_os_error(libc::EPERM));
+    let error = attach_error("tap7", io::Error::from_raw_os_error(libc::EPERM), false);
     assert!(error.to_string().starts_with(r#"tap "tap7": no permission"#), "{error}");
     assert!(std::error::Error::source(&error).is_some());
 }
@@ -127,7 +128,7 @@ fn descriptors() {
     let mut rig = Rig::new(&mut net, MRG_RXBUF);
     send(&mut rig, &arp_request());
     assert_eq!((counter(&net, "tx_packets"), counter(&net, "host_errors")), (1, 0));
-    let nonblocking = sys::status_flags(net.io.fd()).unwrap() & libc::O_NONBLOCK;
+    let nonblocking = sys::status_flags(net.pairs[0].io.fd()).unwrap() & libc::O_NONBLOCK;
     assert_ne!(nonblocking, 0);
 }
 
@@ -154,7 +155,7 @@ fn send(rig: &mut Rig, packet: &[u8]) {
 fn packets_both_ways(net: &mut Net<Tap>) {
     ip("addr add 10.0.0.1/24 dev tap0");
     let epoll = Epoll::new().unwrap();
-    epoll.ctl(ControlOperation::Add, net.io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    epoll.ctl(ControlOperation::Add, net.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
     let mut rig = Rig::new(net, MRG_RXBUF);
 
     // Down: what the guest sends is lost, and the card goes on.
@@ -171,7 +172,7 @@ fn packets_both_ways(net: &mut Net<Tap>) {
     // The kernel's answer comes among what it sends when a link comes up.
     for buffer in buffers {
         let used = loop {
-            rig.run(2);
+            rig.run(HOST);
             if let Some(used) = rig.used(0) {
                 break used;
             }
@@ -205,7 +206,7 @@ fn long_packets(net: &mut Net<Tap>) {
     for len in [1000, fits + 1, fits] {
         socket.send_to(&vec![7; len], "10.0.0.2:9").unwrap();
     }
-    rig.run(2);
+    rig.run(HOST);
     for buffer in buffers {
         let used = rig.used(0).expect("the packet that fits");
         let got = rig.get(buffer);

@@ -1,3 +1,5 @@
+use std::os::unix::net::UnixStream;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -9,7 +11,7 @@ fn folder() -> (TempDir, PathBuf) {
 }
 
 fn refusal(path: &Path) -> String {
-    let error = SocketLine::bind(path).err().expect("the path is taken");
+    let error = SocketFile::bind(path).expect_err("the path is taken");
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     error.to_string()
 }
@@ -20,7 +22,7 @@ fn t8_what_a_killed_process_has_left_is_replaced() {
     // The listener is gone, and its file is not.
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let line = SocketLine::bind(&path).unwrap();
+    let line = SocketFile::bind(&path).unwrap();
     UnixStream::connect(&path).unwrap();
     drop(line);
     assert!(!path.exists());
@@ -48,7 +50,7 @@ fn t8_a_socket_that_somebody_listens_on_stays_and_is_named() {
     }
     assert_eq!(refusal(&path), "another process listens on this socket");
     drop(other);
-    SocketLine::bind(&path).unwrap();
+    SocketFile::bind(&path).unwrap();
 }
 
 #[test]
@@ -72,7 +74,7 @@ fn t8_two_that_replace_at_once_do_not_take_each_other_for_a_leftover() {
     assert!(!new.exists());
     // It is waited for.
     let path_too = path.clone();
-    let waiting = thread::spawn(move || SocketFile::bind(&path_too, Duration::from_secs(60)).unwrap());
+    let waiting = thread::spawn(move || SocketFile::bind_within(&path_too, Duration::from_secs(60)).unwrap());
     drop(other);
     let _bound = waiting.join().unwrap();
     UnixStream::connect(&path).unwrap();
@@ -83,7 +85,7 @@ fn t8_of_many_that_want_one_path_one_gets_it_and_keeps_it() {
     for _ in 0..20 {
         let (_folder, path) = folder();
         drop(UnixListener::bind(&path).unwrap());
-        let bind = || SocketFile::bind(&path, Duration::from_secs(60));
+        let bind = || SocketFile::bind_within(&path, Duration::from_secs(60));
         let bound: Vec<_> = thread::scope(|scope| {
             let all: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
             all.into_iter().map(|one| one.join().unwrap()).collect()
@@ -96,16 +98,16 @@ fn t8_of_many_that_want_one_path_one_gets_it_and_keeps_it() {
 #[test]
 fn t8_a_folder_that_is_not_there_is_the_error_of_the_socket() {
     let (_folder, path) = folder();
-    let error = SocketLine::bind(&path.join("serial")).err().expect("there is no such folder");
+    let error = SocketFile::bind(path.join("serial")).expect_err("there is no such folder");
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[test]
 fn t8_the_end_of_one_does_not_remove_the_socket_of_another() {
     let (_folder, path) = folder();
-    let line = SocketLine::bind(&path).unwrap();
+    let line = SocketFile::bind(&path).unwrap();
     fs::remove_file(&path).unwrap();
-    let other = SocketLine::bind(&path).unwrap();
+    let other = SocketFile::bind(&path).unwrap();
     drop(line);
     UnixStream::connect(&path).unwrap();
     drop(other);
