@@ -144,8 +144,8 @@ pub use queue::{Chain, QueueBroken, QueueSetup, QueueSetupError, QueueState, Vir
 pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
 pub use transport::mmio::{MmioInterrupt, VirtioMmio};
-pub use vsock::Vsock;
 pub use transport::pci::VirtioPci;
+pub use vsock::Vsock;
 pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 
 #[cfg(doctest)]

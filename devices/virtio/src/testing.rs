@@ -2,7 +2,13 @@
 //! guest memory that can be written rightly and wrongly, and the conformance suite that every device runs.
 //!
 //! Everything here fails its test by panicking.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // as said above
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)] // as said above
 
 pub mod conformance;
 mod driver;

@@ -6,6 +6,7 @@
 
 mod activation;
 mod life;
+mod pci;
 mod queues;
 mod registers;
 mod rings;
@@ -19,6 +20,7 @@ use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEED
 
 pub use activation::*;
 pub use life::*;
+pub use pci::*;
 pub use queues::*;
 pub use registers::*;
 pub use rings::*;
@@ -30,9 +32,9 @@ pub type Factory<'a> = &'a dyn Fn() -> Box<dyn LocalDevice>;
 /// Makes a module of tests, one for each row of the suite: `conformance_tests!(rng, Rng::new)`. The second
 /// argument is called without arguments for each device that a test needs.
 ///
-/// In the module there is one for each transport, `mmio`, with the rows themselves, and with two modules in which
-/// devices have more of a life: in `restored`, they are saved, reset and restored each time a driver has started them;
-/// in `plugged`, they were unplugged and plugged in again before a driver finds them.
+/// In the module there is one for each transport, `mmio` and `pci`, with the rows themselves, and with two modules in
+/// which devices have more of a life: in `restored`, they are saved, reset and restored each time a driver has started
+/// them; in `plugged`, they were unplugged and plugged in again, on PCI while the guest runs, before a driver finds them.
 #[macro_export]
 macro_rules! conformance_tests {
     ($name:ident, $factory:expr) => {
@@ -44,6 +46,16 @@ macro_rules! conformance_tests {
                 every_kind_of_interrupt,
                 g2_queue_ready_is_cleared,
                 g3_interrupt_status_is_true,
+            ]);
+            $crate::__conformance_rows!(pci, Pci, $factory; [
+                every_choice_of_vectors,
+                surprise_removal,
+                pci_window_into_the_bars,
+                g3_isr_status_is_true,
+                a5_vectors_out_of_range,
+                a5_vectors_change_while_queues_run,
+                a6_table_and_pending_bits,
+                b7_bars_move_while_the_device_works,
             ]);
         }
     };
@@ -67,6 +79,7 @@ macro_rules! __conformance_rows {
             reset_in_mid_flight,
             quiesce_and_resume,
             config_space_is_bounded,
+            registers_under_load,
             kicks_before_the_driver_is_ready,
             kick_storm,
             failed_driver_needs_a_reset,

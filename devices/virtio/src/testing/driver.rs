@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use ossature_bus::{Device, DeviceEvent, DeviceState, Event, Handover, Mmio};
+use ossature_bus::{Device, DeviceError, DeviceEvent, DeviceState, Event, Handover, Mmio};
 use ossature_memory::Dma;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::machine::Machine;
-use super::mode::{Life, life};
+use super::mode::{Life, Transport, life, transport};
 use super::port::Port;
+use super::port::pci::Vectors;
 use super::{GuestRing, guest_ram};
 use crate::{Inline, LocalDevice, MmioInterrupt, Runtime, VirtioMmio};
 
@@ -39,8 +40,6 @@ pub struct TestDriver {
     device: Box<dyn Device>,
     machine: Machine,
     dma: Dma,
-    /// What devices before this one reported.
-    reports: Vec<DeviceEvent>,
     runtime: Option<Arc<dyn Runtime>>,
     inline: Option<Inline>,
     queues: HashMap<u16, Queue>,
@@ -64,17 +63,29 @@ impl TestDriver {
 
     /// A driver for `device`, whose workers run on `runtime`.
     pub fn with_runtime(device: Box<dyn LocalDevice>, runtime: Arc<dyn Runtime>) -> Self {
-        let mut driver = Self::attach(Box::new(VirtioMmio::new("test", device, runtime.clone())));
+        Self::with_vectors(device, runtime, Vectors::default())
+    }
+
+    /// As [`with_runtime`](Self::with_runtime); on PCI, with an own choice of vectors.
+    pub(crate) fn with_vectors(
+        device: Box<dyn LocalDevice>,
+        runtime: Arc<dyn Runtime>,
+        vectors: Vectors,
+    ) -> Self {
+        let dma = guest_ram(&RAM);
+        let machine = Machine::new(transport(), vectors, &dma);
+        let device = machine.wrap(device, runtime.clone());
+        let mut driver = Self::in_machine(machine, device, dma);
         driver.runtime = Some(runtime);
         driver
     }
 
-    /// As [`new`](Self::new), for a device with this kind of interrupt.
+    /// As [`new`](Self::new), for a device behind the MMIO transport with this kind of interrupt.
     pub fn with_interrupt(device: impl LocalDevice + 'static, interrupt: MmioInterrupt) -> Self {
         Self::with_interrupt_boxed(Box::new(device), interrupt)
     }
 
-    /// As [`boxed`](Self::boxed), for a device with this kind of interrupt.
+    /// As [`boxed`](Self::boxed), for a device behind the MMIO transport with this kind of interrupt.
     pub fn with_interrupt_boxed(device: Box<dyn LocalDevice>, interrupt: MmioInterrupt) -> Self {
         let inline = Inline::new().expect("an event loop");
         let runtime: Arc<dyn Runtime> = Arc::new(inline.clone());
@@ -85,15 +96,19 @@ impl TestDriver {
     }
 
     /// Gives `device`, which has one virtio-mmio transport, what it requires, and has it go on.
-    pub fn attach(mut device: Box<dyn Device>) -> Self {
+    pub fn attach(device: Box<dyn Device>) -> Self {
         let dma = guest_ram(&RAM);
-        let machine = Machine::new(&mut *device, &dma);
+        Self::in_machine(Machine::new(Transport::Mmio, Vectors::default(), &dma), device, dma)
+    }
+
+    fn in_machine(mut machine: Machine, mut device: Box<dyn Device>, dma: Dma) -> Self {
+        machine.attach(&mut *device);
         device.resume().expect("the device goes on");
+        machine.find(&*device);
         let mut driver = Self {
             device,
             machine,
             dma,
-            reports: Vec::new(),
             runtime: None,
             inline: None,
             queues: HashMap::new(),
@@ -108,9 +123,16 @@ impl TestDriver {
 
     /// Resets the device as its machine does, and finds it again.
     pub fn reset_machine(&mut self) {
-        self.device.reset().expect("the device resets");
+        self.try_reset_machine().expect("the device resets");
+    }
+
+    /// The same with a device that may fail to.
+    pub(crate) fn try_reset_machine(&mut self) -> Result<(), DeviceError> {
+        let reset = self.device.reset();
+        self.machine.find_again(&*self.device);
         self.queues.clear();
         self.features = 0;
+        reset
     }
 
     /// Stops the device and takes its state; `None` if it cannot be saved.
@@ -127,43 +149,58 @@ impl TestDriver {
         if let Some(handover) = self.save() {
             self.device.reset().expect("the device resets");
             self.device.restore(handover).expect("the device restores what it saved");
+            self.machine.settle();
         }
         self.device.resume().expect("the device goes on");
+        self.machine.assert_configured();
     }
 
     /// Goes on with `device`, which is restored from what this one saves, on the same RAM and the same runtime. Returns
     /// false, and goes on as before, if it cannot be saved.
     pub fn move_to(&mut self, device: Box<dyn LocalDevice>) -> bool {
         let runtime = self.runtime.clone().expect("a driver that knows its runtime");
-        self.move_to_device(Box::new(VirtioMmio::new("test", device, runtime)))
+        let machine = self.machine.another(&self.dma);
+        let device = machine.wrap(device, runtime);
+        self.move_to_machine(machine, device)
     }
 
-    /// As [`move_to`](Self::move_to), for a device of a machine.
-    pub fn move_to_device(&mut self, mut device: Box<dyn Device>) -> bool {
+    /// As [`move_to`](Self::move_to), for a device of a machine, which has one virtio-mmio transport.
+    pub fn move_to_device(&mut self, device: Box<dyn Device>) -> bool {
+        self.move_to_machine(Machine::new(Transport::Mmio, Vectors::default(), &self.dma), device)
+    }
+
+    fn move_to_machine(&mut self, mut machine: Machine, mut device: Box<dyn Device>) -> bool {
         let Some(handover) = self.save() else {
             self.device.resume().expect("the device goes on");
             return false;
         };
         self.device.detach().expect("the device leaves");
-        let machine = Machine::new(&mut *device, &self.dma);
+        machine.attach(&mut *device);
         device.restore(handover).expect("the other device restores what this one saved");
+        machine.settle();
+        device.resume().expect("the device goes on");
         self.device = device;
-        self.enter(machine);
+        let old = std::mem::replace(&mut self.machine, machine);
+        self.machine.find_restored(&*self.device, old);
         true
     }
 
-    /// Takes the device out of its machine and puts it into another one.
+    /// Takes the device out of its machine, and plugs it in again: into another machine on the MMIO transport, into the
+    /// same while it runs on the PCI one.
     pub fn attach_again(&mut self) {
-        self.device.detach().expect("the device leaves");
-        let machine = Machine::new(&mut *self.device, &self.dma);
+        self.machine.replug(&mut *self.device, &self.dma);
         self.queues.clear();
-        self.enter(machine);
     }
 
-    /// Goes on in another machine.
-    fn enter(&mut self, machine: Machine) {
-        self.reports.extend(std::mem::replace(&mut self.machine, machine).board.reports());
-        self.device.resume().expect("the device goes on");
+    /// Removes the device from its PCI bus without asking the guest.
+    pub(crate) fn remove_by_surprise(&mut self) {
+        self.machine.remove_by_surprise(&mut *self.device);
+        self.queues.clear();
+    }
+
+    /// Has the guest eject what was [removed](Self::remove_by_surprise), and plugs the device in again.
+    pub(crate) fn plug_in_after_ejection(&mut self) {
+        self.machine.plug_in_after_ejection(&mut *self.device);
     }
 
     /// The device, as its machine sees it.
@@ -178,7 +215,7 @@ impl TestDriver {
 
     /// What the device has reported to its VMM so far.
     pub fn reports(&self) -> Vec<DeviceEvent> {
-        self.reports.iter().cloned().chain(self.machine.board.reports()).collect()
+        self.machine.reports()
     }
 
     /// Lets the device's workers run until they sleep. Those on other threads run anyway.

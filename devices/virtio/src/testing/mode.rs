@@ -10,6 +10,8 @@ pub enum Transport {
     /// virtio-mmio.
     #[default]
     Mmio,
+    /// virtio-pci.
+    Pci,
 }
 
 /// What has happened to a device when its driver has started it.
@@ -54,7 +56,7 @@ pub fn with(transport: Transport, life: Life, test: impl FnOnce()) {
 
 /// Runs `test` once for each transport, with drivers that sit behind it.
 pub fn on_each_transport(test: impl Fn()) {
-    for transport in [Transport::Mmio] {
+    for transport in [Transport::Mmio, Transport::Pci] {
         // Shown if the test fails.
         eprintln!("transport: {transport:?}");
         with(transport, Life::Live, &test);

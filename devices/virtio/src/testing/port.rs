@@ -1,10 +1,11 @@
 //! A virtio transport as drivers use it, whatever its registers look like.
 
 pub(super) mod mmio;
+pub(super) mod pci;
 
 use std::sync::Arc;
 
-use ossature_bus::{Access, BusFault, Event, Size};
+use ossature_bus::{Access, BusFault, Event, Mmio, Size};
 
 use crate::transport::core::Ring;
 
@@ -12,6 +13,8 @@ use crate::transport::core::Ring;
 pub(crate) trait Port: Send + Sync {
     fn status(&self) -> u8;
     fn set_status(&self, status: u8);
+    /// What answers the status register at present, and where: for a vCPU that still writes to a device that has left.
+    fn status_register(&self) -> (Arc<dyn Mmio>, Access);
     /// Features that the device offers, from bit `32 * window`.
     fn device_features(&self, window: u32) -> u32;
     /// Features that the driver accepts, from bit `32 * window`.
@@ -29,6 +32,10 @@ pub(crate) trait Port: Send + Sync {
     fn set_queue_ready(&self, value: u32);
     fn queue_reset(&self) -> u32;
     fn set_queue_reset(&self, value: u32);
+    /// Chooses the interrupt of configuration changes, where the transport has several.
+    fn connect_config(&self);
+    /// Chooses the interrupt of the selected queue, which is `queue`.
+    fn connect_queue(&self, queue: u16);
     /// How long configuration space may be.
     fn config_room(&self) -> u64;
     /// Reads configuration space.
@@ -44,6 +51,8 @@ pub(crate) trait Port: Send + Sync {
     /// to acknowledge.
     fn pending(&self) -> u32;
     fn acknowledge(&self, bits: u32);
+    /// Writes each register that the device has with this value, and reads it.
+    fn scribble(&self, value: u64);
     /// Readable when there is an interrupt to take; there is none to wait for where the driver has to look by itself.
     fn events(&self) -> &[Arc<Event>];
     /// Takes the interrupts that were raised since the last time: how many, as far as they are counted.

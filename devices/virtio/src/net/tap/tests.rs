@@ -155,7 +155,9 @@ fn send(rig: &mut Rig, packet: &[u8]) {
 fn packets_both_ways(net: &mut Net<Tap>) {
     ip("addr add 10.0.0.1/24 dev tap0");
     let epoll = Epoll::new().unwrap();
-    epoll.ctl(ControlOperation::Add, net.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    epoll
+        .ctl(ControlOperation::Add, net.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0))
+        .unwrap();
     let mut rig = Rig::new(net, MRG_RXBUF);
 
     // Down: what the guest sends is lost, and the card goes on.

@@ -1,6 +1,7 @@
 //! Rows about registers: status, features, queues, configuration space.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ossature_bus::{Access, BusFault, DeviceEvent, Size};
 
@@ -147,6 +148,7 @@ pub fn a7_notify_of_no_queue(factory: Factory) {
     let eager = eager(factory);
     let mut driver = TestDriver::boxed(factory());
     driver.start(0);
+    driver.interrupts();
     for queue in no_queues(&driver) {
         driver.kick_register(queue);
     }
@@ -328,4 +330,29 @@ pub fn g3_interrupt_status_is_true(factory: Factory) {
             assert_eq!((status(&driver), driver.is_asserted()), (0, false));
         }
     }
+}
+
+/// A vCPU writes and reads every register, status and queues included, while another starts the device, and a worker
+/// works: nobody waits for ever, and the device works afterwards.
+pub fn registers_under_load(factory: Factory) {
+    let eager = eager(factory);
+    let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
+    let mut driver = TestDriver::with_runtime(factory(), runtime);
+    let (registers, stop) = (driver.registers().clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                (0..3).for_each(|value| registers.scribble(value));
+            }
+        });
+        for _ in 0..100 {
+            for status in [0, 1, 3, 11, 15] {
+                driver.write_features(VERSION_1);
+                driver.write_status(status);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    driver.start(0);
+    works(&mut driver, &eager);
 }

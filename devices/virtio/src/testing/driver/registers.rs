@@ -1,8 +1,11 @@
 //! The driver's part in registers: status, features, queues, configuration space, interrupts.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::features::VERSION_1;
 use crate::testing::port::config_byte;
+use crate::testing::port::pci::PciPort;
 use crate::transport::core::Ring;
 use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
 
@@ -25,6 +28,16 @@ impl TestDriver {
     /// The registers, whatever the transport.
     pub(crate) fn registers(&self) -> &Arc<dyn Port> {
         self.machine.port()
+    }
+
+    /// The function of the PCI transport.
+    pub(in crate::testing) fn pci(&self) -> &Arc<PciPort> {
+        self.machine.pci()
+    }
+
+    /// The transport between driver and device.
+    pub fn transport(&self) -> Transport {
+        self.machine.transport()
     }
 
     /// Reads `N` bytes of configuration space, one by one.
@@ -125,6 +138,7 @@ impl TestDriver {
         for (part, addr) in [(Ring::Desc, ring.desc), (Ring::Avail, ring.avail), (Ring::Used, ring.used)] {
             registers.set_queue_address(part, addr);
         }
+        registers.connect_queue(queue);
         let free = (0..size).rev().collect();
         self.queues.insert(queue, Queue { ring, free, chains: HashMap::new(), kicked_at: 0 });
         self.enable_queue(queue)
@@ -149,6 +163,7 @@ impl TestDriver {
         self.add_status(DRIVER);
         let features = self.offered() & (wanted | VERSION_1);
         assert!(self.accept(features), "the device refuses what it offered");
+        self.registers().connect_config();
         features
     }
 
@@ -187,7 +202,7 @@ impl TestDriver {
     /// Returns true if the interrupt of the MMIO transport is a level-triggered line, and asserted.
     pub fn is_asserted(&self) -> bool {
         self.machine.mmio();
-        self.machine.board.is_asserted("irq")
+        self.machine.board().is_asserted("irq")
     }
 
     /// Reads the interrupt status and acknowledges what it says.
@@ -201,6 +216,9 @@ impl TestDriver {
     /// to wait for: then it must be there.
     pub fn wait_interrupt(&self) {
         let patience = if self.inline.is_some() { 0 } else { PATIENCE };
+        if self.registers().events().is_empty() {
+            return self.poll_interrupt(Duration::from_millis(patience as u64));
+        }
         let epoll = Epoll::new().expect("epoll");
         for event in self.registers().events() {
             let fd = event.as_raw_fd();
@@ -217,6 +235,15 @@ impl TestDriver {
         }
         self.interrupts();
         self.acknowledge();
+    }
+
+    /// Looks for what an interrupt would tell.
+    fn poll_interrupt(&self, patience: Duration) {
+        let begun = Instant::now();
+        while self.interrupts() == 0 {
+            assert!(begun.elapsed() <= patience, "no interrupt status");
+            std::thread::yield_now();
+        }
     }
 
     /// Takes the interrupts that were raised since the last time: how many.

@@ -71,6 +71,10 @@ impl Port for MmioPort {
         self.write(reg::VIRTIO_MMIO_STATUS, status.into());
     }
 
+    fn status_register(&self) -> (Arc<dyn Mmio>, Access) {
+        (self.registers.clone(), Access { offset: reg::VIRTIO_MMIO_STATUS.into(), size: Size::B4 })
+    }
+
     fn device_features(&self, window: u32) -> u32 {
         self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, window);
         self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES)
@@ -131,6 +135,14 @@ impl Port for MmioPort {
         self.write(QUEUE_RESET, value);
     }
 
+    fn connect_config(&self) {
+        // There is one interrupt for all.
+    }
+
+    fn connect_queue(&self, _: u16) {
+        // As above.
+    }
+
     fn config_room(&self) -> u64 {
         u64::from(0x1000 - reg::VIRTIO_MMIO_CONFIG)
     }
@@ -161,6 +173,14 @@ impl Port for MmioPort {
 
     fn acknowledge(&self, bits: u32) {
         self.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, bits);
+    }
+
+    fn scribble(&self, value: u64) {
+        for offset in (0..0x110).step_by(4) {
+            let at = Access { offset, size: Size::B4 };
+            let _ = self.registers.write(at, value);
+            let _ = self.registers.read(at);
+        }
     }
 
     fn events(&self) -> &[Arc<Event>] {
