@@ -348,7 +348,7 @@ impl Core {
     }
 
     /// Counts a write that no driver may make, and tells of the first.
-    pub(super) fn ignore(&mut self, what: &str) {
+    fn ignore(&mut self, what: &str) {
         self.counts.ignored_writes += 1;
         if !std::mem::replace(&mut self.reports.ignored, true) {
             let reason = format!("the driver may not write this now: {what}");

@@ -23,6 +23,8 @@ use super::core::{Shared, Wires, lock};
 use super::{Transport, check_queues, show_counts};
 use crate::{DeviceInfo, Local, LocalDevice, Runtime, VirtioDevice};
 
+type PciTransport = Transport<Arc<Registers>>;
+
 /// The name of the doorbells.
 const KICK: &str = "kick";
 
@@ -39,7 +41,7 @@ pub struct VirtioPci {
     id: String,
     device: Shared,
     function: Function,
-    attached: Option<Arc<Transport<Arc<Registers>>>>,
+    attached: Option<Arc<PciTransport>>,
     /// Interrupt causes that were pending when the state was saved that the device was restored from: raised again
     /// when it goes on.
     restored: Option<u32>,
@@ -78,7 +80,7 @@ impl VirtioPci {
         self.function.slot()
     }
 
-    fn transport(&self) -> Result<&Transport<Arc<Registers>>, DeviceError> {
+    fn transport(&self) -> Result<&PciTransport, DeviceError> {
         let loose = || DeviceError::new(format!("{} is not attached to a machine", self.id));
         self.attached.as_deref().ok_or_else(loose)
     }
@@ -96,7 +98,7 @@ fn connect(
     info: &DeviceInfo,
     assigned: &Assigned,
     vectors: &Vectors,
-) -> Result<(Arc<Transport<Arc<Registers>>>, BarPort), DeviceError> {
+) -> Result<(Arc<PciTransport>, BarPort), DeviceError> {
     let kicks = (0..info.queues.len() as u16).map(|queue| assigned.doorbell((KICK, queue)).cloned());
     let doorbells = kicks.collect::<Result<Vec<_>, _>>()?;
     let signals = Signals::new(vectors, info.queues.len());

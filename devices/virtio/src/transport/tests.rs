@@ -24,6 +24,7 @@ use crate::{
 mod elsewhere;
 mod interrupts;
 mod panics;
+mod pci;
 mod slow;
 mod state;
 

@@ -63,8 +63,7 @@ fn class(device_type: DeviceType) -> u32 {
         DeviceType::NET => 0x0002_0000,
         // A file system (26) is storage as well.
         DeviceType::BLOCK | DeviceType(26) => 0x0001_8000,
-        // A socket (19) is communication as well.
-        DeviceType::CONSOLE | DeviceType(19) => 0x0007_8000,
+        DeviceType::CONSOLE | DeviceType::VSOCK => 0x0007_8000,
         _ => 0x00ff_0000,
     }
 }

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use ossature_bus::{Access, BusFault, Effect, Event, Mmio, Size};
 
-use super::super::Transport;
 use super::super::core::{Core, Ring};
+use super::PciTransport;
 use super::layout::{COMMON_LEN, CONFIG, ISR, NOTIFY, NOTIFY_STEP};
-use super::view::{Registers, check, reg};
+use super::view::{check, reg};
 
 /// What the driver writes to enable or to reset a queue.
 const ON: u64 = 1;
 
 /// The BAR, but for MSI-X.
 pub(super) struct BarPort {
-    transport: Arc<Transport<Arc<Registers>>>,
+    transport: Arc<PciTransport>,
     doorbells: Vec<Arc<Event>>,
     config_len: u64,
 }
@@ -28,11 +28,7 @@ enum Place {
 }
 
 impl BarPort {
-    pub(super) fn new(
-        transport: Arc<Transport<Arc<Registers>>>,
-        doorbells: Vec<Arc<Event>>,
-        config_len: u32,
-    ) -> Self {
+    pub(super) fn new(transport: Arc<PciTransport>, doorbells: Vec<Arc<Event>>, config_len: u32) -> Self {
         Self { transport, doorbells, config_len: config_len.into() }
     }
 
@@ -68,13 +64,8 @@ impl BarPort {
             (reg::QUEUE_SELECT, Size::B2) => with(&mut |core| core.select_queue(word)),
             (reg::QUEUE_SIZE, Size::B2) => with(&mut |core| core.set_queue_size(word)),
             (reg::QUEUE_VECTOR, Size::B2) => with(&mut |core| self.set_queue_vector(core, value as u16)),
-            (reg::QUEUE_ENABLE, Size::B2) if value == ON => with(&mut |core| core.set_queue_ready(true)),
-            // To stop a queue there is the reset (4.1.4.3.2).
-            (reg::QUEUE_ENABLE, Size::B2) => with(&mut |core| {
-                if core.queue().is_some_and(|queue| queue.state.ready) {
-                    core.ignore("the end of a queue that is enabled");
-                }
-            }),
+            // A driver may not write 0 (4.1.4.3.2); one that does stops the queue, as on the MMIO transport.
+            (reg::QUEUE_ENABLE, Size::B2) => with(&mut |core| core.set_queue_ready(value & ON != 0)),
             (reg::QUEUE_RESET, Size::B2) if value == ON => with(&mut |core| {
                 // For another vCPU that looks meanwhile.
                 self.transport.view().show_resetting();
