@@ -6,5 +6,6 @@ pub mod bus;
 pub mod foreign;
 pub mod raw;
 pub mod rings;
+pub mod sockets;
 pub mod state;
 pub mod tables;

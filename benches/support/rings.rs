@@ -103,6 +103,14 @@ impl Driver {
         self.avail.store(2, self.next, Ordering::Release).unwrap();
     }
 
+    /// Offers what came back once more.
+    #[inline]
+    pub fn refill(&mut self) {
+        let used: u16 = self.used.load(2, Ordering::Acquire).unwrap();
+        self.next = used.wrapping_add(self.chains);
+        self.avail.store(2, self.next, Ordering::Release).unwrap();
+    }
+
     /// All that was offered came back.
     #[inline]
     pub fn check(&self) {
@@ -177,7 +185,7 @@ pub struct DeviceRig {
 }
 
 impl DeviceRig {
-    fn new(device: &mut dyn LocalDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
+    pub fn new(device: &mut dyn LocalDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
         let (doorbell, irq) = (event(), event());
         let activation = Activation::new(device.info().features, dma.clone());
         let mut worker = device.worker(0, &activation).unwrap();
@@ -212,6 +220,12 @@ impl DeviceRig {
         });
         let io = NullNet(UnixStream::pair().unwrap().0);
         Self::new(&mut Net::new(io, "02:00:00:00:00:01".parse().unwrap()), dma, vec![receive, send])
+    }
+
+    /// One turn of the worker's.
+    #[inline]
+    pub fn turn(&mut self, token: u16) -> Turn {
+        self.worker.turn(token).unwrap()
     }
 
     /// One batch through the queue with this number. The kick's token is the queue's number.

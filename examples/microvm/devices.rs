@@ -1,8 +1,6 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
-use std::fs;
 use std::io::{self, stdin, stdout};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,15 +11,17 @@ use ossature::legacy::{
     backend, window_size,
 };
 use ossature::pci::PciBus;
-use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
-use ossature::virtio::net::{Net, Tap};
+use ossature::virtio::console::{
+    Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
+};
+use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine, Transport};
-use crate::report::USER;
+use crate::args::{Args, Port, SerialLine, Sockets, Transport};
+use crate::disk;
+use crate::report::{USER, Usage};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -78,16 +78,18 @@ impl Devices {
         let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
         let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
         builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
-        each_file_is_one_disk(&args.disk)?;
+        disk::each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
-            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
+            let id = disk.id.map_or_else(|| format!("disk{index}").parse(), Ok)?;
+            builder = builder.device(virtio(id.to_string(), disk.device(id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
-            let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
-            builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
+            builder = builder.device(virtio(format!("net{index}"), nic.device()?));
         }
-        let (mut keyboard, mut window) = (None, None);
+        if let Some(sockets) = &args.vsock {
+            builder = builder.device(virtio("vsock".to_owned(), vsock(sockets)?));
+        }
+        let (mut keyboard, mut window, mut ports) = (None, None, Vec::new());
         if args.console {
             let input = match KeyFilter::new(stdin(), on_key(&machine))? {
                 Some((filter, input)) => {
@@ -96,8 +98,16 @@ impl Devices {
                 }
                 None => ConsoleInput::new(stdin())?,
             };
-            let console = Console::new(Some(input), ConsoleOutput::new(stdout())?);
-            fit(window.insert(console.window()));
+            ports.push(ConsolePort::console(Some(input), ConsoleOutput::new(stdout())?));
+        }
+        for port in &args.port {
+            ports.push(console_port(port)?);
+        }
+        if !ports.is_empty() {
+            let console = Console::with_ports(ports).map_err(|e| Usage(format!("--port: {e}")))?;
+            if args.console {
+                fit(window.insert(console.window()));
+            }
             builder = builder.device(virtio("console".to_owned(), Box::new(console)));
         }
         Ok((builder, Self { button, stamps, window, _keyboard: keyboard }))
@@ -123,30 +133,22 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
 }
 
-/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
-fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
-    // What is not there is told when it is opened.
-    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
-    for (index, disk) in disks.iter().enumerate() {
-        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
-        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
-        if let Some(first) = disks.iter().take(index).find(shares) {
-            let (path, first) = (disk.path.display(), first.path.display());
-            return Err(format!(
-                "--disk path={path} is in use by another disk of this machine, path={first}; \
-                 disks that share a file are readonly"
-            )
-            .into());
-        }
-    }
-    Ok(())
+fn console_port(port: &Port) -> Result<ConsolePort> {
+    let failed = |e: io::Error| format!("--port socket={}: {e}", port.socket.display());
+    let socket = PortSocket::bind(&port.socket).map_err(failed)?;
+    let made = ConsolePort::socket(port.name.clone(), socket);
+    Ok(if port.hold { made.hold_output() } else { made })
 }
 
-fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
-    let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let file = RawFile::open(&disk.path, mode)?;
-    let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
-    Ok(Box::new(Blk::new(file, name)))
+fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    let mut device = Vsock::new(sockets.cid)?;
+    let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
+    device = device.with_socket(socket)?;
+    if let Some(path) = &sockets.seqpacket {
+        let socket = HostSocket::bind_seqpacket(path).map_err(|e| format!("--vsock seqpacket: {e}"))?;
+        device = device.with_socket(socket)?;
+    }
+    Ok(Box::new(device))
 }
 
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {

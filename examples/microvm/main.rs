@@ -10,11 +10,13 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `devices` what the guest finds, `report` what is said of the machine while it runs and
+//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `report` what is said of the machine while it runs and
 //! when it has ended.
 
 mod args;
 mod devices;
+mod disk;
+mod nic;
 mod report;
 
 use std::error::Error;
@@ -29,7 +31,7 @@ use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
 use ossature::vmm::machine::{Linux, Machine};
 use ossature::vmm::program::{Signals, block_io_signals, share_one_heap};
-use ossature::vmm::{Kvm, error_chain, install_kick_handler};
+use ossature::vmm::{Kvm, install_kick_handler};
 
 use args::Args;
 use devices::Devices;
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     share_one_heap();
     let args = Args::from_command_line();
-    run(&args, started).unwrap_or_else(|error| report::failure(&error_chain(&*error)))
+    run(&args, started).unwrap_or_else(|error| report::error(&*error))
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
@@ -61,7 +63,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let here = EventLoop::new()?;
     let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
     let kvm = Kvm::open()?;
-    let machine = builder.build(&kvm)?;
+    let machine = builder.build(&kvm).map_err(|errors| report::not_built(args, errors))?;
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {

@@ -1,35 +1,73 @@
 //! What microvm says, and the exit code that it ends with.
 
+use std::error::Error;
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use log::LevelFilter;
 use ossature::bus::EventLoop;
 use ossature::legacy::Stamp;
-use ossature::vmm::machine::{BuildPhase, EventReporter, Machine, Outcome, PollableEvents, Severity};
+use ossature::vmm::machine::{
+    BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, Outcome, Severity,
+};
 use ossature::vmm::program::Messages;
+use ossature::vmm::{VmError, error_chain};
 
 use crate::Result;
+use crate::args::Args;
 
 /// The user, who may have gone.
 pub const USER: Messages = Messages::new("microvm");
 
+/// The exit code for wrong usage.
+const USAGE: u8 = 2;
 /// The exit code when the guest asked for a reset: see the first lines of `main.rs`.
 const RESET: u8 = 3;
 
 /// Tells what happens to the machine while it runs, as it happens, for as long as the result lives.
-pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<impl Sized + use<>>> {
+pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<FollowedEvents>> {
     let mut reporter = EventReporter::new(match level {
         LevelFilter::Off => return Ok(None),
         LevelFilter::Error => Severity::Error,
         LevelFilter::Warn => Severity::Warning,
         _ => Severity::Info,
     });
-    Ok(Some(here.on_readable(machine.events().pollable()?, move |events: &mut PollableEvents| {
-        while let Some(event) = events.try_next() {
-            reporter.report(&event, |line| USER.say_or_drop(line));
-        }
+    Ok(Some(machine.events().follow_on(here, move |event| {
+        reporter.report(&event, |line| USER.say_or_drop(line));
     })?))
+}
+
+/// Something on the command line that this machine, or this host, cannot be.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Usage {}
+
+/// What is wrong with a machine that cannot be built: in the words of the command line where that is the reason.
+pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
+    let usage = errors.errors().iter().find_map(|error| match error {
+        BuildError::Vm(VmError::TooManyVcpus { max, .. }) => {
+            Some(format!("--cpus {}: this host's KVM has at most {max} for a machine", args.cpus))
+        }
+        BuildError::DuplicateId { id } | BuildError::ReservedId { id } => Some(format!(
+            "--disk id={id}: something else in the machine has this id; give the disk another one"
+        )),
+        _ => None,
+    });
+    usage.map_or_else(|| errors.into(), |text| Usage(text).into())
+}
+
+/// Says why there is no machine, or no more of it.
+pub fn error(error: &(dyn Error + 'static)) -> ExitCode {
+    let code = failure(&error_chain(error));
+    if error.is::<Usage>() { ExitCode::from(USAGE) } else { code }
 }
 
 /// Says what went wrong.

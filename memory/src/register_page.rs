@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::host_page_size;
@@ -18,31 +19,68 @@ pub const REGISTER_PAGE_SIZE: usize = 4096;
 #[derive(Debug)]
 pub struct RegisterPage {
     base: NonNull<AtomicU32>,
+    /// Keeps it mapped.
+    _mapping: Arc<Mapping>,
 }
 
-// SAFETY: the page is only reached through atomics, and lives as long as the value.
+// SAFETY: the page is only reached through atomics, and its mapping lives as long as the value.
 unsafe impl Send for RegisterPage {}
 // SAFETY: as above.
 unsafe impl Sync for RegisterPage {}
 
-impl RegisterPage {
-    /// A page of zeros.
-    pub fn new() -> io::Result<Self> {
+/// So many pages of zeros at first, one behind the other.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is only mapped and unmapped.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(len: usize) -> io::Result<Self> {
+        let (rights, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new anonymous mapping touches no memory that exists.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                host_page_size(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, rights, kind, -1, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(base.cast()).map(|base| Self { base }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        NonNull::new(base.cast())
+            .map(|base| Self { base, len })
+            .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no page that lies in it is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+impl RegisterPage {
+    /// A page of zeros.
+    pub fn new() -> io::Result<Self> {
+        Self::several(1)?.pop().ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// `count` pages of zeros in one mapping, which lasts as long as any of them.
+    pub fn several(count: usize) -> io::Result<Vec<Self>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let page = host_page_size();
+        let len = count.checked_mul(page).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Arc::new(Mapping::new(len)?);
+        let page_at = |index: usize| {
+            // SAFETY: the page lies in the mapping.
+            let base = unsafe { mapping.base.add(index * page) };
+            Self { base: base.cast(), _mapping: Arc::clone(&mapping) }
+        };
+        Ok((0..count).map(page_at).collect())
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU32> {
@@ -80,13 +118,6 @@ impl RegisterPage {
     /// Where the page is in this process, for the machine to map it.
     pub fn host_address(&self) -> u64 {
         self.base.as_ptr() as u64
-    }
-}
-
-impl Drop for RegisterPage {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nothing outlives `self` that refers to it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), host_page_size()) };
     }
 }
 

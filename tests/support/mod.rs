@@ -123,6 +123,7 @@ impl Guest {
     pub fn example(self, name: &str) -> Self {
         let here = std::env::current_exe().unwrap();
         let program = here.ancestors().nth(2).unwrap().join("examples").join(name);
+<<<<<<< HEAD
         self.host_program(&program)
     }
 
@@ -130,6 +131,18 @@ impl Guest {
     pub fn host_program(self, program: &Path) -> Self {
         let name = program.file_name().unwrap().to_str().unwrap();
         let guest = self.program(&format!("/{name}"), fs::read(program).unwrap());
+=======
+        self.dynamic(&program, &format!("/{name}"))
+    }
+
+    /// Puts a program of the host's into the guest, at the same place, with the libraries that it needs.
+    pub fn host_program(self, path: &str) -> Self {
+        self.dynamic(Path::new(path), path)
+    }
+
+    fn dynamic(self, program: &Path, to: &str) -> Self {
+        let guest = self.program(to, fs::read(program).unwrap());
+>>>>>>> core
         let list = process::text(process::command("ldd").arg(program)).unwrap();
         let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
         list.lines()

@@ -74,6 +74,12 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     /// level line until the guest acknowledges it, which signals `resample` and deasserts the line.
     fn irqfd(&self, event: &Arc<Event>, gsi: u32, resample: Option<&Arc<Event>>) -> Result<Irqfd, VmError>;
 
+    /// Makes sure that there is an interrupt line `gsi`, for [`raise_edge`](Self::raise_edge).
+    fn check_edge_line(&self, gsi: u32) -> Result<(), VmError>;
+
+    /// Raises an edge of line `gsi`, without an event.
+    fn raise_edge(&self, gsi: u32) -> Result<(), VmError>;
+
     /// Asserts or deasserts level line `gsi`.
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError>;
 

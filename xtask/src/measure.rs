@@ -6,7 +6,7 @@ mod io;
 mod kernel;
 mod memory;
 mod root;
-mod strace;
+pub mod strace;
 
 use std::collections::BTreeMap;
 use std::fs;

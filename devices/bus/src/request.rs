@@ -145,12 +145,22 @@ pub struct DoorbellRequest {
     pub size: Size,
     /// The value that must be written; `None` for any.
     pub value: Option<u64>,
+    /// Nobody waits for it: it is there so that the guest's write does not leave the kernel. The device is given no event;
+    /// the machine has one for all of them.
+    pub ignored: bool,
 }
 
 impl DoorbellRequest {
     /// Any write that begins at `offset`.
     pub fn new(name: impl Into<ResourceName>, offset: u64, size: Size) -> Self {
-        Self { name: name.into(), offset, size, value: None }
+        Self { name: name.into(), offset, size, value: None, ignored: false }
+    }
+
+    /// Without anyone who waits for it: see [`ignored`](Self::ignored).
+    #[must_use]
+    pub fn ignored(mut self) -> Self {
+        self.ignored = true;
+        self
     }
 
     /// Only writes of `value`.
@@ -173,11 +183,14 @@ pub struct InterruptRequest {
     pub trigger: Trigger,
     /// The device wants to know when the guest has acknowledged a level interrupt.
     pub resample: bool,
+    /// The device raises an edge line rarely, and hands it to nobody: each edge is a call of the hypervisor's, and no
+    /// descriptor is made for it ([`Interrupt::event`](crate::Interrupt::event) is `None`).
+    pub rare: bool,
 }
 
 impl InterruptRequest {
     fn new(name: ResourceName, trigger: Trigger) -> Self {
-        Self { name, placement: Placement::Any, trigger, resample: false }
+        Self { name, placement: Placement::Any, trigger, resample: false, rare: false }
     }
 
     /// An edge-triggered line of the device's own.
@@ -194,6 +207,13 @@ impl InterruptRequest {
     #[must_use]
     pub fn fixed(mut self, number: u32) -> Self {
         self.placement = Placement::Fixed(number.into());
+        self
+    }
+
+    /// Rarely raised: see [`rare`](Self::rare).
+    #[must_use]
+    pub fn rare(mut self) -> Self {
+        self.rare = true;
         self
     }
 

@@ -184,7 +184,7 @@ impl TestBoard {
             let registers = RegisterRange::new(request.name, id, base, page);
             self.registers.push(registers.clone());
             assigned.add_registers(registers);
-            for bell in &request.doorbells {
+            for bell in request.doorbells.iter().filter(|bell| !bell.ignored) {
                 let Some(event) = event() else { continue };
                 self.doorbells.insert(bell.name, event.clone());
                 assigned.add_doorbell(bell.name, event);

@@ -111,7 +111,7 @@ impl Device for AcpiPower {
     fn requires(&self) -> Requires {
         Requires::new()
             .registers(RegistersRequest::ports(REGISTERS, 3).fixed(0x600))
-            .interrupt(InterruptRequest::edge(IRQ))
+            .interrupt(InterruptRequest::edge(IRQ).rare())
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
@@ -147,8 +147,8 @@ impl Device for AcpiPower {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        // The lock, and the button's eventfd.
-        &[Syscall("futex"), Syscall("write")]
+        // The lock, and the interrupt.
+        &[Syscall("futex"), Syscall("ioctl")]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

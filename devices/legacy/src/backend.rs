@@ -72,8 +72,7 @@ pub fn writer(writer: impl Write + Send + 'static) -> Backend {
 /// A terminal must be in raw mode for the guest to get every key: see
 /// [`RawTerminal`](crate::RawTerminal).
 pub fn stdio() -> io::Result<Backend> {
-    let (input, output) = (HostStream::input(io::stdin())?, HostStream::output(io::stdout())?);
-    Ok(streams(Some(input), Some(output)))
+    Ok(streams(Some(HostStream::stdin()?), Some(HostStream::stdout()?)))
 }
 
 /// Input from one descriptor, output to another one, which other processes may share. A file for output should be open

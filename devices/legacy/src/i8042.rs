@@ -177,7 +177,7 @@ impl Device for I8042 {
         Requires::new()
             .registers(RegistersRequest::ports(DATA, 1).fixed(0x60))
             .registers(RegistersRequest::ports(COMMAND, 1).fixed(0x64))
-            .interrupt(InterruptRequest::edge(IRQ).fixed(1))
+            .interrupt(InterruptRequest::edge(IRQ).fixed(1).rare())
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
@@ -226,8 +226,8 @@ impl Device for I8042 {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        // The lock, and the interrupt's eventfd.
-        &[Syscall("futex"), Syscall("write")]
+        // The lock, and the interrupt.
+        &[Syscall("futex"), Syscall("ioctl")]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

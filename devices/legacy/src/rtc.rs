@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use ossature_bus::state::StateError;
 use ossature_bus::{
     Assigned, Device, DeviceError, DeviceEvent, DeviceState, EventLoop, Handover, Hosted, InterruptRequest,
-    LoopThread, MetricVisitor, NodeKind, RegistersRequest, Requires, Syscall,
+    LoopHandle, LoopThread, MetricVisitor, NodeKind, RegistersRequest, Requires, Syscall,
 };
 
 use crate::register::{IRQ, REGISTERS};
@@ -74,8 +74,8 @@ impl Rtc {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the clock take turns on its loop when `alarm`'s timer is over.
-    fn host(&mut self, assigned: &Assigned, alarm: &Alarm) -> Result<(), DeviceError> {
+    /// Has the clock take turns on its loop when its timer is over.
+    fn host(&mut self, assigned: &Assigned) -> Result<LoopHandle, DeviceError> {
         let failed = |e: io::Error| DeviceError::new("no event loop for the real-time clock").with_source(e);
         let event_loop = match &self.event_loop {
             Some(event_loop) => event_loop,
@@ -85,15 +85,13 @@ impl Rtc {
         let event_loop = event_loop.on_panic(move |panic| {
             events.report(DeviceEvent::Panicked { message: panic.message });
         });
-        let turns = RtcTurns { clock: self.port.clone(), timer: alarm.fd() };
-        match event_loop.host(turns) {
-            Ok(hosted) => self.hosted = Some(hosted),
+        match event_loop.host(RtcTurns { clock: self.port.clone() }) {
+            Ok(hosted) => Ok(self.hosted.insert(hosted).handle().clone()),
             Err(e) => {
                 self.thread = None;
-                return Err(failed(e.source));
+                Err(failed(e.source))
             }
         }
-        Ok(())
     }
 
     /// Ends the clock's part in its machine.
@@ -119,15 +117,13 @@ impl Device for Rtc {
     fn requires(&self) -> Requires {
         Requires::new()
             .registers(RegistersRequest::ports(REGISTERS, 2).fixed(0x70))
-            .interrupt(InterruptRequest::edge(IRQ).fixed(ISA_IRQ))
+            .interrupt(InterruptRequest::edge(IRQ).fixed(ISA_IRQ).rare())
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         let registers = assigned.registers(REGISTERS)?;
-        let no_timer = |e| DeviceError::new("no timer for the real-time clock").with_source(e);
-        let alarm =
-            Alarm::new(assigned.interrupt(IRQ)?.clone(), assigned.events().clone()).map_err(no_timer)?;
-        self.host(&assigned, &alarm)?;
+        let interrupt = assigned.interrupt(IRQ)?.clone();
+        let alarm = Alarm::new(interrupt, assigned.events().clone(), self.host(&assigned)?);
         registers.answer(self.port.clone());
         let mut clock = self.clock();
         clock.set_alarm(Some(alarm));
@@ -173,7 +169,9 @@ impl Device for Rtc {
         &[
             Syscall("clock_gettime"),
             Syscall("futex"),
+            Syscall("timerfd_create"),
             Syscall("timerfd_settime"),
+            Syscall("ioctl"),
             Syscall("write"),
             Syscall("read"),
             Syscall("epoll_ctl"),

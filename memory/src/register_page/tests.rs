@@ -36,3 +36,21 @@ fn it_is_a_page_of_the_host() {
     assert!(host_page_size() >= REGISTER_PAGE_SIZE);
     assert_eq!(RegisterPage::new().unwrap().host_address() % host_page_size() as u64, 0);
 }
+
+#[test]
+fn several_pages_share_a_mapping_and_no_byte() {
+    let mut pages = RegisterPage::several(3).unwrap();
+    for (index, page) in pages.iter().enumerate() {
+        for offset in (0..REGISTER_PAGE_SIZE).step_by(4) {
+            assert_eq!(page.fetch_or(offset, 1 << index), 0, "page {index}, {offset:#x}");
+        }
+    }
+    let addresses: Vec<u64> = pages.iter().map(RegisterPage::host_address).collect();
+    assert!(addresses.windows(2).all(|pair| pair[1] - pair[0] == host_page_size() as u64), "{addresses:x?}");
+    // Each outlives the others.
+    let middle = pages.swap_remove(1);
+    drop(pages);
+    assert_eq!(middle.load(0), 2);
+    assert!(RegisterPage::several(0).unwrap().is_empty());
+    assert!(RegisterPage::several(usize::MAX).is_err());
+}

@@ -125,6 +125,16 @@ impl Vm for KvmVm {
         }))
     }
 
+    fn check_edge_line(&self, gsi: u32) -> Result<(), VmError> {
+        self.shared.needs_irqchip(gsi)
+    }
+
+    fn raise_edge(&self, gsi: u32) -> Result<(), VmError> {
+        // What an irqfd does. An edge that somebody else raises in between is this one: the guest sees one interrupt
+        // after both.
+        self.set_irq_line(gsi, true).and_then(|()| self.set_irq_line(gsi, false))
+    }
+
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
         self.shared.needs_irqchip(gsi)?;
         self.shared.fd.set_irq_line(gsi, asserted).map_err(call("KVM_IRQ_LINE"))

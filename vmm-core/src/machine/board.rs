@@ -5,7 +5,7 @@ mod claims;
 mod remap;
 mod replace;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,7 @@ use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
 use super::plan::{self, Asked, Place};
 use super::status::Status;
-use super::wiring::{self, WiredRange, Wiring};
+use super::wiring::{Stock, WiredRange, Wiring};
 use crate::{Buses, StatsReader, Vm};
 
 /// A device and what it was given.
@@ -139,10 +139,11 @@ impl Board {
     /// Connects and attaches devices, and puts them on the buses. All of them, or none. The guest may run meanwhile if
     /// they are added `live`.
     fn connect(&self, placed: Vec<Placed>, live: bool) -> Result<Vec<Slot>, BuildError> {
+        let mut stock = Stock::new(placed.iter().map(|placed| &placed.requires), !live);
         let ranges: Vec<Vec<WiredRange>> = placed
             .iter()
             .map(|Placed { device, requires, place }| {
-                wiring::ranges(&*self.vm, device.id(), requires, place, !live, || self.next_range())
+                stock.ranges(&*self.vm, device.id(), requires, place, || self.next_range())
             })
             .collect::<Result<_, _>>()?;
         let mut attached: Vec<(Slot, Wiring)> = Vec::with_capacity(placed.len());
@@ -477,7 +478,7 @@ impl Slot {
 /// What is wrong with the names of devices, of which the first `placed` have been checked before.
 fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
     let mut errors = Vec::new();
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     for (index, Asked { id, .. }) in asked.iter().enumerate() {
         let known = !seen.insert(*id);
         if index < placed {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use ossature_bus::{DeviceEvent, Event};
+use ossature_bus::{DeviceEvent, Event, EventLoop, Handler, Hosted, LoopHandle, Source, Turn};
 
 use super::Outcome;
 use crate::VcpuCrash;
@@ -16,6 +16,9 @@ use crate::VcpuCrash;
 /// The log keeps this many events; a follower that has not taken the oldest by then has missed it, so that no guest
 /// can make the host's memory grow.
 const CAPACITY: usize = 256;
+
+/// A function on a loop is called with so many events before the loop's other handlers have their turns.
+const EVENTS_IN_A_TURN: usize = 16;
 
 /// Something that happened to a machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,13 +108,30 @@ impl fmt::Display for MachineEvent {
     }
 }
 
+/// How a follower is told that there are events.
+#[derive(Debug)]
+enum Waker {
+    Descriptor(Arc<Event>),
+    Turn(LoopHandle),
+}
+
+impl Waker {
+    fn wake(&self) {
+        match self {
+            // One that cannot be written is one whose reader will find the count already set.
+            Self::Descriptor(event) => _ = event.signal(),
+            Self::Turn(handle) => handle.wake(0),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Log {
     events: VecDeque<MachineEvent>,
     /// How many events came before those.
     gone: u64,
-    /// The followers' descriptors.
-    descriptors: Vec<Weak<Event>>,
+    /// Wake followers that have to be told of events.
+    wakers: Vec<Weak<Waker>>,
     /// Followers that wait: nobody else needs to be woken.
     waiting: usize,
 }
@@ -137,10 +157,9 @@ impl EventLog {
             log.gone += 1;
         }
         log.events.push_back(event);
-        log.descriptors.retain(|descriptor| match descriptor.upgrade() {
-            // One that cannot be written is one whose reader will find the count already set.
-            Some(descriptor) => {
-                let _ = descriptor.signal();
+        log.wakers.retain(|waker| match waker.upgrade() {
+            Some(waker) => {
+                waker.wake();
                 true
             }
             None => false,
@@ -226,14 +245,46 @@ impl EventStream {
     /// Gives the follower a descriptor, which most do not need.
     pub fn pollable(mut self) -> io::Result<PollableEvents> {
         let descriptor = Arc::new(Event::new()?);
+        self.descriptor = Some(Arc::clone(&descriptor));
+        let waker = self.wake_by(Waker::Descriptor(Arc::clone(&descriptor)));
+        Ok(PollableEvents { stream: self, descriptor, _waker: waker })
+    }
+
+    /// Calls `f` with each event, in turns on `event_loop`, for as long as the result lives. It needs no descriptor.
+    ///
+    /// ```
+    /// use ossature_bus::EventLoop;
+    /// use ossature_core::machine::{Machine, MachineEvent};
+    /// use ossature_core::scripted::{Script, Scripted};
+    ///
+    /// let machine = Machine::builder("example").build(&Scripted::new([Script::new()]))?;
+    /// let here = EventLoop::new()?;
+    /// let _followed = machine.events().follow_on(&here, |event| println!("{event}"))?;
+    /// machine.start()?;
+    /// machine.stop()?;
+    /// here.pass()?; // what happened last
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn follow_on(
+        self,
+        event_loop: &EventLoop,
+        f: impl FnMut(MachineEvent) + Send + 'static,
+    ) -> io::Result<FollowedEvents> {
+        let turns = FollowerTurns { stream: self.clone(), f: Box::new(f) };
+        let hosted = event_loop.host(turns).map_err(|error| error.source)?;
+        let waker = self.wake_by(Waker::Turn(hosted.handle().clone()));
+        Ok(FollowedEvents { _waker: waker, _hosted: hosted })
+    }
+
+    /// Has the follower woken for events that come, and for those that wait.
+    fn wake_by(&self, waker: Waker) -> Arc<Waker> {
+        let waker = Arc::new(waker);
         let mut log = self.log.lock();
         if self.next < log.gone + log.events.len() as u64 {
-            descriptor.signal()?;
+            waker.wake();
         }
-        log.descriptors.push(Arc::downgrade(&descriptor));
-        drop(log);
-        self.descriptor = Some(Arc::clone(&descriptor));
-        Ok(PollableEvents { stream: self, descriptor })
+        log.wakers.push(Arc::downgrade(&waker));
+        waker
     }
 }
 
@@ -242,6 +293,7 @@ impl EventStream {
 pub struct PollableEvents {
     stream: EventStream,
     descriptor: Arc<Event>,
+    _waker: Arc<Waker>,
 }
 
 impl Deref for PollableEvents {
@@ -267,6 +319,33 @@ impl AsFd for PollableEvents {
 impl AsRawFd for PollableEvents {
     fn as_raw_fd(&self) -> RawFd {
         self.descriptor.as_raw_fd()
+    }
+}
+
+/// A function that is called with each event, by [`EventStream::follow_on`], until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct FollowedEvents {
+    _waker: Arc<Waker>,
+    _hosted: Hosted<FollowerTurns>,
+}
+
+struct FollowerTurns {
+    stream: EventStream,
+    f: Box<dyn FnMut(MachineEvent) + Send>,
+}
+
+impl Handler for FollowerTurns {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn turn(&mut self, _: u16) -> Turn {
+        for _ in 0..EVENTS_IN_A_TURN {
+            let Some(event) = self.stream.try_next() else { return Turn::Sleep };
+            (self.f)(event);
+        }
+        Turn::Again
     }
 }
 

@@ -81,7 +81,39 @@ impl Drop for Share {
     }
 }
 
+/// An edge line without a descriptor: each edge is a call of the hypervisor.
+#[derive(Debug)]
+struct CalledLine {
+    vm: Weak<dyn Vm>,
+    gsi: u32,
+}
+
+impl InterruptTarget for CalledLine {
+    fn signal(&self) -> io::Result<()> {
+        let Some(vm) = self.vm.upgrade() else { return Ok(()) };
+        vm.raise_edge(self.gsi).map_err(failed)
+    }
+
+    fn set_level(&self, asserted: bool) -> io::Result<()> {
+        if asserted { self.signal() } else { Ok(()) }
+    }
+
+    fn event(&self) -> Option<&Arc<Event>> {
+        None
+    }
+
+    fn resample(&self) -> Option<&Arc<Event>> {
+        None
+    }
+}
+
 impl Lines {
+    /// Edge line `gsi`, of a device that raises it rarely.
+    pub(super) fn called(&self, vm: &Arc<dyn Vm>, gsi: u32) -> Result<Interrupt, VmError> {
+        vm.check_edge_line(gsi)?;
+        Ok(Interrupt::new(Arc::new(CalledLine { vm: Arc::downgrade(vm), gsi })))
+    }
+
     /// A device's part in level line `gsi`.
     pub(super) fn share(&self, vm: &Arc<dyn Vm>, gsi: u32) -> Result<Interrupt, VmError> {
         let mut lines = lock(&self.0);

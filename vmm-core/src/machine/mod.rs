@@ -52,7 +52,7 @@ use ossature_memory::Ram;
 pub use crate::arch::Linux;
 pub use builder::MachineBuilder;
 pub use error::{BuildError, BuildErrors, LifecycleError};
-pub use events::{EventStream, MachineEvent, PollableEvents, Severity};
+pub use events::{EventStream, FollowedEvents, MachineEvent, PollableEvents, Severity};
 pub use handle::MachineHandle;
 pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};

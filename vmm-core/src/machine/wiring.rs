@@ -39,33 +39,66 @@ struct Connected {
     _doorbells: Vec<Ioeventfd>,
 }
 
-/// Makes the ranges of registers that a device asked for, with their pages, and lets the guest read these if they are
-/// `mapped` already: see [`Wiring::map_pages`].
-pub(super) fn ranges(
-    vm: &dyn Vm,
-    id: &str,
-    requires: &Requires,
-    place: &Place,
+/// What devices that come together have from the same descriptor or mapping.
+pub(super) struct Stock {
+    /// So many pages of registers are still to come.
+    wanted: usize,
+    pages: Vec<RegisterPage>,
+    /// For all doorbells that nobody waits for.
+    ignored: Option<Arc<Event>>,
+    /// The guest may read pages from when they are made: see [`Wiring::map_pages`].
     mapped: bool,
-    mut next: impl FnMut() -> RangeId,
-) -> Result<Vec<WiredRange>, BuildError> {
-    let mut ranges = Vec::with_capacity(requires.registers.len());
-    for (request, &base) in requires.registers.iter().zip(&place.registers) {
-        let page = request.page.then(RegisterPage::new).transpose().map_err(|source| host(id, source))?;
-        let page = page.map(Arc::new);
-        let bells = request.doorbells.iter().map(|_| event(id)).collect::<Result<_, _>>()?;
-        let mut range = WiredRange {
-            registers: RegisterRange::new(request.name, next(), base, page),
-            request: request.clone(),
-            bells,
-            connected: Connected::default(),
-        };
-        if mapped {
-            range.connected._page = range.map_page(vm, base)?;
-        }
-        ranges.push(range);
+}
+
+impl Stock {
+    /// For devices that have `requires`.
+    pub(super) fn new<'a>(requires: impl Iterator<Item = &'a Requires>, mapped: bool) -> Self {
+        let wanted = requires.flat_map(|requires| &requires.registers).filter(|request| request.page).count();
+        Self { wanted, pages: Vec::new(), ignored: None, mapped }
     }
-    Ok(ranges)
+
+    fn page(&mut self, id: &str) -> Result<Arc<RegisterPage>, BuildError> {
+        if self.pages.is_empty() {
+            self.pages = RegisterPage::several(self.wanted.max(1)).map_err(|source| host(id, source))?;
+        }
+        self.wanted = self.wanted.saturating_sub(1);
+        self.pages.pop().map(Arc::new).ok_or_else(|| host(id, io::ErrorKind::OutOfMemory.into()))
+    }
+
+    fn bell(&mut self, id: &str, request: &DoorbellRequest) -> Result<Arc<Event>, BuildError> {
+        match &self.ignored {
+            _ if !request.ignored => event(id),
+            Some(ignored) => Ok(Arc::clone(ignored)),
+            None => Ok(Arc::clone(self.ignored.insert(event(id)?))),
+        }
+    }
+
+    /// Makes the ranges of registers that a device asked for, with their pages.
+    pub(super) fn ranges(
+        &mut self,
+        vm: &dyn Vm,
+        id: &str,
+        requires: &Requires,
+        place: &Place,
+        mut next: impl FnMut() -> RangeId,
+    ) -> Result<Vec<WiredRange>, BuildError> {
+        let mut ranges = Vec::with_capacity(requires.registers.len());
+        for (request, &base) in requires.registers.iter().zip(&place.registers) {
+            let page = request.page.then(|| self.page(id)).transpose()?;
+            let bells = request.doorbells.iter().map(|bell| self.bell(id, bell)).collect::<Result<_, _>>()?;
+            let mut range = WiredRange {
+                registers: RegisterRange::new(request.name, next(), base, page),
+                request: request.clone(),
+                bells,
+                connected: Connected::default(),
+            };
+            if self.mapped {
+                range.connected._page = range.map_page(vm, base)?;
+            }
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
 }
 
 impl Wiring {
@@ -84,12 +117,14 @@ impl Wiring {
         for range in &mut ranges {
             range.connected._doorbells = range.connect_bells(&**vm, range.registers.base())?;
             assigned.add_registers(range.registers.clone());
-            for (request, bell) in range.request.doorbells.iter().zip(&range.bells) {
+            let bells = range.request.doorbells.iter().zip(&range.bells);
+            for (request, bell) in bells.filter(|(request, _)| !request.ignored) {
                 assigned.add_doorbell(request.name, Arc::clone(bell));
             }
         }
         for (request, &line) in requires.interrupts.iter().zip(&place.interrupts) {
             let interrupt = match (request.trigger, request.resample) {
+                (Trigger::Edge, _) if request.rare => lines.called(vm, line)?,
                 (Trigger::Edge, _) => {
                     let event = event(id)?;
                     interrupts.push(vm.irqfd(&event, line, None)?);

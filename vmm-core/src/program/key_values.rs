@@ -83,6 +83,15 @@ impl KeyValues {
     /// Takes an argument apart. Each key has to be among `known`, where one that takes a value is written `key=VALUE` and
     /// a flag `key`, and may be there once. The first one has to be there.
     pub fn parse(argument: &OsStr, known: &[&'static str]) -> Result<Self, KeyValueError> {
+        let keys = Self::parse_optional(argument, known)?;
+        match known.first() {
+            Some(&key) if keys.value(name_of(key)).is_none() => Err(KeyValueError::Missing { key }),
+            _ => Ok(keys),
+        }
+    }
+
+    /// As [`parse`](Self::parse), where no key has to be there.
+    pub fn parse_optional(argument: &OsStr, known: &[&'static str]) -> Result<Self, KeyValueError> {
         let mut keys = Self(Vec::new());
         for part in split(argument.as_bytes()) {
             let mut halves = part.splitn(2, |&byte| byte == b'=');
@@ -101,10 +110,7 @@ impl KeyValues {
             }
             keys.0.push((name_of(key), OsString::from_vec(value.to_vec())));
         }
-        match known.first() {
-            Some(&key) if keys.value(name_of(key)).is_none() => Err(KeyValueError::Missing { key }),
-            _ => Ok(keys),
-        }
+        Ok(keys)
     }
 
     /// The value of a key, if it is there.

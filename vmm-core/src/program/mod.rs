@@ -6,11 +6,14 @@
 //! - [`Messages`] tells the user things on standard error; printing neither fails nor waits for a reader.
 //! - [`KeyValues`] takes arguments apart that describe a device, `path=disk.img,readonly`; [`parse_size`] knows `512M`,
 //!   [`parse_rate`] `100M/s+1G`.
+//! - [`inherited_descriptor`] takes a descriptor that was open when the program began.
 //! - [`share_one_heap`] spares the heaps of threads that allocate next to nothing.
 //!
 //! Beside them: [`Failure`](crate::Failure) for errors that `main` returns, and
 //! [`EventReporter`](crate::machine::EventReporter) for lines about what happens to a machine.
 
+#[allow(unsafe_code)] // takes a number for a descriptor
+mod descriptor;
 #[allow(unsafe_code)] // one call of the C library
 mod heap;
 mod key_values;
@@ -19,6 +22,7 @@ mod rate;
 mod signals;
 mod size;
 
+pub use descriptor::inherited_descriptor;
 pub use heap::share_one_heap;
 pub use key_values::{KeyValueError, KeyValues};
 pub use messages::Messages;

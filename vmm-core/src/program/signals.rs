@@ -144,7 +144,11 @@ impl Signals {
             pressed: None,
             deadly: deadly.clone(),
         };
+        let fd = handler.descriptor.as_raw_fd();
         let hosted = event_loop.host(handler).map_err(|error| error.source)?;
+        // Signals that wait already wake it, too: it needs no turn to look for them.
+        let source = Source { token: 0, fd, interest: Interest::Readable };
+        hosted.handle().watch(source).map_err(|error| error.source)?;
         Ok(HeededSignals { hosted, deadly })
     }
 }
@@ -226,7 +230,7 @@ impl SignalHandler {
 
 impl Handler for SignalHandler {
     fn sources(&self) -> Vec<Source> {
-        vec![Source { token: 0, fd: self.descriptor.as_raw_fd(), interest: Interest::Readable }]
+        Vec::new()
     }
 
     fn turn(&mut self, _: u16) -> Turn {

@@ -163,14 +163,14 @@ impl ScriptedVcpu {
 
     fn await_interrupt(&self, gsi: u32) -> Result<Played, Failure> {
         let lines = self.wiring.lines(gsi);
-        if lines.is_empty() && !self.wiring.has_level(gsi) {
+        if lines.is_empty() && !self.wiring.is_called(gsi) {
             return Err(Failure::Expectation(format!("nothing is connected to interrupt {gsi}")));
         }
         let edges = lines.iter().map(|line| &*line.event);
-        let all: Vec<_> = edges.chain([self.wiring.asserted(), &self.kick.0]).collect();
+        let all: Vec<_> = edges.chain([self.wiring.raised(), &self.kick.0]).collect();
         loop {
-            take(self.wiring.asserted())?;
-            let mut raised = u64::from(self.wiring.is_asserted(gsi));
+            take(self.wiring.raised())?;
+            let mut raised = u64::from(self.wiring.is_asserted(gsi)) + self.wiring.take_edges(gsi);
             for line in &lines {
                 let signals = take(&line.event)?;
                 if let Some(resample) = line.resample.as_ref().filter(|_| signals > 0) {

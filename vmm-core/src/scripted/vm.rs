@@ -89,6 +89,18 @@ impl Vm for ScriptedVm {
         Ok(Irqfd::new(self.wiring.connect(|connected| &mut connected.lines, line)))
     }
 
+    fn check_edge_line(&self, gsi: u32) -> Result<(), VmError> {
+        self.needs_irqchip(gsi)?;
+        self.wiring.connected().edges.entry(gsi).or_default();
+        Ok(())
+    }
+
+    fn raise_edge(&self, gsi: u32) -> Result<(), VmError> {
+        self.needs_irqchip(gsi)?;
+        self.wiring.raise_edge(gsi);
+        Ok(())
+    }
+
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
         self.needs_irqchip(gsi)?;
         self.wiring.set_level(gsi, asserted);

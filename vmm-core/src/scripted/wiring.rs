@@ -13,8 +13,8 @@ use crate::{Doorbell, DoorbellAddress, VmError};
 #[derive(Debug)]
 pub(super) struct Wiring {
     connected: Mutex<Connected>,
-    /// Signalled when a level line is asserted.
-    asserted: Event,
+    /// Signalled when a line is raised by a call.
+    raised: Event,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub(super) struct Connected {
     pub(super) doorbells: List<(Doorbell, Arc<Event>)>,
     /// Level lines that somebody drives, and whether they are asserted.
     pub(super) levels: BTreeMap<u32, bool>,
+    /// Lines whose edges are raised by calls, and how many no vCPU has waited for yet.
+    pub(super) edges: BTreeMap<u32, u64>,
     pub(super) routes: IrqRoutes,
     /// The number of the next connection.
     next: u64,
@@ -43,8 +45,8 @@ pub(super) struct Line {
 
 impl Wiring {
     pub(super) fn new() -> Result<Self, VmError> {
-        let asserted = Event::new().map_err(|source| VmError::Call { call: "eventfd", source })?;
-        Ok(Self { connected: Mutex::default(), asserted })
+        let raised = Event::new().map_err(|source| VmError::Call { call: "eventfd", source })?;
+        Ok(Self { connected: Mutex::default(), raised })
     }
 
     pub(super) fn connected(&self) -> MutexGuard<'_, Connected> {
@@ -85,14 +87,24 @@ impl Wiring {
     pub(super) fn set_level(&self, gsi: u32, asserted: bool) {
         self.connected().levels.insert(gsi, asserted);
         if asserted {
-            // Adding one to a counter only fails when it is full.
-            let _ = self.asserted.signal();
+            self.is_raised();
         }
     }
 
-    /// Returns true if level line `gsi` was ever driven.
-    pub(super) fn has_level(&self, gsi: u32) -> bool {
-        self.connected().levels.contains_key(&gsi)
+    pub(super) fn raise_edge(&self, gsi: u32) {
+        *self.connected().edges.entry(gsi).or_default() += 1;
+        self.is_raised();
+    }
+
+    fn is_raised(&self) {
+        // Adding one to a counter only fails when it is full.
+        let _ = self.raised.signal();
+    }
+
+    /// Returns true if line `gsi` was ever driven, or can be, by calls.
+    pub(super) fn is_called(&self, gsi: u32) -> bool {
+        let connected = self.connected();
+        connected.levels.contains_key(&gsi) || connected.edges.contains_key(&gsi)
     }
 
     /// Returns true if level line `gsi` is asserted.
@@ -100,9 +112,14 @@ impl Wiring {
         self.connected().levels.get(&gsi).is_some_and(|asserted| *asserted)
     }
 
-    /// Signalled when a level line is asserted.
-    pub(super) fn asserted(&self) -> &Event {
-        &self.asserted
+    /// Takes the edges of line `gsi` that were raised by calls.
+    pub(super) fn take_edges(&self, gsi: u32) -> u64 {
+        self.connected().edges.get_mut(&gsi).map_or(0, std::mem::take)
+    }
+
+    /// Signalled when a line is raised by a call.
+    pub(super) fn raised(&self) -> &Event {
+        &self.raised
     }
 
     /// The event that a write rings.

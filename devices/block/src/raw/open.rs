@@ -88,7 +88,8 @@ impl RawFile {
         // It means nothing for a file, but io_uring would not wait for the disk.
         sys::set_blocking(&file).map_err(io("prepare"))?;
         // Where a block device ends, only a seek tells.
-        let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
+        let capacity = if is_device { file.seek(SeekFrom::End(0)) } else { Ok(meta.len()) };
+        let capacity = capacity.map_err(io("measure"))?;
         if capacity == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }

@@ -2,7 +2,7 @@
 //!
 //! Whoever makes a turn due does so in the table and, if the table says that the loop is asleep, signals the poller's
 //! event. The loop is asleep in a wait, and between passes: so whoever watches the poller's descriptor instead of
-//! running the loop learns of each turn that becomes due.
+//! running the loop learns of each turn that becomes due. Before anybody has run or watched it there is nobody to wake.
 
 use std::io;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ struct Storage {
 struct Running<'a> {
     core: &'a Core,
     storage: MutexGuard<'a, Storage>,
+    /// Nobody has run or watched the loop before.
+    first: bool,
 }
 
 impl Core {
@@ -58,6 +60,18 @@ impl Core {
         if asleep {
             self.poller.wake();
         }
+    }
+
+    /// Makes the poller's descriptor one to watch.
+    pub(super) fn watched(&self) -> &Poller {
+        let mut table = self.table();
+        if std::mem::take(&mut table.fresh) {
+            table.asleep = true;
+            if !table.due.is_empty() || table.stop {
+                self.changed(table);
+            }
+        }
+        &self.poller
     }
 
     /// Watches a descriptor for a handler.
@@ -122,8 +136,11 @@ impl Core {
             return Err(io::Error::new(io::ErrorKind::Deadlock, reason));
         }
         let storage = lock(&self.run);
-        self.table().runner = Some(this_thread());
-        Ok(Running { core: self, storage })
+        let mut table = self.table();
+        table.runner = Some(this_thread());
+        let first = std::mem::take(&mut table.fresh);
+        drop(table);
+        Ok(Running { core: self, storage, first })
     }
 
     /// Gives a handler its turn.
@@ -151,7 +168,10 @@ impl Running<'_> {
             table.asleep = block && due.is_empty() && !table.stop;
             table.asleep
         };
-        self.core.poller.wait(block, ready)?;
+        // Each handler on a new loop is due: descriptors need not be looked at yet.
+        if !std::mem::take(&mut self.first) || due.is_empty() {
+            self.core.poller.wait(block, ready)?;
+        }
         {
             let mut table = self.core.table();
             table.asleep = false;

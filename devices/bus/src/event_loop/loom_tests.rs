@@ -90,7 +90,7 @@ fn loom_a_foreign_loop_loses_no_wake() {
             })
             .into();
         while told.turns.load(Ordering::Relaxed) < 2 {
-            event_loop.core.poller.wait_readable();
+            event_loop.core.watched().wait_readable();
             event_loop.pass().unwrap();
         }
         wakers.into_iter().for_each(|waker| waker.join().unwrap());
@@ -108,7 +108,7 @@ fn loom_a_waiter_that_drives_the_loop_loses_no_wake_of_the_foreign_one() {
             handle.wake(1);
         });
         while told.turns.load(Ordering::Relaxed) < 1 {
-            event_loop.core.poller.wait_readable();
+            event_loop.core.watched().wait_readable();
             event_loop.pass().unwrap();
         }
         waiter.join().unwrap();

@@ -188,7 +188,7 @@ impl EventLoop {
 
 impl AsFd for EventLoop {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.core.poller.as_fd()
+        self.core.watched().as_fd()
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Table {
     pub(super) due: Vec<(u64, u16)>,
     /// Nobody looks at the table before the loop's wake-up event is signalled.
     pub(super) asleep: bool,
+    /// Nobody has run or watched the loop yet: who does so first looks at the table.
+    pub(super) fresh: bool,
     /// A run is to end.
     pub(super) stop: bool,
     /// The thread that is in a pass.
@@ -31,7 +33,8 @@ pub(super) struct Slot {
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self { slots: Vec::new(), last: NOBODY, due: Vec::new(), asleep: true, stop: false, runner: None }
+        let (asleep, fresh, stop) = (false, true, false);
+        Self { slots: Vec::new(), last: NOBODY, due: Vec::new(), asleep, fresh, stop, runner: None }
     }
 
     pub(super) fn insert(&mut self, handler: Arc<dyn TakeTurn>) -> u64 {

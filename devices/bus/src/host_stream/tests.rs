@@ -1,4 +1,5 @@
-use std::io::PipeReader;
+use std::fs::File;
+use std::io::{PipeReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::*;
@@ -76,7 +77,7 @@ fn e2_what_cannot_be_opened_again_is_asked_first() {
     let (mut reader, writer) = io::pipe().unwrap();
     let ask = |file: OwnedFd| {
         let kind = kind(file.as_fd()).unwrap();
-        HostStream::asked(file, kind).unwrap()
+        HostStream::asked(Held::Own(file), kind).unwrap()
     };
     let output = ask(writer.into());
     let taken = fill(&output);
@@ -103,9 +104,33 @@ fn files_are_never_waited_for_and_keep_the_position_that_they_share() {
     assert_eq!(output.write(b"guest ").unwrap(), 6);
     file.write_all(b"shell").unwrap();
     assert_eq!(std::os::unix::fs::FileExt::read_at(&file, &mut [0; 32], 0).unwrap(), 17);
-    let null = HostStream::output(File::options().write(true).open("/dev/null").unwrap()).unwrap();
-    assert!(!null.is_watchable());
-    assert_eq!(null.write(b"gone").unwrap(), 4);
+}
+
+#[test]
+fn devices_that_have_their_answer_at_once_are_never_waited_for() {
+    for (device, reads) in [("/dev/null", 0), ("/dev/zero", 4)] {
+        let file = File::options().read(true).write(true).open(device).unwrap();
+        let (input, output) = (HostStream::input(&file).unwrap(), HostStream::output(&file).unwrap());
+        for stream in [&input, &output] {
+            assert!(!stream.is_watchable() && !stream.is_terminal() && stream.way == Way::Plain, "{device}");
+        }
+        assert_eq!(output.write(b"gone").unwrap(), 4, "{device}");
+        assert_eq!(input.read(&mut [1; 4]).unwrap(), reads, "{device}");
+    }
+}
+
+#[test]
+fn the_standard_streams_are_the_process_s_and_stay_open() {
+    for (stream, fd) in [(HostStream::stdin(), 0), (HostStream::stdout(), 1)] {
+        let stream = stream.unwrap();
+        // A pipe or a terminal is opened once more; whatever it is, the process keeps its own.
+        let own = stream._given.as_ref().unwrap_or(&stream.file).as_fd().as_raw_fd();
+        assert_eq!(own, fd);
+        drop(stream);
+        assert!(
+            rustix::io::fcntl_getfd(io::stdin()).is_ok() && rustix::io::fcntl_getfd(io::stdout()).is_ok()
+        );
+    }
 }
 
 /// Both ends of a new pseudo-terminal, which is raw.
@@ -192,7 +217,7 @@ fn e2_a_pipe_without_a_description_of_its_own_takes_what_surely_fits() {
     // Pieces that share pages and pieces that do not: a write that did not fit would wait for ever.
     for piece in [1, 1000, 2049, 4095, 4096, 10_000] {
         let (mut reader, writer) = io::pipe().unwrap();
-        let output = HostStream::asked(writer.into(), FileType::Fifo).unwrap();
+        let output = HostStream::asked(Held::Own(writer.into()), Kind::Fifo).unwrap();
         let bytes = vec![b'x'; piece];
         let mut taken = 0;
         for _ in 0..3 {

@@ -61,10 +61,13 @@ impl Line for FdLine {
     }
 
     fn watch(&self, input: bool, output: bool) -> Pollables {
-        let file = |stream: &Arc<HostStream>, flags| (stream.clone() as Pollable, flags);
-        let input = self.input.as_ref().filter(|_| input).map(|input| file(input, PollFlags::IN));
-        let output = self.output.as_ref().filter(|_| output).map(|output| file(output, PollFlags::OUT));
-        input.into_iter().chain(output).collect()
+        let (input, output) =
+            (self.input.as_ref().filter(|_| input), self.output.as_ref().filter(|_| output));
+        let streams = [(input, PollFlags::IN), (output, PollFlags::OUT)].into_iter();
+        let streams = streams.filter_map(|(stream, flags)| Some((stream?, flags)));
+        // What cannot be watched is always ready.
+        let watchable = streams.filter(|(stream, _)| stream.is_watchable());
+        watchable.map(|(stream, flags)| (Arc::clone(stream) as Pollable, flags)).collect()
     }
 
     fn needs_loop(&self) -> bool {

@@ -1,11 +1,11 @@
 //! The host's timer behind the clock's interrupts, and the interrupt itself.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ossature_bus::{DeviceEvent, EventSink, Handler, Interest, Interrupt, Source, Turn};
+use ossature_bus::{DeviceEvent, EventSink, Handler, Interest, Interrupt, LoopHandle, Source, Turn};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -20,16 +20,17 @@ const LONGEST: Duration = Duration::from_secs(i32::MAX as u64);
 pub(super) struct Alarm {
     interrupt: Interrupt,
     events: EventSink,
-    timer: OwnedFd,
+    /// Where the clock takes its turns.
+    on_loop: LoopHandle,
+    /// Once the guest has enabled an interrupt: most never do.
+    timer: Option<OwnedFd>,
     armed: bool,
     reported: bool,
 }
 
 impl Alarm {
-    pub(super) fn new(interrupt: Interrupt, events: EventSink) -> io::Result<Self> {
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { interrupt, events, timer, armed: false, reported: false })
+    pub(super) fn new(interrupt: Interrupt, events: EventSink, on_loop: LoopHandle) -> Self {
+        Self { interrupt, events, on_loop, timer: None, armed: false, reported: false }
     }
 
     pub(super) fn raise(&mut self) {
@@ -48,8 +49,23 @@ impl Alarm {
         let none = Timespec { tv_sec: 0, tv_nsec: 0 };
         let value = Timespec { tv_sec: delay.as_secs() as i64, tv_nsec: delay.subsec_nanos().into() };
         let spec = Itimerspec { it_interval: none, it_value: value };
-        let set = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec);
-        self.check("timer of the real-time clock", set.map(drop).map_err(io::Error::from));
+        let set = self.timer().and_then(|timer| {
+            timerfd_settime(timer, TimerfdTimerFlags::empty(), &spec).map_err(io::Error::from)
+        });
+        self.check("timer of the real-time clock", set.map(drop));
+    }
+
+    fn timer(&mut self) -> io::Result<&OwnedFd> {
+        match &mut self.timer {
+            Some(timer) => Ok(timer),
+            none => {
+                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                let source = Source { token: 0, fd: timer.as_raw_fd(), interest: Interest::Readable };
+                self.on_loop.watch(source).map_err(|error| error.source)?;
+                Ok(none.insert(timer))
+            }
+        }
     }
 
     fn check(&mut self, what: &str, result: io::Result<()>) {
@@ -58,22 +74,16 @@ impl Alarm {
             self.events.report(DeviceEvent::HostError { reason: format!("{what}: {error}") });
         }
     }
-
-    pub(super) fn fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
-    }
 }
 
 /// The clock's turns on its event loop: when the timer is over.
 pub(super) struct RtcTurns {
     pub(super) clock: Arc<Mutex<Clock>>,
-    /// Stays open for as long as the turns are hosted.
-    pub(super) timer: RawFd,
 }
 
 impl Handler for RtcTurns {
     fn sources(&self) -> Vec<Source> {
-        vec![Source { token: 0, fd: self.timer, interest: Interest::Readable }]
+        Vec::new()
     }
 
     fn turn(&mut self, _: u16) -> Turn {

@@ -70,8 +70,13 @@ impl<U: Uart> Port<U> {
     }
 
     pub(super) fn resume(&self) {
-        self.lock().resume();
-        self.room.notify_all();
+        let mut transfer = self.lock();
+        transfer.resume();
+        let awaited = transfer.waiting > 0;
+        drop(transfer);
+        if awaited {
+            self.room.notify_all();
+        }
     }
 
     /// The state of a port that is quiet.

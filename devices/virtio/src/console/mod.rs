@@ -19,7 +19,7 @@
 //! # let path = folder.join("agent.socket");
 //! let console = Console::with_ports([
 //!     ConsolePort::console(None, ConsoleOutput::new(std::io::stdout())?),
-//!     ConsolePort::socket("org.example.agent", PortSocket::bind(&path)?),
+//!     ConsolePort::socket("org.example.agent".parse()?, PortSocket::bind(&path)?),
 //! ])?;
 //! # drop(console);
 //! # std::fs::remove_dir_all(&folder)?;
@@ -46,14 +46,14 @@ use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{DeviceError, DeviceState, Event, Handover, MetricVisitor, Syscall};
 
 use self::counters::Counters;
-use self::port::{MAX_NAME, Port};
+use self::port::Port;
 use self::state::PortState;
 use self::window::Changed;
 use self::worker::ConsoleWorker;
 use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
 pub use input::ConsoleInput;
 pub use output::ConsoleOutput;
-pub use port::ConsolePort;
+pub use port::{ConsolePort, PortName, PortNameError};
 pub use socket::PortSocket;
 pub use window::ConsoleWindow;
 
@@ -131,7 +131,6 @@ impl Console {
             return Err(DeviceError::new(format!("a console has 1 to {MAX_PORTS} ports, not {count}")));
         }
         for (index, port) in ports.iter().enumerate() {
-            port.check_name()?;
             let name = &port.name;
             if !name.is_empty() && ports.iter().take(index).any(|other| other.name == *name) {
                 return Err(DeviceError::new(format!("two ports of a console are called {name}")));
@@ -237,8 +236,8 @@ impl LocalDevice for Console {
             fields.list(field, MAX_PORTS, |fields| {
                 let state = PortState::load(fields)?;
                 let name = names.next();
-                let saved =
-                    fields.since(3, NAME, name.unwrap_or_default(), |f, field| f.bytes(field, MAX_NAME))?;
+                let saved = fields
+                    .since(3, NAME, name.unwrap_or_default(), |f, field| f.bytes(field, PortName::MAX))?;
                 if name.is_some_and(|name| name != saved) {
                     return Err(StateError::Inconsistent {
                         field: "name of a port",

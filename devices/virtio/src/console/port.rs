@@ -1,6 +1,9 @@
 //! A port: what it is, and its end on the host.
 
-use ossature_bus::{DeviceError, EventSink};
+use std::fmt;
+use std::str::FromStr;
+
+use ossature_bus::EventSink;
 
 use super::counters::Counters;
 use super::end::End;
@@ -9,8 +12,45 @@ use super::output::ConsoleOutput;
 use super::socket::PortSocket;
 use super::state::{Message, PortState};
 
-/// The longest name of a port, in bytes.
-pub(super) const MAX_NAME: usize = 64;
+/// The name of a port, by which a guest finds it: 1 to 64 ASCII characters without blanks and slashes, not with a dot
+/// first, so that it can be that of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortName(String);
+
+impl PortName {
+    /// The most characters.
+    pub const MAX: usize = 64;
+}
+
+/// Text that is no [`PortName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no port's name: 1 to {} ASCII characters, no blanks, no slashes, no dot first",
+    PortName::MAX
+)]
+pub struct PortNameError {
+    /// The text.
+    pub text: String,
+}
+
+impl FromStr for PortName {
+    type Err = PortNameError;
+
+    fn from_str(text: &str) -> Result<Self, PortNameError> {
+        let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+        if (1..=Self::MAX).contains(&text.len()) && text.bytes().all(fits) && !text.starts_with('.') {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(PortNameError { text: text.to_owned() })
+        }
+    }
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// A port of a [`Console`](super::Console): a console, or a channel with a name between a program in the guest and one
 /// on the host.
@@ -25,14 +65,14 @@ impl ConsolePort {
 
     /// A channel that the guest finds by its name (in Linux with udev as `/dev/virtio-ports/NAME`), on streams that are
     /// always open.
-    pub fn streams(name: impl Into<String>, input: Option<ConsoleInput>, output: ConsoleOutput) -> Self {
-        Self(Port::new(name.into(), false, End::Streams { input, output }))
+    pub fn streams(name: PortName, input: Option<ConsoleInput>, output: ConsoleOutput) -> Self {
+        Self(Port::new(name.0, false, End::Streams { input, output }))
     }
 
     /// The same on a socket, whose clients come and go. While there is none, what the guest writes is dropped and
     /// counted.
-    pub fn socket(name: impl Into<String>, socket: PortSocket) -> Self {
-        Self(Port::new(name.into(), false, End::Socket(socket)))
+    pub fn socket(name: PortName, socket: PortSocket) -> Self {
+        Self(Port::new(name.0, false, End::Socket(socket)))
     }
 
     /// Leaves what the guest writes while there is no client in the guest's buffers, of which it has so many as its
@@ -62,20 +102,6 @@ pub(super) struct Port {
 impl Port {
     fn new(name: String, is_console: bool, end: End) -> Self {
         Self { name, is_console, hold: false, end, state: PortState::default(), cut: false }
-    }
-
-    /// Fails if a guest could not make a file name of the port's.
-    pub(super) fn check_name(&self) -> Result<(), DeviceError> {
-        let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-        let name = &self.name;
-        if (name.is_empty() && self.is_console)
-            || (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(fits) && !name.starts_with('.')
-        {
-            return Ok(());
-        }
-        let right =
-            format!("1 to {MAX_NAME} ASCII characters without blanks and slashes, not with a dot first");
-        Err(DeviceError::new(format!("the name of a console's port is {name:?}; it has to have {right}")))
     }
 
     /// Takes over what a driver had made of a port like this.

@@ -178,7 +178,7 @@ fn set_offloads(with: &Shared<impl NetIo>, bits: u64) -> Answer {
     let negotiated = with.features & Offloads::all().guest_features();
     (u128::from(bits) & !negotiated == 0).then_some(())?;
     let result = with.card.change(|set| {
-        let before = std::mem::replace(&mut set.offloads, Some(bits));
+        let before = set.offloads.replace(bits);
         let all = |offloads| with.pairs.iter().try_for_each(|pair| pair.io.set_offloads(offloads));
         all(set.accepted(with.features)).inspect_err(|_| {
             set.offloads = before;

@@ -99,14 +99,16 @@ fn bits<const N: usize>(features: [(bool, u32); N]) -> u128 {
 pub struct Unsent {
     /// How many.
     pub packets: u64,
+    /// Their bytes, without headers.
+    pub bytes: u64,
     /// Why the last of them was lost.
     pub error: io::Error,
 }
 
 impl Unsent {
-    /// So many packets, for this reason.
-    pub fn new(packets: u64, error: io::Error) -> Self {
-        Self { packets, error }
+    /// So many packets of so many bytes in all, for this reason.
+    pub fn new(packets: u64, bytes: u64, error: io::Error) -> Self {
+        Self { packets, bytes, error }
     }
 }
 

@@ -15,6 +15,8 @@
 //! assert!(error.to_string().starts_with(r#"tap "no-such-tap" does not exist"#));
 //! ```
 
+#[allow(unsafe_code)] // see the module
+mod batch;
 mod capture;
 mod control;
 mod counters;
@@ -28,6 +30,7 @@ mod roles;
 mod rx;
 mod settings;
 mod shared;
+mod stream;
 mod tap;
 mod tx;
 mod worker;
@@ -55,6 +58,7 @@ pub use header::HEADER_LEN;
 pub use io::{NetIo, Offloads, Unsent};
 pub use mac::{Mac, MacError};
 pub use mtu::{Mtu, MtuError};
+pub use stream::{StreamError, StreamSocket};
 pub use tap::{Tap, TapError};
 
 const QUEUE_SIZE: u16 = 256;

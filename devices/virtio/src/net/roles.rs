@@ -38,7 +38,7 @@ impl Roles {
             Role::Control
         } else if index >= 2 * self.pairs {
             Role::None
-        } else if index % 2 == 0 {
+        } else if index.is_multiple_of(2) {
             Role::Receive
         } else {
             Role::Send

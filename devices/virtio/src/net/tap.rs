@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ossature_bus::Syscall;
 use ossature_memory::{Dma, DmaIoError, Segments};
 
+use super::batch::{BATCH, Batch, SMALL_FRAME};
 use super::header::HEADER_LEN;
 use super::io::{NetIo, Offloads, Unsent};
 use crate::sys;
@@ -104,7 +105,8 @@ pub enum TapError {
 }
 
 /// An existing tap interface, open until it is dropped, or one of its queues. Bringing it up and connecting it to a bridge
-/// is up to the caller; while it is down, packets are lost as on a cable that is not plugged in.
+/// is up to the caller. Where the host allows io_uring, packets that come in bursts are moved up to 32 with one system call; the
+/// others, and long ones, with one call each and without a copy of ours. While it is down, packets are lost as on a cable that is not plugged in.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -113,6 +115,10 @@ pub struct Tap {
     /// The kernel gives packets to this queue.
     active: Mutex<bool>,
     offloads: Offloads,
+    /// Packets on their way, which one thread moves.
+    batch: Mutex<Batch>,
+    /// What was lost since the last flush.
+    unsent: Mutex<Option<Unsent>>,
 }
 
 impl Tap {
@@ -199,13 +205,41 @@ impl Tap {
         let knows_uso = sys::tap_offloads(file.as_fd(), tap_flags(Offloads::all())).is_ok();
         let offloads = Offloads { uso: knows_uso, ..Offloads::all() };
         let several = flags & libc::IFF_MULTI_QUEUE != 0;
-        let tap = Self { file, several, active: Mutex::new(true), offloads };
+        let tap = Self {
+            file,
+            several,
+            active: Mutex::new(true),
+            offloads,
+            batch: Mutex::default(),
+            unsent: Mutex::default(),
+        };
         tap.set_offloads(Offloads::none()).map_err(io_error(name, "set its offloads"))?;
         Ok(tap)
     }
 }
 
 impl Tap {
+    fn batch(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, Option<Unsent>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what waits, and notes what is lost.
+    fn send_batch(&self, batch: &mut Batch) {
+        if batch.waiting() > 0 {
+            batch.send(self.file.as_fd(), |(len, result)| {
+                if let Err(e) = result {
+                    let mut unsent = self.unsent();
+                    let (packets, bytes) = unsent.as_ref().map_or((0, 0), |u| (u.packets, u.bytes));
+                    *unsent = Some(Unsent::new(packets + 1, bytes + (len - HEADER_LEN) as u64, e));
+                }
+            });
+        }
+    }
+
     fn active(&self) -> MutexGuard<'_, bool> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -275,20 +309,56 @@ impl NetIo for Tap {
     }
 
     fn receive(&self, mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError> {
+        let mut batch = self.batch();
+        if let Some(packet) = batch.next(self.file.as_fd()) {
+            let packet = packet?;
+            mem.scatter(to, packet)?;
+            return Ok(packet.len());
+        }
         // A packet that was cut looks like one that fits exactly, but for a byte behind it.
-        mem.readv_spilling(&self.file, to, &mut [0])
+        let read = mem.readv_spilling(&self.file, to, &mut [0]);
+        match &read {
+            Ok(len) => batch.was_read(*len),
+            Err(_) => batch.is_dry(),
+        }
+        read
     }
 
     fn send(&self, mem: &Dma, header: &[u8; HEADER_LEN], from: Segments<'_>) -> Result<(), DmaIoError> {
-        mem.writev_headed(&self.file, header, from).map(drop)
-    }
-
-    fn flush(&self) -> Result<(), Unsent> {
+        let mut batch = self.batch();
+        if from.len() > SMALL_FRAME {
+            self.send_batch(&mut batch);
+            return mem.writev_headed(&self.file, header, from).map(drop);
+        }
+        if batch.waiting() == BATCH {
+            self.send_batch(&mut batch);
+        }
+        let len = HEADER_LEN + from.len() as usize;
+        if let Some((to, frame)) = batch.place(len).split_first_chunk_mut() {
+            *to = *header;
+            mem.gather(from, frame)?;
+        }
+        batch.push(len);
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), Unsent> {
+        let mut batch = self.batch();
+        self.send_batch(&mut batch);
+        self.unsent().take().map_or(Ok(()), Err)
+    }
+
     fn syscalls(&self) -> &'static [Syscall] {
-        &[Syscall("ioctl"), Syscall("readv"), Syscall("timerfd_settime"), Syscall("write"), Syscall("writev")]
+        &[
+            Syscall("io_uring_enter"),
+            Syscall("io_uring_setup"),
+            Syscall("ioctl"),
+            Syscall("mmap"),
+            Syscall("readv"),
+            Syscall("timerfd_settime"),
+            Syscall("write"),
+            Syscall("writev"),
+        ]
     }
 }
 

@@ -1,3 +1,6 @@
+mod control;
+mod limits;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -81,7 +84,7 @@ impl NetIo for Cable {
     fn flush(&self) -> Result<(), Unsent> {
         match std::mem::take(&mut *self.unsent.lock().unwrap()) {
             0 => Ok(()),
-            lost => Err(Unsent::new(lost, io::ErrorKind::NetworkDown.into())),
+            lost => Err(Unsent::new(lost, 50 * lost, io::ErrorKind::NetworkDown.into())),
         }
     }
 

@@ -23,13 +23,15 @@ pub(super) struct Tx {
     /// The host takes no packet until its descriptor polls writable.
     blocked: bool,
     generation: u32,
+    /// Packets, and their bytes, that the host took since it was last told to send them.
+    sent: (u64, u64),
     /// Packets go nowhere: the link is down, or the driver does not use this pair of queues.
     down: bool,
 }
 
 impl Tx {
     pub(super) fn new(queue: VirtQueue, features: u128) -> Self {
-        Self { queue, features, blocked: false, generation: 0, down: false }
+        Self { queue, features, blocked: false, sent: (0, 0), generation: 0, down: false }
     }
 
     pub(super) fn blocked(&self) -> bool {
@@ -80,8 +82,8 @@ impl Tx {
                 let sent = if down { Err(Lost::Guest) } else { self.send(io, packet) };
                 match sent {
                     Ok(bytes) => {
-                        counters.tx_packets.add(1);
-                        counters.tx_bytes.add(bytes);
+                        self.sent.0 += 1;
+                        self.sent.1 += bytes;
                         limit.charge(bytes);
                         if let Some(capture) = capture {
                             let frame = packet.skip(HEADER_LEN as u64);
@@ -121,7 +123,7 @@ impl Tx {
         counters: &Counters,
         events: &EventSink,
     ) -> Result<(), QueueBroken> {
-        flush(io, counters, events);
+        flush(io, std::mem::take(&mut self.sent), counters, events);
         self.queue.flush()
     }
 
@@ -149,13 +151,19 @@ impl Tx {
     }
 }
 
-/// Has the host take what was put off.
-pub(super) fn flush(io: &impl NetIo, counters: &Counters, events: &EventSink) {
-    if let Err(Unsent { packets, error }) = io.flush() {
-        // They were counted as sent.
-        counters.tx_dropped.add(packets);
-        counters.host_errors.note(events, "send packets", &error);
+/// Has the host take what was put off, and counts the packets and bytes that were `sent`.
+pub(super) fn flush(io: &impl NetIo, sent: (u64, u64), counters: &Counters, events: &EventSink) {
+    let (mut lost, mut lost_bytes) = (0, 0);
+    if let Err(Unsent { packets, bytes, error }) = io.flush() {
+        (lost, lost_bytes) = (packets, bytes);
+        // As where they are sent at once.
+        if error.kind() != io::ErrorKind::InvalidInput {
+            counters.host_errors.note(events, "send a packet", &error);
+        }
     }
+    counters.tx_packets.add(sent.0.saturating_sub(lost));
+    counters.tx_bytes.add(sent.1.saturating_sub(lost_bytes));
+    counters.tx_dropped.add(lost);
 }
 
 /// Why a packet was not sent.

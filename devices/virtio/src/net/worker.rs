@@ -98,7 +98,7 @@ impl<I: NetIo> NetWorker<I> {
         let received = self.receive()?;
         let blocked = self.tx.as_ref().is_some_and(Tx::blocked);
         if let Some(Pair { io, counters, .. }) = self.pair() {
-            tx::flush(io, counters, &self.shared.events);
+            tx::flush(io, (0, 0), counters, &self.shared.events);
         }
         let sent = if blocked { self.send()? } else { Turn::Sleep };
         let connected = self.pair().is_none_or(|pair| pair.io.is_connected());

@@ -97,9 +97,8 @@ impl Device for VirtioMmio {
             registers = registers.doorbell(doorbell((KICK, queue), VIRTIO_MMIO_QUEUE_NOTIFY, queue.into()));
         }
         if self.interrupt == MmioInterrupt::AlwaysSet {
-            // Nobody waits for it: it is there so that the write does not leave the kernel.
-            registers =
-                registers.doorbell(doorbell((ACKNOWLEDGE, 0), VIRTIO_MMIO_INTERRUPT_ACK, USED_BUFFER));
+            let acknowledge = doorbell((ACKNOWLEDGE, 0), VIRTIO_MMIO_INTERRUPT_ACK, USED_BUFFER);
+            registers = registers.doorbell(acknowledge.ignored());
         }
         let interrupt = match self.interrupt {
             MmioInterrupt::SharedLine => InterruptRequest::level(INTERRUPT),

@@ -55,7 +55,7 @@ pub enum HostSocketError {
         path: PathBuf,
     },
     /// The host's kernel refuses.
-    #[error("cannot listen on {path:?}")]
+    #[error("cannot listen on {path:?}: {source}")]
     Io {
         /// The path.
         path: PathBuf,

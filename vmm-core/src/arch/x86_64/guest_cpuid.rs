@@ -9,10 +9,9 @@ use super::cpuid::Cpuid;
 pub(super) struct CpuFeatures {
     /// vCPUs in the machine: cores of one package, one thread each.
     pub cpus: u32,
-    /// True if there is a local APIC.
+    /// True if there is a local APIC. Its timer has a TSC-deadline mode: KVM's has one on every host since Linux 4.10
+    /// (`KVM_CAP_TSC_DEADLINE_TIMER`), which is older than what machines need.
     pub lapic: bool,
-    /// True if the local APIC's timer has a TSC-deadline mode.
-    pub tsc_deadline: bool,
 }
 
 const SIGNIFICANT_INDEX: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
@@ -70,7 +69,7 @@ fn patch(entry: &mut kvm_cpuid_entry2, index: u32, features: CpuFeatures) {
             // Initial APIC id and logical processors of the package, as far as 8 bits go.
             entry.ebx = entry.ebx & 0xffff | index.min(0xff) << 24 | (1 << id_bits(cpus)).min(0xff) << 16;
             entry.ecx |= HYPERVISOR;
-            set(&mut entry.ecx, TSC_DEADLINE, features.lapic && features.tsc_deadline);
+            set(&mut entry.ecx, TSC_DEADLINE, features.lapic);
             set(&mut entry.ecx, X2APIC, features.lapic);
             set(&mut entry.edx, HTT, cpus > 1);
         }

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::{msrs, native};
 use crate::VmError;
@@ -13,7 +13,6 @@ use crate::call::call;
 #[derive(Debug, Default)]
 pub(crate) struct HostFacts {
     cpuid: OnceLock<Vec<kvm_cpuid_entry2>>,
-    tsc_deadline: OnceLock<bool>,
     msrs: OnceLock<Vec<u32>>,
 }
 
@@ -28,11 +27,6 @@ impl HostFacts {
         let mut cpuid = cpuid.as_slice().to_vec();
         native::complete(&mut cpuid, native::cpuid);
         Ok(self.cpuid.get_or_init(|| cpuid))
-    }
-
-    /// True if the local APIC's timer has a TSC-deadline mode.
-    pub(crate) fn tsc_deadline(&self, kvm: &Kvm) -> bool {
-        *self.tsc_deadline.get_or_init(|| kvm.check_extension(Cap::TscDeadlineTimer))
     }
 
     /// The MSRs that belong to the state of a vCPU such as this one.

@@ -87,7 +87,7 @@ pub(crate) fn init_vcpu(
     config: &VmConfig,
 ) -> Result<(), VmError> {
     let lapic = config.has_irqchip();
-    let features = CpuFeatures { cpus: config.cpus, lapic, tsc_deadline: lapic && host.tsc_deadline(kvm) };
+    let features = CpuFeatures { cpus: config.cpus, lapic };
     let default = cpuid(host.cpuid(kvm)?, index, features);
     match &config.arch.cpuid {
         None => set_cpuid(vcpu, &default)?,

@@ -70,3 +70,26 @@ fn a_follower_that_waits_is_woken() {
     assert_eq!(reader.join().unwrap(), Some(MachineEvent::Reset));
     assert_eq!(log.stream().next_timeout(Duration::MAX), Some(MachineEvent::Reset));
 }
+
+#[test]
+fn a_function_on_a_loop_is_called_with_what_waited_and_with_what_comes_until_it_is_dropped() {
+    let (log, event_loop) = (EventLog::default(), EventLoop::new().unwrap());
+    log.push(MachineEvent::Started);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    let followed =
+        log.stream().follow_on(&event_loop, move |event| told.lock().unwrap().push(event)).unwrap();
+    let pump = || while event_loop.pass().unwrap() {};
+    pump();
+    assert_eq!(std::mem::take(&mut *seen.lock().unwrap()), [MachineEvent::Started]);
+    log.push(MachineEvent::Paused);
+    log.push(MachineEvent::Resumed);
+    assert!(seen.lock().unwrap().is_empty(), "outside of a turn");
+    pump();
+    assert_eq!(std::mem::take(&mut *seen.lock().unwrap()), [MachineEvent::Paused, MachineEvent::Resumed]);
+    drop(followed);
+    log.push(MachineEvent::Reset);
+    pump();
+    assert!(seen.lock().unwrap().is_empty());
+    assert!(log.lock().wakers.is_empty());
+}

@@ -46,8 +46,10 @@ impl Device for Counter {
 
     fn requires(&self) -> Requires {
         let bell = ossature_bus::DoorbellRequest::new("bell", 0x50, Size::B4).value(7);
+        let ignored = ossature_bus::DoorbellRequest::new("ignored", 0x64, Size::B4).ignored();
+        let registers = RegistersRequest::memory("counter", 0x1000).fixed(self.base).movable();
         Requires::new()
-            .registers(RegistersRequest::memory("counter", 0x1000).fixed(self.base).movable().doorbell(bell))
+            .registers(registers.doorbell(ignored).doorbell(bell))
             .interrupt(InterruptRequest::edge("edge"))
             .interrupt(InterruptRequest::level("level"))
     }
@@ -57,6 +59,8 @@ impl Device for Counter {
         range.answer(Arc::new(CounterRegisters { reads: self.reads.clone(), range: range.clone() }));
         *self.range.lock().unwrap() = Some(range.clone());
         let edge = assigned.interrupt("edge")?.event().unwrap().clone();
+        // Nobody is to wait for it.
+        assert!(assigned.doorbell("ignored").is_err());
         *self.events.lock().unwrap() = vec![assigned.doorbell("bell")?.clone(), edge];
         assigned.interrupt("level")?.assert().unwrap();
         Ok(NodeKind::Hidden)

@@ -40,7 +40,7 @@ impl Sockets {
 
     fn port(&self, name: &str) -> ConsolePort {
         let listener = UnixListener::bind(self.path(name)).unwrap();
-        ConsolePort::socket(name, PortSocket::new(listener).unwrap())
+        ConsolePort::socket(name.parse().unwrap(), PortSocket::new(listener).unwrap())
     }
 
     /// A console with three ports, of which `a` may hold output.
@@ -337,12 +337,13 @@ fn e2_a_client_that_does_not_read_holds_up_its_port_alone() {
 
 #[test]
 fn names_that_are_none_or_double_are_refused() {
-    let port = |name: &str| ConsolePort::streams(name, None, ConsoleOutput::writer(io::sink()));
+    let port =
+        |name: &str| ConsolePort::streams(name.parse().unwrap(), None, ConsoleOutput::writer(io::sink()));
     let refusal = |names: &[&str]| {
         Console::with_ports(names.iter().map(|name| port(name))).err().map(|e| e.to_string())
     };
     for name in ["", "a b", "a/b", ".", "..", ".hidden", "é", "a\0", &"x".repeat(65)] {
-        let text = refusal(&["fine", name]).expect(name);
+        let text = name.parse::<PortName>().unwrap_err().to_string();
         assert!(text.contains(&format!("{name:?}")) && text.contains("1 to 64"), "{text}");
     }
     assert!(
@@ -359,7 +360,9 @@ fn names_that_are_none_or_double_are_refused() {
 #[test]
 fn a_state_is_of_the_same_ports() {
     let save = |names: &[&str]| {
-        let port = |name: &&str| ConsolePort::streams(*name, None, ConsoleOutput::writer(io::sink()));
+        let port = |name: &&str| {
+            ConsolePort::streams(name.parse().unwrap(), None, ConsoleOutput::writer(io::sink()))
+        };
         let mut console = Console::with_ports(names.iter().map(port)).unwrap();
         let DeviceState::Saved(handover) = console.save().unwrap() else { panic!("no state") };
         (console, handover)

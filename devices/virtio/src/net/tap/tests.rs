@@ -63,6 +63,9 @@ fn taps_of_the_kernel() {
             packets_both_ways(&mut net);
             bad_headers(&mut net);
             long_packets(&mut net);
+            drop(net);
+            several_queues();
+            bursts();
             if stage == "root" {
                 ip("tuntap add mode tap name tap9 user 12345");
                 again(&["setpriv", "--bounding-set=-net_admin"], "unprivileged");
@@ -253,4 +256,97 @@ fn bad_headers(net: &mut Net<Tap>) {
     send(&mut rig, &with(0, 0, [0xffff, 0xffff, 0xffff, 0xffff]));
     // Fields that no flag makes valid mean nothing.
     assert_eq!(counters(net), [sent + 1, dropped + bad.len() as u64, errors]);
+}
+
+/// A tap with several queues: the kernel gives packets to those that are in use.
+fn several_queues() {
+    let error = Tap::open_queues("tap0", 2).unwrap_err();
+    assert!(
+        matches!(error, TapError::NotMultiQueue { .. }) && error.to_string().contains("multi_queue"),
+        "{error}"
+    );
+    assert!(matches!(Tap::open_queues("tap7", 2).unwrap_err(), TapError::Missing { .. }));
+    assert!(matches!(Tap::open_macvtap("many", 1).unwrap_err(), TapError::NotAMacvtap { .. }));
+    let taps = Tap::open_queues("many", 3).unwrap();
+    ip("address add 10.1.0.1/24 dev many");
+    ip("link set many up");
+    ip("neigh replace 10.1.0.2 lladdr 52:54:00:12:34:56 dev many");
+    let spread = || {
+        let mut spread = [0; 3];
+        for _ in 0..100 {
+            // Each from another port, which is another flow.
+            UdpSocket::bind("10.1.0.1:0").unwrap().send_to(b"x", "10.1.0.2:9").unwrap();
+        }
+        for (tap, count) in taps.iter().zip(&mut spread) {
+            let mut buf = [0; 2000];
+            while let Ok(read) = rustix::io::read(&tap.file, &mut buf) {
+                *count += u32::from(buf[..read].ends_with(b"x"));
+            }
+        }
+        spread
+    };
+    for used in [3, 2, 1, 2, 3] {
+        for (i, tap) in taps.iter().enumerate() {
+            tap.set_active(i < used).unwrap();
+            tap.set_active(i < used).unwrap();
+            tap.set_offloads(Offloads::all()).unwrap_or_else(|_| tap.set_offloads(Offloads::none()).unwrap());
+        }
+        let found = spread();
+        assert_eq!(found.iter().sum::<u32>(), 100);
+        let all = found.iter().take(used).all(|count| *count > 0);
+        assert!(all && found.iter().skip(used).all(|count| *count == 0), "{used} in use: {found:?}");
+    }
+}
+
+/// Bursts of small packets cost few system calls in both directions, and arrive in their order.
+fn bursts() {
+    const PACKETS: usize = 256;
+    ip("tuntap add mode tap name tap1");
+    let mut net = Net::new(Tap::open("tap1").unwrap(), GUEST.parse().unwrap());
+    ip("address add 10.2.0.1/24 dev tap1");
+    ip("link set tap1 up txqueuelen 1000");
+    ip("neigh replace 10.2.0.2 lladdr 52:54:00:12:34:56 dev tap1");
+    let mut rig = Rig::with_rings(&mut net, MRG_RXBUF, 256, false);
+    let calls = |net: &Net<Tap>| net.pairs[0].io.batch().calls;
+    let packet = rig.put(&arp_request());
+    (0..PACKETS).for_each(|_| _ = rig.offer(1, &[packet], &[]));
+    let before = calls(&net);
+    rig.run(1);
+    let sent = calls(&net) - before;
+    assert_eq!((counter(&net, "tx_packets"), rig.rings[1].used_index()), (PACKETS as u64, PACKETS as u16));
+
+    // What the kernel sends by itself, and answers, is out of the way.
+    let drain = |rig: &mut Rig| {
+        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
+        std::iter::from_fn(|| rig.used(0)).count()
+    };
+    let mut buffers: Vec<_> = (0..PACKETS).map(|_| rig.put(&[0xcc; 1536])).collect();
+    buffers.iter().for_each(|buffer| _ = rig.offer(0, &[], &[*buffer]));
+    let others = drain(&mut rig);
+    for buffer in buffers.drain(..others).collect::<Vec<_>>() {
+        rig.offer(0, &[], &[buffer]);
+        buffers.push(buffer);
+    }
+    let socket = UdpSocket::bind("10.2.0.1:0").unwrap();
+    const BURST: u8 = 200;
+    for i in 0..BURST {
+        socket.send_to(&[i; 1000], "10.2.0.2:9").unwrap();
+    }
+    let before = calls(&net);
+    drain(&mut rig);
+    let received = calls(&net) - before;
+    // Each datagram is there once, in its order.
+    let found: Vec<u8> = buffers
+        .iter()
+        .map(|buffer| rig.get(*buffer))
+        .filter(|got| got[24..26] == [8, 0] && got[35] == 17)
+        .map(|got| got[100])
+        .collect();
+    assert_eq!(found, (0..BURST).collect::<Vec<_>>());
+    println!("{PACKETS} packets sent by {sent} calls, {BURST} received by {received}");
+    let forbidden =
+        std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() != "0");
+    assert!(forbidden || sent <= PACKETS as u64 / 20, "{sent} calls for {PACKETS} packets");
+    // One turn ends after 128 packets, and bursts begin with single ones.
+    assert!(forbidden || received <= 20, "{received} calls for {BURST} packets");
 }

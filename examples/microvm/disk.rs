@@ -1,0 +1,124 @@
+//! `--disk`: what it says, and the block device that comes of it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use ossature::block::{EngineKind, OpenMode, RawFile, RawOptions};
+use ossature::bus::{RateLimiter, RateLimits};
+use ossature::virtio::LocalDevice;
+use ossature::virtio::blk::{Blk, CacheMode, DiskId};
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate};
+
+use crate::Result;
+
+/// The keys, for the summary of the command line.
+pub const SYNTAX: &str = "path=FILE[,KEY=VALUE]...";
+
+/// The keys, one by one.
+pub const HELP: &str = "\
+A disk; repeatable, the first is vda. A comma in a value is written twice
+  path=FILE          a file or a block device
+  format=raw         its format, which is never guessed [default: raw]
+  readonly[=on|off]  the guest cannot write
+  id=NAME            its serial number, up to 20 characters [default: diskN]
+  engine=sync|uring  one request after the other, or io_uring [default: sync]
+  direct[=on|off]    past the host's page cache
+  cache=writeback|writethrough
+                     when a write lasts: after a flush, or at once [default: writeback]
+  queues=N           up to 256 [default: 1]
+  limit=RATE         bytes, such as 100M/s, or 100M/s+1G with a burst
+  ops=RATE           requests, such as 2000/s";
+
+const KEYS: &[&str] = &[
+    "path=FILE",
+    "format=raw",
+    "readonly",
+    "id=NAME",
+    "engine=sync|uring",
+    "direct",
+    "cache=writeback|writethrough",
+    "queues=N",
+    "limit=RATE",
+    "ops=RATE",
+];
+
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub path: PathBuf,
+    pub readonly: bool,
+    pub id: Option<DiskId>,
+    options: RawOptions,
+    cache: CacheMode,
+    queues: u16,
+    limits: RateLimits,
+}
+
+impl Disk {
+    pub fn parse(text: OsString) -> std::result::Result<Self, KeyValueError> {
+        let keys = KeyValues::parse(&text, KEYS)?;
+        let readonly = keys.flag("readonly")?;
+        choice(&keys, "format", &[("raw", ())])?;
+        let engines = [("sync", EngineKind::Sync), ("uring", EngineKind::Uring)];
+        let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
+        Ok(Self {
+            path: keys.value("path").unwrap_or_default().into(),
+            readonly,
+            id: keys.parsed("id")?,
+            options: RawOptions::new(mode)
+                .engine(choice(&keys, "engine", &engines)?.unwrap_or_default())
+                .direct(keys.flag("direct")?),
+            cache: choice(&keys, "cache", &modes)?.unwrap_or_default(),
+            queues: keys.parsed_by("queues", queues)?.unwrap_or(1),
+            limits: RateLimits::new(keys.parsed_by("limit", parse_rate)?, keys.parsed_by("ops", parse_rate)?),
+        })
+    }
+
+    /// The device, with this serial number.
+    pub fn device(&self, id: DiskId) -> Result<Box<dyn LocalDevice>> {
+        let file = RawFile::open(&self.path, self.options)?;
+        let device = Blk::new(file, id).with_queues(self.queues).with_cache(self.cache);
+        Ok(match self.limits {
+            limits if limits == RateLimits::default() => Box::new(device),
+            limits => Box::new(device.with_limiter(RateLimiter::new(limits))),
+        })
+    }
+}
+
+fn queues(text: &str) -> std::result::Result<u16, &'static str> {
+    text.parse().ok().filter(|queues| (1..=256).contains(queues)).ok_or("give a number from 1 to 256")
+}
+
+/// What the value of a key stands for.
+fn choice<T: Copy>(
+    keys: &KeyValues,
+    key: &str,
+    values: &[(&str, T)],
+) -> std::result::Result<Option<T>, KeyValueError> {
+    keys.parsed_by(key, |text| {
+        let found = values.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
+        found.ok_or_else(|| format!("give {}, not {text:?}", names.join(" or ")))
+    })
+}
+
+/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
+pub fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
+    // What is not there is told when it is opened.
+    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
+    for (index, disk) in disks.iter().enumerate() {
+        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
+        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
+        if let Some(first) = disks.iter().take(index).find(shares) {
+            let (path, first) = (disk.path.display(), first.path.display());
+            return Err(format!(
+                "--disk path={path} is in use by another disk of this machine, path={first}; \
+                 disks that share a file are readonly"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! How many system calls `microvm` makes before its guest runs, counted by strace (Debian's `strace`). In the nested
+//! machine, because on a host whose processor has neither VMX nor SVM it tries out first whether its KVM emulates guests.
+
+mod support;
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use support::{Tap, kernel};
+use xtask::measure::strace::{Calls, before_first_run};
+use xtask::vmm;
+
+/// What a program of Rust's standard library makes before `main` when it is linked statically with glibc: the limit is for
+/// that one, and how a program is linked makes no difference after that.
+const BEFORE_MAIN: u32 = 32;
+const LIMIT: u32 = 120;
+/// The first call of `main`: see `block_io_signals`.
+const MAIN: &str = "rt_sigprocmask(SIG_BLOCK, [PIPE XFSZ]";
+
+/// The calls from the beginning of `main` to the first `KVM_RUN`, and what strace wrote.
+fn start(args: &[&str]) -> (Calls, String) {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o"]).arg(log.path()).arg(vmm::program()).args(args);
+    let mut child = strace
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("strace does not start: on Debian it is the package `strace`");
+    // The guest panics, because it has no root file system, and ends with that.
+    let status = child.wait().unwrap();
+    let log = fs::read_to_string(log.path()).unwrap();
+    let main = log.lines().position(|line| line.contains(MAIN));
+    let main = main.unwrap_or_else(|| panic!("{MAIN}: not in the log, {status}: {log}"));
+    let log: Vec<&str> = log.lines().skip(main).collect();
+    let log = log.join("\n");
+    let calls = before_first_run(&log).unwrap_or_else(|| panic!("no KVM_RUN, {status}: {log}"));
+    (calls, log)
+}
+
+#[test]
+fn microvm_with_a_disk_and_a_network_card_starts_its_guest_with_few_system_calls() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let (tap, disk, vmlinux) = (Tap::new(), format!("path={}", image.display()), kernel().vmlinux());
+    let net = format!("tap={}", tap.name);
+    let kernel = vmlinux.to_str().unwrap();
+    let args = ["--kernel", kernel, "--memory", "128M", "--disk", &disk, "--net", &net];
+    // Where two threads meet at a lock, one more call waits for it: the least of three starts.
+    let starts = (0..3).map(|_| start(&args)).min_by_key(|(calls, _)| calls.all);
+    let (calls, log) = starts.unwrap();
+    println!("{} system calls from main to KVM_RUN, {} of them ioctls", calls.all, calls.ioctls);
+    assert!(calls.all <= LIMIT - BEFORE_MAIN, "{} calls: {log}", calls.all);
+}
