@@ -9,11 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-<<<<<<< HEAD
-use support::{Answers, Guest, LIMIT, Log, Transport};
-=======
-use support::{Answers, Guest, LIMIT, Log, hash_of};
->>>>>>> core
+use support::{Answers, Guest, LIMIT, Log, Transport, hash_of};
 
 /// Lines that do not repeat, so that nothing can be lost, doubled or swapped unseen.
 fn lines(count: usize) -> String {

@@ -123,15 +123,6 @@ impl Guest {
     pub fn example(self, name: &str) -> Self {
         let here = std::env::current_exe().unwrap();
         let program = here.ancestors().nth(2).unwrap().join("examples").join(name);
-<<<<<<< HEAD
-        self.host_program(&program)
-    }
-
-    /// Puts a program of the host into the guest as `/NAME`, with the libraries that it needs.
-    pub fn host_program(self, program: &Path) -> Self {
-        let name = program.file_name().unwrap().to_str().unwrap();
-        let guest = self.program(&format!("/{name}"), fs::read(program).unwrap());
-=======
         self.dynamic(&program, &format!("/{name}"))
     }
 
@@ -142,7 +133,6 @@ impl Guest {
 
     fn dynamic(self, program: &Path, to: &str) -> Self {
         let guest = self.program(to, fs::read(program).unwrap());
->>>>>>> core
         let list = process::text(process::command("ldd").arg(program)).unwrap();
         let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
         list.lines()
