@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("dmidecode", "dmidecode"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),
+    ("lspci", "pciutils"),
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
     ("passt", "passt"),

@@ -39,7 +39,7 @@ pub fn programs(step: &str) -> &'static [&'static str] {
         "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "strace", "valgrind"],
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
-        "guest" => &["busybox", "depmod", "ip", "lz4", "mke2fs", "passt", "socat", "tcpdump"],
+        "guest" => &["busybox", "depmod", "ip", "lspci", "lz4", "mke2fs", "passt", "socat", "tcpdump"],
         _ => &[],
     }
 }
