@@ -15,6 +15,7 @@ mod disk;
 mod engine;
 mod io;
 mod null;
+mod qcow2;
 mod raw;
 mod sync_engine;
 #[allow(unsafe_code)] // see the module
@@ -26,6 +27,7 @@ pub use disk::Disk;
 pub use engine::{Completion, Engine, EngineSetup, Finished, Operation, Submitted};
 pub use io::DiskIo;
 pub use null::NullDisk;
+pub use qcow2::{ImageFormat, NewQcow2, ParseImageFormatError, Qcow2, Qcow2Options};
 pub use raw::{DiskError, OpenMode, RawFile};
 pub use sync_engine::SyncEngine;
 

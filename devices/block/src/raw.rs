@@ -1,7 +1,7 @@
 //! A disk whose sectors are the bytes of a file or of a block device, in order.
 
 mod error;
-mod space;
+pub(crate) mod space;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -175,7 +175,7 @@ impl RawFile {
 }
 
 /// The error of a device that cannot go on with its disk.
-fn device_error(error: DiskError) -> DeviceError {
+pub(crate) fn device_error(error: DiskError) -> DeviceError {
     let reason = DeviceError::new(error.to_string());
     match error {
         DiskError::Io { source, .. } => reason.with_source(source),
@@ -183,7 +183,7 @@ fn device_error(error: DiskError) -> DeviceError {
     }
 }
 
-fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
+pub(crate) fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::ENOENT) => DiskError::Missing { path },
@@ -195,7 +195,7 @@ fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
     }
 }
 
-fn name_of(kind: std::fs::FileType) -> &'static str {
+pub(crate) fn name_of(kind: std::fs::FileType) -> &'static str {
     if kind.is_dir() {
         "a folder"
     } else if kind.is_fifo() {

@@ -19,7 +19,7 @@ const ZERO_RANGE: libc::c_int = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// Gives the space of the range back to the host, if it takes it: the contents do not matter either way.
-pub(super) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+pub(crate) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match sys::fallocate(file, PUNCH_HOLE, offset, len) {
         Err(e) if is_unsupported(&e) => Ok(()),
         done => done,
