@@ -22,6 +22,17 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--hugepages", "2M", "--shared-memory"], 2, &["--shared-memory"]);
     refuses(&["--kernel", "k", "--disk", "path=d,colour=red"], 2, &["colour", "readonly", "id=NAME"]);
     refuses(&["--kernel", "k", "--disk", "readonly"], 2, &["path=FILE is missing"]);
+    let disk = |keys: &str, parts: &[&str]| {
+        refuses(&["--kernel", "k", "--disk", &format!("path=d,{keys}")], 2, &[&["--disk"], parts].concat());
+    };
+    disk("format=vmdk", &["format", "give raw", "vmdk"]);
+    disk("engine=aio", &["engine", "give sync or uring", "aio"]);
+    disk("cache=none", &["cache", "give writeback or writethrough", "none"]);
+    disk("queues=0", &["queues", "from 1 to 256"]);
+    disk("queues=257", &["queues", "from 1 to 256"]);
+    disk("limit=100M", &["limit", "100M/s"]);
+    disk("ops=many", &["ops", "2000/s"]);
+    disk("direct=perhaps", &["direct", "on, off, true or false"]);
     refuses(&["--kernel", "k", "--net", "tap=t,mac=52:54"], 2, &["mac", "52:54:00:12:34:56"]);
     refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);

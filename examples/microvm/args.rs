@@ -14,6 +14,8 @@ use ossature::virtio::net::Mac;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
 
+use crate::disk::Disk;
+
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
 
@@ -57,8 +59,8 @@ pub struct Args {
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
-    /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
-    #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
+    /// A disk; repeatable, the first is vda. A comma in a value is written twice
+    #[arg(long, value_name = crate::disk::SYNTAX, long_help = crate::disk::HELP, value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap; repeatable
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
@@ -91,13 +93,6 @@ pub enum SerialLine {
     None,
     File(PathBuf),
     Socket(PathBuf),
-}
-
-#[derive(Clone, Debug)]
-pub struct Disk {
-    pub path: PathBuf,
-    pub readonly: bool,
-    pub id: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -134,12 +129,6 @@ fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
         bytes if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
         _ => Err("guest memory is at least 1M, in whole pages of 4K".into()),
     }
-}
-
-fn disk(text: OsString) -> Result<Disk, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
-    let path = keys.value("path").unwrap_or_default().into();
-    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
 }
 
 fn nic(text: OsString) -> Result<Nic, KeyValueError> {

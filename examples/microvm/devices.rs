@@ -1,8 +1,6 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
-use std::fs;
 use std::io::{self, stdin, stdout};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,14 +10,14 @@ use ossature::legacy::{
     AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
     backend, window_size,
 };
-use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
 use ossature::virtio::net::{Net, Tap};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine};
+use crate::args::{Args, SerialLine};
+use crate::disk;
 use crate::report::USER;
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
@@ -70,10 +68,10 @@ impl Devices {
             device.with_interrupt(interrupt)
         };
         builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
-        each_file_is_one_disk(&args.disk)?;
+        disk::each_file_is_one_disk(&args.disk)?;
         for (index, disk) in args.disk.iter().enumerate() {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
+            builder = builder.device(virtio(id.clone(), disk.device(&id)?));
         }
         for (index, nic) in args.net.iter().enumerate() {
             let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
@@ -113,32 +111,6 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
         SerialLine::Socket(path) => backend::socket(&path).map_err(|e| failed("socket", &path, e))?,
     };
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
-}
-
-/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
-fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
-    // What is not there is told when it is opened.
-    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
-    for (index, disk) in disks.iter().enumerate() {
-        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
-        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
-        if let Some(first) = disks.iter().take(index).find(shares) {
-            let (path, first) = (disk.path.display(), first.path.display());
-            return Err(format!(
-                "--disk path={path} is in use by another disk of this machine, path={first}; \
-                 disks that share a file are readonly"
-            )
-            .into());
-        }
-    }
-    Ok(())
-}
-
-fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
-    let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let file = RawFile::open(&disk.path, mode)?;
-    let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
-    Ok(Box::new(Blk::new(file, name)))
 }
 
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {

@@ -10,11 +10,12 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `devices` what the guest finds, `report` what is said of the machine while it runs and
+//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `report` what is said of the machine while it runs and
 //! when it has ended.
 
 mod args;
 mod devices;
+mod disk;
 mod report;
 
 use std::error::Error;

@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
+    ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("strace", "strace"),
     ("tcpdump", "tcpdump"),

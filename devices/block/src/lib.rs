@@ -5,7 +5,7 @@
 //!   a block device.
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
-//!   inside of `submit`.
+//!   inside of `submit`, [`UringEngine`] has many in flight.
 //! - [`DiskIo`] is what a format implements to get the synchronous engines: blocking transfers by offset.
 //!
 //! Data moves straight between the disk and guest memory, which an [`ossature_memory::Dma`] bounds.
@@ -22,14 +22,17 @@ mod sync_engine;
 mod sys;
 #[cfg(test)]
 mod testing;
+#[allow(unsafe_code)] // see the module
+mod uring;
 
 pub use disk::Disk;
 pub use engine::{Completion, Engine, EngineSetup, Finished, Operation, Submitted};
 pub use io::DiskIo;
 pub use null::NullDisk;
 pub use qcow2::{ImageFormat, NewQcow2, ParseImageFormatError, Qcow2, Qcow2Options};
-pub use raw::{DiskError, OpenMode, RawFile};
+pub use raw::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 pub use sync_engine::SyncEngine;
+pub use uring::UringEngine;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

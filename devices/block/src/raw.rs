@@ -1,37 +1,32 @@
 //! A disk whose sectors are the bytes of a file or of a block device, in order.
 
+mod direct;
 mod error;
+pub(crate) mod open;
+mod options;
 pub(crate) mod space;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
-use crate::{Disk, DiskIo, EngineSetup, SyncEngine, sys};
+use self::direct::Direct;
+use crate::uring::UringEngine;
+use crate::{Disk, DiskIo, Engine, EngineSetup, SyncEngine, sys};
 pub use error::DiskError;
-
-/// What a disk file is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenMode {
-    /// The guest reads and writes; no other program may use the file meanwhile.
-    ReadWrite,
-    /// The guest only reads; others may read too.
-    ReadOnly,
-}
+pub use options::{EngineKind, OpenMode, RawOptions};
 
 /// A raw disk file, or a block device, as it is: whatever its first bytes look like, its format is never
 /// guessed.
 ///
-/// Reads and writes go through the host's page cache, synchronously: they block the thread that runs the
-/// device's worker, and with the shared runtime all workers on it. Where that matters, give the device a
-/// thread of its own.
+/// Reads and writes go through the host's page cache unless [`RawOptions::direct`] says otherwise. With
+/// [`EngineKind::Sync`], the default, they block the thread that runs the device's worker, and with a shared runtime all
+/// workers on it. Where that matters, give the device a thread of its own, or use [`EngineKind::Uring`].
 ///
 /// While a device works with it the whole file is locked with an open-file-description lock (`F_OFD_SETLK`, fcntl(2)),
 /// exclusive for read-write and shared for read-only; a paused machine holds none. The lock is advisory: it keeps out
@@ -53,106 +48,44 @@ pub enum OpenMode {
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
+    /// The same without the page cache.
+    direct: Option<Direct>,
     path: PathBuf,
     capacity: AtomicU64,
+    logical_block: u32,
     physical_block: u32,
     is_device: bool,
-    mode: OpenMode,
+    options: RawOptions,
 }
 
 impl RawFile {
-    /// Opens `path`.
-    ///
-    /// A file without any write permission is refused for [`OpenMode::ReadWrite`] even where the process may override
-    /// permissions: it was marked as not to be written.
-    pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, DiskError> {
-        let path = path.as_ref();
-        // Opening a pipe without O_NONBLOCK would wait for its other end.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(mode == OpenMode::ReadWrite)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| open_error(path, mode, e))?;
-        let read_only = mode == OpenMode::ReadWrite
-            && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
-        if read_only {
-            return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
-        }
-        Self::new(file, path, mode)
+    /// The files for requests, of which the second, if any, goes past the page cache.
+    pub(crate) fn files(&self) -> (&File, Option<&Direct>) {
+        (&self.file, self.direct.as_ref())
     }
 
-    /// Takes a file or block device that is open already, for processes that may not open any: for reading, and for
-    /// writing too with [`OpenMode::ReadWrite`], but not with `O_APPEND`. Errors call it `descriptor N`.
-    ///
-    /// The lock belongs to the open file description: a copy of the descriptor, also one in another process, is not
-    /// kept out by it.
-    ///
-    /// ```
-    /// use ossature_block::{Disk, OpenMode, RawFile};
-    ///
-    /// let file = tempfile::tempfile()?;
-    /// file.set_len(1 << 20)?;
-    /// let disk = RawFile::from_fd(file, OpenMode::ReadWrite)?;
-    /// assert_eq!(disk.capacity(), 1 << 20);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn from_fd(fd: impl Into<OwnedFd>, mode: OpenMode) -> Result<Self, DiskError> {
-        let file = File::from(fd.into());
-        let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
-        let flags = sys::status_flags(&file).map_err(|source| DiskError::Io {
-            path: path.clone(),
-            action: "inspect",
-            source,
-        })?;
-        let found = match flags & libc::O_ACCMODE {
-            _ if flags & libc::O_PATH != 0 => Some("only a place in the file system (O_PATH)"),
-            libc::O_WRONLY => Some("open for writing only"),
-            libc::O_RDONLY if mode == OpenMode::ReadWrite => Some("open for reading only"),
-            _ if mode == OpenMode::ReadWrite && flags & libc::O_APPEND != 0 => {
-                Some("open for appending (O_APPEND)")
-            }
-            _ => None,
-        };
-        if let Some(found) = found {
-            let wanted = match mode {
-                OpenMode::ReadWrite => "for reading and writing (O_RDWR)",
-                OpenMode::ReadOnly => "for reading (O_RDONLY)",
-            };
-            return Err(DiskError::Descriptor { path, found, wanted });
-        }
-        Self::new(file, &path, mode)
+    /// Returns true if it is a block device.
+    pub(crate) fn is_device(&self) -> bool {
+        self.is_device
     }
 
-    fn new(mut file: File, path: &Path, mode: OpenMode) -> Result<Self, DiskError> {
-        let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
-        let meta = file.metadata().map_err(io("inspect"))?;
-        let kind = meta.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotAFile { path: path.to_owned(), found: name_of(kind) });
+    /// The file for a transfer.
+    #[inline]
+    fn file_for(&self, segments: Segments<'_>, offset: u64) -> &File {
+        match &self.direct {
+            Some(direct) if direct.takes(segments, offset) => direct.file(),
+            _ => &self.file,
         }
-        // Where a block device ends, only a seek tells.
-        let capacity = file.seek(SeekFrom::End(0)).map_err(io("measure"))?;
-        if capacity == 0 {
-            return Err(DiskError::Empty { path: path.to_owned() });
-        }
-        if capacity % 512 != 0 {
-            return Err(DiskError::Tail { path: path.to_owned(), len: capacity });
-        }
-        let physical_block = u32::try_from(meta.blksize())
-            .ok()
-            .filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
-            .unwrap_or(512);
-        let (path, capacity) = (path.to_owned(), AtomicU64::new(capacity));
-        Ok(Self { file, path, capacity, physical_block, is_device: kind.is_block_device(), mode })
     }
 
     fn try_lock(&self) -> Result<(), DiskError> {
-        let Self { file, path, mode, .. } = self;
+        let Self { file, path, options, .. } = self;
         let io = |action| self.io_error(action);
-        sys::lock_file(file, *mode == OpenMode::ReadWrite).map_err(|source| match source.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
-            _ => io("lock")(source),
+        sys::lock_file(file, options.mode == OpenMode::ReadWrite).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
+                _ => io("lock")(source),
+            }
         })?;
         // Whoever had it before may have changed it.
         let (len, before) = (self.measure()?, self.capacity());
@@ -183,37 +116,13 @@ pub(crate) fn device_error(error: DiskError) -> DeviceError {
     }
 }
 
-pub(crate) fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
-    let path = path.to_owned();
-    match source.raw_os_error() {
-        Some(libc::ENOENT) => DiskError::Missing { path },
-        Some(libc::EISDIR) => DiskError::NotAFile { path, found: "a folder" },
-        Some(libc::EROFS | libc::ETXTBSY) => DiskError::ReadOnlyFile { path },
-        Some(libc::EACCES | libc::EPERM) => DiskError::Permission { path, mode, source },
-        Some(libc::ENXIO) => DiskError::NotAFile { path, found: "a socket or a device without a driver" },
-        _ => DiskError::Io { path, action: "open", source },
-    }
-}
-
-pub(crate) fn name_of(kind: std::fs::FileType) -> &'static str {
-    if kind.is_dir() {
-        "a folder"
-    } else if kind.is_fifo() {
-        "a pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a character device"
-    }
-}
-
 impl DiskIo for RawFile {
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
-        mem.preadv(&self.file, to, offset)
+        mem.preadv(self.file_for(to, offset), to, offset)
     }
 
     fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
-        mem.pwritev(&self.file, from, offset)
+        mem.pwritev(self.file_for(from, offset), from, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -221,7 +130,7 @@ impl DiskIo for RawFile {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        space::discard(&self.file, offset, len)
+        space::discard(&self.file, self.is_device, offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -230,26 +139,29 @@ impl DiskIo for RawFile {
 }
 
 impl Disk for RawFile {
-    type Engine = SyncEngine<Self>;
+    type Engine = Box<dyn Engine>;
 
     fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
 
     fn read_only(&self) -> bool {
-        self.mode == OpenMode::ReadOnly
+        self.options.mode == OpenMode::ReadOnly
     }
 
     fn logical_block(&self) -> u32 {
-        512
+        self.logical_block
     }
 
     fn physical_block(&self) -> u32 {
         self.physical_block
     }
 
-    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
-        Ok(SyncEngine::new(Arc::clone(self)))
+    fn engine(self: &Arc<Self>, setup: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(match self.options.engine {
+            EngineKind::Sync => Box::new(SyncEngine::new(Arc::clone(self))),
+            EngineKind::Uring => Box::new(UringEngine::new(Arc::clone(self), setup)?),
+        })
     }
 
     /// A file grows or shrinks; a block device has to have the size already.
@@ -282,18 +194,44 @@ impl Disk for RawFile {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        &[
-            Syscall("preadv"),
-            Syscall("pwritev"),
-            Syscall("pwrite64"),
-            Syscall("fdatasync"),
-            Syscall("fallocate"),
-            Syscall("ftruncate"),
-            Syscall("fcntl"),
-            Syscall("lseek"),
-        ]
+        match self.options.engine {
+            EngineKind::Sync => SYNC,
+            EngineKind::Uring => URING,
+        }
     }
 }
+
+const SYNC: &[Syscall] = &[
+    Syscall("preadv"),
+    Syscall("pwritev"),
+    Syscall("pwrite64"),
+    Syscall("fdatasync"),
+    Syscall("fallocate"),
+    Syscall("ftruncate"),
+    Syscall("fcntl"),
+    Syscall("ioctl"),
+    Syscall("lseek"),
+];
+
+/// Those of [`SYNC`] too: the engine falls back to it.
+const URING: &[Syscall] = &[
+    Syscall("io_uring_setup"),
+    Syscall("io_uring_register"),
+    Syscall("io_uring_enter"),
+    Syscall("mmap"),
+    Syscall("munmap"),
+    Syscall("close"),
+    Syscall("write"),
+    Syscall("preadv"),
+    Syscall("pwritev"),
+    Syscall("pwrite64"),
+    Syscall("fdatasync"),
+    Syscall("fallocate"),
+    Syscall("ftruncate"),
+    Syscall("fcntl"),
+    Syscall("ioctl"),
+    Syscall("lseek"),
+];
 
 #[cfg(test)]
 mod tests;

@@ -73,14 +73,17 @@ fn rng() -> Box<dyn LocalDevice> {
 type Row = (fn() -> Box<dyn LocalDevice>, u16, &'static str);
 
 const ROWS: [Row; 4] = [
-    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (blk, 0, include_str!("golden/virtio-blk-2.hex")),
     (net, 1, include_str!("golden/virtio-net-1.hex")),
     (console, 1, include_str!("golden/virtio-console-2.hex")),
     (rng, 0, include_str!("golden/virtio-rng-1.hex")),
 ];
 
 /// What was saved by earlier versions.
-const EARLIER: [Row; 1] = [(console, 1, include_str!("golden/virtio-console-1.hex"))];
+const EARLIER: [Row; 2] = [
+    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (console, 1, include_str!("golden/virtio-console-1.hex")),
+];
 
 /// A driver that has had three chains served, of which it has seen two, and has offered a fourth.
 fn driver(device: Box<dyn LocalDevice>, queue: u16) -> TestDriver {

@@ -14,7 +14,7 @@ use super::header::{BackingName, Header, image_error};
 use super::options::{Base, Qcow2Options};
 use super::storage::ImageFile;
 use super::{CACHED_L2_TABLES, CACHED_REFCOUNT_BLOCKS, ImageFormat};
-use crate::raw::{name_of, open_error};
+use crate::raw::open::{name_of, open_error};
 use crate::{DiskError, OpenMode, sys};
 
 /// So many images may be based on each other.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::format::PreallocateMode;
@@ -238,7 +239,8 @@ impl Image {
             let Ok((Mapping::Raw { storage, .. }, _)) = self.access.get_mapping(start, 1) else {
                 return Err(damaged("a mapping that changes"));
             };
-            space::discard(&storage.image().file, at, len)?;
+            let file = &storage.image().file;
+            space::discard(file, file.metadata()?.file_type().is_block_device(), at, len)?;
         }
         self.access.discard_to_zero(start, stop - start)
     }

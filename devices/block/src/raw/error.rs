@@ -104,6 +104,14 @@ pub enum DiskError {
         /// Why, and what to do.
         problem: String,
     },
+    /// Its file system has no `O_DIRECT`, or `/proc` is missing, by which the file is opened again.
+    #[error("disk {path:?} cannot be used without the page cache (direct): {source}; leave that out")]
+    NotDirect {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("disk {path:?}: cannot {action} it: {source}")]
     Io {

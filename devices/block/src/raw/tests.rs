@@ -1,12 +1,14 @@
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 
 use ossature_memory::Segment;
 use ossature_memory::vm_memory::GuestAddress;
 use tempfile::TempDir;
 
+use super::open::open_error;
 use super::*;
 use crate::testing::guest_ram;
 
@@ -219,4 +221,148 @@ fn a_descriptor_is_used_as_it_was_opened_or_refused() {
     assert!(text.contains("in use"), "{text}");
     // What may be written need not be.
     assert!(RawFile::from_fd(open(libc::O_RDWR), OpenMode::ReadOnly).unwrap().read_only());
+}
+
+/// A folder beside the test program, where the file system is likely to have O_DIRECT.
+fn on_disk() -> TempDir {
+    let program = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(program.parent().unwrap()).unwrap()
+}
+
+fn blocks(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn discarding_gives_space_back_and_keeps_the_size() {
+    let dir = dir();
+    let path = dir.path().join("disk.img");
+    fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    let before = blocks(&path);
+    raw.discard(1 << 16, 1 << 19).unwrap();
+    raw.discard(512, 0).unwrap();
+    assert!(blocks(&path) <= before - (1 << 19), "{before} bytes before, {} now", blocks(&path));
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len(), 1 << 20);
+    let hole = 1 << 16..(1 << 16) + (1 << 19);
+    assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if hole.contains(&at) { 0 } else { 7 }));
+}
+
+#[test]
+fn zeros_are_zeros_with_and_without_their_space() {
+    for unmap in [false, true] {
+        let dir = dir();
+        let path = dir.path().join("disk.img");
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+        let before = blocks(&path);
+        raw.write_zeroes(512, 300 << 10, unmap).unwrap();
+        raw.write_zeroes(0, 0, unmap).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let zeros = 512..512 + (300 << 10);
+        assert_eq!(bytes.len(), 1 << 20);
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 7 }));
+        assert_eq!(blocks(&path) < before, unmap, "the space stays unless it may go");
+    }
+}
+
+#[test]
+fn zeros_are_written_where_there_are_no_holes() {
+    let dir = dir();
+    let path = dir.path().join("disk.img");
+    fs::write(&path, vec![7; 200_704]).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    space::write_zeros(&file, 1024, 150_016).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let zeros = 1024..1024 + 150_016;
+    assert_eq!(bytes.len(), 200_704);
+    assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 7 }));
+}
+
+#[test]
+fn a_disk_is_resized_while_it_is_used_and_only_to_whole_sectors() {
+    let dir = dir();
+    let path = disk(&dir, 1024);
+    let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    raw.lock().unwrap();
+    raw.resize(4096).unwrap();
+    assert_eq!((raw.capacity(), fs::metadata(&path).unwrap().len()), (4096, 4096));
+    raw.resize(512).unwrap();
+    assert_eq!((raw.capacity(), fs::metadata(&path).unwrap().len()), (512, 512));
+    assert!(raw.resize(0).unwrap_err().to_string().contains("is empty"));
+    assert!(raw.resize(1000).unwrap_err().to_string().contains("pad it to 1024"));
+    assert_eq!(raw.capacity(), 512);
+    // The new size is the one that counts after a pause.
+    raw.unlock().unwrap();
+    raw.lock().unwrap();
+    // Grown by somebody else, and this disk told.
+    let reader = RawFile::open(&path, OpenMode::ReadOnly).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2048).unwrap();
+    reader.resize(2048).unwrap();
+    assert_eq!(reader.capacity(), 2048);
+    assert!(reader.resize(4096).unwrap_err().to_string().contains("cannot resize it"));
+}
+
+#[test]
+fn disks_from_one_sector_to_tens_of_tebibytes() {
+    let dir = dir();
+    let mem = guest_ram(&[(0, 0x1000)]);
+    let all = [Segment { addr: GuestAddress(0), len: 512 }];
+    for len in [512, 513 * 512, (12 << 40) + 512] {
+        let path = disk(&dir, 0);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        if file.set_len(len).is_err() {
+            // The file system has a limit of its own, which every one has above 1 TiB.
+            assert!(len > 1 << 40);
+            continue;
+        }
+        let raw = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+        assert_eq!(raw.capacity(), len);
+        mem.write(GuestAddress(0), &[9; 512]).unwrap();
+        assert_eq!(raw.write(&mem, (&all).into(), len - 512).unwrap(), 512);
+        let mut last = [0; 512];
+        File::open(&path).unwrap().read_exact_at(&mut last, len - 512).unwrap();
+        assert_eq!(last, [9; 512]);
+    }
+}
+
+#[test]
+fn transfers_past_the_page_cache_are_the_same_bytes_whatever_their_alignment() {
+    let dir = on_disk();
+    let path = disk(&dir, 1 << 16);
+    let raw = match RawFile::open(&path, RawOptions::new(OpenMode::ReadWrite).direct(true)) {
+        Ok(raw) => raw,
+        Err(error @ DiskError::NotDirect { .. }) => {
+            // A file system without O_DIRECT says so by name.
+            assert!(error.to_string().contains("cannot be used without the page cache (direct)"), "{error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let mem = guest_ram(&[(0, 0x4_0000)]);
+    let (_, direct) = raw.files();
+    let aligned = [Segment { addr: GuestAddress(0x1000), len: 4096 }];
+    assert!(direct.unwrap().takes((&aligned).into(), 4096));
+    let mut model = vec![0; 1 << 16];
+    for (round, (addr, len, offset)) in
+        [(0x1000, 4096, 4096), (0x1001, 512, 512), (0x2000, 1024, 4096 + 512), (0x8003, 8192, 8192)]
+            .iter()
+            .enumerate()
+    {
+        let bytes: Vec<u8> = (0..*len).map(|i| (i * 7 + round as u32 + 1) as u8).collect();
+        mem.write(GuestAddress(*addr), &bytes).unwrap();
+        let from = [Segment { addr: GuestAddress(*addr), len: *len }];
+        assert_eq!(raw.write(&mem, (&from).into(), *offset).unwrap(), *len as usize);
+        model[*offset as usize..][..*len as usize].copy_from_slice(&bytes);
+        for (to, len) in [(0x2_0000, 1 << 16), (0x2_0001, 1 << 16)] {
+            let to = [Segment { addr: GuestAddress(to), len }];
+            assert_eq!(raw.read(&mem, (&to).into(), 0).unwrap(), 1 << 16);
+            let mut back = vec![0; 1 << 16];
+            mem.read(to[0].addr, &mut back).unwrap();
+            assert_eq!(back, model, "round {round}");
+        }
+    }
+    assert_eq!(fs::read(&path).unwrap(), model);
+    assert_eq!(raw.logical_block() % 512, 0);
 }
