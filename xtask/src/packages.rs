@@ -20,6 +20,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
     ("passt", "passt"),
+    ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("socat", "socat"),
     ("strace", "strace"),
