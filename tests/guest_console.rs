@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use support::{Answers, Guest, LIMIT, Log, hash_of};
+use support::{Answers, Guest, LIMIT, Log, Transport, hash_of};
 
 /// Lines that do not repeat, so that nothing can be lost, doubled or swapped unseen.
 fn lines(count: usize) -> String {
@@ -21,7 +21,17 @@ fn lines(count: usize) -> String {
 
 #[test]
 fn hvc0_carries_a_console_both_ways() {
+    both_ways(Transport::Mmio);
+}
+
+#[test]
+fn hvc0_carries_a_console_both_ways_on_pci() {
+    both_ways(Transport::Pci);
+}
+
+fn both_ways(transport: Transport) {
     let mut guest = Guest::new()
+        .transport(transport)
         .args(["--console"])
         .cmdline("ossature.console=hvc0")
         .run("console", "tty </proc/self/fd/1; cat /sys/class/tty/hvc0/dev")
@@ -113,7 +123,7 @@ fn named_ports_carry_data_both_ways_and_a_client_reconnects() {
     let guest = Guest::new()
         .args(["--port", &port("org.example.echo"), "--port", &port("hash")])
         // What udev does.
-        .run("names", "mkdir /dev/virtio-ports; for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done; ls /dev/virtio-ports")
+        .run("names", "mkdir /dev/virtio-ports; for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done; ls -1 /dev/virtio-ports")
         .run("ports", &format!(
             "hash() {{ head -c {LEN} | sha256sum; }}
             (exec <>/dev/virtio-ports/hash; hash >/tmp/hash; cat /tmp/hash >&0) &

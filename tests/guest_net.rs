@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use support::{Guest, Tap, accept};
+use support::{Guest, Tap, Transport, accept};
 use xtask::process;
 
 const MAC: &str = "02:00:5e:10:20:30";
@@ -21,6 +21,15 @@ const FEATURES: [usize; 8] = [0, 1, 5, 7, 8, 11, 12, 15];
 
 #[test]
 fn data_comes_and_goes_over_a_tap() {
+    over_a_tap(Transport::Mmio);
+}
+
+#[test]
+fn data_comes_and_goes_over_a_tap_on_pci() {
+    over_a_tap(Transport::Pci);
+}
+
+fn over_a_tap(transport: Transport) {
     let tap = Tap::new();
     let listener = tap.listen();
     let port = listener.local_addr().unwrap().port();
@@ -28,6 +37,7 @@ fn data_comes_and_goes_over_a_tap() {
     let to_guest = tap.capture(&format!("dst host {address} and greater {LARGE}"));
     let from_guest = tap.capture(&format!("src host {address} and greater {LARGE}"));
     let mut guest = Guest::new()
+        .transport(transport)
         .args(["--memory", "512M", "--net", &format!("tap={},mac={MAC}", tap.name)])
         .cmdline(&format!("ossature.ip={address}/24"))
         .run("mac", "cat /sys/class/net/eth0/address")

@@ -19,7 +19,7 @@ use xtask::process;
 const COUNT: u64 = 1000;
 const LENGTH: usize = 6000;
 const SOCAT: &str = "/usr/bin/socat";
-const SIZE: &str = "4M";
+const SIZE: usize = 4 << 20;
 
 /// Where the sockets are.
 struct Sockets(TempDir);
@@ -128,7 +128,7 @@ fn socat_on_either_side() {
         .run("serve", &format!("{SOCAT} -u VSOCK-LISTEN:2000 CREATE:/dev/shm/got; sha256sum </dev/shm/got"))
         .start();
     assert!(server.wait().unwrap().success());
-    let mut data = vec![0; 4 << 20];
+    let mut data = vec![0; SIZE];
     fs::File::open("/dev/urandom").unwrap().read_exact(&mut data).unwrap();
     fs::write(&to_guest, [b"CONNECT 2000\n", &data[..]].concat()).unwrap();
     fs::write(sockets.path("data"), &data).unwrap();
@@ -136,7 +136,7 @@ fn socat_on_either_side() {
     loop {
         assert!(since.elapsed() < LIMIT, "the guest does not listen");
         let mut client = process::command(SOCAT);
-        client.args(["-", &format!("UNIX-CONNECT:{}", sockets.path("vm").display())]);
+        client.args(["-t", "100", "-", &format!("UNIX-CONNECT:{}", sockets.path("vm").display())]);
         client.stdin(fs::File::open(&to_guest).unwrap()).stderr(Stdio::null());
         let output = client.output().unwrap();
         if output.stdout.starts_with(b"OK ") {

@@ -16,6 +16,7 @@ use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
+use crate::control;
 use crate::disk::{self, Disk};
 use crate::nic::{self, Nic};
 
@@ -94,6 +95,9 @@ pub struct Args {
     /// time; repeatable. While none is connected, what the guest writes is dropped, or with hold waits for the next
     #[arg(long, value_name = "name=NAME,socket=PATH[,hold[=on|off]]", value_parser = OsStringValueParser::new().try_map(port))]
     pub port: Vec<Port>,
+    /// A Unix socket for requests while the guest runs, such as to add a disk: --help tells all
+    #[arg(long, value_name = "PATH", long_help = control::HELP)]
+    pub control: Option<PathBuf>,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
@@ -177,7 +181,7 @@ fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
     keys.parsed_by("limit", parse_rate)?.ok_or(KeyValueError::Missing { key: "limit=RATE" })
 }
 
-fn vsock(text: OsString) -> Result<Sockets, KeyValueError> {
+pub fn vsock(text: OsString) -> Result<Sockets, KeyValueError> {
     let keys = KeyValues::parse(&text, &["cid=N", "socket=PATH", "seqpacket=PATH"])?;
     let missing = |key| KeyValueError::Missing { key };
     let path = |key| keys.value(key).map(PathBuf::from);

@@ -1,5 +1,6 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
+use std::collections::BTreeMap;
 use std::io::{self, stdin, stdout};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,12 +12,14 @@ use ossature::legacy::{
     backend, window_size,
 };
 use ossature::pci::PciBus;
+use ossature::virtio::blk::BlkHandle;
 use ossature::virtio::console::{
     Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
 };
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
+use ossature::vmm::program::raise_descriptor_limit;
 
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
@@ -34,6 +37,10 @@ pub struct Devices {
     pub stamps: Stamps,
     /// The window of the console, if there is one.
     pub window: Option<ConsoleWindow>,
+    /// Where virtio devices are put.
+    pub virtio: Virtio,
+    /// The disks, by id.
+    pub disks: BTreeMap<String, BlkHandle>,
     /// Feeds the console for as long as it lives.
     _keyboard: Option<Hosted<KeyFilter>>,
 }
@@ -62,32 +69,26 @@ impl Devices {
             builder = builder.device(timer);
         }
 
-        let pci = (args.transport == Transport::Pci).then(PciBus::new);
-        builder = builder.devices(pci.iter().map(|bus| Box::new(bus.host("pci")) as Box<dyn Device>));
-        let mut lines = OWN_LINES;
-        let mut virtio = |id: String, device: Box<dyn LocalDevice>| -> Box<dyn Device> {
-            let here = Arc::new(here.clone());
-            if let Some(bus) = &pci {
-                return Box::new(VirtioPci::new(id, device, here, bus));
-            }
-            // Linux needs no true interrupt status, and then no interrupt costs an exit.
-            let interrupt = if lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
-            lines = lines.saturating_sub(1);
-            Box::new(VirtioMmio::new(id, device, here).with_interrupt(interrupt))
-        };
+        let mut virtio = Virtio::new(args.transport, here);
+        builder = builder.devices(virtio.bus().map(|bus| Box::new(bus.host("pci")) as Box<dyn Device>));
         let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
         let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
-        builder = builder.device(virtio("rng".to_owned(), Box::new(rng)));
+        builder = builder.device(virtio.device("rng", Box::new(rng)));
+        let mut disks = BTreeMap::new();
         disk::each_file_is_one_disk(&args.disk)?;
-        for (index, disk) in args.disk.iter().enumerate() {
-            let id = disk.id.map_or_else(|| format!("disk{index}").parse(), Ok)?;
-            builder = builder.device(virtio(id.to_string(), disk.device(id)?));
+        for disk in &args.disk {
+            let number = virtio.next("disk");
+            let id = disk.id.map_or_else(|| number.parse(), Ok)?;
+            let (device, handle) = disk.device(id)?;
+            disks.insert(id.to_string(), handle);
+            builder = builder.device(virtio.device(id.to_string(), device));
         }
-        for (index, nic) in args.net.iter().enumerate() {
-            builder = builder.device(virtio(format!("net{index}"), nic.device()?));
+        for nic in &args.net {
+            let id = virtio.next("net");
+            builder = builder.device(virtio.device(id, nic.device()?));
         }
         if let Some(sockets) = &args.vsock {
-            builder = builder.device(virtio("vsock".to_owned(), vsock(sockets)?));
+            builder = builder.device(virtio.device("vsock", vsock(sockets)?));
         }
         let (mut keyboard, mut window, mut ports) = (None, None, Vec::new());
         if args.console {
@@ -108,9 +109,51 @@ impl Devices {
             if args.console {
                 fit(window.insert(console.window()));
             }
-            builder = builder.device(virtio("console".to_owned(), Box::new(console)));
+            builder = builder.device(virtio.device("console", Box::new(console)));
         }
-        Ok((builder, Self { button, stamps, window, _keyboard: keyboard }))
+        Ok((builder, Self { button, stamps, window, virtio, disks, _keyboard: keyboard }))
+    }
+}
+
+/// Puts virtio devices where the guest finds them.
+pub struct Virtio {
+    here: EventLoop,
+    bus: Option<PciBus>,
+    /// Lines of their own that are left.
+    lines: usize,
+    /// How many devices of a kind there are or were.
+    numbers: BTreeMap<&'static str, u32>,
+}
+
+impl Virtio {
+    fn new(transport: Transport, here: &EventLoop) -> Self {
+        let bus = (transport == Transport::Pci).then(PciBus::new);
+        Self { here: here.clone(), bus, lines: OWN_LINES, numbers: BTreeMap::new() }
+    }
+
+    /// The PCI bus, if they are there.
+    pub fn bus(&self) -> Option<&PciBus> {
+        self.bus.as_ref()
+    }
+
+    /// A name for the next device of a kind.
+    pub fn next(&mut self, kind: &'static str) -> String {
+        let number = self.numbers.entry(kind).or_default();
+        let name = format!("{kind}{number}");
+        *number += 1;
+        name
+    }
+
+    /// The device behind its transport.
+    pub fn device(&mut self, id: impl Into<String>, device: Box<dyn LocalDevice>) -> Box<dyn Device> {
+        let here = Arc::new(self.here.clone());
+        if let Some(bus) = &self.bus {
+            return Box::new(VirtioPci::new(id, device, here, bus));
+        }
+        // Linux needs no true interrupt status, and then no interrupt costs an exit.
+        let interrupt = if self.lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
+        self.lines = self.lines.saturating_sub(1);
+        Box::new(VirtioMmio::new(id, device, here).with_interrupt(interrupt))
     }
 }
 
@@ -140,7 +183,9 @@ fn console_port(port: &Port) -> Result<ConsolePort> {
     Ok(if port.hold { made.hold_output() } else { made })
 }
 
-fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+pub fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    // Each connection takes a descriptor.
+    raise_descriptor_limit()?;
     let mut device = Vsock::new(sockets.cid)?;
     let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
     device = device.with_socket(socket)?;

@@ -5,13 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use ossature::block::{EngineKind, OpenMode, RawFile, RawOptions};
+use ossature::block::{EngineKind, ImageFormat, OpenMode, Qcow2, Qcow2Options, RawFile, RawOptions};
 use ossature::bus::{RateLimiter, RateLimits};
 use ossature::virtio::LocalDevice;
-use ossature::virtio::blk::{Blk, CacheMode, DiskId};
+use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate};
 
 use crate::Result;
+use crate::report::Usage;
 
 /// The keys, for the summary of the command line.
 pub const SYNTAX: &str = "path=FILE[,KEY=VALUE]...";
@@ -20,7 +21,9 @@ pub const SYNTAX: &str = "path=FILE[,KEY=VALUE]...";
 pub const HELP: &str = "\
 A disk; repeatable, the first is vda. A comma in a value is written twice
   path=FILE          a file or a block device
-  format=raw         its format, which is never guessed [default: raw]
+  format=raw|qcow2   its format, which is never guessed [default: raw]
+  backing=FOLDER     files that a qcow2 image is based on may be there and below; at first, nowhere
+  overlay=FILE       a qcow2 image over the disk, which takes what the guest writes; made if there is none
   readonly[=on|off]  the guest cannot write
   id=NAME            its serial number, up to 20 characters [default: diskN]
   engine=sync|uring  one request after the other, or io_uring [default: sync]
@@ -33,7 +36,9 @@ A disk; repeatable, the first is vda. A comma in a value is written twice
 
 const KEYS: &[&str] = &[
     "path=FILE",
-    "format=raw",
+    "format=raw|qcow2",
+    "backing=FOLDER",
+    "overlay=FILE",
     "readonly",
     "id=NAME",
     "engine=sync|uring",
@@ -49,6 +54,9 @@ pub struct Disk {
     pub path: PathBuf,
     pub readonly: bool,
     pub id: Option<DiskId>,
+    format: ImageFormat,
+    backing: Option<PathBuf>,
+    overlay: Option<PathBuf>,
     options: RawOptions,
     cache: CacheMode,
     queues: u16,
@@ -59,7 +67,8 @@ impl Disk {
     pub fn parse(text: OsString) -> std::result::Result<Self, KeyValueError> {
         let keys = KeyValues::parse(&text, KEYS)?;
         let readonly = keys.flag("readonly")?;
-        choice(&keys, "format", &[("raw", ())])?;
+        let formats = [("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
+        let format = choice(&keys, "format", &formats)?.unwrap_or(ImageFormat::Raw);
         let engines = [("sync", EngineKind::Sync), ("uring", EngineKind::Uring)];
         let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
@@ -67,6 +76,9 @@ impl Disk {
             path: keys.value("path").unwrap_or_default().into(),
             readonly,
             id: keys.parsed("id")?,
+            format,
+            backing: keys.value("backing").map(PathBuf::from),
+            overlay: keys.value("overlay").map(PathBuf::from),
             options: RawOptions::new(mode)
                 .engine(choice(&keys, "engine", &engines)?.unwrap_or_default())
                 .direct(keys.flag("direct")?),
@@ -76,14 +88,58 @@ impl Disk {
         })
     }
 
-    /// The device, with this serial number.
-    pub fn device(&self, id: DiskId) -> Result<Box<dyn LocalDevice>> {
-        let file = RawFile::open(&self.path, self.options)?;
-        let device = Blk::new(file, id).with_queues(self.queues).with_cache(self.cache);
-        Ok(match self.limits {
-            limits if limits == RateLimits::default() => Box::new(device),
-            limits => Box::new(device.with_limiter(RateLimiter::new(limits))),
-        })
+    /// The device, with this serial number, and a handle to resize it.
+    pub fn device(&self, id: DiskId) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
+        self.fits_together()?;
+        let qcow2 = Qcow2Options::new(self.options.mode);
+        let qcow2 = self.backing.iter().fold(qcow2, |options, folder| options.with_backing_folder(folder));
+        match (&self.overlay, self.format) {
+            (Some(overlay), format) => {
+                let disk = Qcow2::overlay(overlay, &self.path, format, &qcow2);
+                self.device_on(disk.map_err(|e| format!("--disk overlay={}: {e}", overlay.display()))?, id)
+            }
+            (None, ImageFormat::Qcow2) => {
+                let disk = Qcow2::open(&self.path, &qcow2);
+                self.device_on(disk.map_err(|e| format!("--disk path={}: {e}", self.path.display()))?, id)
+            }
+            _ => self.device_on(RawFile::open(&self.path, self.options)?, id),
+        }
+    }
+
+    /// Refuses keys that mean nothing for the format.
+    fn fits_together(&self) -> Result<()> {
+        let is_qcow2 = self.overlay.is_some() || self.format == ImageFormat::Qcow2;
+        let problem = if is_qcow2 && self.options.engine != EngineKind::Sync {
+            "engine=uring is for raw disks without overlay; leave it out"
+        } else if is_qcow2 && self.options.direct {
+            "direct is for raw disks without overlay; leave it out"
+        } else if self.overlay.is_some() && self.readonly {
+            "readonly and overlay=FILE exclude each other: the overlay is written to"
+        } else if self.backing.is_some() && self.format != ImageFormat::Qcow2 {
+            "backing=FOLDER is for format=qcow2"
+        } else {
+            return Ok(());
+        };
+        Err(Usage(format!("--disk path={}: {problem}", self.path.display())).into())
+    }
+
+    fn device_on<D: ossature::block::Disk>(
+        &self,
+        disk: D,
+        id: DiskId,
+    ) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
+        let device = Blk::new(disk, id).with_queues(self.queues).with_cache(self.cache);
+        let device = match self.limits {
+            limits if limits == RateLimits::default() => device,
+            limits => device.with_limiter(RateLimiter::new(limits)),
+        };
+        let handle = device.handle();
+        Ok((Box::new(device), handle))
+    }
+
+    /// The file that takes what the guest writes.
+    fn file(&self) -> &PathBuf {
+        self.overlay.as_ref().unwrap_or(&self.path)
     }
 }
 
@@ -107,12 +163,12 @@ fn choice<T: Copy>(
 /// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
 pub fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
     // What is not there is told when it is opened.
-    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
+    let file = |disk: &Disk| fs::metadata(disk.file()).ok().map(|file| (file.dev(), file.ino()));
     for (index, disk) in disks.iter().enumerate() {
         let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
         let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
         if let Some(first) = disks.iter().take(index).find(shares) {
-            let (path, first) = (disk.path.display(), first.path.display());
+            let (path, first) = (disk.file().display(), first.file().display());
             return Err(format!(
                 "--disk path={path} is in use by another disk of this machine, path={first}; \
                  disks that share a file are readonly"

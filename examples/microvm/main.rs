@@ -14,6 +14,7 @@
 //! when it has ended.
 
 mod args;
+mod control;
 mod devices;
 mod disk;
 mod nic;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ossature::boot::x86_64::smbios::Smbios;
-use ossature::bus::EventLoop;
+use ossature::bus::{EventLoop, SocketFile};
 use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
 use ossature::vmm::machine::{Linux, Machine};
@@ -34,6 +35,7 @@ use ossature::vmm::program::{Signals, block_io_signals, share_one_heap};
 use ossature::vmm::{Kvm, install_kick_handler};
 
 use args::Args;
+use control::Control;
 use devices::Devices;
 use report::USER;
 
@@ -67,21 +69,28 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {
-            USER.say(format!("warning: {emulation}"));
+            USER.say_or_drop(format!("warning: {emulation}"));
         }
     }
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
     let signals = signals(&machine, &devices, terminal.clone()).heed_on(&here)?;
+    let stamps = devices.stamps.clone();
     let _events = report::events(&here, &machine, args.log)?;
+    let control = args.control.as_ref().map(SocketFile::bind).transpose();
+    let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
     machine.start()?;
+    if let Some(listener) = listener {
+        let Devices { button, virtio, disks, .. } = devices;
+        Control::new(machine.handle(), button, virtio, disks).serve(listener)?;
+    }
     let outcome = machine.wait_on(&here)?;
     here.pass()?; // what happened last is told, too
     terminal.iter().for_each(|terminal| terminal.restore());
 
     if args.boot_timer {
-        report::times(&machine, started, devices.stamps.take());
+        report::times(&machine, started, stamps.take());
     }
     let code = report::outcome(&machine, outcome);
     drop(machine); // whatever signal has come, its files are removed

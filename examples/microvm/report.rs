@@ -17,7 +17,7 @@ use ossature::vmm::{VmError, error_chain};
 use crate::Result;
 use crate::args::Args;
 
-/// The user, who may have gone.
+/// The user, who may have gone, or may not read: nobody waits for that, as signals are blocked that would end the wait.
 pub const USER: Messages = Messages::new("microvm");
 
 /// The exit code for wrong usage.
@@ -72,7 +72,7 @@ pub fn error(error: &(dyn Error + 'static)) -> ExitCode {
 
 /// Says what went wrong.
 pub fn failure(text: &str) -> ExitCode {
-    USER.say(text);
+    USER.say_or_drop(text);
     ExitCode::FAILURE
 }
 
@@ -91,12 +91,12 @@ pub fn outcome(machine: &Machine, outcome: Outcome) -> ExitCode {
 pub fn times(machine: &Machine, started: Instant, stamps: Vec<Stamp>) {
     let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
     for BuildPhase { name, start, end } in machine.phases() {
-        USER.say(format!("{name} from {} to {} us", since(start), since(end)));
+        USER.say_or_drop(format!("{name} from {} to {} us", since(start), since(end)));
     }
     for (index, run) in machine.first_runs().into_iter().enumerate() {
-        run.iter().for_each(|&run| USER.say(format!("vcpu{index} after {} us", since(run))));
+        run.iter().for_each(|&run| USER.say_or_drop(format!("vcpu{index} after {} us", since(run))));
     }
     for Stamp { value, at } in stamps {
-        USER.say(format!("stamp {value} after {} us", at.as_micros()));
+        USER.say_or_drop(format!("stamp {value} after {} us", at.as_micros()));
     }
 }

@@ -3,10 +3,12 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+mod complaints;
 mod log;
 mod machine;
 mod running;
 mod tap;
+mod transport;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -20,10 +22,12 @@ use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
+pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
 pub use tap::{Tap, accept};
+pub use transport::{Transport, Virtio};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);

@@ -3,6 +3,7 @@
 //!
 //! - [`Disk`] is an image: its size, its limits, its lock. [`RawFile`] is one whose sectors are the bytes of a file or of
 //!   a block device.
+//!   [`Qcow2`] is one in QEMU's format, over others perhaps.
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
 //!   inside of `submit`, [`UringEngine`] has many in flight.
@@ -15,6 +16,7 @@ mod disk;
 mod engine;
 mod io;
 mod null;
+mod qcow2;
 mod raw;
 mod sync_engine;
 #[allow(unsafe_code)] // see the module
@@ -28,6 +30,7 @@ pub use disk::Disk;
 pub use engine::{Completion, Engine, EngineSetup, Finished, Operation, Submitted};
 pub use io::DiskIo;
 pub use null::NullDisk;
+pub use qcow2::{ImageFormat, NewQcow2, ParseImageFormatError, Qcow2, Qcow2Options};
 pub use raw::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 pub use sync_engine::SyncEngine;
 pub use uring::UringEngine;

@@ -2,7 +2,7 @@
 
 mod direct;
 mod error;
-mod open;
+pub(crate) mod open;
 mod options;
 pub(crate) mod space;
 
@@ -108,7 +108,7 @@ impl RawFile {
 }
 
 /// The error of a device that cannot go on with its disk.
-fn device_error(error: DiskError) -> DeviceError {
+pub(crate) fn device_error(error: DiskError) -> DeviceError {
     let reason = DeviceError::new(error.to_string());
     match error {
         DiskError::Io { source, .. } => reason.with_source(source),

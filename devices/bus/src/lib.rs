@@ -79,6 +79,8 @@ mod publish;
 mod rate_limiter;
 mod request;
 mod routes;
+#[allow(unsafe_code)] // the thread's mask of signals
+mod sigmask;
 mod socket_file;
 pub mod state;
 pub mod state_file;

@@ -240,6 +240,7 @@ impl Vectors {
                 *open = false;
             }
             let was_pending = pending.get(vector / 64).is_some_and(|word| word >> (vector % 64) & 1 != 0);
+            message.forget_pending();
             if was_pending {
                 let signalled = message.interrupt().signal();
                 self.note(&mut table, signalled);

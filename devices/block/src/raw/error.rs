@@ -84,6 +84,26 @@ pub enum DiskError {
         /// How it has to be opened.
         wanted: &'static str,
     },
+    /// It is no image of its format, a damaged one, or one that needs what this crate does not have.
+    #[error("disk {path:?}: {field} {problem}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The field or table that is wrong.
+        field: &'static str,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// Its backing file may not be opened, or is not known well enough to be opened.
+    #[error("disk {path:?}: backing file {name:?} {problem}")]
+    Backing {
+        /// The file that names it.
+        path: PathBuf,
+        /// The backing file as it is named there.
+        name: String,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// Its file system has no `O_DIRECT`, or `/proc` is missing, by which the file is opened again.
     #[error("disk {path:?} cannot be used without the page cache (direct): {source}; leave that out")]
     NotDirect {

@@ -117,7 +117,7 @@ fn block_size(size: u32) -> Option<u32> {
     Some(size).filter(|size| size.is_power_of_two() && (512..=65536).contains(size))
 }
 
-pub(super) fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
+pub(crate) fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> DiskError {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::ENOENT) => DiskError::Missing { path },
@@ -129,7 +129,7 @@ pub(super) fn open_error(path: &Path, mode: OpenMode, source: io::Error) -> Disk
     }
 }
 
-fn name_of(kind: FileType) -> &'static str {
+pub(crate) fn name_of(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a folder"
     } else if kind.is_fifo() {

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::header::MAX_PACKET;
 use super::*;
 use crate::rig::{Rig, config, counter};
-use crate::testing::{TestDriver, guest_ram};
+use crate::testing::{TestDriver, guest_ram, on_each_transport};
 use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
@@ -725,41 +725,43 @@ proptest! {
 
 #[test]
 fn no_wake_up_is_lost_on_a_loop_of_its_own() {
-    for wanted in [MRG_RXBUF | GUEST_CSUM, u128::MAX] {
-        let (net, other) = card();
-        other.set_nonblocking(false).unwrap();
-        let runtime = Arc::new(SharedLoop::new("net").unwrap());
-        let mut driver = TestDriver::with_runtime(Box::new(net), runtime);
-        driver.start(wanted);
-        // Few buffers and many packets: the card runs out of either all the time.
-        const PACKETS: usize = 2000;
-        let echo = std::thread::spawn(move || {
-            for i in 0..PACKETS {
-                other.send(&packet(64 + i % 100)).unwrap();
-                if i % 10 == 0 {
-                    other.recv(&mut [0; 100]).unwrap();
+    on_each_transport(|| {
+        for wanted in [MRG_RXBUF | GUEST_CSUM, u128::MAX] {
+            let (net, other) = card();
+            other.set_nonblocking(false).unwrap();
+            let runtime = Arc::new(SharedLoop::new("net").unwrap());
+            let mut driver = TestDriver::with_runtime(Box::new(net), runtime);
+            driver.start(wanted);
+            // Few buffers and many packets: the card runs out of either all the time.
+            const PACKETS: usize = 2000;
+            let echo = std::thread::spawn(move || {
+                for i in 0..PACKETS {
+                    other.send(&packet(64 + i % 100)).unwrap();
+                    if i % 10 == 0 {
+                        other.recv(&mut [0; 100]).unwrap();
+                    }
                 }
+            });
+            let mut posted = VecDeque::new();
+            for i in 0..PACKETS {
+                while posted.len() < 3 {
+                    posted.push_back(driver.request(0, &[], &[200]));
+                }
+                driver.kick(0);
+                if i % 10 == 0 {
+                    driver.request(1, &[&frame(0, 0, 60)], &[]);
+                    driver.kick(1);
+                    driver.wait_used(1);
+                }
+                let used = driver.wait_used(0);
+                let buffer = posted.pop_front().unwrap();
+                assert_eq!((used.head, used.len), (buffer.head.into(), 64 + i as u32 % 100));
+                assert!(driver.bytes(&buffer.writable)[12..][..52] == packet(64 + i % 100)[12..][..52]);
             }
-        });
-        let mut posted = VecDeque::new();
-        for i in 0..PACKETS {
-            while posted.len() < 3 {
-                posted.push_back(driver.request(0, &[], &[200]));
-            }
-            driver.kick(0);
-            if i % 10 == 0 {
-                driver.request(1, &[&frame(0, 0, 60)], &[]);
-                driver.kick(1);
-                driver.wait_used(1);
-            }
-            let used = driver.wait_used(0);
-            let buffer = posted.pop_front().unwrap();
-            assert_eq!((used.head, used.len), (buffer.head.into(), 64 + i as u32 % 100));
-            assert!(driver.bytes(&buffer.writable)[12..][..52] == packet(64 + i % 100)[12..][..52]);
+            echo.join().unwrap();
+            assert_eq!(driver.reports(), []);
         }
-        echo.join().unwrap();
-        assert_eq!(driver.reports(), []);
-    }
+    });
 }
 
 crate::conformance_tests!(conformance, || card().0);

@@ -73,8 +73,8 @@ pub enum HostSocketError {
 /// What the guest connects to is up to a [`Connect`]: for a socket at `PATH`, port 1234 of the host is the socket
 /// `PATH_1234`. If nobody listens there, the guest is refused.
 ///
-/// Both descriptors and texts of a socket of sequential packets are the same, each text one message. A message without
-/// bytes is not passed on, and `SEQ_EOR` is not: Unix sockets have neither.
+/// With sequential packets it is the same, each text one message. Messages without bytes are not passed on, and neither is
+/// `SEQ_EOR`: Unix sockets have no place for it.
 pub struct HostSocket {
     listener: OwnedFd,
     kind: Kind,

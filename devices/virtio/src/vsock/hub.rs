@@ -174,7 +174,9 @@ impl Hub {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let count = match epoll::wait(&self.epoll, &mut events, Some(&now)) {
             Ok(count) => count,
-            Err(_) => return Turn::Again,
+            Err(Errno::INTR) => return Turn::Again,
+            // There is no other error for what it is.
+            Err(_) => return Turn::Sleep,
         };
         for event in events.iter().take(count) {
             let flags = event.flags;

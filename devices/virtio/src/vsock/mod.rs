@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex};
 
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
+use rustix::process::{Resource, getrlimit};
 
 use self::counters::Counters;
 use self::hub::Hub;
@@ -64,7 +65,8 @@ const LOST: Field = Field::new(2, "connections to reset");
 /// the less the more connections there are. So a program that does not read keeps only its own connection waiting. Either
 /// side may shut down one direction; what was sent before arrives.
 ///
-/// Each connection takes a descriptor: a process that is to have thousands has to raise its limit (`RLIMIT_NOFILE`).
+/// Each connection takes a descriptor. So that no guest uses up those of the process, there are at most half as many
+/// connections as the process may have descriptors when the device is made (`RLIMIT_NOFILE`), and at most 16384.
 ///
 /// Connections survive a pause, but not a saved state: after a restore the guest is told that they are gone. A socket's
 /// file belongs to the device from its making to its end, also while the machine is paused: programs that connect
@@ -80,7 +82,9 @@ impl Vsock {
     /// A device for a guest with this address, which so far refuses every connection.
     pub fn new(cid: Cid) -> io::Result<Self> {
         let counters = Arc::new(Counters::default());
-        let hub = Hub::new(cid.get().into(), MAX_CONNECTIONS, Arc::clone(&counters))?;
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let max = MAX_CONNECTIONS.min(usize::try_from(descriptors / 2).unwrap_or(usize::MAX));
+        let hub = Hub::new(cid.get().into(), max, Arc::clone(&counters))?;
         Ok(Self { cid, hub: Arc::new(Mutex::new(hub)), counters })
     }
 
@@ -91,7 +95,7 @@ impl Vsock {
         Ok(self)
     }
 
-    /// The same for at most `max` connections at a time, instead of 16384. Further ones are refused.
+    /// The same for at most `max` connections at a time, whatever the process may have. Further ones are refused.
     #[must_use]
     pub fn with_max_connections(self, max: usize) -> Self {
         lock(&self.hub).set_max(max);

@@ -705,7 +705,7 @@ fn ten_thousand_connections() {
     let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
     assert!(limit.maximum.is_none_or(|limit| limit > 12_000), "too few descriptors: {limit:?}");
-    let mut guest = Guest::new();
+    let mut guest = Guest::with(|device, _| device.with_max_connections(COUNT as usize));
     let listeners: Vec<_> = (0..COUNT / EACH).map(|port| guest.listen(port)).collect();
     let small = guest.rig.put(&[guest.header(0, 0, 0).raw().as_slice(), &[0; 4]].concat());
     let send = |guest: &mut Guest, port: u32, op: u16, len: u32| {
