@@ -164,6 +164,7 @@ impl ossature_bus::MessageTarget for Refused {
     fn is_pending(&self) -> bool {
         false
     }
+    fn forget_pending(&self) {}
 }
 
 #[test]
