@@ -23,7 +23,8 @@ A disk; repeatable, the first is vda. A comma in a value is written twice
   format=raw         its format, which is never guessed [default: raw]
   readonly[=on|off]  the guest cannot write
   id=NAME            its serial number, up to 20 characters [default: diskN]
-  engine=sync|uring  one request after the other, or io_uring [default: sync]
+  engine=sync|thread|uring
+                     one request after the other, the same on a thread, or io_uring [default: sync]
   direct[=on|off]    past the host's page cache
   cache=writeback|writethrough
                      when a write lasts: after a flush, or at once [default: writeback]
@@ -36,7 +37,7 @@ const KEYS: &[&str] = &[
     "format=raw",
     "readonly",
     "id=NAME",
-    "engine=sync|uring",
+    "engine=sync|thread|uring",
     "direct",
     "cache=writeback|writethrough",
     "queues=N",
@@ -60,7 +61,8 @@ impl Disk {
         let keys = KeyValues::parse(&text, KEYS)?;
         let readonly = keys.flag("readonly")?;
         choice(&keys, "format", &[("raw", ())])?;
-        let engines = [("sync", EngineKind::Sync), ("uring", EngineKind::Uring)];
+        let engines =
+            [("sync", EngineKind::Sync), ("thread", EngineKind::Thread), ("uring", EngineKind::Uring)];
         let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
         Ok(Self {

@@ -5,7 +5,7 @@
 //!   a block device.
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
-//!   inside of `submit`, [`UringEngine`] has many in flight.
+//!   inside of `submit`, [`ThreadEngine`] on a thread of its own, [`UringEngine`] has many in flight.
 //! - [`DiskIo`] is what a format implements to get the synchronous engines: blocking transfers by offset.
 //!
 //! Data moves straight between the disk and guest memory, which an [`ossature_memory::Dma`] bounds.
@@ -21,6 +21,7 @@ mod sync_engine;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod thread_engine;
 #[allow(unsafe_code)] // see the module
 mod uring;
 
@@ -30,6 +31,7 @@ pub use io::DiskIo;
 pub use null::NullDisk;
 pub use raw::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 pub use sync_engine::SyncEngine;
+pub use thread_engine::ThreadEngine;
 pub use uring::UringEngine;
 
 #[cfg(doctest)]
