@@ -202,8 +202,9 @@ impl Disk for RawFile {
     }
 }
 
-/// A thread of its own takes a lock, and writes to an event.
+/// A thread of its own takes a lock, and writes to an event; a queue within limits sets a timer.
 const SYNC: &[Syscall] = &[
+    Syscall("timerfd_settime"),
     Syscall("write"),
     Syscall("futex"),
     Syscall("preadv"),
@@ -219,6 +220,7 @@ const SYNC: &[Syscall] = &[
 
 /// Those of [`SYNC`] too: the engine falls back to it.
 const URING: &[Syscall] = &[
+    Syscall("timerfd_settime"),
     Syscall("io_uring_setup"),
     Syscall("io_uring_register"),
     Syscall("io_uring_enter"),
