@@ -26,7 +26,7 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
         refuses(&["--kernel", "k", "--disk", &format!("path=d,{keys}")], 2, &[&["--disk"], parts].concat());
     };
     disk("format=vmdk", &["format", "give raw", "vmdk"]);
-    disk("engine=aio", &["engine", "give sync or uring", "aio"]);
+    disk("engine=aio", &["engine", "give sync or thread or uring", "aio"]);
     disk("cache=none", &["cache", "give writeback or writethrough", "none"]);
     disk("queues=0", &["queues", "from 1 to 256"]);
     disk("queues=257", &["queues", "from 1 to 256"]);

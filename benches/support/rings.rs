@@ -8,10 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ossature::block::{Disk, NullDisk};
 use ossature::bus::{Event, Syscall};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Window};
-use ossature::virtio::blk::{Blk, NullDisk};
+use ossature::virtio::blk::Blk;
 use ossature::virtio::features::{EVENT_IDX, INDIRECT_DESC};
 use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads, Unsent};
 use ossature::virtio::testing::{Desc, GuestRing};
@@ -197,6 +198,11 @@ impl DeviceRig {
 
     /// Reads of 4 KiB from a disk without contents.
     pub fn blk(layout: Layout) -> Self {
+        Self::blk_on(NullDisk::new(1 << 16), layout)
+    }
+
+    /// Reads of 4 KiB from the first 128 KiB of a disk.
+    pub fn blk_on(disk: impl Disk, layout: Layout) -> Self {
         let dma = ram().dma();
         let driver = Driver::new(&dma, 0, BATCH, layout, |chain, place| {
             let header = place(0, 16);
@@ -205,7 +211,7 @@ impl DeviceRig {
             dma.write(header.addr, &bytes).unwrap();
             vec![Desc::readable(header), Desc::writable(place(1, 4096)), Desc::writable(place(2, 1))]
         });
-        Self::new(&mut Blk::new(NullDisk::new(1 << 16), "bench".parse().unwrap()), dma, vec![driver])
+        Self::new(&mut Blk::new(disk, "bench".parse().unwrap()), dma, vec![driver])
     }
 
     /// Packets of 1514 bytes to a network that takes everything, and from one that never ends.
@@ -248,9 +254,10 @@ pub struct ThreadRig {
 }
 
 impl ThreadRig {
-    /// Reads, as [`DeviceRig::blk`] has them, on a thread of this name.
-    pub fn blk(thread: &str) -> Self {
-        let DeviceRig { dma, mut drivers, doorbell, irq, mut worker } = DeviceRig::blk(Layout::Indirect);
+    /// Reads, as [`DeviceRig::blk_on`] has them, on a thread of this name.
+    pub fn blk_on(disk: impl Disk, thread: &str) -> Self {
+        let rig = DeviceRig::blk_on(disk, Layout::Indirect);
+        let DeviceRig { dma, mut drivers, doorbell, irq, mut worker } = rig;
         // The loop watches the doorbells of the queues that come to the worker through it.
         let Removed::Queue(queue) = worker.remove_queue(0) else { panic!("the worker has its queue") };
         let runtime = SharedLoop::new(thread).unwrap();

@@ -26,7 +26,8 @@ A disk; repeatable, the first is vda. A comma in a value is written twice
   overlay=FILE       a qcow2 image over the disk, which takes what the guest writes; made if there is none
   readonly[=on|off]  the guest cannot write
   id=NAME            its serial number, up to 20 characters [default: diskN]
-  engine=sync|uring  one request after the other, or io_uring [default: sync]
+  engine=sync|thread|uring
+                     one request after the other, the same on a thread, or io_uring [default: sync]
   direct[=on|off]    past the host's page cache
   cache=writeback|writethrough
                      when a write lasts: after a flush, or at once [default: writeback]
@@ -41,7 +42,7 @@ const KEYS: &[&str] = &[
     "overlay=FILE",
     "readonly",
     "id=NAME",
-    "engine=sync|uring",
+    "engine=sync|thread|uring",
     "direct",
     "cache=writeback|writethrough",
     "queues=N",
@@ -69,7 +70,8 @@ impl Disk {
         let readonly = keys.flag("readonly")?;
         let formats = [("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
         let format = choice(&keys, "format", &formats)?.unwrap_or(ImageFormat::Raw);
-        let engines = [("sync", EngineKind::Sync), ("uring", EngineKind::Uring)];
+        let engines =
+            [("sync", EngineKind::Sync), ("thread", EngineKind::Thread), ("uring", EngineKind::Uring)];
         let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
         Ok(Self {
@@ -110,7 +112,7 @@ impl Disk {
     fn fits_together(&self) -> Result<()> {
         let is_qcow2 = self.overlay.is_some() || self.format == ImageFormat::Qcow2;
         let problem = if is_qcow2 && self.options.engine != EngineKind::Sync {
-            "engine=uring is for raw disks without overlay; leave it out"
+            "engine=thread and engine=uring are for raw disks without overlay; leave them out"
         } else if is_qcow2 && self.options.direct {
             "direct is for raw disks without overlay; leave it out"
         } else if self.overlay.is_some() && self.readonly {

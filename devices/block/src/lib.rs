@@ -6,7 +6,7 @@
 //!   [`Qcow2`] is one in QEMU's format, over others perhaps.
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
-//!   inside of `submit`, [`UringEngine`] has many in flight.
+//!   inside of `submit`, [`ThreadEngine`] on a thread of its own, [`UringEngine`] has many in flight.
 //! - [`DiskIo`] is what a format implements to get the synchronous engines: blocking transfers by offset.
 //!
 //! Data moves straight between the disk and guest memory, which an [`ossature_memory::Dma`] bounds.
@@ -23,6 +23,7 @@ mod sync_engine;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod thread_engine;
 #[allow(unsafe_code)] // see the module
 mod uring;
 
@@ -33,6 +34,7 @@ pub use null::NullDisk;
 pub use qcow2::{ImageFormat, NewQcow2, ParseImageFormatError, Qcow2, Qcow2Options};
 pub use raw::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 pub use sync_engine::SyncEngine;
+pub use thread_engine::ThreadEngine;
 pub use uring::UringEngine;
 
 #[cfg(doctest)]

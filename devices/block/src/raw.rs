@@ -17,7 +17,7 @@ use ossature_memory::{Dma, DmaIoError, Segments};
 
 use self::direct::Direct;
 use crate::uring::UringEngine;
-use crate::{Disk, DiskIo, Engine, EngineSetup, SyncEngine, sys};
+use crate::{Disk, DiskIo, Engine, EngineSetup, SyncEngine, ThreadEngine, sys};
 pub use error::DiskError;
 pub use options::{EngineKind, OpenMode, RawOptions};
 
@@ -160,6 +160,7 @@ impl Disk for RawFile {
     fn engine(self: &Arc<Self>, setup: &EngineSetup) -> Result<Self::Engine, DeviceError> {
         Ok(match self.options.engine {
             EngineKind::Sync => Box::new(SyncEngine::new(Arc::clone(self))),
+            EngineKind::Thread => Box::new(ThreadEngine::new(Arc::clone(self), setup)?),
             EngineKind::Uring => Box::new(UringEngine::new(Arc::clone(self), setup)?),
         })
     }
@@ -170,7 +171,7 @@ impl Disk for RawFile {
         if capacity == 0 {
             return Err(DiskError::Empty { path: self.path.clone() });
         }
-        if capacity % 512 != 0 {
+        if !capacity.is_multiple_of(512) {
             return Err(DiskError::Tail { path: self.path.clone(), len: capacity });
         }
         if len != capacity && self.is_device {
@@ -195,13 +196,17 @@ impl Disk for RawFile {
 
     fn syscalls(&self) -> &'static [Syscall] {
         match self.options.engine {
-            EngineKind::Sync => SYNC,
+            EngineKind::Sync | EngineKind::Thread => SYNC,
             EngineKind::Uring => URING,
         }
     }
 }
 
+/// A thread of its own takes a lock, and writes to an event; a queue within limits sets a timer.
 const SYNC: &[Syscall] = &[
+    Syscall("timerfd_settime"),
+    Syscall("write"),
+    Syscall("futex"),
     Syscall("preadv"),
     Syscall("pwritev"),
     Syscall("pwrite64"),
@@ -215,6 +220,7 @@ const SYNC: &[Syscall] = &[
 
 /// Those of [`SYNC`] too: the engine falls back to it.
 const URING: &[Syscall] = &[
+    Syscall("timerfd_settime"),
     Syscall("io_uring_setup"),
     Syscall("io_uring_register"),
     Syscall("io_uring_enter"),

@@ -1,6 +1,8 @@
 //! Random requests against a model, on every engine: whatever is in flight at once, the disk ends as if the requests had
 //! been carried out one by one.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests, too, may panic
+
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
@@ -159,6 +161,11 @@ proptest! {
     #[test]
     fn sync_past_the_page_cache_ends_as_the_model_does(batches in batches()) {
         check(EngineKind::Sync, true, &batches);
+    }
+
+    #[test]
+    fn a_thread_ends_as_the_model_does(batches in batches()) {
+        check(EngineKind::Thread, false, &batches);
     }
 
     #[test]

@@ -12,6 +12,7 @@ const WITH_TESTS: &[&str] = &[
     "ossature-bus",
     "ossature-legacy",
     "ossature-pci",
+    "ossature-block",
     "ossature-virtio",
     "ossature-boot",
     "xtask",

@@ -93,7 +93,7 @@ impl RawFile {
         if capacity == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
-        if capacity % 512 != 0 {
+        if !capacity.is_multiple_of(512) {
             return Err(DiskError::Tail { path: path.to_owned(), len: capacity });
         }
         let (logical, physical) = if is_device {

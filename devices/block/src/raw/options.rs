@@ -16,6 +16,8 @@ pub enum EngineKind {
     /// [`SyncEngine`](crate::SyncEngine): the thread that serves the queue waits for the disk.
     #[default]
     Sync,
+    /// [`ThreadEngine`](crate::ThreadEngine): a thread for each queue waits for the disk.
+    Thread,
     /// [`UringEngine`](crate::UringEngine): the host's kernel works on many requests at once (io_uring(7)). If it does not
     /// allow that, requests are served as with [`Sync`](Self::Sync), and an event tells the VMM.
     Uring,

@@ -67,6 +67,13 @@ pub(super) enum Begun {
     Pending(Kind),
 }
 
+/// Two little-endian numbers.
+fn words(bytes: [u8; RANGE]) -> [u64; 2] {
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let (first, second) = bytes.split_at(RANGE / 2);
+    [word(first), word(second)]
+}
+
 /// Data bytes that a request moves at most, for limits.
 #[inline]
 pub(super) fn data_len(chain: &Chain) -> u64 {
@@ -76,7 +83,7 @@ pub(super) fn data_len(chain: &Chain) -> u64 {
 impl<D: Disk> Context<'_, D> {
     /// Begins with the request in `chain`. Whatever the driver put there, it gets an answer, as far as there is
     /// room for one.
-    #[inline]
+    #[inline(always)] // into the worker's own loop
     pub(super) fn begin<E: Engine>(&self, engine: &mut E, mem: &Dma, chain: &Chain) -> Begun {
         // The status is the last byte that we may write; what comes before is for data.
         let Some(room) = chain.writable_len().checked_sub(1).map(u64::from) else {
@@ -85,7 +92,7 @@ impl<D: Disk> Context<'_, D> {
         };
         // The header is copied once; what the driver makes of it afterwards no longer matters.
         let Some(header) = chain.header::<[u64; 2]>(mem) else {
-            return Begun::Done(self.answer(mem, chain, VIRTIO_BLK_S_IOERR, 0));
+            return Begun::Done(self.refuse(mem, chain, VIRTIO_BLK_S_IOERR));
         };
         let [kind, sector] = header.map(u64::from_le);
         if kind as u32 != VIRTIO_BLK_T_IN {
@@ -93,10 +100,10 @@ impl<D: Disk> Context<'_, D> {
         }
         let to = Segments::first_bytes(chain.writable(), room);
         let Some(offset) = self.position(sector, to.len()) else {
-            return Begun::Done(self.answer(mem, chain, VIRTIO_BLK_S_IOERR, 0));
+            return Begun::Done(self.refuse(mem, chain, VIRTIO_BLK_S_IOERR));
         };
         match engine.submit(mem, chain.head().into(), Operation::Read { to, offset }) {
-            Submitted::Finished(finished) => Begun::Done(self.finish(mem, chain, Kind::Read, finished)),
+            Submitted::Finished(finished) => Begun::Done(self.finish_read(mem, chain, finished)),
             Submitted::Pending => Begun::Pending(Kind::Read),
         }
     }
@@ -119,12 +126,12 @@ impl<D: Disk> Context<'_, D> {
             VIRTIO_BLK_T_WRITE_ZEROES if self.negotiated.write_zeroes => self.write_zeroes(mem, readable),
             VIRTIO_BLK_T_GET_ID => {
                 let (status, filled) = self.get_id(mem, Segments::first_bytes(chain.writable(), room));
-                return Begun::Done(self.answer(mem, chain, status, filled));
+                return Begun::Done(self.answer_other(mem, chain, status, filled));
             }
             _ => Err(VIRTIO_BLK_S_UNSUPP),
         };
         match operation {
-            Err(status) => Begun::Done(self.answer(mem, chain, status, 0)),
+            Err(status) => Begun::Done(self.refuse(mem, chain, status)),
             Ok((kind, operation)) => match engine.submit(mem, chain.head().into(), operation) {
                 Submitted::Finished(finished) => Begun::Done(self.finish(mem, chain, kind, finished)),
                 Submitted::Pending => Begun::Pending(kind),
@@ -133,23 +140,12 @@ impl<D: Disk> Context<'_, D> {
     }
 
     /// Answers a request that the engine has carried out.
-    #[inline]
-    pub(super) fn finish(&self, mem: &Dma, chain: &Chain, kind: Kind, finished: Finished) -> Done {
-        let Finished { moved, result, .. } = finished;
-        let status = match result {
-            Ok(()) => VIRTIO_BLK_S_OK,
-            Err(error) => self.failed(kind, &error),
-        };
-        if kind != Kind::Read {
-            return self.finish_other(mem, chain, kind, status, moved);
-        }
-        self.counters.reads.add(1);
-        self.counters.read_bytes.add(moved);
-        Done { moved, ..self.answer(mem, chain, status, moved) }
-    }
-
     #[inline(never)]
-    fn finish_other(&self, mem: &Dma, chain: &Chain, kind: Kind, status: u32, moved: u64) -> Done {
+    pub(super) fn finish(&self, mem: &Dma, chain: &Chain, kind: Kind, finished: Finished) -> Done {
+        if kind == Kind::Read {
+            return self.finish_read(mem, chain, finished);
+        }
+        let Finished { moved, result, .. } = finished;
         match kind {
             Kind::Read => {}
             Kind::Write => {
@@ -160,16 +156,47 @@ impl<D: Disk> Context<'_, D> {
             Kind::Discard => self.counters.discards.add(1),
             Kind::WriteZeroes => self.counters.write_zeroes.add(1),
         }
-        Done { moved, ..self.answer(mem, chain, status, 0) }
+        Done { moved, ..self.answer_other(mem, chain, self.status_of(kind, result), 0) }
+    }
+
+    #[inline(always)] // as what follows
+    fn finish_read(&self, mem: &Dma, chain: &Chain, finished: Finished) -> Done {
+        let Finished { moved, result, .. } = finished;
+        self.counters.reads.add(1);
+        self.counters.read_bytes.add(moved);
+        Done { moved, ..self.answer(mem, chain, self.status_of(Kind::Read, result), moved) }
+    }
+
+    #[inline(always)]
+    fn status_of(&self, kind: Kind, result: Result<(), DmaIoError>) -> u32 {
+        match result {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(error) => self.failed(kind, &error),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, mem: &Dma, chain: &Chain, status: u32) -> Done {
+        self.answer(mem, chain, status, 0)
+    }
+
+    #[inline(never)]
+    fn answer_other(&self, mem: &Dma, chain: &Chain, status: u32, filled: u64) -> Done {
+        self.answer(mem, chain, status, filled)
     }
 
     /// Writes the status; `filled` bytes of the writable part were written before.
-    #[inline]
+    #[inline(always)] // all that is in here is what every request needs
     fn answer(&self, mem: &Dma, chain: &Chain, status: u32, filled: u64) -> Done {
         if status != VIRTIO_BLK_S_OK {
             self.counters.refused.add(1);
         }
-        let answered = chain.last_byte().is_some_and(|at| mem.write_obj(at, status as u8).is_ok());
+        // Not a closure, which the compiler would share and call.
+        let answered = match chain.last_byte() {
+            Some(at) => mem.write_obj(at, status as u8).is_ok(),
+            None => false,
+        };
         // `used.len` promises a prefix: after data that fell short the status byte is not part of it.
         let written = filled + u64::from(answered && filled + 1 == u64::from(chain.writable_len()));
         // No more than the chain's writable bytes, of which there are less than 4 GiB.
@@ -216,8 +243,9 @@ impl<D: Disk> Context<'_, D> {
         if data.len() != RANGE as u64 || self.shared.disk.read_only() {
             return Err(VIRTIO_BLK_S_IOERR);
         }
-        let range: Option<[u64; 2]> = mem.gather_obj(data).ok().flatten();
-        let [sector, rest] = range.ok_or(VIRTIO_BLK_S_IOERR)?.map(u64::from_le);
+        let mut range = [0; RANGE];
+        mem.gather(data, &mut range).map_err(|_| VIRTIO_BLK_S_IOERR)?;
+        let [sector, rest] = words(range);
         let (sectors, flags) = (rest as u32, (rest >> 32) as u32);
         let end = sector.checked_add(sectors.into()).filter(|end| *end <= self.shared.sectors());
         match end {
