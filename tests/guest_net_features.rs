@@ -21,19 +21,19 @@ use ossature::vmm::machine::Outcome;
 use support::{Guest, LIMIT, Tap, accept};
 
 /// A tap that has only some offloads, and counts packets.
-struct Some {
+struct Counted {
     tap: net::Tap,
     offloads: Offloads,
     packets: Arc<[AtomicU64; 2]>,
 }
 
-impl Some {
+impl Counted {
     fn new(tap: net::Tap, offloads: Offloads) -> Self {
         Self { tap, offloads, packets: Arc::default() }
     }
 }
 
-impl NetIo for Some {
+impl NetIo for Counted {
     fn fd(&self) -> BorrowedFd<'_> {
         self.tap.fd()
     }
@@ -157,7 +157,7 @@ fn data_arrives_unchanged_with_every_kind_of_offload() {
         let open = net::Tap::open(&tap.name).unwrap();
         // What the host's kernel does not have is not offered.
         let set = if set.uso { open.offloads() } else { set };
-        let mut card = Net::new(Some::new(open, set), Mac::derived(&tap.name));
+        let mut card = Net::new(Counted::new(open, set), Mac::derived(&tap.name));
         if long {
             tap.set(&["mtu", "9000"]);
             card = card.with_mtu("9000".parse().unwrap());
@@ -215,7 +215,7 @@ fn a_guest_uses_all_queues_and_sees_its_cable() {
     let listener = tap.listen();
     let port = listener.local_addr().unwrap().port();
     let ios: Vec<_> = net::Tap::open_queues(&tap.name, 2).unwrap();
-    let ios: Vec<_> = ios.into_iter().map(|tap| Some::new(tap, Offloads::all())).collect();
+    let ios: Vec<_> = ios.into_iter().map(|tap| Counted::new(tap, Offloads::all())).collect();
     let packets: Vec<_> = ios.iter().map(|io| io.packets.clone()).collect();
     let card = Net::with_pairs(ios, Mac::derived(&tap.name)).unwrap();
     let handle = card.handle();

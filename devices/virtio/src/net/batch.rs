@@ -34,7 +34,7 @@ enum Engine {
     #[default]
     Untried,
     Ready(Box<IoUring>),
-    /// The host does not have it, or forbids it.
+    /// The host does not have it, or forbids it, or this kind of descriptor cannot be used with it.
     Forbidden,
 }
 
@@ -193,7 +193,7 @@ fn write(fd: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
 
 impl Engine {
     /// Has the kernel carry out up to [`BATCH`] operations in their order; returns what each came to. `None` if there is no
-    /// io_uring: then nothing has happened.
+    /// io_uring, or the descriptor cannot be used with it: then nothing has happened.
     ///
     /// # Safety
     /// The buffers are there, and of nobody else, until this returns; the operations do not wait.
@@ -232,6 +232,12 @@ impl Engine {
                 }
                 done += 1;
             }
+        }
+        // Taps and macvtaps do not promise to never wait before Linux 6.4.
+        let refused = |result: &i32| *result == -libc::EOPNOTSUPP;
+        if results.iter().take(count).any(refused) {
+            *self = Self::Forbidden;
+            return None;
         }
         Some(results)
     }

@@ -1,6 +1,6 @@
 //! What the parts of a card have in common: its workers, the control plane, and the VMM's handles.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ossature_bus::{Event, EventSink, RateLimiter, RateLimits};
@@ -87,13 +87,32 @@ impl Card {
 pub(super) struct Pair<I> {
     pub(super) io: I,
     pub(super) counters: Counters,
+    /// Configuration space has last said that somebody is at the other end.
+    told_connected: AtomicBool,
     /// Wakes its worker, if there is one.
     wake: Mutex<Weak<Event>>,
 }
 
 impl<I: NetIo> Pair<I> {
     pub(super) fn new(io: I) -> Self {
-        Self { io, counters: Counters::default(), wake: Mutex::default() }
+        Self {
+            io,
+            counters: Counters::default(),
+            told_connected: AtomicBool::new(true),
+            wake: Mutex::default(),
+        }
+    }
+
+    /// Returns true if somebody is at the other end, for configuration space.
+    pub(super) fn tell_connected(&self) -> bool {
+        let connected = self.io.is_connected();
+        self.told_connected.store(connected, Ordering::Relaxed);
+        connected
+    }
+
+    /// Returns true if configuration space would say otherwise now.
+    pub(super) fn has_news(&self) -> bool {
+        self.io.is_connected() != self.told_connected.load(Ordering::Relaxed)
     }
 
     /// Takes a worker's event, for as long as that lives.

@@ -44,7 +44,6 @@ pub(super) struct NetWorker<I> {
     config: ConfigInterrupt,
     /// The host knows whether this pair of queues is in use.
     placed: bool,
-    connected: bool,
 }
 
 impl<I: NetIo> NetWorker<I> {
@@ -60,7 +59,6 @@ impl<I: NetIo> NetWorker<I> {
             pair.wake_by(&settings);
         }
         Ok(Self {
-            connected: pair.is_none_or(|pair| pair.io.is_connected()),
             receive_limit: shared.card.rx_limiter.throttle()?,
             send_limit: shared.card.tx_limiter.throttle()?,
             rx: None,
@@ -101,8 +99,7 @@ impl<I: NetIo> NetWorker<I> {
             tx::flush(io, (0, 0), counters, &self.shared.events);
         }
         let sent = if blocked { self.send()? } else { Turn::Sleep };
-        let connected = self.pair().is_none_or(|pair| pair.io.is_connected());
-        if std::mem::replace(&mut self.connected, connected) != connected {
+        if self.pair().is_some_and(Pair::has_news) {
             self.config.raise();
         }
         Ok(if received == Turn::Again { received } else { sent })
