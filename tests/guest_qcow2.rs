@@ -151,7 +151,7 @@ fn nothing_that_was_flushed_is_lost_when_the_vmm_is_killed() {
             .run("first", "dd if=/dev/vda bs=4096 skip=300 count=1 2>/dev/null | head -c 8")
             .run("write", "printf x | dd of=/dev/vda bs=4096 seek=1 conv=notrunc,fsync 2>/dev/null")
             .boot();
-        assert_eq!(answers["first"], "00000001");
+        assert_eq!(&answers["first"], "00000001");
         is_clean(&image);
         to_raw(&image, &raw);
         is_there(&raw);
