@@ -25,7 +25,11 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     let disk = |keys: &str, parts: &[&str]| {
         refuses(&["--kernel", "k", "--disk", &format!("path=d,{keys}")], 2, &[&["--disk"], parts].concat());
     };
-    disk("format=vmdk", &["format", "give raw", "vmdk"]);
+    disk("format=vmdk", &["format", "give raw or qcow2", "vmdk"]);
+    disk("format=qcow2,engine=uring", &["engine", "is sync for qcow2"]);
+    disk("overlay=o,direct", &["direct", "without overlay"]);
+    disk("overlay=o,readonly", &["overlay", "readonly"]);
+    disk("backing=/b", &["backing", "is for format=qcow2"]);
     disk("engine=aio", &["engine", "give sync or thread or uring", "aio"]);
     disk("cache=none", &["cache", "give writeback or writethrough", "none"]);
     disk("queues=0", &["queues", "from 1 to 256"]);
@@ -145,6 +149,11 @@ fn c6_disks_that_cannot_be_used_are_named() {
     let disk = |value: &str, parts: &[&str]| refuses(&["--kernel", &kernel, "--disk", value], 1, parts);
     disk("path=/no/such/disk", &["/no/such/disk", "does not exist"]);
     disk(&format!("path={}", files.0.path().display()), &["is a folder"]);
+    disk(
+        &format!("path={kernel},format=qcow2"),
+        &["--disk path=", &kernel, "magic is not that of a qcow2 image"],
+    );
+    disk(&format!("path={kernel},overlay=/no/folder/o"), &["--disk overlay=/no/folder/o"]);
 
     let image = files.with("image", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();

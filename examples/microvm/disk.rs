@@ -12,7 +12,6 @@ use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate};
 
 use crate::Result;
-use crate::report::Usage;
 
 /// The keys, for the summary of the command line.
 pub const SYNTAX: &str = "path=FILE[,KEY=VALUE]...";
@@ -74,7 +73,7 @@ impl Disk {
             [("sync", EngineKind::Sync), ("thread", EngineKind::Thread), ("uring", EngineKind::Uring)];
         let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
-        Ok(Self {
+        let disk = Self {
             path: keys.value("path").unwrap_or_default().into(),
             readonly,
             id: keys.parsed("id")?,
@@ -87,12 +86,30 @@ impl Disk {
             cache: choice(&keys, "cache", &modes)?.unwrap_or_default(),
             queues: keys.parsed_by("queues", queues)?.unwrap_or(1),
             limits: RateLimits::new(keys.parsed_by("limit", parse_rate)?, keys.parsed_by("ops", parse_rate)?),
-        })
+        };
+        disk.fits_together()?;
+        Ok(disk)
+    }
+
+    /// Refuses keys that mean nothing for the format, or with each other.
+    fn fits_together(&self) -> std::result::Result<(), KeyValueError> {
+        let is_qcow2 = self.overlay.is_some() || self.format == ImageFormat::Qcow2;
+        let (key, reason) = if is_qcow2 && self.options.engine != EngineKind::Sync {
+            ("engine", "is sync for qcow2 and overlays")
+        } else if is_qcow2 && self.options.direct {
+            ("direct", "is for raw disks without overlay")
+        } else if self.overlay.is_some() && self.readonly {
+            ("overlay", "takes what the guest writes, and readonly lets it write nothing: leave one out")
+        } else if self.backing.is_some() && self.format != ImageFormat::Qcow2 {
+            ("backing", "is for format=qcow2")
+        } else {
+            return Ok(());
+        };
+        Err(KeyValueError::Wrong { key: key.to_owned(), reason: reason.to_owned() })
     }
 
     /// The device, with this serial number, and a handle to resize it.
     pub fn device(&self, id: DiskId) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
-        self.fits_together()?;
         let qcow2 = Qcow2Options::new(self.options.mode);
         let qcow2 = self.backing.iter().fold(qcow2, |options, folder| options.with_backing_folder(folder));
         match (&self.overlay, self.format) {
@@ -106,23 +123,6 @@ impl Disk {
             }
             _ => self.device_on(RawFile::open(&self.path, self.options)?, id),
         }
-    }
-
-    /// Refuses keys that mean nothing for the format.
-    fn fits_together(&self) -> Result<()> {
-        let is_qcow2 = self.overlay.is_some() || self.format == ImageFormat::Qcow2;
-        let problem = if is_qcow2 && self.options.engine != EngineKind::Sync {
-            "engine=thread and engine=uring are for raw disks without overlay; leave them out"
-        } else if is_qcow2 && self.options.direct {
-            "direct is for raw disks without overlay; leave it out"
-        } else if self.overlay.is_some() && self.readonly {
-            "readonly and overlay=FILE exclude each other: the overlay is written to"
-        } else if self.backing.is_some() && self.format != ImageFormat::Qcow2 {
-            "backing=FOLDER is for format=qcow2"
-        } else {
-            return Ok(());
-        };
-        Err(Usage(format!("--disk path={}: {problem}", self.path.display())).into())
     }
 
     fn device_on<D: ossature::block::Disk>(

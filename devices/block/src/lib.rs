@@ -2,8 +2,7 @@
 //! carried out.
 //!
 //! - [`Disk`] is an image: its size, its limits, its lock. [`RawFile`] is one whose sectors are the bytes of a file or of
-//!   a block device.
-//!   [`Qcow2`] is one in QEMU's format, over others perhaps.
+//!   a block device, [`Qcow2`] one in QEMU's format, perhaps over others.
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
 //!   inside of `submit`, [`ThreadEngine`] on a thread of its own, [`UringEngine`] has many in flight.

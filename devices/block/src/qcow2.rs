@@ -52,15 +52,15 @@ const CACHED_REFCOUNT_BLOCKS: u64 = 32;
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let (base, clone) = (dir.path().join("base.img"), dir.path().join("clone.qcow2"));
-/// std::fs::File::create(&base)?.set_len(1 << 30)?;
+/// std::fs::File::create(&base)?.set_len(64 << 20)?;
 /// NewQcow2::over(&base, ImageFormat::Raw)?.create(&clone)?;
 ///
 /// let options = Qcow2Options::new(OpenMode::ReadWrite).with_backing_folder(dir.path());
 /// let disk = Qcow2::open(&clone, &options)?;
 /// disk.lock()?;
-/// disk.resize(2 << 30)?;
+/// disk.resize(128 << 20)?;
 /// disk.unlock()?;
-/// assert_eq!(disk.capacity(), 2 << 30);
+/// assert_eq!(disk.capacity(), 128 << 20);
 /// drop(disk);
 ///
 /// Qcow2::rebase(&clone, None, &options)?; // stands alone now

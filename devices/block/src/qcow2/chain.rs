@@ -1,10 +1,10 @@
 //! Opening an image and what it is based on: which files these are, the caller decides, never the data.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::header::{BackingName, Header, image_error};
 use super::options::{Base, Qcow2Options};
 use super::storage::ImageFile;
 use super::{CACHED_L2_TABLES, CACHED_REFCOUNT_BLOCKS, ImageFormat};
-use crate::raw::open::{name_of, open_error};
+use crate::raw::open::{check_descriptor, name_of, open_error, open_file};
 use crate::{DiskError, OpenMode, sys};
 
 /// So many images may be based on each other.
@@ -35,7 +35,7 @@ impl Layer {
     /// Returns true if the file is still the image that was opened; tables may have moved.
     pub(super) fn read_again(&self) -> Result<Option<Header>, DiskError> {
         let Some(before) = &self.header else { return Ok(None) };
-        let ImageFile { file, path } = &*self.image;
+        let ImageFile { file, path, .. } = &*self.image;
         let header = Header::read(file, path, self.len()?)?;
         if header.size != before.size {
             return Err(DiskError::Resized { path: path.clone(), len: header.size, before: before.size });
@@ -98,14 +98,15 @@ pub(super) fn unlock(layers: &[Layer]) -> Result<(), DiskError> {
 
 /// Opens the image at `path`, and all that it is based on. The first is the image itself.
 pub(super) fn open(path: &Path, options: &Qcow2Options) -> Result<Vec<Layer>, DiskError> {
-    let file = open_path(path, options.mode)?;
-    let folder = folder_of(path);
-    chain(ImageFile { file, path: path.to_owned() }, folder, options)
+    chain(ImageFile::new(open_file(path, options.mode)?, path.to_owned()), folder_of(path), options)
 }
 
 /// The same for an image that is open.
 pub(super) fn from_fd(fd: OwnedFd, options: &Qcow2Options) -> Result<Vec<Layer>, DiskError> {
-    chain(from_descriptor(fd), None, options)
+    let file = File::from(fd);
+    let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
+    check_descriptor(&file, &path, options.mode)?;
+    chain(ImageFile::new(file, path), None, options)
 }
 
 /// Opens what a disk is based on, and all that this is based on.
@@ -242,9 +243,7 @@ fn is_over(
 /// Opens a file that the caller names.
 fn open_named(base: &Base, mode: OpenMode) -> Result<(ImageFile, Option<PathBuf>), DiskError> {
     match base {
-        Base::Path(path, _) => {
-            Ok((ImageFile { file: open_path(path, mode)?, path: path.clone() }, folder_of(path)))
-        }
+        Base::Path(path, _) => Ok((ImageFile::new(open_file(path, mode)?, path.clone()), folder_of(path))),
         Base::File(file, _) => {
             let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
             let file = file.try_clone().map_err(|source| DiskError::Io {
@@ -252,25 +251,10 @@ fn open_named(base: &Base, mode: OpenMode) -> Result<(ImageFile, Option<PathBuf>
                 action: "open",
                 source,
             })?;
-            Ok((ImageFile { file, path }, None))
+            check_descriptor(&file, &path, mode)?;
+            Ok((ImageFile::new(file, path), None))
         }
     }
-}
-
-fn from_descriptor(fd: OwnedFd) -> ImageFile {
-    let file = File::from(fd);
-    let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
-    ImageFile { file, path }
-}
-
-/// Opens a path that the caller gave.
-pub(super) fn open_path(path: &Path, mode: OpenMode) -> Result<File, DiskError> {
-    OpenOptions::new()
-        .read(true)
-        .write(mode == OpenMode::ReadWrite)
-        .custom_flags(libc::O_NONBLOCK) // a pipe would wait for its other end
-        .open(path)
-        .map_err(|e| open_error(path, mode, e))
 }
 
 /// The folder that names of backing files are relative to.
@@ -365,6 +349,6 @@ impl Folders {
                 _ => open_error(&full, mode, e.into()),
             }
         })?;
-        Ok(ImageFile { file: file.into(), path: full })
+        Ok(ImageFile::new(file.into(), full))
     }
 }

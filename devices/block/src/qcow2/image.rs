@@ -3,7 +3,6 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::format::PreallocateMode;
@@ -31,6 +30,8 @@ pub(super) struct Image {
     access: ManuallyDrop<FormatAccess<ImageStorage>>,
     cluster: u64,
     writable: bool,
+    /// Some clusters are compressed, or were when the image was opened: what is written there gives them up.
+    compressed: bool,
     /// The size of the disk below.
     base: u64,
     /// Tables have changed since the last flush.
@@ -58,9 +59,7 @@ impl Image {
         }
         let base = below.first().map_or(Ok(0), Layer::capacity)?;
         let cluster = top.header.as_ref().map_or(512, Header::cluster_size);
-        if writable {
-            make_sure(top)?;
-        }
+        let compressed = writable && make_sure(top)?;
         let access = open_layer(top, access, writable)?;
         if writable && top.header.is_some() {
             header::mark_dirty(&top.image.file, true).map_err(|e| top.io_error("mark as open", e))?;
@@ -69,6 +68,7 @@ impl Image {
             access: ManuallyDrop::new(access),
             cluster,
             writable,
+            compressed,
             base,
             changed: AtomicBool::new(false),
             freed: AtomicBool::new(false),
@@ -125,6 +125,7 @@ impl Image {
 
     /// Writes from the start of the range as far as it is in one place, which is found for it if it has none.
     pub(super) fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
+        let gives_up = self.compressed && self.is_compressed(offset, from.len())?;
         let mapping = self.access.prepare_data_mapping(offset, from.len(), true)?;
         let (len, at, file) = (mapping.length(), mapping.offset(), &mapping.storage().image().file);
         let from = from.take(len);
@@ -140,6 +141,9 @@ impl Image {
             }
         }
         self.access.commit_data_mapping(mapping)?;
+        if gives_up {
+            self.freed.store(true, Ordering::Relaxed);
+        }
         self.changed.store(true, Ordering::Release);
         Ok(len as usize)
     }
@@ -228,6 +232,19 @@ impl Image {
         self.access.discard_to_backing(offset, len)
     }
 
+    /// Returns true if some of the range is compressed, here or in a base.
+    fn is_compressed(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            match self.access.get_mapping(at, end - at)? {
+                (Mapping::Special { .. }, _) => return Ok(true),
+                (_, 0) => break,
+                (_, len) => at += len,
+            }
+        }
+        Ok(false)
+    }
+
     /// Unmaps whole clusters and gives their space back to the host.
     fn give_up(&mut self, used: &Used, start: u64, stop: u64) -> io::Result<()> {
         self.changed.store(true, Ordering::Release);
@@ -239,8 +256,8 @@ impl Image {
             let Ok((Mapping::Raw { storage, .. }, _)) = self.access.get_mapping(start, 1) else {
                 return Err(damaged("a mapping that changes"));
             };
-            let file = &storage.image().file;
-            space::discard(file, file.metadata()?.file_type().is_block_device(), at, len)?;
+            let image = storage.image();
+            space::discard(&image.file, image.is_device, at, len)?;
         }
         self.access.discard_to_zero(start, stop - start)
     }
@@ -277,15 +294,18 @@ impl Image {
 }
 
 /// Makes sure that nothing is written to an image whose tables are not in order. Refcounts of an image that was not
-/// closed are repaired.
-fn make_sure(layer: &Layer) -> Result<(), DiskError> {
-    let Some(header) = layer.read_again()? else { return Ok(()) };
+/// closed are repaired. Returns true if some clusters are compressed.
+fn make_sure(layer: &Layer) -> Result<bool, DiskError> {
+    let Some(header) = layer.read_again()? else { return Ok(false) };
     let counts = Refcounts::count(&layer.image, &header, layer.len()?, header.dirty)?;
-    if !header.dirty {
-        return counts.verify();
+    let compressed = counts.has_compressed();
+    if header.dirty {
+        counts.rebuild()?;
+        header::mark_dirty(&layer.image.file, false).map_err(|e| layer.io_error("repair", e))?;
+    } else {
+        counts.verify()?;
     }
-    counts.rebuild()?;
-    header::mark_dirty(&layer.image.file, false).map_err(|e| layer.io_error("repair", e))
+    Ok(compressed)
 }
 
 /// Opens one image over what it is based on.

@@ -15,6 +15,7 @@ use super::image::Image;
 use super::options::Base;
 use super::storage::{ImageFile, ImageStorage};
 use super::{ImageFormat, Qcow2, Qcow2Options};
+use crate::raw::open::open_file;
 use crate::{DiskError, OpenMode};
 
 /// Contents are compared and copied in pieces of this size at most.
@@ -92,7 +93,7 @@ impl NewQcow2 {
             let problem = "is not empty; an image is made in an empty file";
             return Err(header::image_error(path, "file", problem));
         }
-        let image = Arc::new(ImageFile { file, path: path.to_owned() });
+        let image = Arc::new(ImageFile::new(file, path.to_owned()));
         let mut new = Format::<ImageStorage>::create_builder(ImageStorage::new(Arc::clone(&image)))
             .size(self.size)
             .cluster_size(self.cluster_size as usize);
@@ -173,7 +174,7 @@ impl Qcow2 {
     pub fn rename_base(path: impl AsRef<Path>, base: Option<(&str, ImageFormat)>) -> Result<(), DiskError> {
         let path = path.as_ref();
         let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
-        let file = chain::open_path(path, OpenMode::ReadWrite)?;
+        let file = open_file(path, OpenMode::ReadWrite)?;
         crate::sys::lock_file(&file, true).map_err(|source| match source.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.to_owned() },
             _ => io("lock")(source),
@@ -221,27 +222,27 @@ fn merge(image: &FormatAccess<ImageStorage>, base: &FormatAccess<ImageStorage>) 
 /// Copies into the image what it does not hold itself and the new base does not hold either.
 fn copy_differences(image: &Image, new: Option<&Image>) -> io::Result<()> {
     let (access, mut at) = (image.access(), 0);
-    let end = access.size();
+    let (end, piece) = (access.size(), image.cluster().max(1 << 16));
     while at < end {
         let (mapping, len) = access.get_shallow_mapping(at, end - at)?;
         let held = !matches!(
             mapping,
             ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Indirect { .. }
         );
-        if held || is_nothing(access, new, at, len)? {
-            at += len;
-            continue;
+        if !held && !is_nothing(access, new, at, len)? {
+            for start in (at..at + len).step_by(piece as usize) {
+                let len = (at + len - start).min(piece) as usize;
+                let (mut old, mut now) = (vec![0; len], vec![0; len]);
+                access.read(&mut old, start)?;
+                if let Some(new) = new {
+                    new.access().read(&mut now, start)?;
+                }
+                if old != now {
+                    access.write(&old, start)?;
+                }
+            }
         }
-        let piece = len.min(image.cluster().max(1 << 16));
-        let (mut old, mut now) = (vec![0; piece as usize], vec![0; piece as usize]);
-        access.read(&mut old, at)?;
-        if let Some(new) = new {
-            new.access().read(&mut now, at)?;
-        }
-        if old != now {
-            access.write(&old, at)?;
-        }
-        at += piece;
+        at += len;
     }
     Ok(())
 }

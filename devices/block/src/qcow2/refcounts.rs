@@ -22,6 +22,8 @@ pub(super) struct Refcounts<'a> {
     header: &'a Header,
     len: u64,
     counts: Vec<u16>,
+    /// Some of the clusters are compressed.
+    compressed: bool,
 }
 
 impl<'a> Refcounts<'a> {
@@ -32,7 +34,7 @@ impl<'a> Refcounts<'a> {
         len: u64,
         repair: bool,
     ) -> Result<Self, DiskError> {
-        let ImageFile { file, path } = image;
+        let ImageFile { file, path, .. } = image;
         let cluster = header.cluster_size();
         let clusters = len.div_ceil(cluster);
         if clusters * 2 > MAX_COUNTS {
@@ -40,7 +42,7 @@ impl<'a> Refcounts<'a> {
                 format!("has {clusters} clusters, too many to be counted; larger clusters are fewer");
             return Err(image_error(path, "file", problem));
         }
-        let mut this = Self { image, header, len, counts: vec![0; clusters as usize] };
+        let mut this = Self { image, header, len, counts: vec![0; clusters as usize], compressed: false };
         this.alone("header", 0, cluster)?;
         this.alone("L1 table", header.l1_offset, u64::from(header.l1_entries) * 8)?;
         let io = |source| DiskError::Io { path: path.clone(), action: "repair", source };
@@ -75,6 +77,10 @@ impl<'a> Refcounts<'a> {
             write_table(file, header.l1_offset, &l1).map_err(io)?;
         }
         Ok(this)
+    }
+
+    pub(super) fn has_compressed(&self) -> bool {
+        self.compressed
     }
 
     /// Checks that the refcounts of all clusters in use are there and say so.
@@ -134,7 +140,7 @@ impl<'a> Refcounts<'a> {
     /// begun anew at the next time.
     pub(super) fn rebuild(mut self) -> Result<(), DiskError> {
         let (header, image) = (self.header, self.image);
-        let ImageFile { file, path } = image;
+        let ImageFile { file, path, .. } = image;
         let io = |source| DiskError::Io { path: path.clone(), action: "repair", source };
         let (bits, cluster) = (header.cluster_bits, header.cluster_size());
         let clusters = self.counts.len() as u64;
@@ -215,6 +221,7 @@ impl<'a> Refcounts<'a> {
                 }
                 return wrong("outside of the file");
             }
+            self.compressed = true;
             let end = ((at & !511) + (sectors + 1) * 512).min(len);
             let clusters = (at >> bits) as usize..=((end - 1) >> bits) as usize;
             for count in self.counts.get_mut(clusters).unwrap_or_default() {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -21,9 +21,15 @@ use super::header::{be32, be64};
 pub(super) struct ImageFile {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    pub(super) is_device: bool,
 }
 
 impl ImageFile {
+    pub(super) fn new(file: File, path: PathBuf) -> Self {
+        let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+        Self { file, path, is_device }
+    }
+
     pub(super) fn len(&self) -> io::Result<u64> {
         use std::io::{Seek, SeekFrom};
         // Where a block device ends, only a seek tells.

@@ -18,19 +18,7 @@ impl RawFile {
     /// permissions: it was marked as not to be written.
     pub fn open(path: impl AsRef<Path>, options: impl Into<RawOptions>) -> Result<Self, DiskError> {
         let (path, options) = (path.as_ref(), options.into());
-        let mode = options.mode;
-        // Opening a pipe without O_NONBLOCK would wait for its other end.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(mode == OpenMode::ReadWrite)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| open_error(path, mode, e))?;
-        let read_only = mode == OpenMode::ReadWrite
-            && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
-        if read_only {
-            return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
-        }
+        let file = open_file(path, options.mode)?;
         Self::new(file, path, options)
     }
 
@@ -51,29 +39,8 @@ impl RawFile {
     /// ```
     pub fn from_fd(fd: impl Into<OwnedFd>, options: impl Into<RawOptions>) -> Result<Self, DiskError> {
         let (file, options) = (File::from(fd.into()), options.into());
-        let mode = options.mode;
         let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
-        let flags = sys::status_flags(&file).map_err(|source| DiskError::Io {
-            path: path.clone(),
-            action: "inspect",
-            source,
-        })?;
-        let found = match flags & libc::O_ACCMODE {
-            _ if flags & libc::O_PATH != 0 => Some("only a place in the file system (O_PATH)"),
-            libc::O_WRONLY => Some("open for writing only"),
-            libc::O_RDONLY if mode == OpenMode::ReadWrite => Some("open for reading only"),
-            _ if mode == OpenMode::ReadWrite && flags & libc::O_APPEND != 0 => {
-                Some("open for appending (O_APPEND)")
-            }
-            _ => None,
-        };
-        if let Some(found) = found {
-            let wanted = match mode {
-                OpenMode::ReadWrite => "for reading and writing (O_RDWR)",
-                OpenMode::ReadOnly => "for reading (O_RDONLY)",
-            };
-            return Err(DiskError::Descriptor { path, found, wanted });
-        }
+        check_descriptor(&file, &path, options.mode)?;
         Self::new(file, &path, options)
     }
 
@@ -110,6 +77,41 @@ impl RawFile {
         let (path, capacity) = (path.to_owned(), AtomicU64::new(capacity));
         Ok(Self { file, direct, path, capacity, logical_block, physical_block, is_device, options })
     }
+}
+
+/// Refuses a descriptor that was opened in a way that a disk cannot be used in.
+pub(crate) fn check_descriptor(file: &File, path: &Path, mode: OpenMode) -> Result<(), DiskError> {
+    let flags = sys::status_flags(file).map_err(|source| DiskError::Io {
+        path: path.to_owned(),
+        action: "inspect",
+        source,
+    })?;
+    let found = match flags & libc::O_ACCMODE {
+        _ if flags & libc::O_PATH != 0 => "only a place in the file system (O_PATH)",
+        libc::O_WRONLY => "open for writing only",
+        libc::O_RDONLY if mode == OpenMode::ReadWrite => "open for reading only",
+        _ if mode == OpenMode::ReadWrite && flags & libc::O_APPEND != 0 => "open for appending (O_APPEND)",
+        _ => return Ok(()),
+    };
+    let wanted = match mode {
+        OpenMode::ReadWrite => "for reading and writing (O_RDWR)",
+        OpenMode::ReadOnly => "for reading (O_RDONLY)",
+    };
+    Err(DiskError::Descriptor { path: path.to_owned(), found, wanted })
+}
+
+/// Opens a path that the caller gave.
+pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<File, DiskError> {
+    // Opening a pipe without O_NONBLOCK would wait for its other end.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(mode == OpenMode::ReadWrite)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|e| open_error(path, mode, e))?;
+    let read_only = mode == OpenMode::ReadWrite
+        && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
+    if read_only { Err(DiskError::ReadOnlyFile { path: path.to_owned() }) } else { Ok(file) }
 }
 
 /// A block size that a guest can be told.
