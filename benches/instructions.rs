@@ -13,13 +13,10 @@ use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
-use support::sockets::{BYTES, Pair, Sockets};
 use support::{adapters, bus, foreign, rings, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
-/// In a batch of a stream.
-const KIB: u32 = (BYTES >> 10) as u32;
 
 /// What callgrind counts.
 #[inline(never)]
@@ -122,11 +119,6 @@ fn main() {
         let mut rig = DeviceRig::net();
         count(&format!("packet {name}, batch of 32"), BATCH.into(), || rig.batch(queue));
     }
-
-    let (mut sends, mut receives, mut pair) = (Sockets::new(true), Sockets::new(false), Pair::new());
-    count("socket stream, sent by the guest, KiB", KIB, || sends.send());
-    count("socket stream, received in buffers of 4 KiB, KiB", KIB, || receives.receive());
-    count("floor: stream through a pair of Unix sockets, KiB", KIB, || pair.batch());
 
     let dma = rings::ram().dma();
     let mut page = [0; 4096];
