@@ -18,8 +18,6 @@ use support::{adapters, bus, foreign, pci, rings, state, tables};
 
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
-/// In a batch of a stream.
-const KIB: u32 = (BYTES >> 10) as u32;
 
 /// What callgrind counts.
 #[inline(never)]

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Instant;
 
+use ossature::vmm::program::raise_descriptor_limit;
 use support::{Guest, LIMIT};
 use tempfile::TempDir;
 use xtask::process;
@@ -42,8 +43,9 @@ impl Sockets {
         let since = Instant::now();
         loop {
             assert!(since.elapsed() < LIMIT, "the guest does not listen at {port}");
-            if let Ok(mut stream) = UnixStream::connect(self.path("vm")) {
-                stream.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
+            // The machine listens, whatever its guest does: there was a connection from it.
+            let mut stream = UnixStream::connect(self.path("vm")).unwrap();
+            if stream.write_all(format!("CONNECT {port}\n").as_bytes()).is_ok() {
                 // Byte by byte: what follows belongs to the connection.
                 let answer: Vec<u8> =
                     (&mut stream).bytes().map_while(Result::ok).take_while(|byte| *byte != b'\n').collect();
@@ -73,6 +75,8 @@ fn sum(bytes: &[u8]) -> u64 {
 
 #[test]
 fn a_thousand_connections_each_way_with_a_sum_of_each() {
+    // Here is the programs' end of each connection.
+    raise_descriptor_limit().unwrap();
     let sockets = Sockets::new();
     let listener = UnixListener::bind(sockets.path("vm_1000")).unwrap();
     let guest = Guest::new()
@@ -90,6 +94,7 @@ fn a_thousand_connections_each_way_with_a_sum_of_each() {
         stream.write_all(&sum(&bytes).to_le_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
     }
+    drop(streams);
     let mut streams: Vec<_> = (0..COUNT).map(|_| sockets.connect(2000)).collect();
     for (number, stream) in streams.iter_mut().enumerate() {
         stream.write_all(&data(number as u64)).unwrap();
