@@ -16,6 +16,8 @@ use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
 use support::sockets::{BYTES, Pair, Sockets};
 use support::{adapters, bus, foreign, pci, rings, state, tables};
 
+/// KiB that a round of a socket's stream moves.
+const KIB: u32 = (BYTES / 1024) as u32;
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
 
