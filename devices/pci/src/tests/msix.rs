@@ -126,8 +126,11 @@ fn a_reset_masks_and_forgets_all_messages() {
     let host = Host::started();
     let mut sample = Plugged::new(&host, sample(2));
     program(&sample, 0, 0xfee0_0000, 0x50);
+    signal(&sample, 1);
     sample.set_control(&host, ENABLE);
+    assert_eq!(pending(&sample, 0), 2);
     sample.function.reset().unwrap();
+    assert_eq!(pending(&sample, 0), 0);
     signal(&sample, 0);
     assert_eq!((sent(&sample, 0), sample.table(0), sample.table(12)), (None, 0, 1));
     assert_eq!(sample.read(&host, 0x42, Size::B2), 1);
