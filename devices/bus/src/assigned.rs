@@ -201,7 +201,22 @@ impl RegisterRange {
         self.state().wanted
     }
 
-    /// Notes that the range is at `base` now. Called by the machine.
+    /// Notes that the range is at `base` now, whatever the device wants. Called by the machine, which says with
+    /// [`served`](Self::served) what it made of that.
+    pub fn now_at(&self, base: Option<u64>) {
+        self.state().base = base;
+    }
+
+    /// Notes that the machine has done about `wanted` what it could: the range is wanted where it is, unless the device
+    /// has asked for something else meanwhile. Called by the machine.
+    pub fn served(&self, wanted: Option<u64>) {
+        let mut state = self.state();
+        if state.wanted == wanted {
+            state.wanted = state.base;
+        }
+    }
+
+    /// Notes that the range is at `base` now and wanted there. Called by the machine.
     pub fn moved(&self, base: Option<u64>) {
         let mut state = self.state();
         (state.base, state.wanted) = (base, base);

@@ -58,6 +58,8 @@ impl Board {
                 refused.push(range.registers.id());
                 self.move_to(range, from);
             }
+            // Another vCPU may have moved it once more: its effect is still to come.
+            range.registers.served(to);
         }
         refused
     }
@@ -66,7 +68,7 @@ impl Board {
     fn move_to(&self, range: &mut WiredRange, to: Option<u64>) -> bool {
         let moved = self.move_range(range, to);
         let base = if moved { to } else { range.registers.base() };
-        range.registers.moved(base);
+        range.registers.now_at(base);
         moved
     }
 
