@@ -1,5 +1,5 @@
-//! Network cards with several pairs of queues, with each of several sets of offloads, with long packets, and whose cable
-//! is pulled out: data of TCP and UDP arrives unchanged in both directions.
+//! Network cards with several pairs of queues, with each of several sets of offloads, and with long packets: data of TCP
+//! and UDP arrives unchanged in both directions.
 
 mod support;
 
@@ -209,8 +209,8 @@ fn data_arrives_unchanged_with_every_kind_of_offload() {
 }
 
 #[test]
-fn a_guest_uses_all_queues_and_sees_its_cable() {
-    const FLOWS: usize = 24;
+fn a_guest_uses_all_queues() {
+    const FLOWS: usize = 12;
     let tap = Tap::numbered(1, &["multi_queue"]);
     let listener = tap.listen();
     let port = listener.local_addr().unwrap().port();
@@ -218,11 +218,8 @@ fn a_guest_uses_all_queues_and_sees_its_cable() {
     let ios: Vec<_> = ios.into_iter().map(|tap| Counted::new(tap, Offloads::all())).collect();
     let packets: Vec<_> = ios.iter().map(|io| io.packets.clone()).collect();
     let card = Net::with_pairs(ios, Mac::derived(&tap.name)).unwrap();
-    let handle = card.handle();
     let io = Arc::new(SharedLoop::new("io").unwrap());
     let device = VirtioMmio::new("net", Box::new(card), io).with_interrupt(MmioInterrupt::AlwaysSet);
-    let wait =
-        |carrier| format!("while [ $(cat /sys/class/net/eth0/carrier) != {carrier} ]; do sleep 0.1; done");
     let host = &tap.host;
     // Each flow once from each processor.
     let script = format!(
@@ -232,15 +229,8 @@ fn a_guest_uses_all_queues_and_sees_its_cable() {
             taskset 2 nc {host} {port} </dev/null >/dev/shm/b
             cmp /dev/shm/a /dev/shm/b
         done
-        sha256sum </dev/shm/a
-        printf 'pull\n'
-        {}
-        printf 'plug\n'
-        {}
-        ping -c 1 -w 60 {host}",
+        sha256sum </dev/shm/a",
         FLOWS / 2,
-        wait(0),
-        wait(1),
     );
     let guest = Guest::new().cmdline(&format!("ossature.ip={}/28", tap.guest)).run("script", &script);
     let (builder, terminal) = guest.machine("queues", [Box::new(device) as Box<dyn Device>]);
@@ -253,10 +243,6 @@ fn a_guest_uses_all_queues_and_sees_its_cable() {
             accept(&listener).0.write_all(&sent).unwrap();
         }
     });
-    terminal.wait_for("pull\n");
-    handle.set_link(false);
-    terminal.wait_for("plug\n");
-    handle.set_link(true);
     let outcome = machine.wait().unwrap();
     assert!(matches!(outcome, Outcome::Shutdown), "{}", terminal.log.text());
     server.join().unwrap();
