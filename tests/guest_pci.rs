@@ -27,6 +27,7 @@ fn lspci_shows_every_device_and_linux_has_nothing_to_complain_of() {
         .transport(Transport::Pci)
         .args(["--console", "--cpus", "2", "--net", &format!("tap={}", tap.name)])
         .disk(&image, "")
+        .cmdline("ossature.console=hvc0")
         .host_program(lspci.trim())
         .run("cmdline", "cat /proc/cmdline")
         .run("lspci", &format!("{} -nvv", lspci.trim()))

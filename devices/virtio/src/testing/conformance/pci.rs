@@ -198,7 +198,13 @@ pub fn b7_bars_move_while_the_device_works(factory: Factory) {
             let hostile = hostile & flags;
             let before: [u8; 16] = std::array::from_fn(|i| i as u8);
             let segment = driver.buffer_with(&before);
+            let others = port.slot.guest.ranges_at(hostile & !(size - 1));
             port.slot.set_bar(bar, wide, hostile);
+            assert_eq!(
+                port.slot.guest.ranges_at(hostile & !(size - 1)),
+                others,
+                "it answers at {hostile:#x}"
+            );
             assert_eq!(port.slot.bar(bar, wide), hostile & !(size - 1), "it reads what was written");
             assert_eq!(driver.bytes(&[segment]), before);
             port.slot.set_bar(bar, wide, home);

@@ -89,6 +89,11 @@ impl Guest {
         board.carry_out(Effect::Remap(RangeId(0)));
     }
 
+    /// How many ranges of the board lie at `addr`.
+    pub(in crate::testing) fn ranges_at(&self, addr: u64) -> usize {
+        self.board().registers().iter().filter(|range| range.base() == Some(addr)).count()
+    }
+
     /// What the guest's writes have asked to be removed since the last time.
     pub(in crate::testing) fn take_removed(&self) -> Vec<RangeId> {
         std::mem::take(&mut self.removed.lock().unwrap())
