@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use support::{Guest, Running};
+use support::{Guest, LIMIT, Running};
 
 /// How often devices come and go.
 const TIMES: u32 = 50;
@@ -21,7 +23,15 @@ fn ask(socket: &Path, request: &str) {
 }
 
 fn answer(socket: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
+    // The VMM makes it when it starts.
+    let limit = Instant::now() + LIMIT;
+    let mut stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < limit, "{}: {error}", socket.display()),
+        }
+        sleep(Duration::from_millis(50));
+    };
     writeln!(stream, "{request}").unwrap();
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).unwrap();
@@ -35,7 +45,10 @@ fn busy_guest(folder: &Path, job: &str) -> Running {
     let load = "while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; done & load=$!";
     let guest = Guest::new().args(["--transport", "pci", "--cpus", "2"]).disk(&image, "");
     let guest = guest.args(["--control".as_ref(), folder.join("control").as_os_str()]);
-    guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start()
+    let job = format!("echo the job begins\n{job}");
+    let running = guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start();
+    running.wait_for("the job begins");
+    running
 }
 
 /// What the guest's kernel said while devices came and went.
@@ -139,7 +152,7 @@ fn what_cannot_be_done_is_answered_by_name() {
             ("add disk colour=red", "colour"),
             ("remove rng", "--transport pci"),
             ("resize nobody 1M", "no disk \"nobody\""),
-            ("resize nobody huge", "huge"),
+            ("resize nobody huge", "such as 512M"),
             ("sing", "is no request"),
             ("", "is no request"),
         ] {

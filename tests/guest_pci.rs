@@ -57,8 +57,10 @@ fn lspci_shows_every_device_and_linux_has_nothing_to_complain_of() {
         ] {
             assert!(function.has(what), "{id} has no {what}: {}", function.0);
         }
+        // Debian 12's lspci has no name for the capability by which configuration space reaches into BARs.
+        let known = function.0.replace("VirtIO: <unknown>", "");
         for what in ["access denied", "<?>", "unknown", "[disabled]", "[virtual]", "unassigned"] {
-            assert!(!function.has(what), "{id} has {what}: {}", function.0);
+            assert!(!known.contains(what), "{id} has {what}: {known}");
         }
     }
     // A vector of its own for the disk's queue and for each direction of the card.
@@ -68,7 +70,7 @@ fn lspci_shows_every_device_and_linux_has_nothing_to_complain_of() {
     for line in answers["interrupts"].lines().filter(|line| line.contains("virtio")) {
         assert!(line.contains("MSI"), "{line}");
     }
-    for what in ["PCI Bus 0000:00", "PCI ECAM", "virtio-pci-modern"] {
+    for what in ["PCI Bus 0000:00", "PCI MMCONFIG 0000 [bus 00]", "virtio-pci-modern"] {
         assert!(answers["iomem"].contains(what), "no {what}: {}", &answers["iomem"]);
     }
 }
