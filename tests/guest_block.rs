@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +12,6 @@ use ossature::bus::Device;
 use ossature::virtio::{Blk, SharedLoop, VirtioMmio};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::Outcome;
-use rustix::process::Signal;
 use support::{Guest, hash_of};
 use xtask::process;
 
@@ -113,42 +112,4 @@ fn a_disk_that_grows_and_shrinks_is_seen_at_once() {
     let sizes: Vec<_> = answers["load"].lines().filter(|line| line.starts_with("size ")).collect();
     assert_eq!(sizes, ["size 16384", "size 32768", "size 8192"]);
     assert_eq!(fs::metadata(&image).unwrap().len(), 4 * MIB);
-}
-
-#[test]
-fn nothing_that_was_flushed_is_lost_when_the_vmm_is_killed() {
-    for engine in ["sync", "uring"] {
-        for kill_at in [3, 17, 40] {
-            let folder = tempfile::tempdir().unwrap();
-            let image = image(folder.path(), "disk", 16 * MIB);
-            // Each block holds its number, and the guest says when it is flushed; others keep the disk busy.
-            let running = Guest::new()
-                .disk(&image, &format!(",engine={engine},queues=2"))
-                .run(
-                    "load",
-                    "(while true; do dd if=/dev/urandom of=/dev/vda bs=64k seek=128 count=64 conv=notrunc,fsync 2>/dev/null; done) &
-                     number=1
-                     while true; do
-                        printf '%08d' $number | dd of=/dev/vda bs=4096 seek=$number conv=notrunc,fsync 2>/dev/null
-                        printf 'flushed %d.\\n' $number
-                        number=$((number + 1))
-                     done",
-                )
-                .start();
-            running.wait_for(&format!("flushed {kill_at}.\n"));
-            running.signal(Signal::KILL);
-            running.wait_for_exit();
-            let said = running.out.text();
-            // What is cut off has no dot.
-            let number = |text: &str| text.split_once('.')?.0.parse::<u64>().ok();
-            let flushed: Vec<_> = said.split("flushed ").filter_map(number).collect();
-            assert!(flushed.len() >= kill_at, "{said}");
-            let file = File::open(&image).unwrap();
-            for number in flushed {
-                let mut block = [0; 8];
-                file.read_exact_at(&mut block, number * 4096).unwrap();
-                assert_eq!(std::str::from_utf8(&block).unwrap(), format!("{number:08}"), "engine {engine}");
-            }
-        }
-    }
 }

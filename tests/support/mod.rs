@@ -6,8 +6,10 @@
 mod complaints;
 mod log;
 mod machine;
+pub mod qemu;
 mod running;
 mod tap;
+mod tools;
 mod transport;
 
 use std::ffi::{OsStr, OsString};
@@ -66,6 +68,7 @@ pub struct Guest {
     script: String,
     names: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
+    modules: Vec<&'static str>,
     folder: TempDir,
 }
 
@@ -80,6 +83,7 @@ impl Guest {
             script: String::new(),
             names: Vec::new(),
             files: Vec::new(),
+            modules: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -133,11 +137,15 @@ impl Guest {
 
     fn dynamic(self, program: &Path, to: &str) -> Self {
         let guest = self.program(to, fs::read(program).unwrap());
-        let list = process::text(process::command("ldd").arg(program)).unwrap();
-        let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
-        list.lines()
-            .filter_map(path)
-            .fold(guest, |guest, library| guest.program(&library, fs::read(&library).unwrap()))
+        tools::libraries(program)
+            .iter()
+            .fold(guest, |guest, library| guest.program(library, fs::read(library).unwrap()))
+    }
+
+    /// Loads more of the kernel's modules, and what they need.
+    pub fn modules(mut self, names: &[&'static str]) -> Self {
+        self.modules.extend(names);
+        self
     }
 
     /// Runs shell commands in the guest, and keeps what they print under `name`. They have to succeed: a
@@ -163,7 +171,7 @@ impl Guest {
 
     /// An initramfs that runs the guest's commands.
     pub fn initrd(&self) -> PathBuf {
-        let mut tree = guest::tree(&kernel()).unwrap();
+        let mut tree = guest::tree_with_modules(&kernel(), &self.modules).unwrap();
         tree.file("/job", 0o755, self.script.as_str());
         for (path, data) in &self.files {
             tree.file(path, 0o755, data.as_slice());

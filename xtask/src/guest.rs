@@ -68,8 +68,16 @@ pub fn add_modules(tree: &mut Tree, modules: &[Module], edit: impl Fn(&[u8]) -> 
 /// # Errors
 /// The kernel lacks a module that guests need, or busybox is missing.
 pub fn tree(kernel: &Kernel) -> Result<Tree> {
+    tree_with_modules(kernel, &[])
+}
+
+/// The same, with more of the kernel's modules, and what they need.
+///
+/// # Errors
+/// As [`tree`].
+pub fn tree_with_modules(kernel: &Kernel, more: &[&str]) -> Result<Tree> {
     let mut tree = tree_without_modules()?;
-    add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
+    add_modules(&mut tree, &kernel.modules(&[MODULES, more].concat())?, |module| module)?;
     Ok(tree)
 }
 

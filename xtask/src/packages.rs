@@ -12,13 +12,16 @@ use crate::{Error, Result, process};
 /// What each program that the commands call comes in.
 const PROGRAMS: &[(&str, &str)] = &[
     (BUSYBOX, "busybox-static"),
+    ("btrfs", "btrfs-progs"),
     ("depmod", "kmod"),
     ("dmidecode", "dmidecode"),
+    ("fio", "fio"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),
     ("lspci", "pciutils"),
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
     ("passt", "passt"),
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),

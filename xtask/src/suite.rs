@@ -39,9 +39,10 @@ pub fn programs(step: &str) -> &'static [&'static str] {
         "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "qemu-img", "strace", "valgrind"],
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
-        "guest" => {
-            &["busybox", "depmod", "ip", "lspci", "lz4", "mke2fs", "passt", "qemu-img", "socat", "tcpdump"]
-        }
+        "guest" => &[
+            "btrfs", "busybox", "depmod", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs", "passt",
+            "qemu-img", "socat", "tcpdump",
+        ],
         _ => &[],
     }
 }
