@@ -117,12 +117,12 @@ fn killed_qcow2(times: u64, transport: Transport, image: &Path, options: &str) {
 
 #[test]
 fn nothing_that_was_flushed_is_lost_of_a_raw_disk() {
-    killed_raw(13, Transport::Mmio, ",engine=sync,queues=2");
+    killed_raw(3, Transport::Mmio, ",engine=sync,queues=2");
 }
 
 #[test]
 fn nothing_that_was_flushed_is_lost_of_a_raw_disk_on_uring_and_pci() {
-    killed_raw(13, Transport::Pci, ",engine=uring,queues=2");
+    killed_raw(3, Transport::Pci, ",engine=uring,queues=2");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn nothing_that_was_flushed_is_lost_of_a_qcow2_image() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk.qcow2");
     NewQcow2::new(SIZE).with_cluster_size(4096).create(&image).unwrap();
-    killed_qcow2(12, Transport::Mmio, &image, ",format=qcow2,queues=2");
+    killed_qcow2(2, Transport::Mmio, &image, ",format=qcow2,queues=2");
 }
 
 #[test]
@@ -140,5 +140,5 @@ fn nothing_that_was_flushed_is_lost_of_an_overlay_on_pci() {
     File::create(&base).unwrap().set_len(SIZE).unwrap();
     NewQcow2::over(&base, ImageFormat::Raw).unwrap().with_cluster_size(4096).create(&image).unwrap();
     let options = format!(",format=qcow2,queues=2,backing={}", folder.path().display());
-    killed_qcow2(12, Transport::Pci, &image, &options);
+    killed_qcow2(2, Transport::Pci, &image, &options);
 }
