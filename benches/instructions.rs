@@ -13,8 +13,11 @@ use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
-use support::{adapters, bus, foreign, rings, state, tables};
+use support::sockets::{BYTES, Pair, Sockets};
+use support::{adapters, bus, foreign, pci, rings, state, tables};
 
+/// KiB that a round of a socket's stream moves.
+const KIB: u32 = (BYTES / 1024) as u32;
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
 
@@ -120,6 +123,17 @@ fn main() {
         count(&format!("packet {name}, batch of 32"), BATCH.into(), || rig.batch(queue));
     }
 
+    let (mut sends, mut receives, mut pair) = (Sockets::new(true), Sockets::new(false), Pair::new());
+    count("socket stream, sent by the guest, KiB", KIB, || sends.send());
+    count("socket stream, received in buffers of 4 KiB, KiB", KIB, || receives.receive());
+    count("floor: stream through a pair of Unix sockets, KiB", KIB, || pair.batch());
+
+    let slot = pci::Slot::new();
+    count("PCI configuration read, ECAM", 1, || slot.ecam());
+    count("PCI configuration read, address and data port", 1, || slot.ports());
+    count("virtio-pci register read", 1, || slot.status());
+    count("MSI-X vector unmasked and masked", 1, || slot.mask());
+
     let dma = rings::ram().dma();
     let mut page = [0; 4096];
     count("guest memory: range check", 1, || dma.check(black_box(GuestAddress(0x1234)), 100).unwrap());
@@ -137,7 +151,7 @@ fn main() {
 
     let platform = tables::platform();
     count("boot: ACPI tables", 1, || acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
-    count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
+    count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform)).unwrap());
     let image = tables::kernel(4096);
     count("boot: kernel parsed", 1, || {
         x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()

@@ -53,7 +53,7 @@ fn boot(c: &mut Criterion) {
     });
     group.bench_function("acpi/acpi_tables", |b| b.iter(raw::acpi));
     group.bench_function("e820/ours", |b| {
-        b.iter(|| x86_64::memory_map::memory_map(black_box(&platform.ram)).unwrap());
+        b.iter(|| x86_64::memory_map::memory_map(black_box(&platform)).unwrap());
     });
     group.bench_function("e820/linux_loader", |b| b.iter(raw::e820));
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use support::raw::{self, RawDevice, RawQueue};
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
+use support::sockets::{BYTES, Pair, Sockets};
 
 const LAYOUTS: [(&str, Layout); 2] = [("direct", Layout::Direct), ("indirect", Layout::Indirect)];
 
@@ -48,9 +49,20 @@ fn requests(c: &mut Criterion) {
     group.finish();
 }
 
+/// A stream between the guest and a program, beside a pair of sockets.
+fn sockets(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stream");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    let (mut sends, mut receives, mut pair) = (Sockets::new(true), Sockets::new(false), Pair::new());
+    group.bench_function("vsock/sent", |b| b.iter(|| sends.send()));
+    group.bench_function("vsock/received", |b| b.iter(|| receives.receive()));
+    group.bench_function("pair/floor", |b| b.iter(|| pair.batch()));
+    group.finish();
+}
+
 fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600))
 }
 
-criterion_group! { name = benches; config = settings(); targets = queue, requests }
+criterion_group! { name = benches; config = settings(); targets = queue, requests, sockets }
 criterion_main!(benches);

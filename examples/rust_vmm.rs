@@ -95,7 +95,7 @@ fn main() -> ExitCode {
 }
 
 fn fails(text: &str) -> ExitCode {
-    USER.say(text);
+    USER.say_or_drop(text);
     ExitCode::FAILURE
 }
 
@@ -106,7 +106,8 @@ fn run(args: &Args) -> Result<Outcome> {
     let mut manager = EventManager::<Subscriber>::new()?;
     // The loop that our devices know has its turns on the manager.
     let here = EventLoop::new()?;
-    let subscriber = LoopSubscriber::new(&here, |error| USER.say(format!("the event loop: {error:?}")));
+    let subscriber =
+        LoopSubscriber::new(&here, |error| USER.say_or_drop(format!("the event loop: {error:?}")));
     manager.add_subscriber(Arc::new(Mutex::new(subscriber)));
 
     let line = backend::stdio()?;
@@ -233,7 +234,7 @@ struct End {
 impl MutEventSubscriber for End {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.events, EventSet::IN)) {
-            USER.say(format!("the machine's events: {error:?}"));
+            USER.say_or_drop(format!("the machine's events: {error:?}"));
         }
     }
 

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use support::{Answers, Guest, Running, kernel};
+use support::{Answers, Guest, Running, complaints, kernel};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -91,27 +91,9 @@ fn a5_and_g8_the_machine_says_what_linux_needs_and_linux_has_nothing_to_complain
         assert!(answers["strings"].lines().any(|line| line == string), "{}", &answers["strings"]);
     }
     assert_eq!(&answers["keyboard"], "i8042 KBD port", "the keyboard is there, and no port for a mouse");
-    assert_eq!(complaints(&answers["warnings"]), [""; 0]);
-}
-
-/// What is left of Linux's warnings without those that are not the machine's: what it says whenever there is no PCI, and
-/// of the emulator's processor, under any VMM.
-fn complaints(warnings: &str) -> Vec<&str> {
     const NO_PCI: [&str; 2] =
         ["PCI: Fatal: No config space access function found", "PCI: System does not support PCI"];
-    let (mut inside, mut left) = (false, Vec::new());
-    let mut lines = warnings.lines().peekable();
-    while let Some(line) = lines.next() {
-        let emulator = |next: &&str| next.contains("XSAVE consistency problem");
-        inside |= line.ends_with("[ cut here ]------------") && lines.peek().is_some_and(emulator);
-        let expected =
-            inside || line.contains("] CPUID[0d, ") || NO_PCI.iter().any(|known| line.ends_with(known));
-        inside &= !line.contains("[ end trace ");
-        if !expected {
-            left.push(line);
-        }
-    }
-    left
+    assert_eq!(complaints(&answers["warnings"], &NO_PCI), [""; 0]);
 }
 
 /// What /proc/cpuinfo says of its first processor.

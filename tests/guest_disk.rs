@@ -6,17 +6,27 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use support::{Guest, hash_in_ext4, hash_of, kernel};
+use support::{Guest, Transport, hash_in_ext4, hash_of, kernel};
 use xtask::{guest, process};
 
 const MIB: usize = 1 << 20;
 
 #[test]
 fn a_root_file_system_keeps_what_the_guest_writes() {
+    a_root_file_system(Transport::Mmio);
+}
+
+#[test]
+fn a_root_file_system_keeps_what_the_guest_writes_on_pci() {
+    a_root_file_system(Transport::Pci);
+}
+
+fn a_root_file_system(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("root.img");
     guest::tree(&kernel()).unwrap().write_ext4(&image, 160).unwrap();
     let answers = Guest::new()
+        .transport(transport)
         .disk(&image, "")
         .args(["--memory", "512M"])
         .cmdline("root=/dev/vda")
@@ -33,12 +43,22 @@ fn a_root_file_system_keeps_what_the_guest_writes() {
 
 #[test]
 fn disks_come_in_order_and_a_read_only_one_stays_as_it_is() {
+    two_disks(Transport::Mmio);
+}
+
+#[test]
+fn disks_come_in_order_and_a_read_only_one_stays_as_it_is_on_pci() {
+    two_disks(Transport::Pci);
+}
+
+fn two_disks(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
     File::create(&first).unwrap().set_len(8 * MIB as u64).unwrap();
     let pattern: Vec<u8> = (0..4 * MIB as u32 / 4).flat_map(u32::to_le_bytes).collect();
     fs::write(&second, &pattern).unwrap();
     let answers = Guest::new()
+        .transport(transport)
         .disk(&first, "")
         .disk(&second, ",readonly,id=archive")
         .run("ids", "cat /sys/block/vda/serial; echo; cat /sys/block/vdb/serial")

@@ -1,5 +1,5 @@
 //! In steady state neither a request of the guest nor its completion costs an exit to user space, by KVM's own
-//! counters: doorbells are ioeventfds, interrupts are irqfds, and their status is in memory that the guest reads.
+//! counters: doorbells are ioeventfds, interrupts are irqfds, and on MMIO their status is in memory that the guest reads.
 
 mod support;
 
@@ -8,13 +8,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::thread;
 
-use ossature::bus::Device;
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::net::{self, Mac};
-use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, SharedLoop, VirtioMmio};
+use ossature::virtio::{Blk, MmioInterrupt, Net, SharedLoop};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::{Machine, Outcome};
-use support::{Guest, Tap, accept};
+use support::{Guest, Tap, Transport, Virtio, accept};
 
 /// Requests of the disk, and bytes over the network, in the measured part.
 const REQUESTS: u64 = 4000;
@@ -22,6 +21,15 @@ const BYTES: u64 = 32 << 20;
 
 #[test]
 fn requests_and_interrupts_do_not_reach_user_space() {
+    stay_in_the_kernel(Transport::Mmio);
+}
+
+#[test]
+fn requests_and_interrupts_do_not_reach_user_space_on_pci() {
+    stay_in_the_kernel(Transport::Pci);
+}
+
+fn stay_in_the_kernel(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk");
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
@@ -51,11 +59,11 @@ fn requests_and_interrupts_do_not_reach_user_space() {
     let disk = RawFile::open(&image, OpenMode::ReadWrite).unwrap();
     let disk = Blk::new(disk, "disk".parse::<DiskId>().unwrap());
     let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
-    let virtio: [(&str, Box<dyn LocalDevice>); 2] = [("disk", Box::new(disk)), ("net", Box::new(net))];
-    let devices = virtio.map(|(id, device)| {
-        let device = VirtioMmio::new(id, device, io.clone()).with_interrupt(MmioInterrupt::AlwaysSet);
-        Box::new(device) as Box<dyn Device>
-    });
+    let virtio: [Virtio; 2] = [
+        ("disk", Box::new(disk), MmioInterrupt::AlwaysSet),
+        ("net", Box::new(net), MmioInterrupt::AlwaysSet),
+    ];
+    let devices = transport.plug(virtio, &io);
     let (builder, mut terminal) = guest.machine("exits", devices);
     let machine = builder.cpus(2).statistics().build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();

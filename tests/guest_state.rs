@@ -14,15 +14,14 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ossature::boot::Platform;
-use ossature::bus::Device;
 use ossature::memory::{Backing, FileBacking, GuestMmap, RamConfig};
 use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput};
 use ossature::virtio::net::{self, Mac};
-use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Net, Rng, SharedLoop, VirtioMmio};
+use ossature::virtio::{Blk, MmioInterrupt, Net, Rng, SharedLoop};
 use ossature::vmm::machine::{Linux, Machine, Outcome, Payload, PayloadError};
 use ossature::vmm::{Kvm, Registers};
-use support::{Guest, LIMIT, Tap, hash_in_ext4};
+use support::{Guest, LIMIT, Tap, Transport, Virtio, hash_in_ext4};
 use xtask::tree::Tree;
 
 const ROUNDS: u32 = 50;
@@ -33,6 +32,15 @@ const LONGEST: u64 = 500;
 
 #[test]
 fn a_guest_goes_on_after_each_of_50_round_trips() {
+    go_on(Transport::Mmio);
+}
+
+#[test]
+fn a_guest_on_pci_goes_on_after_each_of_50_round_trips() {
+    go_on(Transport::Pci);
+}
+
+fn go_on(transport: Transport) {
     let mut random = Random::new();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk");
@@ -49,17 +57,14 @@ fn a_guest_goes_on_after_each_of_50_round_trips() {
         Blk::new(RawFile::open(&image, OpenMode::ReadWrite).unwrap(), "disk".parse::<DiskId>().unwrap());
     let net = Net::new(net::Tap::open(&tap.name).unwrap(), Mac::derived(&tap.name));
     let console = Console::new(Some(ConsoleInput::new(input).unwrap()), ConsoleOutput::new(output).unwrap());
-    let virtio: [(&str, Box<dyn LocalDevice>, MmioInterrupt); 4] = [
+    let virtio: [Virtio; 4] = [
         ("rng", Box::new(Rng::new()), MmioInterrupt::SharedLine),
         ("disk", Box::new(blk), MmioInterrupt::AlwaysSet),
         ("net", Box::new(net), MmioInterrupt::Exact),
         ("console", Box::new(console), MmioInterrupt::SharedLine),
     ];
     let io = Arc::new(SharedLoop::new("io").unwrap());
-    let devices = virtio.map(|(id, device, interrupt)| {
-        let device = VirtioMmio::new(id, device, io.clone()).with_interrupt(interrupt);
-        Box::new(device) as Box<dyn Device>
-    });
+    let devices = transport.plug(virtio, &io);
     let mut memory = Memory::new();
     let (builder, terminal) = guest.machine("state", devices);
     let payload = Once { linux: guest.payload(), start: None };

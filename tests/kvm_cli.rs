@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cli::{AARCH64, Files, X86_64, elf, example, microvm, refuses, run};
-use ossature::virtio::blk::{DiskIo, OpenMode, RawFile};
+use ossature::block::{Disk, OpenMode, RawFile};
 
 #[test]
 fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
@@ -22,13 +22,82 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--hugepages", "2M", "--shared-memory"], 2, &["--shared-memory"]);
     refuses(&["--kernel", "k", "--disk", "path=d,colour=red"], 2, &["colour", "readonly", "id=NAME"]);
     refuses(&["--kernel", "k", "--disk", "readonly"], 2, &["path=FILE is missing"]);
+    let disk = |keys: &str, parts: &[&str]| {
+        refuses(&["--kernel", "k", "--disk", &format!("path=d,{keys}")], 2, &[&["--disk"], parts].concat());
+    };
+    disk("format=vmdk", &["format", "give raw or qcow2", "vmdk"]);
+    disk("format=qcow2,engine=uring", &["engine", "is sync for qcow2"]);
+    disk("overlay=o,direct", &["direct", "without overlay"]);
+    disk("overlay=o,readonly", &["overlay", "readonly"]);
+    disk("backing=/b", &["backing", "is for format=qcow2"]);
+    disk("engine=aio", &["engine", "give sync or thread or uring", "aio"]);
+    disk("cache=none", &["cache", "give writeback or writethrough", "none"]);
+    disk("queues=0", &["queues", "from 1 to 256"]);
+    disk("queues=257", &["queues", "from 1 to 256"]);
+    disk("limit=100M", &["limit", "100M/s"]);
+    disk("ops=many", &["ops", "2000/s"]);
+    disk("direct=perhaps", &["direct", "on, off, true or false"]);
     refuses(&["--kernel", "k", "--net", "tap=t,mac=52:54"], 2, &["mac", "52:54:00:12:34:56"]);
-    refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["tap=NAME is missing"]);
+    for cid in ["0", "1", "2", "4294967295", "4294967296", "three", "-3"] {
+        let vsock = format!("cid={cid},socket=s");
+        refuses(&["--kernel", "k", "--vsock", &vsock], 2, &["--vsock", "cid: ", "from 3 to 4294967294"]);
+    }
+    refuses(&["--kernel", "k", "--vsock", "socket=s"], 2, &["--vsock", "cid=N is missing"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3"], 2, &["--vsock", "socket=PATH is missing"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3,socket="], 2, &["socket=PATH is missing its value"]);
+    refuses(&["--kernel", "k", "--vsock", "cid=3,cid=4,socket=s"], 2, &["cid is there twice"]);
+    refuses(&["--kernel", "k", "--net", "mac=52:54:00:12:34:56"], 2, &["one of tap=NAME", "is missing"]);
+    let nic = |value: &str, parts: &[&str]| refuses(&["--kernel", "k", "--net", value], 2, parts);
+    nic("tap=t,socket=s", &["--net", "give only one of", "fd=N"]);
+    nic("tap=t,queues=0", &["--net", "queues", "1 to 16"]);
+    nic("tap=t,queues=17", &["--net", "queues", "1 to 16"]);
+    nic("socket=s,queues=2", &["--net", "queues", "only a tap"]);
+    nic("tap=t,mtu=67", &["--net", "mtu", "68 to 65535"]);
+    nic("tap=t,limit=fast", &["--net", "limit", "100M/s"]);
+    nic("tap=t,packets=0/s", &["--net", "packets", "2000/s"]);
+    nic("fd=three", &["--net", "fd"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
     refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
     refuses(&["--kernel", "k", "--on-reset", "again"], 2, &["--on-reset <restart|exit>", "again"]);
     refuses(&["--kernel", "k", "--on-reset"], 2, &["--on-reset", "restart", "exit"]);
     refuses(&["--kernel", "k", "--log", "loud"], 2, &["--log"]);
+    refuses(&["--kernel", "k", "--rng", "limit=64K"], 2, &["--rng", "limit", "100M/s"]);
+    refuses(&["--kernel", "k", "--rng", "limit=0/s"], 2, &["--rng", "limit", "100M/s"]);
+    refuses(&["--kernel", "k", "--port", "socket=s"], 2, &["name=NAME is missing"]);
+    refuses(&["--kernel", "k", "--port", "name=a"], 2, &["socket=PATH is missing"]);
+    for name in ["a b", "a/b", ".a"] {
+        refuses(
+            &["--kernel", "k", "--port", &format!("name={name},socket=s")],
+            2,
+            &["--port", name, "1 to 64"],
+        );
+    }
+}
+
+#[test]
+fn ids_and_addresses_that_are_none_are_wrong_usage() {
+    for id in ["a b", "more-than-twenty-characters", "é", "tab\t"] {
+        refuses(&["--kernel", "k", "--disk", &format!("path=d,id={id}")], 2, &["--disk", "id", "up to 20"]);
+    }
+    for mac in ["52:54:00:12:34", "53:54:00:12:34:56", "00:00:00:00:00:00", "52-54-00-12-34-56"] {
+        refuses(&["--kernel", "k", "--net", &format!("tap=t,mac={mac}")], 2, &["--net", "mac"]);
+    }
+    refuses(&["--kernel", "k", "--uuid", "1234"], 2, &["--uuid"]);
+    let files = Files::new();
+    let kernel = files.with("kernel", &elf(X86_64));
+    let image = files.with("image", &[0; 512]);
+    let args = ["--memory", "16M", "--kernel", &kernel];
+    // One that another device has, those that the machine has itself, and two of a kind.
+    for id in ["rng", "kvm", "vcpu0"] {
+        let disk = format!("path={image},id={id}");
+        refuses(&[&args[..], &["--disk", &disk]].concat(), 2, &[&format!("--disk id={id}")]);
+    }
+    let disk = format!("path={image},readonly,id=twice");
+    refuses(&[&args[..], &["--disk", &disk, "--disk", &disk]].concat(), 2, &["--disk id=twice"]);
+    let port = |socket: &str| format!("name=same,socket={}", files.0.path().join(socket).display());
+    let ports = ["--port", &port("one"), "--port", &port("two")];
+    refuses(&[&args[..], &ports].concat(), 2, &["--port", "same"]);
+    assert!(!files.0.path().join("one").exists(), "nothing is left behind");
 }
 
 #[test]
@@ -70,7 +139,7 @@ fn what_the_kernel_is_given_has_to_fit() {
 #[test]
 fn more_than_the_host_has_is_told_with_the_numbers() {
     refuses(&["--kernel", "k", "--memory", "900000G"], 1, &["memory", "921600000 MiB", "the host has"]);
-    refuses(&["--kernel", "k", "--cpus", "100000"], 1, &["100000 vCPUs"]);
+    refuses(&["--kernel", "k", "--cpus", "100000"], 2, &["--cpus 100000", "at most"]);
 }
 
 #[test]
@@ -80,6 +149,11 @@ fn c6_disks_that_cannot_be_used_are_named() {
     let disk = |value: &str, parts: &[&str]| refuses(&["--kernel", &kernel, "--disk", value], 1, parts);
     disk("path=/no/such/disk", &["/no/such/disk", "does not exist"]);
     disk(&format!("path={}", files.0.path().display()), &["is a folder"]);
+    disk(
+        &format!("path={kernel},format=qcow2"),
+        &["--disk path=", &kernel, "magic is not that of a qcow2 image"],
+    );
+    disk(&format!("path={kernel},overlay=/no/folder/o"), &["--disk overlay=/no/folder/o"]);
 
     let image = files.with("image", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
@@ -98,9 +172,6 @@ fn c6_disks_that_cannot_be_used_are_named() {
         1,
         &[&image, "in use by another disk of this machine"],
     );
-    let twice = format!("path={image},id=same,readonly");
-    let args = ["--kernel", &kernel, "--disk", &twice, "--disk", &twice];
-    refuses(&args, 1, &["device id \"same\" is used twice"]);
 }
 
 #[test]
@@ -109,6 +180,11 @@ fn taps_that_cannot_be_used_are_named() {
     tap("tap=no-such-tap", &["no-such-tap", "does not exist", "ip tuntap add"]);
     tap("tap=a-name-that-is-too-long", &["a-name-that-is-too-long", "15 bytes"]);
     tap("tap=lo", &["lo"]);
+    tap("tap=no-such-tap,queues=2", &["no-such-tap", "does not exist"]);
+    tap("macvtap=no-such-tap", &["no-such-tap", "type macvtap"]);
+    tap("socket=/no/such/socket", &["cannot connect", "/no/such/socket"]);
+    tap("fd=999999", &["--net fd=999999"]);
+    tap("fd=0", &["--net fd=0", "tap"]);
 }
 
 #[test]
@@ -119,6 +195,28 @@ fn a_serial_port_that_cannot_be_opened_is_named() {
     let socket = files.0.path().join("socket");
     refuses(&["--kernel", "k", "--serial", &format!("socket={}", socket.display())], 1, &["kernel k"]);
     assert!(!socket.exists(), "what was half made is gone");
+}
+
+#[test]
+fn sockets_that_cannot_be_used_are_named() {
+    let files = Files::new();
+    let path = files.0.path().join("socket");
+    let vsock = |keys: &str, parts: &[&str]| refuses(&["--kernel", "k", "--vsock", keys], 1, parts);
+    let (socket, text) = (format!("cid=3,socket={}", path.display()), path.display().to_string());
+    vsock("cid=3,socket=/no/such/dir/s", &["--vsock socket", "/no/such/dir/s", "No such file"]);
+    let long = format!("cid=3,socket=/tmp/{}", "x".repeat(100));
+    vsock(&long, &["--vsock socket", "longer than 96 bytes"]);
+    std::fs::write(&path, "mine").unwrap();
+    vsock(&socket, &["--vsock socket", &text, "not a socket"]);
+    std::fs::remove_file(&path).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    vsock(&socket, &["--vsock socket", &text, "in use"]);
+    drop(listener);
+    // It is left behind now, and replaced.
+    vsock(&format!("{socket},seqpacket={text}"), &["--vsock seqpacket", &text, "in use"]);
+    assert!(!path.exists(), "what was half made is gone");
+    vsock(&socket, &["kernel k"]);
+    assert!(!path.exists());
 }
 
 /// Runs `microvm` as `user` in mount and network namespaces of its own, in which `setup` has been done.

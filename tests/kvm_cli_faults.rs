@@ -191,6 +191,26 @@ fn e3_printing_to_nobody_is_no_panic_and_the_exit_code_is_right() {
     }
 }
 
+#[test]
+fn e3_a_last_message_to_a_pipe_that_nobody_reads_does_not_hang() {
+    let files = Files::new();
+    let guest = guest(&files, &[0x0f, 0x0b]);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    // Full: with a description of its own that does not wait.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+    let mut filler: File = open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).unwrap().into();
+    for piece in [&[0; 4096][..], &[0]] {
+        while filler.write(piece).is_ok() {}
+    }
+    for (args, code) in [(&["--boot-timer"][..], 1), (&["--cpus", "100000"], 2), (&["--initrd", "/none"], 1)]
+    {
+        let mut command = command(&guest, args);
+        let mut running =
+            Running(command.stdout(Stdio::null()).stderr(writer.try_clone().unwrap()).spawn().unwrap());
+        assert_eq!(running.wait().code(), Some(code), "{args:?}");
+    }
+}
+
 /// Runs with no file larger than a few KiB.
 fn limited(kernel: &str, args: &[&str]) -> (i32, String) {
     let mut command = Command::new("sh");

@@ -10,8 +10,9 @@ use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, Serial
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
 use ossature::virtio::console::ConsoleOutput;
-use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads};
-use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio};
+use ossature::virtio::net::{HEADER_LEN, NetIo, Offloads, Unsent};
+use ossature::virtio::vsock::HostSocket;
+use ossature::virtio::{Blk, Console, LocalDevice, Net, Rng, SharedLoop, VirtioMmio, Vsock};
 use ossature::vmm::machine::{Machine, MachineHandle, Outcome};
 use ossature::vmm::scripted::{Script, Scripted};
 
@@ -23,7 +24,23 @@ impl NetIo for Silent {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
@@ -40,9 +57,15 @@ impl NetIo for Silent {
     }
 }
 
+/// A socket device at the first path that no other one has.
+fn vsock(folder: &std::path::Path) -> Vsock {
+    let socket = (0..9).find_map(|number| HostSocket::bind(folder.join(format!("vsock{number}"))).ok());
+    Vsock::new(3.try_into().unwrap()).unwrap().with_socket(socket.unwrap()).unwrap()
+}
+
 /// One of each kind, on the same host resources each time.
 fn devices(io: &Arc<SharedLoop>, image: &std::path::Path) -> Vec<Box<dyn Device>> {
-    let virtio: [(&str, Box<dyn LocalDevice>); 5] = [
+    let virtio: [(&str, Box<dyn LocalDevice>); 6] = [
         ("rng", Box::new(Rng::new())),
         (
             "disk",
@@ -54,6 +77,7 @@ fn devices(io: &Arc<SharedLoop>, image: &std::path::Path) -> Vec<Box<dyn Device>
             Box::new(Net::new(Silent(UnixStream::pair().unwrap().0), "02:00:00:00:00:01".parse().unwrap())),
         ),
         ("console", Box::new(Console::new(None, ConsoleOutput::writer(std::io::sink())))),
+        ("vsock", Box::new(vsock(image.parent().unwrap()))),
     ];
     let mut devices: Vec<Box<dyn Device>> = vec![
         Box::new(Serial::new("com1", SerialPort::COM1, backend::none())),

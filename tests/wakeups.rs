@@ -14,13 +14,14 @@ fn program() -> PathBuf {
 }
 
 /// The calls of the thread `io`, in their order.
-fn calls(batches: u32) -> Vec<String> {
+fn calls(batches: u32, disk: &[&str]) -> Vec<String> {
     let log = tempfile::NamedTempFile::new().unwrap();
     let output = Command::new("strace")
         .args(["-f", "-qq", "-e", "signal=none", "--decode-pids=comm", "-o"])
         .arg(log.path())
         .arg(program())
         .arg(batches.to_string())
+        .args(disk)
         .output()
         .expect("strace does not start: on Debian it is the package `strace`");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -37,8 +38,8 @@ fn calls(batches: u32) -> Vec<String> {
 
 #[test]
 fn a_batch_of_requests_costs_one_wait_and_one_interrupt() {
-    let none = calls(0).len();
-    let all = calls(BATCHES);
+    let none = calls(0, &[]).len();
+    let all = calls(BATCHES, &[]);
     let count = |name: &str| all.iter().filter(|call| *call == name).count();
     println!("{} calls of the I/O thread for {BATCHES} batches of 32 requests", all.len() - none);
     assert_eq!(count("write"), BATCHES as usize, "interrupts: {all:?}");
@@ -46,4 +47,27 @@ fn a_batch_of_requests_costs_one_wait_and_one_interrupt() {
     // Where a wait ends before its batch is there, as at the start, it is made once more.
     let spare = 8;
     assert!(all.len() <= none + 2 * BATCHES as usize + spare, "{} and {none} calls: {all:?}", all.len());
+}
+
+#[test]
+fn a_batch_on_a_file_costs_one_call_of_io_uring_where_it_takes_one_for_each_request() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    fs::write(image.path(), vec![1; 1 << 20]).unwrap();
+    let path = image.path().to_str().unwrap();
+    let count = |calls: &[String], name: &str| calls.iter().filter(|call| *call == name).count();
+    let sync = calls(BATCHES, &["sync", path]);
+    assert_eq!(count(&sync, "preadv"), 32 * BATCHES as usize);
+    let none = calls(0, &["uring", path]).len();
+    let uring = calls(BATCHES, &["uring", path]);
+    assert_eq!(count(&uring, "preadv"), 0, "io_uring was not used");
+    let enters = count(&uring, "io_uring_enter");
+    let requests = f64::from(32 * BATCHES);
+    println!(
+        "per request: {:.3} calls of io_uring, {:.3} of all kinds; {:.3} without it",
+        enters as f64 / requests,
+        (uring.len() - none) as f64 / requests,
+        sync.len() as f64 / requests,
+    );
+    // One more tries the ring.
+    assert!(enters <= BATCHES as usize + 1, "{enters} calls for {BATCHES} batches");
 }

@@ -4,7 +4,9 @@
 pub mod adapters;
 pub mod bus;
 pub mod foreign;
+pub mod pci;
 pub mod raw;
 pub mod rings;
+pub mod sockets;
 pub mod state;
 pub mod tables;

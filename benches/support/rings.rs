@@ -8,12 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ossature::block::{Disk, NullDisk};
 use ossature::bus::{Event, Syscall};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use ossature::memory::{Dma, DmaIoError, Ram, RamConfig, Segment, Segments, Window};
-use ossature::virtio::blk::{Blk, NullDisk};
+use ossature::virtio::blk::Blk;
 use ossature::virtio::features::{EVENT_IDX, INDIRECT_DESC};
-use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads};
+use ossature::virtio::net::{HEADER_LEN, Net, NetIo, Offloads, Unsent};
 use ossature::virtio::testing::{Desc, GuestRing};
 use ossature::virtio::{
     Activation, LocalDevice, QueueSetup, QueueState, Removed, Runtime, SharedLoop, Turn, VirtQueue, Worker,
@@ -103,6 +104,14 @@ impl Driver {
         self.avail.store(2, self.next, Ordering::Release).unwrap();
     }
 
+    /// Offers what came back once more.
+    #[inline]
+    pub fn refill(&mut self) {
+        let used: u16 = self.used.load(2, Ordering::Acquire).unwrap();
+        self.next = used.wrapping_add(self.chains);
+        self.avail.store(2, self.next, Ordering::Release).unwrap();
+    }
+
     /// All that was offered came back.
     #[inline]
     pub fn check(&self) {
@@ -177,7 +186,7 @@ pub struct DeviceRig {
 }
 
 impl DeviceRig {
-    fn new(device: &mut dyn LocalDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
+    pub fn new(device: &mut dyn LocalDevice, dma: Dma, drivers: Vec<Driver>) -> Self {
         let (doorbell, irq) = (event(), event());
         let activation = Activation::new(device.info().features, dma.clone());
         let mut worker = device.worker(0, &activation).unwrap();
@@ -189,6 +198,11 @@ impl DeviceRig {
 
     /// Reads of 4 KiB from a disk without contents.
     pub fn blk(layout: Layout) -> Self {
+        Self::blk_on(NullDisk::new(1 << 16), layout)
+    }
+
+    /// Reads of 4 KiB from the first 128 KiB of a disk.
+    pub fn blk_on(disk: impl Disk, layout: Layout) -> Self {
         let dma = ram().dma();
         let driver = Driver::new(&dma, 0, BATCH, layout, |chain, place| {
             let header = place(0, 16);
@@ -197,7 +211,7 @@ impl DeviceRig {
             dma.write(header.addr, &bytes).unwrap();
             vec![Desc::readable(header), Desc::writable(place(1, 4096)), Desc::writable(place(2, 1))]
         });
-        Self::new(&mut Blk::new(NullDisk::new(1 << 16), "bench".parse().unwrap()), dma, vec![driver])
+        Self::new(&mut Blk::new(disk, "bench".parse().unwrap()), dma, vec![driver])
     }
 
     /// Packets of 1514 bytes to a network that takes everything, and from one that never ends.
@@ -212,6 +226,12 @@ impl DeviceRig {
         });
         let io = NullNet(UnixStream::pair().unwrap().0);
         Self::new(&mut Net::new(io, "02:00:00:00:00:01".parse().unwrap()), dma, vec![receive, send])
+    }
+
+    /// One turn of the worker's.
+    #[inline]
+    pub fn turn(&mut self, token: u16) -> Turn {
+        self.worker.turn(token).unwrap()
     }
 
     /// One batch through the queue with this number. The kick's token is the queue's number.
@@ -234,9 +254,10 @@ pub struct ThreadRig {
 }
 
 impl ThreadRig {
-    /// Reads, as [`DeviceRig::blk`] has them, on a thread of this name.
-    pub fn blk(thread: &str) -> Self {
-        let DeviceRig { dma, mut drivers, doorbell, irq, mut worker } = DeviceRig::blk(Layout::Indirect);
+    /// Reads, as [`DeviceRig::blk_on`] has them, on a thread of this name.
+    pub fn blk_on(disk: impl Disk, thread: &str) -> Self {
+        let rig = DeviceRig::blk_on(disk, Layout::Indirect);
+        let DeviceRig { dma, mut drivers, doorbell, irq, mut worker } = rig;
         // The loop watches the doorbells of the queues that come to the worker through it.
         let Removed::Queue(queue) = worker.remove_queue(0) else { panic!("the worker has its queue") };
         let runtime = SharedLoop::new(thread).unwrap();
@@ -302,7 +323,23 @@ impl NetIo for NullNet {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 

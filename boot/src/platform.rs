@@ -1,5 +1,7 @@
 //! What the boot tables describe: processors, RAM and the nodes that the machine assigned.
 
+use std::ops::RangeInclusive;
+
 pub use ossature_memory::layout::{NodeKind, Trigger};
 
 /// A machine as its guest is told about it.
@@ -50,6 +52,8 @@ pub struct Node {
     pub ranges: Vec<NodeRange>,
     /// The interrupts that it raises.
     pub interrupts: Vec<NodeInterrupt>,
+    /// The memory addresses that it hands on to devices behind it.
+    pub windows: Vec<RangeInclusive<u64>>,
 }
 
 impl Node {
@@ -60,7 +64,14 @@ impl Node {
         ranges: Vec<NodeRange>,
         interrupts: Vec<NodeInterrupt>,
     ) -> Self {
-        Self { id: id.into(), kind, ranges, interrupts }
+        Self { id: id.into(), kind, ranges, interrupts, windows: Vec::new() }
+    }
+
+    /// The same device, which hands on these memory addresses.
+    #[must_use]
+    pub fn with_windows(mut self, windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
+        self.windows = windows.into_iter().collect();
+        self
     }
 
     /// All its ports, one by one.

@@ -131,7 +131,7 @@ pub fn describe(
     spec: &BootSpec,
 ) -> Result<Booted, BootError> {
     fits(kernel, &platform.ram)?;
-    let map = memory_map::memory_map(&platform.ram)?;
+    let map = memory_map::memory_map(platform)?;
     let header = kernel.bzimage.as_ref().map(|bzimage| &bzimage.header);
 
     let limit = header.map_or(DEFAULT_CMDLINE_LIMIT, |header| header.cmdline_size.get() as usize);

@@ -48,6 +48,14 @@ fn levels() -> Platform {
     Platform::new(vec![0], Vec::new(), nodes)
 }
 
+/// A PCI root bus, with windows on both sides of 4 GiB.
+fn pci() -> Platform {
+    let ranges = vec![NodeRange::Memory { base: 0xd000_0000, len: 1 << 20 }, io(0xcf8, 8), io(0xc000, 16)];
+    let windows = [0xe000_0000..=0xe7ff_ffff, 0x40_0000_0000..=0x4f_ffff_ffff];
+    let host = node(NodeKind::PciHost, ranges, vec![5]).with_windows(windows);
+    Platform::new(vec![0, 1], Vec::new(), vec![host])
+}
+
 /// The tables by lower-case signature, the RSDP first.
 fn split(tables: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut found = vec![("rsdp".to_owned(), tables[..36].to_vec())];
@@ -119,7 +127,8 @@ fn iasl_accepts_every_table() {
     let dir = tempfile::tempdir().unwrap();
     let many = Platform::new((0..255).collect(), Vec::new(), everything().nodes);
     let bare = Platform::new(vec![0], Vec::new(), Vec::new());
-    let cases = [("everything", everything()), ("many", many), ("bare", bare), ("levels", levels())];
+    let cases =
+        [("everything", everything()), ("many", many), ("bare", bare), ("levels", levels()), ("pci", pci())];
     for (case, platform) in cases {
         let dir = dir.path().join(case);
         fs::create_dir(&dir).unwrap();
@@ -173,5 +182,37 @@ fn level_triggered_lines_read_as_they_are_meant() {
     assert_eq!(madt.matches("[Interrupt Source Override]").count(), 1, "{madt}");
     for part in ["Source : 05", "Interrupt : 00000005", "Polarity : 1", "Trigger Mode : 3"] {
         assert!(madt.contains(part), "{part} is not in {madt}");
+    }
+}
+
+#[test]
+fn a_pci_root_bus_reads_as_it_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = |name: &str| {
+        let tables = tables(&pci());
+        let (name, table) = tables.iter().find(|(found, _)| found == name).unwrap();
+        let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
+        source.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let dsdt = words("dsdt");
+    for part in [
+        "Name (_HID, EisaId (\"PNP0A08\")",
+        "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode, 0x0000, // Granularity \
+         0x0000, // Range Minimum 0x0000, // Range Maximum",
+        "0xE0000000, // Range Minimum 0xE7FFFFFF, // Range Maximum",
+        "0x0000004000000000, // Range Minimum 0x0000004FFFFFFFFF, // Range Maximum",
+        "ToUUID (\"33db4d5b-1ff7-401c-9657-7441c03dd766\") /* PCI Host Bridge Device */",
+        "OperationRegion (PCHP, SystemIO, 0xC000, 0x10)",
+        "Name (_ADR, 0x001F0000) // _ADR: Address Name (_SUN, 0x1F)",
+        "If ((Local0 & 0x02)) { Notify (S001, One) // Device Check }",
+        "If ((Local1 & 0x80000000)) { Notify (S01F, 0x03) // Eject Request }",
+        "Memory32Fixed (ReadWrite, 0xD0000000, // Address Base 0x00100000, // Address Length )",
+    ] {
+        assert!(dsdt.contains(part), "{part} is not in {dsdt}");
+    }
+    assert_eq!(dsdt.matches("Method (_EJ0, 1, Serialized)").count(), 31);
+    let mcfg = words("mcfg");
+    for part in ["Base Address : 00000000D0000000", "Start Bus Number : 00", "End Bus Number : 00"] {
+        assert!(mcfg.contains(part), "{part} is not in {mcfg}");
     }
 }

@@ -9,10 +9,16 @@ use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser}
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
+use ossature::bus::RateLimit;
 use ossature::memory::Backing;
-use ossature::virtio::net::Mac;
+use ossature::virtio::console::PortName;
+use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
-use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
+
+use crate::control;
+use crate::disk::{self, Disk};
+use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -57,12 +63,22 @@ pub struct Args {
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
-    /// A raw disk image; repeatable, the first is vda. A comma in a value is written twice
-    #[arg(long, value_name = "path=FILE[,readonly[=on|off]][,id=NAME]", value_parser = OsStringValueParser::new().try_map(disk))]
+    /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus
+    #[arg(long, value_enum, default_value = "mmio", value_name = "mmio|pci", hide_possible_values = true)]
+    pub transport: Transport,
+    /// A disk; repeatable, the first is vda. A comma in a value is written twice
+    #[arg(long, value_name = disk::SYNTAX, long_help = disk::HELP, value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     pub disk: Vec<Disk>,
-    /// A network card on an existing tap; repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = OsStringValueParser::new().try_map(nic))]
+    /// A network card on an existing tap or macvtap, on a socket where passt or QEMU listens, or on the open descriptor of
+    /// one of them; repeatable
+    #[arg(long, value_name = nic::VALUE, value_parser = OsStringValueParser::new().try_map(Nic::parse))]
     pub net: Vec<Nic>,
+    /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
+    #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
+    pub rng: Option<RateLimit>,
+    /// A socket device: programs connect to the Unix socket at PATH, the guest to those at PATH_PORT
+    #[arg(long, value_name = "cid=N,socket=PATH[,seqpacket=PATH]", value_parser = OsStringValueParser::new().try_map(vsock))]
+    pub vsock: Option<Sockets>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
     serial: Option<SerialLine>,
@@ -75,6 +91,13 @@ pub struct Args {
     /// A virtio console (hvc0) on standard input and output
     #[arg(long)]
     pub console: bool,
+    /// A port that the guest finds by its name (/dev/virtio-ports/NAME) and programs of the host at a Unix socket, one at a
+    /// time; repeatable. While none is connected, what the guest writes is dropped, or with hold waits for the next
+    #[arg(long, value_name = "name=NAME,socket=PATH[,hold[=on|off]]", value_parser = OsStringValueParser::new().try_map(port))]
+    pub port: Vec<Port>,
+    /// A Unix socket for requests while the guest runs, such as to add a disk: --help tells all
+    #[arg(long, value_name = "PATH", long_help = control::HELP)]
+    pub control: Option<PathBuf>,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
@@ -82,6 +105,13 @@ pub struct Args {
     /// wrong, too); info (and the rest); debug and trace add nothing
     #[arg(long, default_value = "warn")]
     pub log: log::LevelFilter,
+}
+
+/// Where the guest finds virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    Mmio,
+    Pci,
 }
 
 /// Where the serial port's bytes go and come from.
@@ -94,16 +124,19 @@ pub enum SerialLine {
 }
 
 #[derive(Clone, Debug)]
-pub struct Disk {
-    pub path: PathBuf,
-    pub readonly: bool,
-    pub id: Option<String>,
+pub struct Port {
+    pub name: PortName,
+    pub socket: PathBuf,
+    pub hold: bool,
 }
 
 #[derive(Clone, Debug)]
-pub struct Nic {
-    pub tap: String,
-    pub mac: Mac,
+pub struct Sockets {
+    pub cid: Cid,
+    /// For streams.
+    pub socket: PathBuf,
+    /// For sequential packets.
+    pub seqpacket: Option<PathBuf>,
 }
 
 impl Args {
@@ -136,17 +169,27 @@ fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
     }
 }
 
-fn disk(text: OsString) -> Result<Disk, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["path=FILE", "readonly", "id=NAME"])?;
-    let path = keys.value("path").unwrap_or_default().into();
-    Ok(Disk { path, readonly: keys.flag("readonly")?, id: keys.text("id")?.map(str::to_owned) })
+fn port(text: OsString) -> Result<Port, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["name=NAME", "socket=PATH", "hold"])?;
+    let name = keys.parsed("name")?.ok_or(KeyValueError::Missing { key: "name=NAME" })?;
+    let socket = keys.value("socket").ok_or(KeyValueError::Missing { key: "socket=PATH" })?.into();
+    Ok(Port { name, socket, hold: keys.flag("hold")? })
 }
 
-fn nic(text: OsString) -> Result<Nic, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["tap=NAME", "mac=MAC"])?;
-    let tap = keys.text("tap")?.unwrap_or_default().to_owned();
-    let mac = keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&tap));
-    Ok(Nic { tap, mac })
+fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["limit=RATE"])?;
+    keys.parsed_by("limit", parse_rate)?.ok_or(KeyValueError::Missing { key: "limit=RATE" })
+}
+
+pub fn vsock(text: OsString) -> Result<Sockets, KeyValueError> {
+    let keys = KeyValues::parse(&text, &["cid=N", "socket=PATH", "seqpacket=PATH"])?;
+    let missing = |key| KeyValueError::Missing { key };
+    let path = |key| keys.value(key).map(PathBuf::from);
+    Ok(Sockets {
+        cid: keys.parsed("cid")?.ok_or(missing("cid=N"))?,
+        socket: path("socket").ok_or(missing("socket=PATH"))?,
+        seqpacket: path("seqpacket"),
+    })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

@@ -1,26 +1,30 @@
 //! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::io::{self, stdin, stdout};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ossature::bus::{Device, EventLoop, Hosted};
+use ossature::bus::{Device, EventLoop, Hosted, RateLimiter, RateLimits};
 use ossature::legacy::{
     AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
     backend, window_size,
 };
-use ossature::virtio::blk::{Blk, DiskId, OpenMode, RawFile};
-use ossature::virtio::console::{Console, ConsoleInput, ConsoleOutput, ConsoleWindow};
-use ossature::virtio::net::{Net, Tap};
-use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio};
+use ossature::pci::PciBus;
+use ossature::virtio::blk::BlkHandle;
+use ossature::virtio::console::{
+    Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
+};
+use ossature::virtio::vsock::{HostSocket, Vsock};
+use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
+use ossature::vmm::program::raise_descriptor_limit;
 
 use crate::Result;
-use crate::args::{Args, Disk, SerialLine};
-use crate::report::USER;
+use crate::args::{Args, Port, SerialLine, Sockets, Transport};
+use crate::disk;
+use crate::report::{USER, Usage};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -33,6 +37,10 @@ pub struct Devices {
     pub stamps: Stamps,
     /// The window of the console, if there is one.
     pub window: Option<ConsoleWindow>,
+    /// Where virtio devices are put.
+    pub virtio: Virtio,
+    /// The disks, by id.
+    pub disks: BTreeMap<String, BlkHandle>,
     /// Feeds the console for as long as it lives.
     _keyboard: Option<Hosted<KeyFilter>>,
 }
@@ -61,25 +69,28 @@ impl Devices {
             builder = builder.device(timer);
         }
 
-        let mut lines = OWN_LINES;
-        let mut virtio = |id: String, device: Box<dyn LocalDevice>| {
-            let device = VirtioMmio::new(id, device, Arc::new(here.clone()));
-            // Linux needs no true interrupt status, and then no interrupt costs an exit.
-            let interrupt = if lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
-            lines = lines.saturating_sub(1);
-            device.with_interrupt(interrupt)
-        };
-        builder = builder.device(virtio("rng".to_owned(), Box::new(Rng::new())));
-        each_file_is_one_disk(&args.disk)?;
-        for (index, disk) in args.disk.iter().enumerate() {
-            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            builder = builder.device(virtio(id.clone(), blk(disk, &id)?));
+        let mut virtio = Virtio::new(args.transport, here);
+        builder = builder.devices(virtio.bus().map(|bus| Box::new(bus.host("pci")) as Box<dyn Device>));
+        let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
+        let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
+        builder = builder.device(virtio.device("rng", Box::new(rng)));
+        let mut disks = BTreeMap::new();
+        disk::each_file_is_one_disk(&args.disk)?;
+        for disk in &args.disk {
+            let number = virtio.next("disk");
+            let id = disk.id.map_or_else(|| number.parse(), Ok)?;
+            let (device, handle) = disk.device(id)?;
+            disks.insert(id.to_string(), handle);
+            builder = builder.device(virtio.device(id.to_string(), device));
         }
-        for (index, nic) in args.net.iter().enumerate() {
-            let device = Net::new(Tap::open(&nic.tap)?, nic.mac);
-            builder = builder.device(virtio(format!("net{index}"), Box::new(device)));
+        for nic in &args.net {
+            let id = virtio.next("net");
+            builder = builder.device(virtio.device(id, nic.device()?));
         }
-        let (mut keyboard, mut window) = (None, None);
+        if let Some(sockets) = &args.vsock {
+            builder = builder.device(virtio.device("vsock", vsock(sockets)?));
+        }
+        let (mut keyboard, mut window, mut ports) = (None, None, Vec::new());
         if args.console {
             let input = match KeyFilter::new(stdin(), on_key(&machine))? {
                 Some((filter, input)) => {
@@ -88,11 +99,61 @@ impl Devices {
                 }
                 None => ConsoleInput::new(stdin())?,
             };
-            let console = Console::new(Some(input), ConsoleOutput::new(stdout())?);
-            fit(window.insert(console.window()));
-            builder = builder.device(virtio("console".to_owned(), Box::new(console)));
+            ports.push(ConsolePort::console(Some(input), ConsoleOutput::new(stdout())?));
         }
-        Ok((builder, Self { button, stamps, window, _keyboard: keyboard }))
+        for port in &args.port {
+            ports.push(console_port(port)?);
+        }
+        if !ports.is_empty() {
+            let console = Console::with_ports(ports).map_err(|e| Usage(format!("--port: {e}")))?;
+            if args.console {
+                fit(window.insert(console.window()));
+            }
+            builder = builder.device(virtio.device("console", Box::new(console)));
+        }
+        Ok((builder, Self { button, stamps, window, virtio, disks, _keyboard: keyboard }))
+    }
+}
+
+/// Puts virtio devices where the guest finds them.
+pub struct Virtio {
+    here: EventLoop,
+    bus: Option<PciBus>,
+    /// Lines of their own that are left.
+    lines: usize,
+    /// How many devices of a kind there are or were.
+    numbers: BTreeMap<&'static str, u32>,
+}
+
+impl Virtio {
+    fn new(transport: Transport, here: &EventLoop) -> Self {
+        let bus = (transport == Transport::Pci).then(PciBus::new);
+        Self { here: here.clone(), bus, lines: OWN_LINES, numbers: BTreeMap::new() }
+    }
+
+    /// The PCI bus, if they are there.
+    pub fn bus(&self) -> Option<&PciBus> {
+        self.bus.as_ref()
+    }
+
+    /// A name for the next device of a kind.
+    pub fn next(&mut self, kind: &'static str) -> String {
+        let number = self.numbers.entry(kind).or_default();
+        let name = format!("{kind}{number}");
+        *number += 1;
+        name
+    }
+
+    /// The device behind its transport.
+    pub fn device(&mut self, id: impl Into<String>, device: Box<dyn LocalDevice>) -> Box<dyn Device> {
+        let here = Arc::new(self.here.clone());
+        if let Some(bus) = &self.bus {
+            return Box::new(VirtioPci::new(id, device, here, bus));
+        }
+        // Linux needs no true interrupt status, and then no interrupt costs an exit.
+        let interrupt = if self.lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
+        self.lines = self.lines.saturating_sub(1);
+        Box::new(VirtioMmio::new(id, device, here).with_interrupt(interrupt))
     }
 }
 
@@ -115,30 +176,24 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
     Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
 }
 
-/// Whoever writes to a disk has it alone. The lock on its file tells as much, but not who has it.
-fn each_file_is_one_disk(disks: &[Disk]) -> Result<()> {
-    // What is not there is told when it is opened.
-    let file = |disk: &Disk| fs::metadata(&disk.path).ok().map(|file| (file.dev(), file.ino()));
-    for (index, disk) in disks.iter().enumerate() {
-        let is_same = |first: &&Disk| file(first).is_some() && file(first) == file(disk);
-        let shares = |first: &&Disk| is_same(first) && !(first.readonly && disk.readonly);
-        if let Some(first) = disks.iter().take(index).find(shares) {
-            let (path, first) = (disk.path.display(), first.path.display());
-            return Err(format!(
-                "--disk path={path} is in use by another disk of this machine, path={first}; \
-                 disks that share a file are readonly"
-            )
-            .into());
-        }
-    }
-    Ok(())
+fn console_port(port: &Port) -> Result<ConsolePort> {
+    let failed = |e: io::Error| format!("--port socket={}: {e}", port.socket.display());
+    let socket = PortSocket::bind(&port.socket).map_err(failed)?;
+    let made = ConsolePort::socket(port.name.clone(), socket);
+    Ok(if port.hold { made.hold_output() } else { made })
 }
 
-fn blk(disk: &Disk, id: &str) -> Result<Box<dyn LocalDevice>> {
-    let mode = if disk.readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let file = RawFile::open(&disk.path, mode)?;
-    let name: DiskId = id.parse().map_err(|e| format!("--disk id={id}: {e}"))?;
-    Ok(Box::new(Blk::new(file, name)))
+pub fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+    // Each connection takes a descriptor.
+    raise_descriptor_limit()?;
+    let mut device = Vsock::new(sockets.cid)?;
+    let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
+    device = device.with_socket(socket)?;
+    if let Some(path) = &sockets.seqpacket {
+        let socket = HostSocket::bind_seqpacket(path).map_err(|e| format!("--vsock seqpacket: {e}"))?;
+        device = device.with_socket(socket)?;
+    }
+    Ok(Box::new(device))
 }
 
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {

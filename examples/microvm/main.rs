@@ -10,11 +10,14 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `devices` what the guest finds, `report` what is said of the machine while it runs and
+//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `report` what is said of the machine while it runs and
 //! when it has ended.
 
 mod args;
+mod control;
 mod devices;
+mod disk;
+mod nic;
 mod report;
 
 use std::error::Error;
@@ -24,14 +27,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ossature::boot::x86_64::smbios::Smbios;
-use ossature::bus::EventLoop;
+use ossature::bus::{EventLoop, SocketFile};
 use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
 use ossature::vmm::machine::{Linux, Machine};
 use ossature::vmm::program::{Signals, block_io_signals, share_one_heap};
-use ossature::vmm::{Kvm, error_chain, install_kick_handler};
+use ossature::vmm::{Kvm, install_kick_handler};
 
 use args::Args;
+use control::Control;
 use devices::Devices;
 use report::USER;
 
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     share_one_heap();
     let args = Args::from_command_line();
-    run(&args, started).unwrap_or_else(|error| report::failure(&error_chain(&*error)))
+    run(&args, started).unwrap_or_else(|error| report::error(&*error))
 }
 
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
@@ -61,25 +65,32 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let here = EventLoop::new()?;
     let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
     let kvm = Kvm::open()?;
-    let machine = builder.build(&kvm)?;
+    let machine = builder.build(&kvm).map_err(|errors| report::not_built(args, errors))?;
     if args.log >= log::Level::Warn {
         // Where it cannot be found out, there is nothing to warn of.
         if let Ok(Some(emulation)) = kvm.emulation() {
-            USER.say(format!("warning: {emulation}"));
+            USER.say_or_drop(format!("warning: {emulation}"));
         }
     }
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
     let signals = signals(&machine, &devices, terminal.clone()).heed_on(&here)?;
+    let stamps = devices.stamps.clone();
     let _events = report::events(&here, &machine, args.log)?;
+    let control = args.control.as_ref().map(SocketFile::bind).transpose();
+    let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
     machine.start()?;
+    if let Some(listener) = listener {
+        let Devices { button, virtio, disks, .. } = devices;
+        Control::new(machine.handle(), button, virtio, disks).serve(listener)?;
+    }
     let outcome = machine.wait_on(&here)?;
     here.pass()?; // what happened last is told, too
     terminal.iter().for_each(|terminal| terminal.restore());
 
     if args.boot_timer {
-        report::times(&machine, started, devices.stamps.take());
+        report::times(&machine, started, stamps.take());
     }
     let code = report::outcome(&machine, outcome);
     drop(machine); // whatever signal has come, its files are removed

@@ -1,19 +1,27 @@
 //! What microvm says, and the exit code that it ends with.
 
+use std::error::Error;
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use log::LevelFilter;
 use ossature::bus::EventLoop;
 use ossature::legacy::Stamp;
-use ossature::vmm::machine::{BuildPhase, EventReporter, FollowedEvents, Machine, Outcome, Severity};
+use ossature::vmm::machine::{
+    BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, Outcome, Severity,
+};
 use ossature::vmm::program::Messages;
+use ossature::vmm::{VmError, error_chain};
 
 use crate::Result;
+use crate::args::Args;
 
-/// The user, who may have gone.
+/// The user, who may have gone, or may not read: nobody waits for that, as signals are blocked that would end the wait.
 pub const USER: Messages = Messages::new("microvm");
 
+/// The exit code for wrong usage.
+const USAGE: u8 = 2;
 /// The exit code when the guest asked for a reset: see the first lines of `main.rs`.
 const RESET: u8 = 3;
 
@@ -30,9 +38,41 @@ pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result
     })?))
 }
 
+/// Something on the command line that this machine, or this host, cannot be.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Usage {}
+
+/// What is wrong with a machine that cannot be built: in the words of the command line where that is the reason.
+pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
+    let usage = errors.errors().iter().find_map(|error| match error {
+        BuildError::Vm(VmError::TooManyVcpus { max, .. }) => {
+            Some(format!("--cpus {}: this host's KVM has at most {max} for a machine", args.cpus))
+        }
+        BuildError::DuplicateId { id } | BuildError::ReservedId { id } => Some(format!(
+            "--disk id={id}: something else in the machine has this id; give the disk another one"
+        )),
+        _ => None,
+    });
+    usage.map_or_else(|| errors.into(), |text| Usage(text).into())
+}
+
+/// Says why there is no machine, or no more of it.
+pub fn error(error: &(dyn Error + 'static)) -> ExitCode {
+    let code = failure(&error_chain(error));
+    if error.is::<Usage>() { ExitCode::from(USAGE) } else { code }
+}
+
 /// Says what went wrong.
 pub fn failure(text: &str) -> ExitCode {
-    USER.say(text);
+    USER.say_or_drop(text);
     ExitCode::FAILURE
 }
 
@@ -51,12 +91,12 @@ pub fn outcome(machine: &Machine, outcome: Outcome) -> ExitCode {
 pub fn times(machine: &Machine, started: Instant, stamps: Vec<Stamp>) {
     let since = |instant: Instant| instant.saturating_duration_since(started).as_micros();
     for BuildPhase { name, start, end } in machine.phases() {
-        USER.say(format!("{name} from {} to {} us", since(start), since(end)));
+        USER.say_or_drop(format!("{name} from {} to {} us", since(start), since(end)));
     }
     for (index, run) in machine.first_runs().into_iter().enumerate() {
-        run.iter().for_each(|&run| USER.say(format!("vcpu{index} after {} us", since(run))));
+        run.iter().for_each(|&run| USER.say_or_drop(format!("vcpu{index} after {} us", since(run))));
     }
     for Stamp { value, at } in stamps {
-        USER.say(format!("stamp {value} after {} us", at.as_micros()));
+        USER.say_or_drop(format!("stamp {value} after {} us", at.as_micros()));
     }
 }

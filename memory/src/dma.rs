@@ -97,6 +97,12 @@ impl Dma {
         self.now = self.published.snapshot();
     }
 
+    /// Returns true if the other shows the same version of the same memory map.
+    #[inline]
+    pub fn shows_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.now.mem, &other.now.mem)
+    }
+
     /// The map itself, for code that works with vm-memory's traits.
     pub fn memory(&self) -> &GuestMmap {
         &self.now.mem

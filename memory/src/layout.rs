@@ -48,6 +48,11 @@ pub enum NodeKind {
     AcpiPower,
     /// A pvpanic port.
     Pvpanic,
+    /// A PCI root bus (segment 0, bus 0 alone), in this order: its configuration space in memory (ECAM), its ports of
+    /// configuration space, and 16 ports of the registers for hotplug (UP, DOWN, EJECT and PRESENT, 32 bits each, a bit
+    /// for each slot); an interrupt that tells of changes in the first two of these. Its windows are memory that it
+    /// hands on to its functions.
+    PciHost,
 }
 
 /// How an interrupt line is raised.

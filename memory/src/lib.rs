@@ -4,6 +4,7 @@
 //!   run; [listeners](MemoryListener) such as KVM and vhost-user peers are told where they are.
 //! - [`Dma`] is a device's view of it: bounds-checked copies, file and socket I/O without copies, and
 //!   [`Window`]s for what is accessed again and again.
+//! - [`Pinned`] is what the kernel reads and writes after a call has returned.
 //! - [`Segments`] are the descriptors of a request, and the parts that a device cuts out of them.
 //! - [`Dma::discard`] gives RAM that the guest does not need back to the host, [`Ram::clear`] all of it for a guest that
 //!   starts again.
@@ -59,6 +60,8 @@ mod listener;
 mod map_file;
 #[allow(unsafe_code)]
 mod mapping;
+#[allow(unsafe_code)]
+mod pinned;
 mod published;
 mod ram;
 mod ranges;
@@ -84,6 +87,7 @@ pub use error::RamError;
 pub use host::host_page_size;
 pub use listener::{ListenerGuard, MemoryListener};
 pub use map_file::{FilePiece, MapFileError, map_file};
+pub use pinned::Pinned;
 pub use published::Run;
 pub use ram::Ram;
 pub use register_page::{REGISTER_PAGE_SIZE, RegisterPage};

@@ -39,19 +39,7 @@ impl<const N: usize> IoVecs<N> {
     fn new(dma: &Dma, ends: Ends, segments: Segments<'_>) -> Result<Self, DmaError> {
         let mut vecs = Self { array: [const { MaybeUninit::uninit() }; N], len: 0 };
         vecs.extend(ends.head);
-        for segment in segments.iter() {
-            let len = segment.len as usize;
-            if let Some(piece) = dma.in_region(segment.addr, |region, at| region.iovec(at, len)) {
-                vecs.extend(Some(piece));
-                continue;
-            }
-            for slice in dma.memory().get_slices(segment.addr, len) {
-                let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
-                let slice = slice.map_err(|_| not_ram)?;
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                vecs.extend(Some(iovec { iov_base, iov_len: slice.len() }));
-            }
-        }
+        dma.pieces(segments, |piece| vecs.extend(Some(piece)))?;
         vecs.extend(ends.tail);
         Ok(vecs)
     }
@@ -151,6 +139,20 @@ impl Dma {
         self.transfer(ends, segments.into(), |vecs, len| unsafe { libc::writev(fd, vecs, len) })
     }
 
+    /// Sends `segments` to the socket `fd` with one sendmsg(2) that neither waits nor raises SIGPIPE. Returns as
+    /// [`preadv`](Self::preadv): a stream takes a part, a socket of messages all or nothing.
+    pub fn send<'a>(&self, fd: impl AsFd, segments: impl Into<Segments<'a>>) -> Result<usize, DmaIoError> {
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: transfer passes pieces of guest memory, which may be read at any time; all else in the message is
+        // empty, for which zeros stand.
+        self.transfer(Ends::default(), segments.into(), |vecs, len| unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = vecs.cast_mut();
+            message.msg_iovlen = len as _;
+            libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+        })
+    }
+
     /// [`transfer`](Self::transfer) that writes to guest memory.
     fn fill(
         &self,
@@ -204,7 +206,26 @@ impl Dma {
         }
     }
 
-    fn mark_dirty(&self, segments: Segments<'_>) {
+    /// Hands each piece of `segments` to `take`, in order. Fails at the first that is not RAM.
+    #[inline]
+    pub(crate) fn pieces(&self, segments: Segments<'_>, mut take: impl FnMut(iovec)) -> Result<(), DmaError> {
+        for segment in segments.iter() {
+            let len = segment.len as usize;
+            if let Some(piece) = self.in_region(segment.addr, |region, at| region.iovec(at, len)) {
+                take(piece);
+                continue;
+            }
+            for slice in self.memory().get_slices(segment.addr, len) {
+                let not_ram = DmaError::NotRam { addr: segment.addr.0, len: segment.len.into() };
+                let slice = slice.map_err(|_| not_ram)?;
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                take(iovec { iov_base, iov_len: slice.len() });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mark_dirty(&self, segments: Segments<'_>) {
         for segment in segments.iter() {
             let len = segment.len as usize;
             if self.in_region(segment.addr, |region, at| region.mark_dirty(at, len)).is_some() {

@@ -3,10 +3,12 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+mod complaints;
 mod log;
 mod machine;
 mod running;
 mod tap;
+mod transport;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -20,10 +22,12 @@ use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
+pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
 pub use tap::{Tap, accept};
+pub use transport::{Transport, Virtio};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -119,8 +123,17 @@ impl Guest {
     pub fn example(self, name: &str) -> Self {
         let here = std::env::current_exe().unwrap();
         let program = here.ancestors().nth(2).unwrap().join("examples").join(name);
-        let guest = self.program(&format!("/{name}"), fs::read(&program).unwrap());
-        let list = process::text(process::command("ldd").arg(&program)).unwrap();
+        self.dynamic(&program, &format!("/{name}"))
+    }
+
+    /// Puts a program of the host's into the guest, at the same place, with the libraries that it needs.
+    pub fn host_program(self, path: &str) -> Self {
+        self.dynamic(Path::new(path), path)
+    }
+
+    fn dynamic(self, program: &Path, to: &str) -> Self {
+        let guest = self.program(to, fs::read(program).unwrap());
+        let list = process::text(process::command("ldd").arg(program)).unwrap();
         let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
         list.lines()
             .filter_map(path)

@@ -13,20 +13,27 @@ pub struct Tap {
     pub name: String,
     /// The host's address on it.
     pub host: String,
-    /// The guest's, of 24 bits.
+    /// The guest's, of 24 bits, or 28 if the tap has a number.
     pub guest: String,
 }
 
 impl Tap {
     pub fn new() -> Self {
+        Self::numbered(0, &[])
+    }
+
+    /// Another tap of the same test, with more words for what makes it, such as `multi_queue`. There may be ten.
+    pub fn numbered(number: u8, words: &[&str]) -> Self {
         // Tests may run side by side, each in a process of its own.
         let id = std::process::id();
         let [.., high, low] = id.to_be_bytes();
         let net = format!("10.{}.{low}", high | 0x80);
-        let (host, guest) = (format!("{net}.1"), format!("{net}.2"));
-        let tap = Self { name: format!("ot{id}"), host, guest };
-        ip(&["tuntap", "add", "mode", "tap", "name", &tap.name]);
-        ip(&["address", "add", &format!("{}/24", tap.host), "dev", &tap.name]);
+        let [host, guest] = [1, 2].map(|end| format!("{net}.{}", 16 * number + end));
+        let name = if number == 0 { format!("ot{id}") } else { format!("ot{id}.{number}") };
+        let tap = Self { name, host, guest };
+        ip(&[&["tuntap", "add", "mode", "tap", "name", &tap.name], words].concat());
+        let bits = if words.is_empty() && number == 0 { 24 } else { 28 };
+        ip(&["address", "add", &format!("{}/{bits}", tap.host), "dev", &tap.name]);
         ip(&["link", "set", &tap.name, "up"]);
         tap
     }
@@ -34,6 +41,16 @@ impl Tap {
     /// Waits for connections of the guest on a port of the host.
     pub fn listen(&self) -> TcpListener {
         TcpListener::bind((self.host.as_str(), 0)).unwrap()
+    }
+
+    /// Sends what goes nowhere else to this network. It goes with the tap.
+    pub fn add_default_route(&self) {
+        ip(&["route", "add", "default", "via", &self.guest, "dev", &self.name]);
+    }
+
+    /// Sets something of the interface, such as `mtu 9000`.
+    pub fn set(&self, words: &[&str]) {
+        ip(&[&["link", "set", "dev", &self.name], words].concat());
     }
 
     /// The addresses that the host has learnt.

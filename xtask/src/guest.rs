@@ -18,6 +18,7 @@ const MODULES: &[&str] = &[
     "virtio_net",
     "virtio_console",
     "virtio_rng",
+    "vmw_vsock_virtio_transport",
     "ext4",
     "evdev",
     "button",

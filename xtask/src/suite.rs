@@ -36,10 +36,12 @@ const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
 /// What a step's checks and tests call, but for cargo and the nested machine.
 pub fn programs(step: &str) -> &'static [&'static str] {
     match step {
-        "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "strace", "valgrind"],
+        "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "qemu-img", "strace", "valgrind"],
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
-        "guest" => &["busybox", "depmod", "ip", "lz4", "mke2fs", "tcpdump"],
+        "guest" => {
+            &["busybox", "depmod", "ip", "lspci", "lz4", "mke2fs", "passt", "qemu-img", "socat", "tcpdump"]
+        }
         _ => &[],
     }
 }

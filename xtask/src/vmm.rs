@@ -2,8 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::{Result, paths, process};
+
+/// How long a quiet build is quiet.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// Where [`build`] leaves the VMM: the release build of the example `microvm`.
 pub fn program() -> PathBuf {
@@ -18,12 +24,22 @@ pub fn build() -> Result<()> {
     build_example("microvm")
 }
 
-/// Builds the VMM, and says nothing but what is wrong.
+/// Builds the VMM, and says nothing but what is wrong, and that it is building where that takes long.
 ///
 /// # Errors
 /// It does not compile.
 pub fn build_quietly() -> Result<()> {
-    process::run(cargo_build("microvm").arg("--quiet"))
+    let (end, ended) = mpsc::channel::<()>();
+    let teller = thread::spawn(move || {
+        if ended.recv_timeout(QUIET) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("xtask: building microvm, which takes some minutes the first time");
+        }
+    });
+    let built = process::run(cargo_build("microvm").arg("--quiet"));
+    drop(end);
+    // It has nothing to fail with.
+    let _ = teller.join();
+    built
 }
 
 /// Builds the example VMM of rust-vmm's parts, and tells where it is.

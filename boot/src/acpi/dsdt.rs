@@ -1,27 +1,29 @@
 //! The DSDT: one device for each node, in AML (ACPI 6.5, chapters 6, 19 and 20).
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
-    ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Memory32Fixed, Method, Name, Notify, ONE, Package, Path, ResourceTemplate, Scope,
+    ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 
 use super::S5_SLEEP_TYPE;
 use super::error::AcpiError;
 use super::lines::Lines;
-use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+use super::pci::PciHost;
+use crate::platform::{Node, NodeKind, NodeRange, Platform};
 
 /// `Notify` value for a pressed power button (ACPI 6.5, table 5.162).
 const BUTTON_PRESSED: u8 = 0x80;
 
 /// How many devices of a kind have names: four characters each.
-const LIMITS: [(NodeKind, usize); 6] = [
+const LIMITS: [(NodeKind, usize); 7] = [
     (NodeKind::VirtioMmio, 0x1000),
     (NodeKind::Serial16550, 0xf),
     (NodeKind::Rtc, 1),
     (NodeKind::I8042, 1),
     (NodeKind::AcpiPower, 1),
     (NodeKind::Pvpanic, 1),
+    (NodeKind::PciHost, 1),
 ];
 
 /// What most devices take, in bytes.
@@ -46,7 +48,7 @@ pub(crate) fn body(platform: &Platform, lines: &Lines, out: &mut Vec<u8>) -> Res
 }
 
 /// AML that is ready.
-struct Encoded(Vec<u8>);
+pub(super) struct Encoded(pub(super) Vec<u8>);
 
 impl Aml for Encoded {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -90,6 +92,10 @@ impl Devices<'_> {
                 self.power_button(node);
                 Ok(())
             }
+            NodeKind::PciHost => {
+                PciHost::new(node)?.describe(|line| self.lines.interrupt(line), &mut self.aml.0);
+                Ok(())
+            }
             NodeKind::Hidden => Ok(()),
             kind => Err(AcpiError::UnknownKind { id: node.id.clone(), kind }),
         }
@@ -114,7 +120,7 @@ impl Devices<'_> {
         Device::new("PWRB".into(), vec![&hid]).to_aml_bytes(&mut self.aml.0);
         let hid = Name::new("_HID".into(), &"ACPI0013");
         let uid = Name::new("_UID".into(), &ZERO);
-        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.interrupt(line)]));
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.lines.interrupt(line)]));
         let button = Path::new("PWRB");
         let pressed = Notify::new(&button, &BUTTON_PRESSED);
         let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
@@ -148,14 +154,9 @@ impl Devices<'_> {
             }
         }
         for &line in &node.interrupts {
-            self.interrupt(line).to_aml_bytes(&mut out);
+            self.lines.interrupt(line).to_aml_bytes(&mut out);
         }
         Ok(Encoded(out))
-    }
-
-    /// The descriptor of an active-high line.
-    fn interrupt(&self, NodeInterrupt { number, trigger }: NodeInterrupt) -> Interrupt {
-        Interrupt::new(true, trigger == Trigger::Edge, false, self.lines.is_shared(number), number)
     }
 }
 
@@ -172,10 +173,10 @@ fn separate_ports(node: &Node) -> Result<Node, AcpiError> {
 
 /// Memory above 4 GiB that a device uses (ACPI 6.5, 6.4.3.5.1): acpi_tables only has the descriptor of a bridge,
 /// which hands memory on.
-struct Memory64Fixed {
-    base: u64,
-    last: u64,
-    len: u64,
+pub(super) struct Memory64Fixed {
+    pub(super) base: u64,
+    pub(super) last: u64,
+    pub(super) len: u64,
 }
 
 impl Aml for Memory64Fixed {

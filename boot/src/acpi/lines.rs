@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use acpi_tables::aml::Interrupt;
+
 use super::error::AcpiError;
 use crate::platform::{Node, NodeInterrupt, Platform, Trigger};
 
@@ -43,8 +45,13 @@ impl<'a> Lines<'a> {
     }
 
     /// Returns true if more than one node raises this interrupt.
-    pub(crate) fn is_shared(&self, number: u32) -> bool {
+    fn is_shared(&self, number: u32) -> bool {
         self.0.get(&number).is_some_and(|line| line.is_shared)
+    }
+
+    /// The descriptor of a line, which is active-high.
+    pub(crate) fn interrupt(&self, NodeInterrupt { number, trigger }: NodeInterrupt) -> Interrupt {
+        Interrupt::new(true, trigger == Trigger::Edge, false, self.is_shared(number), number)
     }
 
     /// The level-triggered interrupts, ascending.

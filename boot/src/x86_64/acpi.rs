@@ -1,13 +1,16 @@
-//! The ACPI tables of an x86_64 machine: RSDP, XSDT, FADT, MADT and DSDT.
+//! The ACPI tables of an x86_64 machine: RSDP, XSDT, FADT, MADT and DSDT, and MCFG with PCI.
 
 mod fadt;
 mod madt;
 
 pub(super) use fadt::reset_register;
 
+use acpi_tables::mcfg::MCFG;
+
 use crate::acpi::lines::Lines;
-use crate::acpi::{AcpiError, Tables, dsdt};
-use crate::platform::Platform;
+use crate::acpi::pci::PciHost;
+use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt};
+use crate::platform::{NodeKind, Platform};
 
 /// Address of the I/O APIC; its first interrupt is global system interrupt 0.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -28,7 +31,13 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
     let dsdt = tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, body))?;
     let fadt = tables.append(&fadt::fadt(platform, dsdt)?);
     let madt = tables.append_with(b"APIC", 5, |body| madt::body(platform, &lines, body))?;
-    let bytes = tables.finish(&[fadt, madt])?;
+    let mut all = vec![fadt, madt];
+    if let Some(node) = platform.nodes.iter().find(|node| node.kind == NodeKind::PciHost) {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        mcfg.add_ecam(PciHost::new(node)?.ecam.0, 0, 0, 0);
+        all.push(tables.append(&mcfg));
+    }
+    let bytes = tables.finish(&all)?;
     let len = bytes.len() as u64;
     if len > room {
         let (nodes, cpus) = (platform.nodes.len(), platform.cpus.len());

@@ -7,7 +7,7 @@ const UARTS: [u16; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 
 /// What Linux is better told than left to find out on this platform, as words of a command line:
 ///
-/// - `pci=off`: no node is a PCI host, and without this Linux probes for one at I/O ports.
+/// - `pci=off` without a PCI root bus: Linux probes for one at I/O ports.
 /// - `8250.nr_uarts=N` with serial ports: no more of them are probed than there are.
 /// - `i8042.noaux` with an i8042, which has a keyboard and no port for a mouse: Linux warns of one that the ACPI tables
 ///   do not have.
@@ -21,7 +21,10 @@ const UARTS: [u16; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 /// ```
 pub fn machine_words(platform: &Platform) -> Vec<String> {
     let of_kind = |kind| platform.nodes.iter().filter(move |node| node.kind == kind);
-    let mut words = vec!["pci=off".to_owned()];
+    let mut words = Vec::new();
+    if of_kind(NodeKind::PciHost).next().is_none() {
+        words.push("pci=off".to_owned());
+    }
     // Linux numbers those at the usual places by these, and the others from the first free number on.
     let numbers = of_kind(NodeKind::Serial16550).enumerate().map(|(index, node)| {
         let base = node.ranges.first().and_then(|range| match *range {

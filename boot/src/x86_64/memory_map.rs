@@ -2,7 +2,7 @@
 
 use super::error::BootError;
 use super::layout;
-use crate::platform::RamRange;
+use crate::platform::{NodeKind, NodeRange, Platform};
 
 /// What a range of the memory map is; the numbers are those of e820 and of PVH alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,17 +28,20 @@ pub struct MemoryMapEntry {
 /// The most entries that the zero page and our PVH block both hold.
 pub const MAX_ENTRIES: usize = 80;
 
-/// The memory map of a machine with `ram`: all of it except the last part of the first MiB, which is reserved for what
-/// PCs have there and holds the ACPI tables.
+/// The memory map of a machine: all RAM except the last part of the first MiB, which is reserved for what PCs have there
+/// and holds the ACPI tables; and the configuration space of PCI, which is reserved.
 ///
 /// # Errors
 /// RAM has to begin at 0, reach beyond the first MiB, ascend without overlap, and have few enough ranges.
-pub fn memory_map(ram: &[RamRange]) -> Result<Vec<MemoryMapEntry>, BootError> {
+pub fn memory_map(platform: &Platform) -> Result<Vec<MemoryMapEntry>, BootError> {
+    let ram = &platform.ram;
     let Some((first, rest)) = ram.split_first() else { return Err(BootError::NoLowRam { len: 0 }) };
     if first.base != 0 || first.len <= layout::HIGH_RAM {
         return Err(BootError::NoLowRam { len: if first.base == 0 { first.len } else { 0 } });
     }
-    let limit = MAX_ENTRIES - 3;
+    let hosts = platform.nodes.iter().filter(|node| node.kind == NodeKind::PciHost);
+    let reserved: Vec<_> = hosts.filter_map(|node| node.ranges.first()).collect();
+    let limit = (MAX_ENTRIES - 3).saturating_sub(reserved.len());
     if rest.len() > limit {
         return Err(BootError::TooManyRamRanges { count: ram.len(), limit: limit + 1 });
     }
@@ -56,6 +59,12 @@ pub fn memory_map(ram: &[RamRange]) -> Result<Vec<MemoryMapEntry>, BootError> {
         map.push(entry(range.base, end, MemoryKind::Ram));
         last = end;
     }
+    for range in reserved {
+        if let NodeRange::Memory { base, len } = *range {
+            map.push(MemoryMapEntry { base, len, kind: MemoryKind::Reserved });
+        }
+    }
+    map.sort_by_key(|entry| entry.base);
     Ok(map)
 }
 

@@ -93,8 +93,12 @@ pub enum Effect {
     None,
     /// A change of the machine's state.
     Vm(VmRequest),
-    /// Move a range of addresses to where its device wants it: see [`RegisterRange::move_to`](crate::RegisterRange::move_to).
+    /// Move the ranges of addresses of the device that this one belongs to where the device wants them: see
+    /// [`RegisterRange::move_to`](crate::RegisterRange::move_to).
     Remap(RangeId),
+    /// Remove the device that this range belongs to: the guest has given it up. The thread that controls the machine
+    /// does so when it gets to it.
+    Remove(RangeId),
 }
 
 /// A device's registers as vCPUs reach them, on either address space: the bus knows which one, the

@@ -1,6 +1,7 @@
 //! What a machine gives a device: a handle for each thing that it asked for.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_memory::{Dma, RegisterPage};
@@ -20,13 +21,14 @@ pub struct Assigned {
     interrupts: Vec<(ResourceName, Interrupt)>,
     doorbells: Vec<(ResourceName, Arc<Event>)>,
     messages: Vec<(ResourceName, Vec<MessageInterrupt>)>,
+    windows: Vec<(ResourceName, RangeInclusive<u64>)>,
 }
 
 impl Assigned {
     /// Begins with a view of guest RAM and a place to report to, and nothing else.
     pub fn new(dma: Dma, events: EventSink) -> Self {
-        let (registers, interrupts, doorbells, messages) = Default::default();
-        Self { dma, events, registers, interrupts, doorbells, messages }
+        let (registers, interrupts, doorbells, messages, windows) = Default::default();
+        Self { dma, events, registers, interrupts, doorbells, messages, windows }
     }
 
     /// Adds registers.
@@ -47,6 +49,11 @@ impl Assigned {
     /// Adds messages.
     pub fn add_messages(&mut self, name: impl Into<ResourceName>, messages: Vec<MessageInterrupt>) {
         self.messages.push((name.into(), messages));
+    }
+
+    /// Adds addresses to hand on.
+    pub fn add_window(&mut self, name: impl Into<ResourceName>, addresses: RangeInclusive<u64>) {
+        self.windows.push((name.into(), addresses));
     }
 
     /// The device's view of guest RAM.
@@ -81,6 +88,11 @@ impl Assigned {
     /// The messages `name`, as many as were asked for.
     pub fn messages(&self, name: impl Into<ResourceName>) -> Result<&[MessageInterrupt], DeviceError> {
         find(&self.messages, "messages", name.into()).map(Vec::as_slice)
+    }
+
+    /// The addresses `name` to hand on.
+    pub fn window(&self, name: impl Into<ResourceName>) -> Result<&RangeInclusive<u64>, DeviceError> {
+        find(&self.windows, "window", name.into())
     }
 
     /// All registers, in the order in which they were asked for.
@@ -163,7 +175,9 @@ impl RegisterRange {
 
     /// The effect of a write that moves this range to `base`, or takes it out of the address space (`None`). The
     /// machine carries it out once the device has returned, or leaves the range where it is if the new place is RAM
-    /// or another device's: [`base`](Self::base) then says so.
+    /// or another device's: [`base`](Self::base) then says so. The effect of any range moves all ranges of the device
+    /// that are wanted elsewhere. A device that moves ranges while it is [restored](crate::Device::restore) drops the
+    /// effect: the machine looks by itself.
     pub fn move_to(&self, base: Option<u64>) -> Effect {
         self.state().wanted = base;
         Effect::Remap(self.0.id)
@@ -187,7 +201,22 @@ impl RegisterRange {
         self.state().wanted
     }
 
-    /// Notes that the range is at `base` now. Called by the machine.
+    /// Notes that the range is at `base` now, whatever the device wants. Called by the machine, which says with
+    /// [`served`](Self::served) what it made of that.
+    pub fn now_at(&self, base: Option<u64>) {
+        self.state().base = base;
+    }
+
+    /// Notes that the machine has done about `wanted` what it could: the range is wanted where it is, unless the device
+    /// has asked for something else meanwhile. Called by the machine.
+    pub fn served(&self, wanted: Option<u64>) {
+        let mut state = self.state();
+        if state.wanted == wanted {
+            state.wanted = state.base;
+        }
+    }
+
+    /// Notes that the range is at `base` now and wanted there. Called by the machine.
     pub fn moved(&self, base: Option<u64>) {
         let mut state = self.state();
         (state.base, state.wanted) = (base, base);

@@ -163,11 +163,27 @@ impl HostStream {
             Interest::Writable => PollFlags::OUT,
             Interest::Both => PollFlags::IN | PollFlags::OUT,
         };
+        Ok(!self.poll(flags)?.is_empty())
+    }
+
+    /// Returns true if the other end is gone: closed, both directions of it shut down, or broken. There may be data that
+    /// it has sent before.
+    pub fn is_hung_up(&self) -> io::Result<bool> {
+        Ok(self.poll(PollFlags::empty())?.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL))
+    }
+
+    /// How many bytes can be read of what has come by now.
+    pub fn unread(&self) -> io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(&self.file)?)
+    }
+
+    /// What is so of it now: of `flags`, and a hang-up or an error.
+    fn poll(&self, flags: PollFlags) -> io::Result<PollFlags> {
         let mut fd = PollFd::new(&self.file, flags);
         loop {
             match rustix::event::poll(std::slice::from_mut(&mut fd), Some(&Timespec::default())) {
                 Err(Errno::INTR) => {}
-                other => return Ok(other? > 0),
+                other => return other.map(|_| fd.revents()).map_err(io::Error::from),
             }
         }
     }

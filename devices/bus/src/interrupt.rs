@@ -123,6 +123,8 @@ pub trait MessageTarget: InterruptTarget {
     fn set_masked(&self, masked: bool) -> io::Result<()>;
     /// Returns true if the message was signalled while it was masked.
     fn is_pending(&self) -> bool;
+    /// Forgets that the message was signalled while it was masked: it is as if it had not been.
+    fn forget_pending(&self);
 }
 
 /// One message-signalled interrupt of a device, as an MSI-X table programs it (PCI Local Bus 3.0, section 6.8.2). It
@@ -162,6 +164,11 @@ impl MessageInterrupt {
     /// Returns true if it was signalled while it was masked.
     pub fn is_pending(&self) -> bool {
         self.target.is_pending()
+    }
+
+    /// Forgets that it was signalled while it was masked, as a reset does. It has to be masked still.
+    pub fn forget_pending(&self) {
+        self.target.forget_pending();
     }
 }
 

@@ -8,6 +8,7 @@
 //! - An [`Interrupt`] is raised without knowing what is behind it: a line of its own, a shared level line, a message.
 //! - An [`EventLoop`] gives handlers of descriptors and timers their turns: queues, serial lines, signals.
 //! - A [`HostStream`] is a terminal, pipe, socket or file that they read and write without waiting.
+//! - A [`RateLimiter`] holds a device to so many bytes and operations a second.
 //! - [`state`] is the form in which devices save their registers, and [`state_file`] the file that keeps them.
 //! - [`testing`] has a board for tests of devices: no machine, no hypervisor.
 //!
@@ -75,13 +76,18 @@ mod interrupt;
 mod metric;
 mod panic;
 mod publish;
+mod rate_limiter;
 mod request;
 mod routes;
+#[allow(unsafe_code)] // the thread's mask of signals
+mod sigmask;
+mod socket_file;
 pub mod state;
 pub mod state_file;
 mod sync;
 mod table;
 pub mod testing;
+mod token_bucket;
 
 pub use access::{Access, BusFault, Effect, Mmio, MmioMut, Size, VmRequest};
 pub use assigned::{Assigned, RangeId, RegisterRange};
@@ -91,17 +97,22 @@ pub use device::{Device, DeviceEvent, DeviceState, EventSink, Syscall};
 pub use error::DeviceError;
 pub use event::Event;
 pub use event_loop::thread::LoopThread;
-pub use event_loop::{EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, Turn, WatchError};
+pub use event_loop::{
+    EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, TimerSource, Turn, WatchError,
+};
 pub use host_stream::HostStream;
 pub use interrupt::{Interrupt, InterruptTarget, MessageInterrupt, MessageTarget, MsiMessage};
 pub use metric::{Metric, MetricKind, MetricUnit, MetricVisitor};
 pub use panic::Panic;
+pub use rate_limiter::{RateLimiter, RateLimiterState, RateLimits, Throttle};
 pub use request::{
     AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,
-    Requires, ResourceName, Trigger,
+    Requires, ResourceName, Trigger, WindowRequest,
 };
+pub use socket_file::SocketFile;
 pub use state::Handover;
 pub use table::BusError;
+pub use token_bucket::{BucketState, RateLimit, TokenBucket};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -64,6 +64,9 @@ pub struct RegistersRequest {
     pub page: bool,
     /// The device may ask to have the range moved: see [`RegisterRange::move_to`](crate::RegisterRange::move_to).
     pub movable: bool,
+    /// The range is in no address space until the device has it moved into one, and again after a reset, whatever its
+    /// placement says.
+    pub unplaced: bool,
     /// Doorbells: writes inside the range that only wake the device.
     pub doorbells: Vec<DoorbellRequest>,
 }
@@ -71,7 +74,8 @@ pub struct RegistersRequest {
 impl RegistersRequest {
     fn new(name: ResourceName, space: AddressSpace, size: u64, align: u64) -> Self {
         let placement = Placement::Any;
-        Self { name, space, size, align, placement, page: false, movable: false, doorbells: Vec::new() }
+        let (page, movable, unplaced) = (false, false, false);
+        Self { name, space, size, align, placement, page, movable, unplaced, doorbells: Vec::new() }
     }
 
     /// `size` bytes of memory, aligned to the next power of two.
@@ -109,6 +113,13 @@ impl RegistersRequest {
     #[must_use]
     pub fn movable(mut self) -> Self {
         self.movable = true;
+        self
+    }
+
+    /// Movable, and in no address space at first: see [`unplaced`](Self::unplaced).
+    #[must_use]
+    pub fn unplaced(mut self) -> Self {
+        (self.movable, self.unplaced) = (true, true);
         self
     }
 
@@ -231,6 +242,31 @@ impl MessagesRequest {
     }
 }
 
+/// Memory addresses that the device hands on: no device is put there, but registers of devices may be moved there
+/// ([`RegistersRequest::movable`]). A bus has one for the devices behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WindowRequest {
+    /// Its name in the device.
+    pub name: ResourceName,
+    /// Size in bytes, a power of two; also its alignment.
+    pub size: u64,
+    /// The window lies above 4 GiB and above RAM, where there is more room; below 4 GiB otherwise.
+    pub high: bool,
+}
+
+impl WindowRequest {
+    /// `size` bytes below 4 GiB.
+    pub fn memory32(name: impl Into<ResourceName>, size: u64) -> Self {
+        Self { name: name.into(), size, high: false }
+    }
+
+    /// `size` bytes above 4 GiB and above RAM.
+    pub fn memory64(name: impl Into<ResourceName>, size: u64) -> Self {
+        Self { name: name.into(), size, high: true }
+    }
+}
+
 /// What a device needs of the machine.
 ///
 /// ```
@@ -250,6 +286,8 @@ pub struct Requires {
     pub interrupts: Vec<InterruptRequest>,
     /// Message-signalled interrupts.
     pub messages: Vec<MessagesRequest>,
+    /// Addresses to hand on.
+    pub windows: Vec<WindowRequest>,
 }
 
 impl Requires {
@@ -276,6 +314,13 @@ impl Requires {
     #[must_use]
     pub fn messages(mut self, request: MessagesRequest) -> Self {
         self.messages.push(request);
+        self
+    }
+
+    /// Adds addresses to hand on.
+    #[must_use]
+    pub fn window(mut self, request: WindowRequest) -> Self {
+        self.windows.push(request);
         self
     }
 }

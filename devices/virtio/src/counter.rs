@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::{DeviceEvent, EventSink};
 
@@ -33,17 +33,29 @@ pub(crate) struct HostErrors {
 }
 
 impl HostErrors {
-    /// Notes that `action` failed. Only one thread at a time may call it.
+    /// Notes that `action` failed.
     pub(crate) fn note(&self, events: &EventSink, action: &str, error: &impl Display) {
+        let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        // One thread at a time, by the lock.
         self.count.add(1);
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         if reported.len() < MAX_REPORTS {
-            let reason = format!("cannot {action}: {error}");
-            if !reported.contains(&reason) {
-                reported.push(reason.clone());
-                drop(reported);
-                events.report(DeviceEvent::HostError { reason });
-            }
+            Self::report(reported, events, format!("cannot {action}: {error}"));
+        }
+    }
+
+    /// Reports what was noticed of the host and has not made anything fail.
+    pub(crate) fn tell(&self, events: &EventSink, reason: String) {
+        let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < MAX_REPORTS {
+            Self::report(reported, events, reason);
+        }
+    }
+
+    fn report(mut reported: MutexGuard<'_, Vec<String>>, events: &EventSink, reason: String) {
+        if !reported.contains(&reason) {
+            reported.push(reason.clone());
+            drop(reported);
+            events.report(DeviceEvent::HostError { reason });
         }
     }
 

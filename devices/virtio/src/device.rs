@@ -22,6 +22,8 @@ impl DeviceType {
     pub const CONSOLE: Self = Self(3);
     /// Entropy source (5.4).
     pub const ENTROPY: Self = Self(4);
+    /// Socket device (5.10).
+    pub const VSOCK: Self = Self(19);
 }
 
 /// What a device says about itself. Constant over its life.

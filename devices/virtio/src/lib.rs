@@ -1,11 +1,11 @@
-//! Virtio for virtual machine monitors: queues, an MMIO transport, runtimes, and the devices of every day.
+//! Virtio for virtual machine monitors: queues, transports on MMIO and PCI, runtimes, and the devices of every day.
 //!
 //! A device consists of two halves that share no lock. The control plane is a [`LocalDevice`]: it says what the device
 //! is (type, features, queues, configuration space), makes workers, and is called by the transport. The data plane is a
 //! [`Worker`]: it owns its [`VirtQueue`]s by value and runs on one thread at a time, which a [`Runtime`] provides:
 //! [`SharedLoop`] for many workers, [`DedicatedThread`] for each one its own, [`Inline`] for tests. Queues come to a
-//! worker and leave it one by one, between two of its turns. [`VirtioMmio`] puts a device behind registers and makes it
-//! an [`ossature_bus::Device`] that a machine can take.
+//! worker and leave it one by one, between two of its turns. [`VirtioMmio`] puts a device behind registers, [`VirtioPci`]
+//! behind a function of a PCI bus; both make it an [`ossature_bus::Device`] that a machine can take.
 //!
 //! A transport itself knows a [`VirtioDevice`], whose queues may be served anywhere: it starts each with a [`QueueSetup`]
 //! and gets a [`QueueState`] back when it stops, the one description of a stopped queue, for a pause, a saved state, a
@@ -108,8 +108,8 @@
 //! # How a machine without exits comes about
 //!
 //! A kick is a doorbell that the machine connects to an ioeventfd, an interrupt an event that it connects to an
-//! irqfd, and what the guest reads lies in a page that it maps read-only: a running driver leaves the kernel for
-//! none of them. A machine that has none of that calls the same registers, and gets the same answers.
+//! irqfd, and what the guest reads on MMIO lies in a page that it maps read-only: a running driver leaves the kernel for
+//! none of them. On PCI a running driver reads nothing. A machine that has none of that calls the same registers, and gets the same answers.
 #![deny(unsafe_code)]
 
 pub mod blk;
@@ -132,6 +132,7 @@ pub mod testing;
 mod transport;
 #[cfg(test)]
 mod virtio_queue_traps;
+pub mod vsock;
 mod worker;
 
 pub use blk::Blk;
@@ -143,6 +144,8 @@ pub use queue::{Chain, QueueBroken, QueueSetup, QueueSetupError, QueueState, Vir
 pub use rng::Rng;
 pub use runtime::{DedicatedThread, Inline, SharedLoop};
 pub use transport::mmio::{MmioInterrupt, VirtioMmio};
+pub use transport::pci::VirtioPci;
+pub use vsock::Vsock;
 pub use worker::{Interest, Removed, Runtime, Source, Turn, Worker, WorkerHandle};
 
 #[cfg(doctest)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ossature_bus::state::StateError;
-use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, RateLimiter, Syscall, Throttle};
 
 use crate::{
     Activation, Chain, DeviceInfo, DeviceType, LocalDevice, QueueBroken, Removed, Source, Turn, VirtQueue,
@@ -21,16 +21,41 @@ const PIECE: usize = 4096;
 /// Requests in one turn.
 const BUDGET: usize = 64;
 
+/// What wakes the worker when there is more to give.
+const TIMER: u16 = 1;
+
 /// An entropy source that is fed by the host's getrandom(2).
+///
+/// Requests of more than 64 KiB are given 64 KiB. How many requests and bytes a second there are can be
+/// [limited](Self::with_limits): requests beyond that wait in the guest's queue.
 #[derive(Debug, Default)]
 pub struct Rng {
     bytes: Arc<AtomicU64>,
+    stalls: Arc<AtomicU64>,
+    limits: Option<RateLimiter>,
 }
 
 impl Rng {
     /// A new one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same within these limits. They are not part of its saved state: a restored one begins with full buckets.
+    ///
+    /// ```
+    /// use ossature_bus::{RateLimit, RateLimiter, RateLimits};
+    /// use ossature_virtio::Rng;
+    ///
+    /// let limiter = RateLimiter::new(RateLimits::new(Some(RateLimit::per_second(64 << 10)), None));
+    /// let rng = Rng::new().with_limits(limiter.clone());
+    /// // Later, while the guest runs: no limits any more.
+    /// limiter.set(RateLimits::default());
+    /// ```
+    #[must_use]
+    pub fn with_limits(mut self, limits: RateLimiter) -> Self {
+        self.limits = Some(limits);
+        self
     }
 }
 
@@ -48,16 +73,21 @@ impl LocalDevice for Rng {
     fn write_config(&mut self, _: u32, _: &[u8]) {}
 
     fn worker(&mut self, _: usize, _: &Activation) -> Result<Box<dyn Worker>, DeviceError> {
-        Ok(Box::new(RngWorker { queue: None, bytes: self.bytes.clone(), piece: Box::new([0; PIECE]) }))
+        let throttle = self.limits.as_ref().map(RateLimiter::throttle).transpose();
+        let throttle = throttle.map_err(|e| DeviceError::new("no timer for the limits").with_source(e))?;
+        let (bytes, stalls) = (self.bytes.clone(), self.stalls.clone());
+        Ok(Box::new(RngWorker { queue: None, bytes, stalls, throttle, piece: Box::new([0; PIECE]) }))
     }
 
     fn forget_queue(&mut self, _: u16) {}
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.limits.iter().for_each(RateLimiter::pause);
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
+        self.limits.iter().for_each(RateLimiter::resume);
         Ok(())
     }
 
@@ -72,7 +102,7 @@ impl LocalDevice for Rng {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        &[Syscall("getrandom"), Syscall("write")]
+        &[Syscall("getrandom"), Syscall("timerfd_create"), Syscall("timerfd_settime"), Syscall("write")]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
@@ -81,12 +111,19 @@ impl LocalDevice for Rng {
             "Random bytes that the guest was given.",
             self.bytes.load(Ordering::Relaxed),
         );
+        visitor.counter(
+            "limit_stalls",
+            "Times that a request had to wait for the limits.",
+            self.stalls.load(Ordering::Relaxed),
+        );
     }
 }
 
 struct RngWorker {
     queue: Option<VirtQueue>,
     bytes: Arc<AtomicU64>,
+    stalls: Arc<AtomicU64>,
+    throttle: Option<Throttle>,
     piece: Box<[u8; PIECE]>,
 }
 
@@ -113,7 +150,7 @@ fn fill(queue: &VirtQueue, piece: &mut [u8; PIECE], chain: &Chain) -> u32 {
 
 impl Worker for RngWorker {
     fn sources(&self) -> Vec<Source> {
-        Vec::new()
+        self.throttle.iter().map(|throttle| throttle.source(TIMER)).collect()
     }
 
     fn add_queue(&mut self, queue: VirtQueue) {
@@ -131,6 +168,13 @@ impl Worker for RngWorker {
                 queue.flush()?;
                 return Ok(if queue.enable_kicks()? { Turn::Again } else { Turn::Sleep });
             };
+            let wanted = chain.writable_len().min(MAX_REQUEST).into();
+            if self.throttle.as_ref().is_some_and(|throttle| !throttle.admit(wanted)) {
+                queue.unpop(chain);
+                queue.flush()?;
+                self.stalls.fetch_add(1, Ordering::Relaxed);
+                return Ok(Turn::Sleep);
+            }
             let written = fill(queue, &mut self.piece, &chain);
             queue.complete(chain, written)?;
             self.bytes.fetch_add(written.into(), Ordering::Relaxed);

@@ -46,6 +46,13 @@ fn interface_request(flags: libc::c_int) -> libc::ifreq {
     }
 }
 
+/// Has the kernel give packets to the queue that a descriptor of a tap with several is, or none (`TUNSETQUEUE`).
+pub(crate) fn tap_queue(tap: BorrowedFd<'_>, active: bool) -> io::Result<()> {
+    let mut request = interface_request(if active { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE });
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETQUEUE as _, &raw mut request) }).map(drop)
+}
+
 /// Sets the length in bytes of the header before each frame (`TUNSETVNETHDRSZ`).
 pub(crate) fn tap_header_len(tap: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
@@ -70,27 +77,4 @@ pub(crate) fn set_nonblocking(file: impl AsFd) -> io::Result<()> {
     let flags = status_flags(&file)? | libc::O_NONBLOCK;
     // SAFETY: F_SETFL takes its argument by value.
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
-}
-
-/// Locks the whole file, shared or exclusive, without waiting (`F_OFD_SETLK`): the lock belongs to the open
-/// file description. Fails with `WouldBlock` (`EAGAIN`) or `EACCES` where somebody else holds one.
-pub(crate) fn lock_file(file: impl AsFd, exclusive: bool) -> io::Result<()> {
-    set_lock(file, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
-}
-
-/// Gives up the lock of [`lock_file`].
-pub(crate) fn unlock_file(file: impl AsFd) -> io::Result<()> {
-    set_lock(file, libc::F_UNLCK)
-}
-
-fn set_lock(file: impl AsFd, kind: libc::c_int) -> io::Result<()> {
-    let lock = libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call.
-    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
 }

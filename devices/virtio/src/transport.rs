@@ -6,6 +6,7 @@ mod life;
 mod mail;
 pub(crate) mod mmio;
 mod negotiation;
+pub(crate) mod pci;
 mod state;
 pub(crate) mod status;
 #[cfg(test)]
@@ -14,12 +15,15 @@ mod tests;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use ossature_bus::{DeviceError, EventSink};
+use ossature_bus::{DeviceError, EventSink, MetricVisitor};
 use ossature_memory::Dma;
 
 use self::core::{Core, Shared, Wires};
 use self::mail::{Letter, Mailbox};
-use crate::{Activation, ConfigInterrupt, FailureSink};
+use crate::{Activation, ConfigInterrupt, DeviceInfo, FailureSink};
+
+/// The largest queue there is (2.7).
+const MAX_QUEUE_SIZE: u16 = 32768;
 
 /// What the guest reads: brought up to date under the core's lock after every change.
 pub(crate) trait View: Send + Sync {
@@ -145,4 +149,30 @@ impl<V: View + 'static> Transport<V> {
             quiet.and(reset)
         })
     }
+}
+
+/// Fails if a device has queues that no transport has.
+fn check_queues(info: &DeviceInfo) -> Result<(), DeviceError> {
+    match info.queues.iter().find(|size| !size.is_power_of_two() || **size > MAX_QUEUE_SIZE) {
+        Some(size) => {
+            let reason = format!("a queue of {size}: sizes are powers of two up to {MAX_QUEUE_SIZE}");
+            Err(DeviceError::new(reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Shows the counters of a transport.
+fn show_counts<V: View + 'static>(transport: &Transport<V>, visitor: &mut dyn MetricVisitor) {
+    let counts = transport.with(|core| core.counts);
+    visitor.counter(
+        "needs_resets",
+        "Times that the driver broke a ring, or a worker panicked: the device needed a reset.",
+        counts.needs_resets,
+    );
+    visitor.counter(
+        "ignored_writes",
+        "Writes of the driver to registers that the specification forbids.",
+        counts.ignored_writes,
+    );
 }

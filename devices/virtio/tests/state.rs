@@ -10,9 +10,9 @@ use ossature_bus::{DeviceState, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 use ossature_virtio::blk::{Blk, NullDisk};
 use ossature_virtio::console::{Console, ConsoleOutput};
-use ossature_virtio::net::{Net, NetIo, Offloads};
+use ossature_virtio::net::{Net, NetIo, Offloads, Unsent};
 use ossature_virtio::testing::TestDriver;
-use ossature_virtio::{LocalDevice, Rng};
+use ossature_virtio::{LocalDevice, Rng, Vsock};
 
 /// The bytes of a golden file: two hexadecimal digits each, and `#` before what is for the reader.
 fn golden(text: &str) -> Vec<u8> {
@@ -33,7 +33,23 @@ impl NetIo for Quiet {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
@@ -69,18 +85,28 @@ fn rng() -> Box<dyn LocalDevice> {
     Box::new(Rng::new())
 }
 
+fn vsock() -> Box<dyn LocalDevice> {
+    Box::new(Vsock::new(0x1234.try_into().unwrap()).unwrap())
+}
+
 /// A device, the queue from which it takes chains at once, and its golden file.
 type Row = (fn() -> Box<dyn LocalDevice>, u16, &'static str);
 
-const ROWS: [Row; 4] = [
-    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
-    (net, 1, include_str!("golden/virtio-net-1.hex")),
-    (console, 1, include_str!("golden/virtio-console-2.hex")),
+const ROWS: [Row; 5] = [
+    (blk, 0, include_str!("golden/virtio-blk-2.hex")),
+    (net, 1, include_str!("golden/virtio-net-2.hex")),
+    (console, 1, include_str!("golden/virtio-console-3.hex")),
     (rng, 0, include_str!("golden/virtio-rng-1.hex")),
+    (vsock, 1, include_str!("golden/virtio-vsock-1.hex")),
 ];
 
 /// What was saved by earlier versions.
-const EARLIER: [Row; 1] = [(console, 1, include_str!("golden/virtio-console-1.hex"))];
+const EARLIER: [Row; 4] = [
+    (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (net, 1, include_str!("golden/virtio-net-1.hex")),
+    (console, 1, include_str!("golden/virtio-console-1.hex")),
+    (console, 1, include_str!("golden/virtio-console-2.hex")),
+];
 
 /// A driver that has had three chains served, of which it has seen two, and has offered a fourth.
 fn driver(device: Box<dyn LocalDevice>, queue: u16) -> TestDriver {

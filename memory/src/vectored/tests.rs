@@ -223,3 +223,42 @@ fn a_head_and_segments_are_one_packet() {
         assert_eq!(packet[..len], [b"head".as_slice(), &b"abc".repeat(pieces)].concat());
     }
 }
+
+#[test]
+fn what_a_socket_takes_is_sent_without_a_wait_and_without_a_signal() {
+    let dma = ram().dma();
+    let list = [seg(0x1000, 3), seg(0x3000, 4)];
+    dma.write(list[0].addr, b"abc").unwrap();
+    dma.write(list[1].addr, b"defg").unwrap();
+    let (tx, mut rx) = UnixStream::pair().unwrap();
+    assert_eq!(dma.send(&tx, &list).unwrap(), 7);
+    let mut got = [0; 7];
+    io::Read::read_exact(&mut rx, &mut got).unwrap();
+    assert_eq!(&got, b"abcdefg");
+    // The descriptor is a blocking one.
+    let full = loop {
+        if let Err(DmaIoError::Io(e)) = dma.send(&tx, &[seg(0, 0x1000)]) {
+            break e;
+        }
+    };
+    assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    drop(rx);
+    // A signal that a thread blocks waits for it, whatever else the process does about it.
+    let pending = || {
+        // SAFETY: all sets outlive the calls, which concern this thread only.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigpending(&raw mut set);
+            libc::sigismember(&raw const set, libc::SIGPIPE) == 1
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
+    let broken = |result| matches!(result, Err(DmaIoError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe);
+    assert!(broken(dma.send(&tx, &list)) && !pending());
+    assert!(broken(dma.writev(&tx, &list)) && pending());
+}

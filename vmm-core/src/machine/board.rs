@@ -42,9 +42,10 @@ pub(super) struct Placed {
     place: Place,
 }
 
-/// Finds places for the devices of a machine that has none yet, or says everything that is in the way.
-pub(super) fn place(devices: Vec<Box<dyn Device>>) -> Result<Vec<Placed>, Vec<BuildError>> {
-    place_beside(&[], devices)
+/// Finds places for the devices of a machine that has none yet, whose RAM ends before `ram_end`, or says everything that
+/// is in the way.
+pub(super) fn place(devices: Vec<Box<dyn Device>>, ram_end: u64) -> Result<Vec<Placed>, Vec<BuildError>> {
+    place_beside(&[], devices, ram_end)
 }
 
 pub(super) struct Board {
@@ -122,7 +123,8 @@ impl Board {
     /// Adds a device beside those that are there, which keep their places.
     pub(super) fn add(&self, device: Box<dyn Device>) -> Result<(), BuildErrors> {
         let mut slots = lock(&self.slots);
-        let placed = place_beside(&slots, vec![device]).map_err(BuildErrors)?;
+        let ram_end = self.ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max();
+        let placed = place_beside(&slots, vec![device], ram_end.unwrap_or_default()).map_err(BuildErrors)?;
         slots.extend(self.connect(placed, true)?);
         Ok(())
     }
@@ -246,6 +248,14 @@ impl Board {
         Ok(slot.device)
     }
 
+    /// The id of the device that `range` belongs to.
+    pub(super) fn owner_of(&self, range: RangeId) -> Option<String> {
+        let wired = lock(&self.wired);
+        let mut devices = wired.iter();
+        let has = |wiring: &Wiring| wiring.ranges.iter().any(|wired| wired.registers.id() == range);
+        devices.find(|(_, wiring)| has(wiring)).map(|(id, _)| id.clone())
+    }
+
     /// The id of the device that answers `address`.
     pub(super) fn owner(&self, space: AddressSpace, address: u64) -> Option<String> {
         let wired = lock(&self.wired);
@@ -300,23 +310,13 @@ impl Board {
     pub(super) fn reset(&self) -> Result<(), LifecycleError> {
         self.each(|device| device.reset())?;
         let slots = lock(&self.slots);
-        let mut wired = lock(&self.wired);
-        // One may be where another one belongs: all that have moved are taken out first.
-        for back in [false, true] {
-            for slot in slots.iter() {
-                let Some(wiring) = wired.get_mut(slot.device.id()) else { continue };
-                let ranges = wiring.ranges.iter_mut().zip(&slot.place.registers);
-                for (range, &place) in ranges.filter(|(range, place)| range.registers.base() != **place) {
-                    let to = place.filter(|_| back);
-                    if !self.move_range(range, to) {
-                        let (id, name) = (slot.device.id().to_owned(), range.request.name);
-                        return Err(LifecycleError::Moved { id, name });
-                    }
-                    range.registers.moved(to);
-                }
+        for slot in slots.iter() {
+            for (registers, &place) in slot.assigned.all_registers().iter().zip(&slot.place.registers) {
+                // The effect of what is done below.
+                let _ = registers.move_to(place);
             }
         }
-        Ok(())
+        self.settle(&slots)
     }
 
     /// The states of all devices that have one, by id.
@@ -362,7 +362,7 @@ impl Board {
             let restored = restored.map_err(|source| failed(&id, source))?;
             restored.map_err(|source| LifecycleError::State { id, source })?;
         }
-        Ok(())
+        self.settle(&slots)
     }
 
     /// The system calls that its devices make while the machine runs.
@@ -408,7 +408,8 @@ impl Slot {
         });
         let interrupts = self.requires.interrupts.iter().zip(&self.place.interrupts);
         let interrupts = interrupts.map(|(request, &line)| NodeInterrupt::new(line, request.trigger));
-        Some(Node::new(self.device.id(), self.kind, ranges.collect(), interrupts.collect()))
+        let node = Node::new(self.device.id(), self.kind, ranges.collect(), interrupts.collect());
+        Some(node.with_windows(self.place.windows.iter().cloned()))
     }
 }
 
@@ -439,7 +440,11 @@ fn detach_all(attached: Vec<(Slot, Wiring)>) {
 }
 
 /// Finds places for `devices` beside those in `slots`.
-fn place_beside(slots: &[Slot], devices: Vec<Box<dyn Device>>) -> Result<Vec<Placed>, Vec<BuildError>> {
+fn place_beside(
+    slots: &[Slot],
+    devices: Vec<Box<dyn Device>>,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
     let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
     let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
     let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
@@ -451,7 +456,7 @@ fn place_beside(slots: &[Slot], devices: Vec<Box<dyn Device>>) -> Result<Vec<Pla
     let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
     let asked: Vec<Asked<'_>> = placed.chain(new).collect();
     let mut errors = check_ids(&asked, slots.len());
-    let mut places = plan::plan(&asked).unwrap_or_else(|conflicts| {
+    let mut places = plan::plan(&asked, ram_end).unwrap_or_else(|conflicts| {
         errors.extend(conflicts);
         Vec::new()
     });
@@ -466,7 +471,7 @@ fn place_beside(slots: &[Slot], devices: Vec<Box<dyn Device>>) -> Result<Vec<Pla
 impl Slot {
     fn place_now(&self) -> Place {
         let registers = self.assigned.all_registers().iter().map(|registers| registers.base()).collect();
-        Place { registers, interrupts: self.place.interrupts.clone() }
+        Place { registers, ..self.place.clone() }
     }
 }
 

@@ -176,7 +176,12 @@ impl MachineBuilder {
         if cpus == 0 {
             errors.push(BuildError::NoCpu);
         }
-        let placed = super::board::place(devices).map_err(|conflicts| errors.extend(conflicts)).ok();
+        // With the hole that RAM leaves for devices.
+        let ram_end = match &given {
+            Some(ram) => ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or(0),
+            None => ram.size.saturating_add(4 << 30),
+        };
+        let placed = super::board::place(devices, ram_end).map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
         let ram = given
             .map_or_else(|| Ram::new(&ram), Ok)

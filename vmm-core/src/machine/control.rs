@@ -111,11 +111,14 @@ impl Control {
 
     /// Carries out what vCPUs, devices and handles have asked for.
     pub(super) fn serve_requests(&mut self) -> Result<(), LifecycleError> {
-        let Requests { pause, reset } = self.status.take_requests();
-        if self.state() == LifecycleState::Stopped || !(pause || reset) {
+        let Requests { pause, reset, removals } = self.status.take_requests();
+        if self.state() == LifecycleState::Stopped {
             return Ok(());
         }
-        match self.serve(pause, reset) {
+        // A device may have gone since.
+        let removed = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect::<Vec<_>>();
+        let removed = removed.iter().try_for_each(|id| self.remove(id, true).map(drop));
+        match removed.and_then(|()| self.serve(pause, reset)) {
             // What was asked of it does not matter any more.
             Err(_) if self.state() == LifecycleState::Stopped => Ok(()),
             served => served,
@@ -348,8 +351,13 @@ impl Control {
     }
 
     pub(super) fn remove_device(&mut self, id: &str) -> Result<Box<dyn Device>, LifecycleError> {
+        self.remove(id, false)
+    }
+
+    /// Removes a device. One that cannot be quiesced stays, unless it `must_go`.
+    fn remove(&mut self, id: &str, must_go: bool) -> Result<Box<dyn Device>, LifecycleError> {
         let board = Arc::clone(&self.board);
-        let device = board.remove(id, false, || self.sync_vcpus()).inspect_err(|_| {
+        let device = board.remove(id, must_go, || self.sync_vcpus()).inspect_err(|_| {
             // A device that stays goes on; the first error is the one to tell.
             if self.state() == LifecycleState::Running {
                 let _ = board.resume_one(id);

@@ -249,6 +249,15 @@ impl MessageTarget for Message {
         }
         state.pending
     }
+
+    fn forget_pending(&self) {
+        let mut state = lock(&self.state);
+        // As above.
+        if state.connected.is_none() {
+            let _ = self.event.take();
+            state.pending = false;
+        }
+    }
 }
 
 #[cfg(test)]

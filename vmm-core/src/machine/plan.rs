@@ -1,5 +1,7 @@
 //! Where everything is: devices' requests in, addresses and interrupts out. Pure: nothing is asked of the host.
 
+use std::ops::RangeInclusive;
+
 use ossature_bus::{AddressSpace, Placement, Requires, Trigger};
 use ossature_memory::host_page_size;
 use ossature_memory::layout::{self, Conflict, Request, Space};
@@ -13,6 +15,7 @@ pub(super) struct Place {
     /// Where the registers begin; `None` while they are in no address space.
     pub(super) registers: Vec<Option<u64>>,
     pub(super) interrupts: Vec<u32>,
+    pub(super) windows: Vec<RangeInclusive<u64>>,
 }
 
 /// A device that is to get a place, or has one that it keeps.
@@ -23,50 +26,121 @@ pub(super) struct Asked<'a> {
     pub(super) place: Option<&'a Place>,
 }
 
-/// Finds a place for everything, or says everything that is in the way.
-pub(super) fn plan(asked: &[Asked<'_>]) -> Result<Vec<Place>, Vec<BuildError>> {
+/// Finds a place for everything beside RAM, which ends before `ram_end`, or says everything that is in the way.
+pub(super) fn plan(asked: &[Asked<'_>], ram_end: u64) -> Result<Vec<Place>, Vec<BuildError>> {
     let mut errors: Vec<_> =
         asked.iter().flat_map(|asked| contradictions(asked.id, asked.requires)).collect();
-    let memory = registers(asked, AddressSpace::Mmio, "memory addresses", arch::memory_space(), &mut errors);
-    let ports = registers(asked, AddressSpace::Pio, "ports", arch::port_space(), &mut errors);
+    let low = windows(asked, false, arch::window_space(), &mut errors);
+    let high = windows(asked, true, arch::high_window_space(ram_end), &mut errors);
+    let space = arch::memory_space();
+    let memory = registers(asked, AddressSpace::Mmio, "memory addresses", space, &low, &mut errors);
+    let ports = registers(asked, AddressSpace::Pio, "ports", arch::port_space(), &[], &mut errors);
     let lines = interrupts(asked, &mut errors);
     if !errors.is_empty() {
         return Err(errors);
     }
     let (mut memory, mut ports, mut lines) = (memory.into_iter(), ports.into_iter(), lines.into_iter());
+    let (mut low, mut high) = (low.into_iter(), high.into_iter());
     let places = asked.iter().map(|asked| {
         let registers = asked.requires.registers.iter().map(|request| match request.space {
             AddressSpace::Mmio => memory.next().flatten(),
             AddressSpace::Pio => ports.next().flatten(),
         });
+        let windows = asked.requires.windows.iter();
         Place {
             registers: registers.collect(),
             interrupts: lines.by_ref().take(asked.requires.interrupts.len()).collect(),
+            windows: windows
+                .filter_map(|request| if request.high { high.next() } else { low.next() })
+                .collect(),
         }
     });
     Ok(places.collect())
 }
 
-/// The places of all registers in `space`, in the order of the devices.
+/// The places of all windows that are `high` or not, in the order of the devices. None where there is no room for all.
+fn windows(
+    asked: &[Asked<'_>],
+    high: bool,
+    space: Space,
+    errors: &mut Vec<BuildError>,
+) -> Vec<RangeInclusive<u64>> {
+    let mut requests = Vec::new();
+    for asked in asked {
+        let windows = asked.requires.windows.iter().enumerate().filter(|(_, request)| request.high == high);
+        for (index, request) in windows {
+            let kept = asked.place.and_then(|place| place.windows.get(index));
+            let placement = kept.map_or(Placement::Any, |window| Placement::Fixed(*window.start()));
+            let (owner, size) = (asked.id.to_owned(), request.size);
+            requests.push(Request { owner, size, align: size, placement });
+        }
+    }
+    let count = requests.len();
+    if count == 0 {
+        return Vec::new();
+    }
+    // What is fixed is in the way of the low ones. What is in its own way is told where registers get their places.
+    let mut space = space;
+    let registers = asked.iter().flat_map(|asked| asked.requires.registers.iter().map(move |r| (asked, r)));
+    for (asked, request) in registers.filter(|(_, r)| !high && r.space == AddressSpace::Mmio && !r.unplaced) {
+        if let Placement::Fixed(base) = request.placement {
+            let last = base.saturating_add(request.size.saturating_sub(1));
+            space = space.with_fixed_only([base..=last]);
+            let (owner, size) = (asked.id.to_owned(), request.size);
+            requests.push(Request { owner, size, align: 1, placement: Placement::Fixed(base) });
+        }
+    }
+    let sizes: Vec<u64> = requests.iter().take(count).map(|request| request.size).collect();
+    let kind = if high { "memory addresses above 4 GiB to hand on" } else { "memory addresses to hand on" };
+    let places = solve(kind, &space, &requests, errors);
+    places.into_iter().zip(sizes).map(|(base, size)| base..=base + (size - 1)).collect()
+}
+
+/// Where one range of registers is.
+enum Answer {
+    Nowhere,
+    /// Where it has moved to, in a window.
+    Kept(u64),
+    /// Where the solver puts it.
+    Solved,
+}
+
+/// The places of all registers in `space`, in the order of the devices. None is put into a window.
 fn registers(
     asked: &[Asked<'_>],
     space: AddressSpace,
     kind: &'static str,
     mut room: Space,
+    windows: &[RangeInclusive<u64>],
     errors: &mut Vec<BuildError>,
 ) -> Vec<Option<u64>> {
     let mut requests = Vec::new();
-    // Whether each of the registers is anywhere.
-    let mut anywhere = Vec::new();
+    for window in windows {
+        room = room.with_fixed_only([window.clone()]);
+        let (owner, size) = ("a window".to_owned(), window.end() - window.start() + 1);
+        requests.push(Request { owner, size, align: 1, placement: Placement::Fixed(*window.start()) });
+    }
+    let mut answers = Vec::new();
     for asked in asked {
         for (index, request) in asked.requires.registers.iter().enumerate() {
             if request.space != space {
                 continue;
             }
-            let kept = asked.place.map(|place| place.registers.get(index).copied().flatten());
-            anywhere.push(kept != Some(None));
+            let kept = match asked.place {
+                Some(place) => Some(place.registers.get(index).copied().flatten()),
+                None => request.unplaced.then_some(None),
+            };
             let placement = match kept {
-                Some(None) => continue,
+                Some(None) => {
+                    answers.push(Answer::Nowhere);
+                    continue;
+                }
+                Some(Some(base))
+                    if request.movable && windows.iter().any(|window| window.contains(&base)) =>
+                {
+                    answers.push(Answer::Kept(base));
+                    continue;
+                }
                 Some(Some(base)) => {
                     // It may have been moved to where no device is put at first.
                     room = room.with_fixed_only([base..=base.saturating_add(request.size.saturating_sub(1))]);
@@ -74,12 +148,18 @@ fn registers(
                 }
                 None => request.placement,
             };
+            answers.push(Answer::Solved);
             let owner = asked.id.to_owned();
             requests.push(Request { owner, size: request.size, align: request.align, placement });
         }
     }
-    let mut places = solve(kind, &room, &requests, errors).into_iter();
-    anywhere.into_iter().map(|somewhere| if somewhere { places.next() } else { None }).collect()
+    let mut places = solve(kind, &room, &requests, errors).into_iter().skip(windows.len());
+    let places = answers.into_iter().map(|answer| match answer {
+        Answer::Nowhere => None,
+        Answer::Kept(base) => Some(base),
+        Answer::Solved => places.next(),
+    });
+    places.collect()
 }
 
 /// The lines of all interrupts, in the order of the devices. Edges have their lines for themselves; levels share where
@@ -199,6 +279,7 @@ fn contradictions(id: &str, requires: &Requires) -> Vec<BuildError> {
     }
     names.extend(requires.interrupts.iter().map(|request| ("interrupt", request.name)));
     names.extend(requires.messages.iter().map(|request| ("messages", request.name)));
+    names.extend(requires.windows.iter().map(|request| ("window", request.name)));
     names.sort();
     for pair in names.windows(2) {
         if let [one, other] = pair {

@@ -1,12 +1,13 @@
 //! Where a machine stands, for everybody who holds a part of it: how it ended, what is asked of its control, its vCPUs'
 //! mailboxes. Nothing here waits for a vCPU or a device.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use ossature_bus::{DeviceEvent, EventLoop, EventSink, VmRequest};
+use ossature_bus::{DeviceEvent, EventLoop, EventSink, RangeId, VmRequest};
 
 use super::LifecycleState;
 use super::events::{EventLog, MachineEvent};
@@ -58,10 +59,19 @@ impl Peer {
 }
 
 /// What vCPUs, devices and handles ask of the machine's control.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Requests {
     pub(super) pause: bool,
     pub(super) reset: bool,
+    /// The devices that these ranges belong to are to be removed, while the vCPUs run.
+    pub(super) removals: BTreeSet<RangeId>,
+}
+
+impl Requests {
+    /// Returns true if the vCPUs stay paused until this has been served.
+    fn pauses(&self) -> bool {
+        self.pause || self.reset
+    }
 }
 
 #[derive(Debug, Default)]
@@ -189,10 +199,16 @@ impl Status {
         self.wake();
     }
 
+    /// Asks the machine's control to remove the device that `range` belongs to.
+    pub(super) fn request_removal(&self, range: RangeId) {
+        self.lock().requests.removals.insert(range);
+        self.wake();
+    }
+
     /// Lets the vCPUs run, unless control is asked for something: they stay paused then until it has been done.
     pub(super) fn go_on(&self) {
         let state = self.lock();
-        if state.requests == Requests::default() {
+        if !state.requests.pauses() {
             self.order(Order::Run);
         }
     }

@@ -91,6 +91,10 @@ impl VcpuThread {
                 self.board.remap(id);
                 false
             }
+            Effect::Remove(id) => {
+                self.status.request_removal(id);
+                false
+            }
             _ => false,
         }
     }

@@ -148,6 +148,9 @@ impl Wiring {
             }
             assigned.add_messages(request.name, handles);
         }
+        for (request, window) in requires.windows.iter().zip(&place.windows) {
+            assigned.add_window(request.name, window.clone());
+        }
         Ok((Self { ranges, _interrupts: interrupts, messages }, assigned))
     }
 

@@ -83,6 +83,15 @@ impl KeyValues {
     /// Takes an argument apart. Each key has to be among `known`, where one that takes a value is written `key=VALUE` and
     /// a flag `key`, and may be there once. The first one has to be there.
     pub fn parse(argument: &OsStr, known: &[&'static str]) -> Result<Self, KeyValueError> {
+        let keys = Self::parse_optional(argument, known)?;
+        match known.first() {
+            Some(&key) if keys.value(name_of(key)).is_none() => Err(KeyValueError::Missing { key }),
+            _ => Ok(keys),
+        }
+    }
+
+    /// As [`parse`](Self::parse), where no key has to be there.
+    pub fn parse_optional(argument: &OsStr, known: &[&'static str]) -> Result<Self, KeyValueError> {
         let mut keys = Self(Vec::new());
         for part in split(argument.as_bytes()) {
             let mut halves = part.splitn(2, |&byte| byte == b'=');
@@ -101,10 +110,7 @@ impl KeyValues {
             }
             keys.0.push((name_of(key), OsString::from_vec(value.to_vec())));
         }
-        match known.first() {
-            Some(&key) if keys.value(name_of(key)).is_none() => Err(KeyValueError::Missing { key }),
-            _ => Ok(keys),
-        }
+        Ok(keys)
     }
 
     /// The value of a key, if it is there.
@@ -121,9 +127,18 @@ impl KeyValues {
 
     /// The same as what it says, such as a number.
     pub fn parsed<T: FromStr<Err: fmt::Display>>(&self, key: &str) -> Result<Option<T>, KeyValueError> {
+        self.parsed_by(key, str::parse)
+    }
+
+    /// The same as what `parse` makes of it, such as [`parse_size`](super::parse_size).
+    pub fn parsed_by<T, E: fmt::Display>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, KeyValueError> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        let wrong = |e: T::Err| KeyValueError::Wrong { key: key.to_owned(), reason: e.to_string() };
-        text.parse().map(Some).map_err(wrong)
+        let wrong = |e: E| KeyValueError::Wrong { key: key.to_owned(), reason: e.to_string() };
+        parse(text).map(Some).map_err(wrong)
     }
 
     /// Returns true if a flag is on: `key`, `key=on` or `key=true`, in contrast to `key=off`, `key=false` and no key.

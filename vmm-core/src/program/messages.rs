@@ -26,7 +26,8 @@ impl Messages {
         Self { program }
     }
 
-    /// Says something to the user. Waits while there is no room for it.
+    /// Says something to the user. Waits while there is no room for it: not for a program that has blocked the signals
+    /// which would end the wait, as with [`Signals`](super::Signals), also at its end.
     pub fn say(self, text: impl Display) {
         let _ = stderr().write_all(self.line(text, stderr().is_terminal()).as_bytes());
     }

@@ -127,9 +127,8 @@ impl Signals {
     /// and for all that it starts from now on, also after that.
     ///
     /// A thread that does not block them takes them as ever, and most end the process: call this before there are other
-    /// threads. vCPUs get theirs in [`start`](crate::machine::Machine::start); devices that are on no loop of the VMM's
-    /// get theirs when the machine is built, and
-    /// [`MachineBuilder::handle`](crate::machine::MachineBuilder::handle) is there before that.
+    /// threads of the program's. Those of this SDK's event loops never take any, and vCPUs get their threads in
+    /// [`start`](crate::machine::Machine::start).
     pub fn heed_on(self, event_loop: &EventLoop) -> io::Result<HeededSignals> {
         let job_control: &[c_int] =
             if self.job_control.is_some() { &[libc::SIGTSTP, libc::SIGCONT] } else { &[] };

@@ -7,8 +7,16 @@ use crate::{Context, Error, Result, packages, paths, process};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// The packages whose tests and examples compile for it too. Those of core and of the facade run bare x86 guests.
-const WITH_TESTS: &[&str] =
-    &["ossature-memory", "ossature-bus", "ossature-legacy", "ossature-virtio", "ossature-boot", "xtask"];
+const WITH_TESTS: &[&str] = &[
+    "ossature-memory",
+    "ossature-bus",
+    "ossature-legacy",
+    "ossature-pci",
+    "ossature-block",
+    "ossature-virtio",
+    "ossature-boot",
+    "xtask",
+];
 
 /// Debian 12's current compiler: the package `rustc` of that release is older than ours has to be.
 const COMPILER: &str = "rustc-web";

@@ -114,6 +114,7 @@ const PAGES: &[&str] = &[
     "virtio/struct.VirtioMmio.html",
     "virtio/testing/struct.TestDriver.html",
     "legacy/struct.Serial.html",
+    "block/struct.RawFile.html",
     "memory/struct.Ram.html",
     "boot/enum.ImageSource.html",
     "rust_vmm/index.html",

@@ -8,7 +8,7 @@ fn platform(nodes: &[(NodeKind, u16)]) -> Platform {
 
 #[test]
 fn a5_each_part_comes_from_what_the_machine_has() {
-    use NodeKind::{I8042, Rtc, Serial16550};
+    use NodeKind::{I8042, PciHost, Rtc, Serial16550};
     for (nodes, expected) in [
         (&[][..], "pci=off"),
         (&[(Rtc, 0x70)], "pci=off"),
@@ -17,6 +17,7 @@ fn a5_each_part_comes_from_what_the_machine_has() {
         (&[(Serial16550, 0x3e8), (Serial16550, 0x3f8)], "pci=off 8250.nr_uarts=3"),
         (&[(Serial16550, 0x1000), (Serial16550, 0x1008)], "pci=off 8250.nr_uarts=2"),
         (&[(I8042, 0x60)], "pci=off i8042.noaux"),
+        (&[(PciHost, 0xcf8)], ""),
     ] {
         assert_eq!(complete("", &platform(nodes)), expected);
     }

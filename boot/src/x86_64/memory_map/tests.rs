@@ -1,8 +1,10 @@
 use super::*;
+use crate::platform::{Node, RamRange};
 use MemoryKind::{Ram, Reserved};
 
-fn ram(ranges: &[(u64, u64)]) -> Vec<RamRange> {
-    ranges.iter().map(|&(base, len)| RamRange::new(base, len)).collect()
+fn ram(ranges: &[(u64, u64)]) -> Platform {
+    let ram = ranges.iter().map(|&(base, len)| RamRange::new(base, len)).collect();
+    Platform::new(vec![0], ram, Vec::new())
 }
 
 fn entry((base, len, kind): (u64, u64, MemoryKind)) -> MemoryMapEntry {
@@ -38,8 +40,18 @@ fn ram_that_no_guest_could_use_is_refused() {
 #[test]
 fn as_many_ranges_as_there_is_room_for() {
     let mut ranges = ram(&[(0, 0x20_0000)]);
-    ranges.extend((1..78).map(|i| RamRange { base: i << 32, len: 1 }));
+    ranges.ram.extend((1..78).map(|i| RamRange { base: i << 32, len: 1 }));
     assert_eq!(memory_map(&ranges).unwrap().len(), MAX_ENTRIES);
-    ranges.push(RamRange { base: 99 << 32, len: 1 });
+    ranges.ram.push(RamRange { base: 99 << 32, len: 1 });
     assert!(matches!(memory_map(&ranges), Err(BootError::TooManyRamRanges { count: 79, limit: 78 })));
+}
+
+#[test]
+fn the_configuration_space_of_pci_is_reserved_where_it_is() {
+    let mut platform = ram(&[(0, 0xc000_0000), (1 << 32, 2 << 30)]);
+    let ecam = NodeRange::Memory { base: 0xd000_0000, len: 1 << 20 };
+    platform.nodes.push(Node::new("pci", NodeKind::PciHost, vec![ecam], Vec::new()));
+    let map = memory_map(&platform).unwrap();
+    assert_eq!(map[3], entry((0xd000_0000, 1 << 20, Reserved)));
+    assert_eq!((map.len(), map[4].base), (5, 1 << 32));
 }

@@ -24,3 +24,21 @@ fn a_move_is_an_effect_and_counts_when_the_machine_says_so() {
     let _ = range.move_to(None);
     assert_eq!(range.wanted(), None);
 }
+
+#[test]
+fn what_is_wanted_while_the_machine_moves_a_range_is_not_forgotten() {
+    let range = RegisterRange::new("bar", RangeId(7), None, None);
+    let _ = range.move_to(Some(0x1000));
+    range.now_at(Some(0x1000));
+    // Another vCPU has it taken out before the machine is done.
+    let _ = range.move_to(None);
+    range.served(Some(0x1000));
+    assert_eq!((range.base(), range.wanted()), (Some(0x1000), None));
+    range.now_at(None);
+    range.served(None);
+    assert_eq!((range.base(), range.wanted()), (None, None));
+    // A refusal: it is wanted where it is.
+    let _ = range.move_to(Some(0x2000));
+    range.served(Some(0x2000));
+    assert_eq!((range.base(), range.wanted()), (None, None));
+}

@@ -30,7 +30,7 @@ use crate::Panic;
 pub use self::handle::LoopHandle;
 pub use self::handler::{Handler, Interest, Source, Turn, WatchError};
 pub use self::hosted::Hosted;
-pub use self::timer::Timer;
+pub use self::timer::{Timer, TimerSource};
 
 /// Handlers and the descriptors that wake them: a set that any thread may change, and that one thread at a time
 /// runs. Clones are the same loop.

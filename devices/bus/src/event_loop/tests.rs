@@ -564,3 +564,25 @@ fn e1_the_descriptors_of_a_handler_that_panicked_are_watched_no_more() {
     pump(&event_loop);
     assert!(turns.try_iter().count() >= 2);
 }
+
+#[test]
+fn t4_a_thread_of_a_loop_takes_no_signals_to_the_process() {
+    let blocked = || {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    };
+    let here = blocked();
+    let thread = LoopThread::start("masked").unwrap();
+    let (tell, told) = channel();
+    let _timer = thread.event_loop().after(Duration::ZERO, move || tell.send(blocked()).unwrap()).unwrap();
+    let there = told.recv_timeout(Duration::from_secs(60)).unwrap();
+    let bit = |signal: i32| 1_u64 << (signal - 1);
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGTSTP, libc::SIGWINCH] {
+        assert_ne!(there & bit(signal), 0, "{signal}");
+    }
+    for signal in [libc::SIGSEGV, libc::SIGPROF, libc::SIGTTIN, libc::SIGRTMIN()] {
+        assert_eq!(there & bit(signal), here & bit(signal), "{signal}");
+    }
+    assert_eq!(blocked(), here, "the one that has started it is as it was");
+}

@@ -4,9 +4,13 @@ use std::io;
 use std::thread::{self, JoinHandle};
 
 use super::EventLoop;
+use crate::sigmask::BlockedSignals;
 
 /// A thread that runs an [`EventLoop`] until this is dropped. Dropped on the thread itself, it ends the loop after the
 /// pass that is under way.
+///
+/// The thread takes none of the signals that others send to the process, such as SIGTERM: they are for the program's own
+/// threads.
 #[derive(Debug)]
 pub struct LoopThread {
     event_loop: EventLoop,
@@ -18,6 +22,8 @@ impl LoopThread {
     pub fn start(name: &str) -> io::Result<Self> {
         let event_loop = EventLoop::new()?;
         let here = event_loop.clone();
+        // Inherited by the thread.
+        let _blocked = BlockedSignals::new();
         let join = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // epoll_wait(2) fails only with wrong arguments.
             let _ = here.run();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
@@ -15,6 +16,10 @@ use super::{Rtc, RtcState};
 const REGISTERS: &str = "registers";
 /// Bytes of registers (Arm DDI 0224, section 3.2).
 const LEN: u64 = 0x1000;
+/// The data register: the time.
+const RTCDR: u16 = 0x000;
+/// The load register, by which the guest sets the time.
+const RTCLR: u16 = 0x008;
 
 const KIND: &str = "ossature.vm_superio.pl031";
 const VERSION: u16 = 1;
@@ -59,7 +64,7 @@ impl SuperioRtc {
 impl<EV: RtcEvents + Clone + Send + 'static> SuperioRtc<EV> {
     /// The same; `events` is told of accesses that no PL031 answers.
     pub fn with_events(id: impl Into<String>, events: EV) -> Self {
-        let registers = Registers(Mutex::new(Rtc::with_events(events)));
+        let registers = Registers { rtc: Mutex::new(Rtc::with_events(events)), now: SystemTime::now };
         let request = RegistersRequest::memory(REGISTERS, LEN);
         Self { id: id.into(), request, registers: Arc::new(registers) }
     }
@@ -84,11 +89,20 @@ impl<EV: RtcEvents> fmt::Debug for SuperioRtc<EV> {
     }
 }
 
-struct Registers<EV: RtcEvents>(Mutex<Rtc<EV>>);
+struct Registers<EV: RtcEvents> {
+    rtc: Mutex<Rtc<EV>>,
+    /// The host's time.
+    now: fn() -> SystemTime,
+}
 
 impl<EV: RtcEvents> Registers<EV> {
     fn lock(&self) -> MutexGuard<'_, Rtc<EV>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rtc.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true if the host's clock is before 1970, where vm-superio's would panic. It counts as 1970 then.
+    fn is_too_early(&self) -> bool {
+        (self.now)() < UNIX_EPOCH
     }
 }
 
@@ -100,15 +114,27 @@ fn register(at: Access) -> Result<u16, BusFault> {
     u16::try_from(at.offset).ok().filter(|offset| u64::from(*offset) < LEN).ok_or(BusFault::Unmapped)
 }
 
-impl<EV: RtcEvents + Send> Mmio for Registers<EV> {
+impl<EV: RtcEvents + Clone + Send> Mmio for Registers<EV> {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
         let mut data = [0; 4];
-        self.lock().read(register(at)?, &mut data);
+        let register = register(at)?;
+        let mut rtc = self.lock();
+        if register == RTCDR && self.is_too_early() {
+            return Ok(u32::try_from(rtc.state().offset).unwrap_or_default().into());
+        }
+        rtc.read(register, &mut data);
         Ok(u32::from_le_bytes(data).into())
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        self.lock().write(register(at)?, &(value as u32).to_le_bytes());
+        let (register, value) = (register(at)?, value as u32);
+        let mut rtc = self.lock();
+        if register == RTCLR && self.is_too_early() {
+            let events = rtc.events().clone();
+            *rtc = Rtc::from_state(&RtcState { lr: value, offset: value.into(), ..rtc.state() }, events);
+        } else {
+            rtc.write(register, &value.to_le_bytes());
+        }
         Ok(Effect::None)
     }
 }
@@ -175,4 +201,24 @@ impl<EV: RtcEvents + Clone + Send + 'static> Device for SuperioRtc<EV> {
     }
 
     fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_host_whose_clock_is_before_1970_is_in_1970() {
+        let registers =
+            Registers { rtc: Mutex::new(Rtc::new()), now: || UNIX_EPOCH - Duration::from_secs(1) };
+        let at = |offset| Access { offset, size: Size::B4 };
+        assert_eq!(registers.read(at(RTCDR.into())), Ok(0));
+        assert_eq!(registers.write(at(RTCLR.into()), 1_000_000_000), Ok(Effect::None));
+        assert_eq!(registers.read(at(RTCDR.into())), Ok(1_000_000_000));
+        assert_eq!(registers.read(at(RTCLR.into())), Ok(1_000_000_000));
+        // The others are as ever.
+        assert_eq!(registers.read(at(0x00c)), Ok(1));
+    }
 }

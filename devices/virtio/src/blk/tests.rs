@@ -2,8 +2,9 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ossature_block::{DiskIo, EngineKind, EngineSetup, RawOptions, SyncEngine};
 use ossature_bus::testing::TestBoard;
-use ossature_bus::{Device, DeviceEvent};
+use ossature_bus::{Device, DeviceEvent, RateLimit, RateLimits};
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
 use proptest::prelude::*;
 
@@ -59,18 +60,6 @@ impl MemDisk {
 }
 
 impl DiskIo for MemDisk {
-    fn capacity(&self) -> u64 {
-        self.bytes.lock().unwrap().len() as u64
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn physical_block(&self) -> u32 {
-        4096
-    }
-
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         let n = self.step(to.len())?;
         let at = offset as usize;
@@ -87,6 +76,46 @@ impl DiskIo for MemDisk {
     fn flush(&self) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         if self.fail_flush { Err(io::Error::other("scripted")) } else { Ok(()) }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_zeroes(offset, len, true)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        assert!(!self.read_only, "the device wrote to a read-only disk");
+        self.step(len)?;
+        self.bytes.lock().unwrap()[offset as usize..][..len as usize].fill(0);
+        Ok(())
+    }
+}
+
+impl Disk for MemDisk {
+    type Engine = SyncEngine<Self>;
+
+    fn capacity(&self) -> u64 {
+        self.bytes.lock().unwrap().len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
+    fn physical_block(&self) -> u32 {
+        4096
+    }
+
+    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(SyncEngine::new(Arc::clone(self)))
+    }
+
+    fn resize(&self, capacity: u64) -> Result<(), DiskError> {
+        self.bytes.lock().unwrap().resize(capacity as usize, 0);
+        Ok(())
     }
 
     fn lock(&self) -> Result<(), DeviceError> {
@@ -166,9 +195,18 @@ fn configuration_space_tells_size_and_limits() {
     assert_eq!((le32(8), le32(12), le32(20)), (1 << 20, 254, 512));
     // Eight sectors to a physical block, which is also the least good size of a request.
     assert_eq!(config[24..28], [3, 0, 8, 0]);
-    assert_eq!(blk.info().features, 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10);
-    let read_only = super::Blk::new(MemDisk { read_only: true, ..MemDisk::new(1) }, DiskId::default());
-    assert_eq!(read_only.info().features, blk.info().features | 1 << 5);
+    // Writeback; one queue; discards and zeros: how many sectors, in how many ranges, aligned to what.
+    assert_eq!((config[32], &config[34..36]), (1, &[1, 0][..]));
+    assert_eq!((le32(36), le32(40), le32(44)), (1 << 22, 1, 8));
+    assert_eq!((le32(48), le32(52), config[56], config.len()), (1 << 17, 1, 1, 60));
+    let always = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11;
+    assert_eq!(blk.info().features, always | 1 << 13 | 1 << 14);
+    let read_only = Blk::new(MemDisk { read_only: true, ..MemDisk::new(1) }, DiskId::default());
+    assert_eq!(read_only.info().features, always | 1 << 5);
+    let many = blk.with_queues(4);
+    assert_eq!(many.info().features, always | 1 << 12 | 1 << 13 | 1 << 14);
+    assert_eq!((many.info().queues, many.groups().len()), (vec![256; 4], 4));
+    assert_eq!(super::tests::config(&many)[34..36], [4, 0]);
 }
 
 #[test]
@@ -212,8 +250,8 @@ fn b8_writes_to_a_read_only_disk_are_refused() {
 }
 
 #[test]
-fn b8_types_that_were_not_offered_are_unsupported() {
-    // Discard, write-zeroes, secure erase, SCSI, zoned and made-up ones.
+fn b8_types_that_were_not_negotiated_are_unsupported() {
+    // Discard and write-zeroes, which this driver has not accepted, secure erase, SCSI, zoned and made-up ones.
     for kind in [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 16, 18, 24, 26, 0x100, 0x8000_0000, u32::MAX] {
         let mut blk = blk(MemDisk::new(16));
         let before = blk.disk().bytes();
@@ -375,18 +413,6 @@ impl Rewriting {
 }
 
 impl DiskIo for Rewriting {
-    fn capacity(&self) -> u64 {
-        self.disk.capacity()
-    }
-
-    fn read_only(&self) -> bool {
-        true
-    }
-
-    fn physical_block(&self) -> u32 {
-        512
-    }
-
     fn read(&self, mem: &Dma, to: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         assert!(offset < 1024);
         self.rewrite(mem);
@@ -399,6 +425,42 @@ impl DiskIo for Rewriting {
 
     fn flush(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        panic!("the device read the header twice")
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        panic!("the device read the header twice")
+    }
+}
+
+impl Disk for Rewriting {
+    type Engine = SyncEngine<Self>;
+
+    fn capacity(&self) -> u64 {
+        self.disk.capacity()
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
+    fn physical_block(&self) -> u32 {
+        512
+    }
+
+    fn engine(self: &Arc<Self>, _: &EngineSetup) -> Result<Self::Engine, DeviceError> {
+        Ok(SyncEngine::new(Arc::clone(self)))
+    }
+
+    fn resize(&self, capacity: u64) -> Result<(), DiskError> {
+        self.disk.resize(capacity)
     }
 
     fn lock(&self) -> Result<(), DeviceError> {
@@ -605,7 +667,7 @@ fn a_disk_is_locked_while_its_machine_runs_and_no_longer() {
     std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let plugged = || {
         let disk = RawFile::open(&path, OpenMode::ReadWrite).unwrap();
-        let device = super::Blk::new(disk, DiskId::default());
+        let device = Blk::new(disk, DiskId::default());
         let mut device = VirtioMmio::new("disk", Box::new(device), Arc::new(Inline::new().unwrap()));
         TestBoard::default().attach(&mut device).unwrap();
         device
@@ -629,14 +691,30 @@ fn a_disk_is_locked_while_its_machine_runs_and_no_longer() {
 #[test]
 fn another_disk_refuses_the_state_by_name() {
     let state = |sectors, id: &str| {
-        let mut blk = super::Blk::new(NullDisk::new(sectors), id.parse().unwrap());
+        let mut blk = Blk::new(NullDisk::new(sectors), id.parse().unwrap());
         let DeviceState::Saved(handover) = blk.save().unwrap() else { panic!("no state") };
         (blk, handover)
     };
-    let refusal = |(mut blk, _): (super::Blk<NullDisk>, Handover)| {
-        blk.restore(state(16, "a").1).map_err(|e| e.to_string())
-    };
+    let refusal =
+        |(mut blk, _): (Blk<NullDisk>, Handover)| blk.restore(state(16, "a").1).map_err(|e| e.to_string());
     assert_eq!(refusal(state(16, "a")), Ok(()));
     assert!(refusal(state(17, "a")).unwrap_err().contains("sectors of the disk"));
     assert!(refusal(state(16, "b")).unwrap_err().contains("id of the disk"));
 }
+
+mod asynchronous;
+mod cache;
+mod ranges;
+mod sizes;
+
+crate::conformance_tests!(conformance_with_queues, || blk(MemDisk::new(16)).with_queues(3));
+crate::conformance_tests!(conformance_with_limits, || {
+    let limits = RateLimits::new(Some(RateLimit::per_second(1 << 30)), Some(RateLimit::per_second(1 << 20)));
+    blk(MemDisk::new(16)).with_limiter(RateLimiter::new(limits))
+});
+crate::conformance_tests!(conformance_with_uring, || {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    path.as_file().set_len(1 << 20).unwrap();
+    let options = RawOptions::new(OpenMode::ReadWrite).engine(EngineKind::Uring);
+    Blk::new(RawFile::open(path.path(), options).unwrap(), DiskId::default()).with_queues(2)
+});

@@ -1,14 +1,16 @@
-//! The block device's data plane: pops requests, has them served, publishes a batch at a time.
+//! A queue's data plane: pops requests, has them carried out, publishes a batch at a time.
 
 use std::sync::Arc;
 
-use ossature_bus::EventSink;
-use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+use ossature_block::{Disk, Engine};
+use ossature_bus::{EventSink, Throttle};
+use std::os::fd::AsRawFd;
 
+use super::DiskId;
 use super::counters::Counters;
-use super::request::Executor;
-use super::{DiskId, DiskIo};
-use crate::{Activation, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
+use super::request::{Begun, Context, Done, Kind, Negotiated, data_len};
+use super::shared::Shared;
+use crate::{Chain, Interest, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
 
 /// Requests that a turn serves at most.
 pub(super) const TURN_REQUESTS: u64 = 64;
@@ -18,59 +20,158 @@ pub(super) const TURN_BYTES: u64 = 4 << 20;
 /// What a request counts for beside its bytes.
 const REQUEST: u64 = TURN_BYTES / TURN_REQUESTS;
 
-#[derive(Debug)]
-pub(super) struct BlkWorker<D> {
+pub(super) struct BlkWorker<D: Disk> {
     queue: Option<VirtQueue>,
-    disk: Arc<D>,
-    id: DiskId,
-    counters: Arc<Counters>,
-    events: EventSink,
-    write_through: bool,
+    /// Takes nothing more from the queue, which is to be given back.
+    leaving: bool,
+    engine: D::Engine,
+    in_flight: InFlight,
+    throttle: Option<Throttle>,
+    parts: Parts<D>,
+    /// Of the first source that is no doorbell.
+    first_token: u16,
 }
 
-impl<D> BlkWorker<D> {
-    pub(super) fn new(disk: Arc<D>, id: DiskId, counters: Arc<Counters>, activation: &Activation) -> Self {
-        let write_through = activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
-        Self { queue: None, disk, id, counters, events: activation.events.clone(), write_through }
+/// What a [`Context`] borrows.
+pub(super) struct Parts<D> {
+    pub shared: Arc<Shared<D>>,
+    pub id: DiskId,
+    pub counters: Arc<Counters>,
+    pub events: EventSink,
+    pub negotiated: Negotiated,
+}
+
+/// Chains of which the engine has the requests, by their heads, which the queue hands out once at a time.
+#[derive(Default)]
+struct InFlight(Vec<Option<(Chain, Kind)>>);
+
+impl InFlight {
+    #[cold]
+    #[inline(never)]
+    fn put(&mut self, chain: Chain, kind: Kind) {
+        let at = usize::from(chain.head());
+        if self.0.len() <= at {
+            self.0.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.0.get_mut(at) {
+            *slot = Some((chain, kind));
+        }
+    }
+
+    fn take(&mut self, token: u64) -> Option<(Chain, Kind)> {
+        self.0.get_mut(usize::try_from(token).ok()?)?.take()
     }
 }
 
-impl<D: DiskIo> Worker for BlkWorker<D> {
+impl<D> Parts<D> {
+    #[inline]
+    fn context(&self) -> Context<'_, D> {
+        let Self { shared, id, counters, events, negotiated } = self;
+        Context { shared, id, counters, events, negotiated: *negotiated }
+    }
+}
+
+impl<D: Disk> BlkWorker<D> {
+    pub(super) fn new(
+        engine: D::Engine,
+        throttle: Option<Throttle>,
+        parts: Parts<D>,
+        first_token: u16,
+    ) -> Self {
+        let (queue, in_flight) = (None, InFlight::default());
+        Self { queue, leaving: false, engine, in_flight, throttle, parts, first_token }
+    }
+}
+
+/// Answers what the engine has finished; returns what that counts for in a turn.
+#[inline(never)]
+fn reap<D: Disk>(
+    engine: &mut D::Engine,
+    in_flight: &mut InFlight,
+    queue: &mut VirtQueue,
+    context: &Context<'_, D>,
+) -> Result<(), QueueBroken> {
+    // No more than were in flight: nothing is submitted meanwhile.
+    while let Some(completion) = engine.reap() {
+        let Some((chain, kind)) = in_flight.take(completion.token) else { continue };
+        let done = context.finish(queue.dma(), &chain, kind, completion.finished);
+        queue.complete(chain, done.written)?;
+    }
+    Ok(())
+}
+
+impl<D: Disk> Worker for BlkWorker<D> {
     fn sources(&self) -> Vec<Source> {
-        Vec::new()
+        let fd = self.engine.fd().map(|fd| Source {
+            token: self.first_token,
+            fd: fd.as_raw_fd(),
+            interest: Interest::Readable,
+        });
+        let timer = self.throttle.as_ref().map(|throttle| throttle.source(self.first_token + 1));
+        fd.into_iter().chain(timer).collect()
     }
 
     fn add_queue(&mut self, queue: VirtQueue) {
         self.queue = Some(queue);
+        self.leaving = false;
     }
 
     fn remove_queue(&mut self, _: u16) -> Removed {
+        if self.queue.is_some() && self.engine.in_flight() > 0 {
+            self.leaving = true;
+            return Removed::Draining;
+        }
         self.queue.take().into()
     }
 
     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
-        let Some(queue) = &mut self.queue else { return Ok(Turn::Sleep) };
+        let Self { queue, leaving, engine, in_flight, throttle, parts, .. } = self;
+        let Some(queue) = queue else { return Ok(Turn::Sleep) };
+        let context = parts.context();
+        if engine.in_flight() > 0 {
+            reap(engine, in_flight, queue, &context)?;
+            if *leaving {
+                queue.flush()?;
+                return Ok(Turn::Sleep);
+            }
+        }
         let mut work = 0;
-        let executor = Executor {
-            disk: &*self.disk,
-            id: &self.id,
-            counters: &self.counters,
-            events: &self.events,
-            write_through: self.write_through,
-        };
         queue.disable_kicks()?;
         loop {
+            let mut waits = false;
             while let Some(chain) = queue.pop()? {
-                let done = executor.serve(queue.dma(), &chain);
-                queue.complete(chain, done.written)?;
-                work += REQUEST + done.moved;
+                if let Some(throttle) = throttle
+                    && !throttle.admit(data_len(&chain))
+                {
+                    parts.counters.throttled.add(1);
+                    queue.unpop(chain);
+                    waits = true;
+                    break;
+                }
+                match context.begin(engine, queue.dma(), &chain) {
+                    Begun::Done(Done { written, moved }) => {
+                        queue.complete(chain, written)?;
+                        work += REQUEST + moved;
+                    }
+                    Begun::Pending(kind) => {
+                        work += REQUEST + data_len(&chain);
+                        in_flight.put(chain, kind);
+                    }
+                }
                 if work >= TURN_BYTES {
-                    queue.flush()?;
-                    return Ok(Turn::Again);
+                    break;
                 }
             }
+            engine.start();
+            if engine.in_flight() > 0 {
+                reap(engine, in_flight, queue, &context)?;
+            }
             queue.flush()?;
-            if !queue.enable_kicks()? {
+            if work >= TURN_BYTES {
+                return Ok(Turn::Again);
+            }
+            // The limit's timer wakes the worker.
+            if waits || !queue.enable_kicks()? {
                 return Ok(Turn::Sleep);
             }
         }

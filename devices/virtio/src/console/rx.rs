@@ -3,7 +3,7 @@
 use ossature_bus::EventSink;
 
 use super::counters::Counters;
-use super::input::ConsoleInput;
+use super::end::End;
 use crate::{QueueBroken, Turn, VirtQueue};
 
 /// Buffers that a turn fills at most.
@@ -12,7 +12,7 @@ const TURN_BUFFERS: u32 = 32;
 /// Fills buffers until no input waits, no buffer is left, or the budget is used up.
 pub(super) fn run(
     queue: &mut VirtQueue,
-    input: Option<&ConsoleInput>,
+    input: Option<&mut End>,
     counters: &Counters,
     events: &EventSink,
 ) -> Result<Turn, QueueBroken> {

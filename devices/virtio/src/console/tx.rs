@@ -6,7 +6,7 @@ use ossature_bus::EventSink;
 use ossature_memory::{Dma, Segments};
 
 use super::counters::Counters;
-use super::output::ConsoleOutput;
+use super::end::End;
 use super::port::Port;
 use crate::{QueueBroken, Turn, VirtQueue};
 
@@ -16,7 +16,8 @@ const TURN_BUFFERS: u32 = 32;
 const TURN_BYTES: u64 = 64 << 10;
 
 /// Writes buffers out until none is left, the output has no room, or the budget is used up. Returns true beside the turn
-/// unless none is left. A buffer of which some is not yet written stays with the driver.
+/// unless none is left. A buffer of which some is not yet written stays with the driver. Where nobody takes output, it is
+/// dropped, or stays.
 pub(super) fn run(
     queue: &mut VirtQueue,
     port: &mut Port,
@@ -29,6 +30,11 @@ pub(super) fn run(
         if buffers >= TURN_BUFFERS || bytes >= TURN_BYTES {
             break (Turn::Again, true);
         }
+        let taken = port.end.takes_output() && !port.cut;
+        if !taken && !port.cut && port.hold {
+            // Who comes wakes the worker.
+            break (Turn::Sleep, true);
+        }
         let Some(chain) = queue.pop()? else {
             queue.flush()?;
             if queue.enable_kicks()? {
@@ -38,11 +44,25 @@ pub(super) fn run(
         };
         let buffer = Segments::from(chain.readable());
         let rest = buffer.skip(port.state.written);
-        let (written, result) = write_out(queue.dma(), rest.take(TURN_BYTES - bytes), &mut port.output);
+        if !taken {
+            counters.tx_dropped_bytes.add(rest.len());
+            (port.state.written, port.cut) = (0, false);
+            queue.complete(chain, 0)?;
+            buffers += 1;
+            continue;
+        }
+        let (written, result) = write_out(queue.dma(), rest.take(TURN_BYTES - bytes), &mut port.end);
         counters.tx_bytes.add(written);
         bytes += written;
         let stalled = match result {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,
+            Err(e) if e.kind() == io::ErrorKind::NotConnected && !port.end.takes_output() => {
+                // It has gone in the middle of a buffer, or before it. Another one may be there.
+                port.state.written += written;
+                port.cut = port.state.written > 0;
+                queue.unpop(chain);
+                break (Turn::Again, true);
+            }
             Err(error) => {
                 counters.host_errors.note(events, "write the output", &error);
                 counters.tx_dropped_bytes.add(rest.len() - written);
@@ -64,19 +84,18 @@ pub(super) fn run(
         if stalled {
             counters.tx_stalls.add(1);
             // What cannot be watched is asked again.
-            let watched = port.output.source().is_some();
-            break (if watched { Turn::Sleep } else { Turn::Again }, true);
+            break (if port.end.is_watched() { Turn::Sleep } else { Turn::Again }, true);
         }
     };
     queue.flush()?;
-    if let Some(error) = (bytes > 0).then(|| port.output.flush().err()).flatten() {
+    if let Some(error) = (bytes > 0).then(|| port.end.flush().err()).flatten() {
         counters.host_errors.note(events, "write the output", &error);
     }
     Ok((turn, unfinished))
 }
 
 /// Writes guest memory out; returns how much of it, and why it was not all.
-fn write_out(mem: &Dma, bytes: Segments<'_>, output: &mut ConsoleOutput) -> (u64, io::Result<()>) {
+fn write_out(mem: &Dma, bytes: Segments<'_>, output: &mut End) -> (u64, io::Result<()>) {
     let mut piece = [0; 4096];
     let mut rest = bytes;
     let mut result = Ok(());

@@ -3,13 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 
+use ossature_bus::{EventSink, Throttle};
 use ossature_memory::{DmaIoError, Segment, Segments};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
+use super::capture::Capture;
 use super::counters::Counters;
+use super::filter::{Filter, LOOK};
 use super::header::{HEADER_LEN, MAX_PACKET, NUM_BUFFERS};
 use super::io::NetIo;
-use super::shared::Shared;
+use super::shared::{Pair, Shared};
 use crate::{Chain, QueueBroken, Turn, VirtQueue};
 
 /// Packets and buffers that a turn takes at most.
@@ -32,6 +35,20 @@ pub(super) struct Rx {
     merge: bool,
     /// The driver does not know what header flags mean.
     clear_flags: bool,
+    features: u128,
+    view: View,
+}
+
+/// The settings, as far as they are about packets to the guest.
+#[derive(Debug)]
+struct View {
+    generation: u32,
+    /// The driver uses this pair of queues.
+    active: bool,
+    link_down: bool,
+    mac: [u8; 6],
+    /// None where all packets pass.
+    filter: Option<Filter>,
 }
 
 #[derive(Debug)]
@@ -42,6 +59,7 @@ struct Posted {
 
 impl Rx {
     pub(super) fn new(queue: VirtQueue, features: u128) -> Self {
+        let view = View { generation: 0, active: false, link_down: false, mac: [0; 6], filter: None };
         Self {
             queue,
             posted: VecDeque::new(),
@@ -50,12 +68,45 @@ impl Rx {
             room: 0,
             merge: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
             clear_flags: features & 1 << VIRTIO_NET_F_GUEST_CSUM == 0,
+            features,
+            view,
         }
     }
 
-    /// Takes packets until none waits, no buffer is left, or the budget is used up.
-    pub(super) fn run(&mut self, with: &Shared<impl NetIo>) -> Result<Turn, QueueBroken> {
-        let Shared { io, counters, events } = with;
+    /// Takes the packets of the pair of queues `number` until none waits, no buffer is left, or the budget is used up.
+    pub(super) fn run(
+        &mut self,
+        with: &Shared<impl NetIo>,
+        number: u16,
+        limit: &Throttle,
+    ) -> Result<Turn, QueueBroken> {
+        let Shared { card, pairs, events, .. } = with;
+        let Some(Pair { io, counters, .. }) = pairs.get(usize::from(number)) else { return Ok(Turn::Sleep) };
+        if let Some(settings) = card.news(&mut self.view.generation) {
+            self.view.active = number < settings.pairs;
+            self.view.link_down = settings.link_down;
+            self.view.mac = settings.mac;
+            self.view.filter = (!settings.filter.passes_all(self.features)).then(|| settings.filter.clone());
+        }
+        if !self.view.active {
+            return Ok(Turn::Sleep);
+        }
+        let captured = card.capture.is_on();
+        let turn = self.receive(io, counters, events, limit, captured.then_some(&card.capture));
+        if captured {
+            card.capture.flush(counters, events);
+        }
+        turn
+    }
+
+    fn receive(
+        &mut self,
+        io: &impl NetIo,
+        counters: &Counters,
+        events: &EventSink,
+        limit: &Throttle,
+        capture: Option<&Capture>,
+    ) -> Result<Turn, QueueBroken> {
         let mut budget = TURN_BUDGET;
         // While buffers are at hand the driver need not tell us of more.
         self.queue.disable_kicks()?;
@@ -71,9 +122,23 @@ impl Rx {
                 budget = budget.saturating_sub(1);
                 continue;
             }
+            if !limit.is_open() {
+                self.queue.flush()?;
+                return Ok(Turn::Sleep);
+            }
             budget -= 1;
             match io.receive(self.queue.dma(), self.waiting()) {
-                Ok(len) => self.deliver(len as u64, counters)?,
+                Ok(len) => {
+                    let len = len as u64;
+                    limit.charge(len.saturating_sub(HEADER_LEN as u64));
+                    if self.takes(len, counters) {
+                        if let Some(capture) = capture {
+                            let frame = self.waiting().take(len).skip(HEADER_LEN as u64);
+                            capture.note(self.queue.dma(), frame, counters, events);
+                        }
+                        self.deliver(len, counters)?;
+                    }
+                }
                 Err(e) => {
                     // After a failure too the next packet wakes us: trying again at once would spin.
                     if !matches!(&e, DmaIoError::Io(e) if e.kind() == io::ErrorKind::WouldBlock) {
@@ -86,6 +151,22 @@ impl Rx {
         }
         self.queue.flush()?;
         Ok(Turn::Again)
+    }
+
+    /// Returns true if the packet of `len` bytes that lies in the posted chains is for the driver.
+    #[inline]
+    fn takes(&self, len: u64, counters: &Counters) -> bool {
+        if len > self.room || len < HEADER_LEN as u64 || self.view.link_down {
+            counters.rx_dropped.add(1);
+            return false;
+        }
+        let Some(filter) = &self.view.filter else { return true };
+        let frame = self.waiting().take(len).skip(HEADER_LEN as u64);
+        let mut start = [0; LOOK];
+        let passes = self.queue.dma().gather(frame, &mut start).is_ok()
+            && filter.passes(self.features, self.view.mac, start);
+        counters.rx_filtered.add(u64::from(!passes));
+        passes
     }
 
     /// Pops chains until the longest packet fits, or one chain where packets are not merged.
@@ -123,10 +204,6 @@ impl Rx {
 
     /// Gives the driver the packet of `len` bytes that lies in the posted chains.
     fn deliver(&mut self, len: u64, counters: &Counters) -> Result<(), QueueBroken> {
-        if len > self.room || len < HEADER_LEN as u64 {
-            counters.rx_dropped.add(1);
-            return Ok(());
-        }
         let (start, room) = (self.gone, self.room);
         let (mut rest, mut taken) = (len, 0u16);
         while rest != 0 {

@@ -1,8 +1,12 @@
+mod control;
+mod limits;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ossature_bus::DeviceEvent;
 use ossature_memory::{Dma, DmaIoError, Segment, Segments};
@@ -11,14 +15,15 @@ use proptest::prelude::*;
 use super::header::MAX_PACKET;
 use super::*;
 use crate::rig::{Rig, config, counter};
-use crate::testing::{TestDriver, guest_ram};
+use crate::testing::{TestDriver, guest_ram, on_each_transport};
 use crate::{SharedLoop, Turn};
 
 const RXQ: usize = 0;
 const TXQ: usize = 1;
 const RX_KICK: u16 = 0;
 const TX_KICK: u16 = 1;
-const HOST: u16 = 2;
+const CONTROL: u16 = 2;
+const HOST: u16 = 3;
 
 const CSUM: u128 = 1 << 0;
 const GUEST_CSUM: u128 = 1 << 1;
@@ -33,6 +38,10 @@ const MRG_RXBUF: u128 = 1 << 15;
 struct Cable {
     socket: UnixDatagram,
     offloads: Mutex<Vec<Offloads>>,
+    active: Mutex<Vec<bool>>,
+    connected: AtomicBool,
+    /// Packets that a flush says it has lost.
+    unsent: Mutex<u64>,
     /// What the next calls fail with.
     failures: Mutex<VecDeque<i32>>,
     /// Keeps the other end open.
@@ -50,10 +59,33 @@ impl NetIo for Cable {
         self.socket.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.failure()?;
         self.offloads.lock().unwrap().push(offloads);
         Ok(())
+    }
+
+    fn set_active(&self, active: bool) -> io::Result<()> {
+        if self.active.lock().unwrap().last() != Some(&active) {
+            self.failure()?;
+            self.active.lock().unwrap().push(active);
+        }
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
+        match std::mem::take(&mut *self.unsent.lock().unwrap()) {
+            0 => Ok(()),
+            lost => Err(Unsent::new(lost, 50 * lost, io::ErrorKind::NetworkDown.into())),
+        }
     }
 
     fn receive(&self, mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError> {
@@ -71,19 +103,36 @@ impl NetIo for Cable {
     }
 }
 
+fn mac() -> Mac {
+    "52:54:00:12:34:56".parse().unwrap()
+}
+
 /// A card, and the other end of its cable.
 fn card() -> (Net<Cable>, UnixDatagram) {
+    let (cable, other) = cable();
+    (Net::new(cable, mac()), other)
+}
+
+fn cable() -> (Cable, UnixDatagram) {
     let (socket, other) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     other.set_nonblocking(true).unwrap();
     let kept = other.try_clone().unwrap();
-    let cable = Cable { socket, offloads: Mutex::default(), failures: Mutex::default(), _other: kept };
-    (Net::new(cable, "52:54:00:12:34:56".parse().unwrap()), other)
+    let cable = Cable {
+        socket,
+        offloads: Mutex::default(),
+        active: Mutex::new(vec![true]),
+        connected: AtomicBool::new(true),
+        unsent: Mutex::default(),
+        failures: Mutex::default(),
+        _other: kept,
+    };
+    (cable, other)
 }
 
 impl Net<Cable> {
     fn fail_next(&self, errors: &[i32]) {
-        self.io.failures.lock().unwrap().extend(errors);
+        self.pairs[0].io.failures.lock().unwrap().extend(errors);
     }
 }
 
@@ -135,9 +184,11 @@ fn assert_packet(got: Option<(Vec<u8>, u16)>, sent: &[u8], buffers: u16) {
 #[test]
 fn says_what_it_is() {
     let (net, _other) = card();
-    assert_eq!(config(&net), [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+    let mut expected = vec![0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0, 0];
+    expected.extend([0xff; 5]);
+    assert_eq!(config(&net), expected);
     assert_eq!(net.info().features & 1 << 5, 1 << 5);
-    assert_eq!((net.info().queues, net.groups()), (vec![256, 256], vec![vec![0, 1]]));
+    assert_eq!((net.info().queues, net.groups()), (vec![256, 256, 64], vec![vec![0, 1], vec![2]]));
     assert_eq!(net.mac().to_string(), "52:54:00:12:34:56");
 }
 
@@ -330,7 +381,7 @@ fn a_stop_gives_unused_buffers_back() {
         rig.run(HOST);
         assert_packet(taken(&mut rig, &mut heads), &packet(1500), 2);
         let queues = rig.stop();
-        assert_eq!(queues.iter().map(|q| q.index()).collect::<Vec<_>>(), [0, 1], "round {round}");
+        assert_eq!(queues.iter().map(|q| q.index()).collect::<Vec<_>>(), [0, 1, 2], "round {round}");
         rig.start_with(&mut net, queues);
     }
     assert_eq!(rig.used(RXQ), None);
@@ -344,7 +395,23 @@ impl NetIo for Flood {
         self.0.as_fd()
     }
 
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+
     fn set_offloads(&self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&self, _: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Result<(), Unsent> {
         Ok(())
     }
 
@@ -410,7 +477,7 @@ fn offloads_follow_the_negotiated_features() {
     let all = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
     for (features, expect) in [
         (0, Offloads::default()),
-        (all, Offloads { checksum: true, tso4: true, tso6: true, ecn: true }),
+        (all, Offloads { uso: false, ..Offloads::all() }),
         (GUEST_CSUM, Offloads { checksum: true, ..Offloads::default() }),
         (GUEST_CSUM | GUEST_ECN, Offloads { checksum: true, ..Offloads::default() }),
         (GUEST_CSUM | GUEST_TSO6, Offloads { checksum: true, tso6: true, ..Offloads::default() }),
@@ -419,7 +486,7 @@ fn offloads_follow_the_negotiated_features() {
     ] {
         let (mut net, _other) = card();
         let _rig = Rig::new(&mut net, features);
-        assert_eq!(*net.io.offloads.lock().unwrap(), [expect]);
+        assert_eq!(*net.pairs[0].io.offloads.lock().unwrap(), [expect]);
     }
 }
 
@@ -438,6 +505,12 @@ fn frame(flags: u8, gso: u8, len: usize) -> Vec<u8> {
     let mut packet = packet(len);
     packet[0] = flags;
     packet[1] = gso;
+    if flags & 1 != 0 {
+        // Behind Ethernet and IPv4, where TCP has it; segments of a byte.
+        packet[4] = u8::from(gso != 0);
+        packet[6] = 34;
+        packet[8] = if gso & 0x7f == 5 { 6 } else { 16 };
+    }
     packet
 }
 
@@ -652,41 +725,43 @@ proptest! {
 
 #[test]
 fn no_wake_up_is_lost_on_a_loop_of_its_own() {
-    for wanted in [MRG_RXBUF | GUEST_CSUM, u128::MAX] {
-        let (net, other) = card();
-        other.set_nonblocking(false).unwrap();
-        let runtime = Arc::new(SharedLoop::new("net").unwrap());
-        let mut driver = TestDriver::with_runtime(Box::new(net), runtime);
-        driver.start(wanted);
-        // Few buffers and many packets: the card runs out of either all the time.
-        const PACKETS: usize = 2000;
-        let echo = std::thread::spawn(move || {
-            for i in 0..PACKETS {
-                other.send(&packet(64 + i % 100)).unwrap();
-                if i % 10 == 0 {
-                    other.recv(&mut [0; 100]).unwrap();
+    on_each_transport(|| {
+        for wanted in [MRG_RXBUF | GUEST_CSUM, u128::MAX] {
+            let (net, other) = card();
+            other.set_nonblocking(false).unwrap();
+            let runtime = Arc::new(SharedLoop::new("net").unwrap());
+            let mut driver = TestDriver::with_runtime(Box::new(net), runtime);
+            driver.start(wanted);
+            // Few buffers and many packets: the card runs out of either all the time.
+            const PACKETS: usize = 2000;
+            let echo = std::thread::spawn(move || {
+                for i in 0..PACKETS {
+                    other.send(&packet(64 + i % 100)).unwrap();
+                    if i % 10 == 0 {
+                        other.recv(&mut [0; 100]).unwrap();
+                    }
                 }
+            });
+            let mut posted = VecDeque::new();
+            for i in 0..PACKETS {
+                while posted.len() < 3 {
+                    posted.push_back(driver.request(0, &[], &[200]));
+                }
+                driver.kick(0);
+                if i % 10 == 0 {
+                    driver.request(1, &[&frame(0, 0, 60)], &[]);
+                    driver.kick(1);
+                    driver.wait_used(1);
+                }
+                let used = driver.wait_used(0);
+                let buffer = posted.pop_front().unwrap();
+                assert_eq!((used.head, used.len), (buffer.head.into(), 64 + i as u32 % 100));
+                assert!(driver.bytes(&buffer.writable)[12..][..52] == packet(64 + i % 100)[12..][..52]);
             }
-        });
-        let mut posted = VecDeque::new();
-        for i in 0..PACKETS {
-            while posted.len() < 3 {
-                posted.push_back(driver.request(0, &[], &[200]));
-            }
-            driver.kick(0);
-            if i % 10 == 0 {
-                driver.request(1, &[&frame(0, 0, 60)], &[]);
-                driver.kick(1);
-                driver.wait_used(1);
-            }
-            let used = driver.wait_used(0);
-            let buffer = posted.pop_front().unwrap();
-            assert_eq!((used.head, used.len), (buffer.head.into(), 64 + i as u32 % 100));
-            assert!(driver.bytes(&buffer.writable)[12..][..52] == packet(64 + i % 100)[12..][..52]);
+            echo.join().unwrap();
+            assert_eq!(driver.reports(), []);
         }
-        echo.join().unwrap();
-        assert_eq!(driver.reports(), []);
-    }
+    });
 }
 
 crate::conformance_tests!(conformance, || card().0);

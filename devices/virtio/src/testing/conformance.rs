@@ -6,13 +6,13 @@
 
 mod activation;
 mod life;
+mod pci;
 mod queues;
 mod registers;
 mod rings;
 mod state;
 
 use ossature_bus::DeviceEvent;
-use virtio_bindings::bindings::virtio_mmio as reg;
 
 use super::TestDriver;
 use crate::LocalDevice;
@@ -20,6 +20,7 @@ use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEED
 
 pub use activation::*;
 pub use life::*;
+pub use pci::*;
 pub use queues::*;
 pub use registers::*;
 pub use rings::*;
@@ -29,26 +30,56 @@ pub use state::*;
 pub type Factory<'a> = &'a dyn Fn() -> Box<dyn LocalDevice>;
 
 /// Makes a module of tests, one for each row of the suite: `conformance_tests!(rng, Rng::new)`. The second
-/// argument is called without arguments for each device that a test needs. The rows in `restored` do the same with
-/// devices that are saved, reset and restored each time a driver has started them.
+/// argument is called without arguments for each device that a test needs.
+///
+/// In the module there is one for each transport, `mmio` and `pci`, with the rows themselves, and with two modules in
+/// which devices have more of a life: in `restored`, they are saved, reset and restored each time a driver has started
+/// them; in `plugged`, they were unplugged and plugged in again, on PCI while the guest runs, before a driver finds them.
 #[macro_export]
 macro_rules! conformance_tests {
     ($name:ident, $factory:expr) => {
-        $crate::conformance_tests!($name, $factory; [
+        mod $name {
+            #[allow(unused_imports)] // the factory may name what the surrounding module has
+            use super::*;
+
+            $crate::__conformance_rows!(mmio, Mmio, $factory; [
+                every_kind_of_interrupt,
+                g2_queue_ready_is_cleared,
+                g3_interrupt_status_is_true,
+            ]);
+            $crate::__conformance_rows!(pci, Pci, $factory; [
+                every_choice_of_vectors,
+                surprise_removal,
+                pci_window_into_the_bars,
+                g3_isr_status_is_true,
+                a5_vectors_out_of_range,
+                a5_vectors_change_while_queues_run,
+                a6_table_and_pending_bits,
+                b7_bars_move_while_the_device_works,
+            ]);
+        }
+    };
+}
+
+/// The rows of one transport: those that it alone has, and those that all have.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_rows {
+    ($module:ident, $transport:ident, $factory:expr; [$($own:ident),* $(,)?]) => {
+        $crate::__conformance_rows!(module $module, $transport, $factory; [
+            $($own,)*
             ring_reset_while_others_run,
             ring_reset_needs_its_feature,
             ring_reset_under_load,
-            every_kind_of_interrupt,
             save_and_restore_mid_io,
             detached_and_attached_again,
             d2_mutated_states,
             e1_a_panic_fails_the_device_alone,
             g1_status_steps_in_one_write,
-            g2_queue_ready_is_cleared,
-            g3_interrupt_status_is_true,
             reset_in_mid_flight,
             quiesce_and_resume,
             config_space_is_bounded,
+            registers_under_load,
             kicks_before_the_driver_is_ready,
             kick_storm,
             failed_driver_needs_a_reset,
@@ -70,39 +101,38 @@ macro_rules! conformance_tests {
             a18_no_kick_or_interrupt_is_lost,
         ]);
     };
-    ($name:ident, $factory:expr; [$($row:ident),* $(,)?]) => {
-        mod $name {
+    (module $module:ident, $transport:ident, $factory:expr; $rows:tt) => {
+        mod $module {
             #[allow(unused_imports)] // the factory may name what the surrounding module has
             use super::*;
-            $(
-                #[test]
-                fn $row() {
-                    let factory = $factory;
-                    $crate::testing::conformance::$row(&|| ::std::boxed::Box::new(factory()));
-                }
-            )*
+
+            $crate::__conformance_rows!(rows $transport, Live, $factory; $rows);
 
             mod restored {
                 #[allow(unused_imports)] // as above
                 use super::*;
-                $(
-                    #[test]
-                    fn $row() {
-                        let factory = $factory;
-                        $crate::testing::conformance::restored(|| {
-                            $crate::testing::conformance::$row(&|| ::std::boxed::Box::new(factory()));
-                        });
-                    }
-                )*
+
+                $crate::__conformance_rows!(rows $transport, Restored, $factory; $rows);
+            }
+
+            mod plugged {
+                #[allow(unused_imports)] // as above
+                use super::*;
+
+                $crate::__conformance_rows!(rows $transport, Plugged, $factory; $rows);
             }
         }
     };
-}
-
-/// Runs a row with devices that are restored as soon as a driver has started them.
-pub fn restored(row: impl FnOnce()) {
-    super::driver::restore_all();
-    row();
+    (rows $transport:ident, $life:ident, $factory:expr; [$($row:ident),* $(,)?]) => {$(
+        #[test]
+        fn $row() {
+            use $crate::testing::{Life, Transport, conformance, with};
+            let factory = $factory;
+            with(Transport::$transport, Life::$life, || {
+                conformance::$row(&|| ::std::boxed::Box::new(factory()));
+            });
+        }
+    )*};
 }
 
 /// Offers a chain that any device must cope with.
@@ -121,6 +151,12 @@ fn eager(factory: Factory) -> Vec<u16> {
             driver.used(queue).is_some()
         })
         .collect()
+}
+
+/// Numbers of queues that do not exist, as far as the transport has room for them.
+fn no_queues(driver: &TestDriver) -> impl Iterator<Item = u32> {
+    let (queues, last) = (u32::from(driver.queue_count()), driver.registers().last_queue());
+    [queues, queues + 1, 0xffff, 0x1_0000, u32::MAX].into_iter().filter(move |queue| *queue <= last)
 }
 
 /// The device works: each eager queue gives a chain back.
@@ -143,8 +179,7 @@ fn broken(driver: &TestDriver) -> Vec<DeviceEvent> {
 /// The device has said that its driver broke it, once and on every channel.
 fn needs_reset(driver: &TestDriver) {
     assert_eq!(driver.status() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK | NEEDS_RESET);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS) & 2, 2);
-    assert!(driver.interrupts() > 0);
+    assert!(driver.registers().take_config_interrupt(), "nobody tells the driver");
     assert!(matches!(broken(driver)[..], [DeviceEvent::NeedsReset { .. }]), "{:?}", driver.reports());
 }
 

@@ -32,6 +32,10 @@ impl Queue {
     pub(super) fn new(max: u16) -> Self {
         Self { max, state: QueueState::new(max), running: false }
     }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running
+    }
 }
 
 /// One of the address registers of a queue.
@@ -149,6 +153,11 @@ impl Core {
         self.queues.get(self.selected as usize)
     }
 
+    /// The queues that their driver has enabled.
+    pub(super) fn ready_queues(&self) -> Vec<u16> {
+        (0..).zip(&self.queues).filter(|(_, queue)| queue.state.ready).map(|(index, _)| index).collect()
+    }
+
     pub(crate) fn select_queue(&mut self, index: u32) {
         self.selected = index;
     }
@@ -232,6 +241,15 @@ impl Core {
         }
     }
 
+    /// Has a queue that runs start again, from where it is.
+    pub(super) fn restart_queue(&mut self, index: u16) {
+        if self.queues.get(usize::from(index)).is_some_and(|queue| queue.running) {
+            let stopped = self.stop_queue(index);
+            let started = stopped.and_then(|()| self.start());
+            self.note(started);
+        }
+    }
+
     /// Stops a queue for good.
     fn drop_queue(&mut self, index: u16) {
         let stopped = self.stop_queue(index);
@@ -243,17 +261,20 @@ impl Core {
         self.note(forgotten);
     }
 
-    /// Resets the selected queue alone (2.6.1): when this returns, nothing of it is in flight.
-    pub(crate) fn reset_queue(&mut self) {
+    /// Resets the selected queue alone (2.6.1): when this returns, nothing of it is in flight. Returns false if it may not
+    /// be reset.
+    pub(crate) fn reset_queue(&mut self) -> bool {
         let negotiated = self.features.negotiated().unwrap_or_default() & RING_RESET != 0;
         let selected = self.selected as u16;
         if !negotiated || self.selected_queue().is_none() {
-            return self.ignore("a queue's reset");
+            self.ignore("a queue's reset");
+            return false;
         }
         self.drop_queue(selected);
         if let Some(queue) = self.selected_queue() {
             *queue = Queue::new(queue.max);
         }
+        true
     }
 
     /// Writes configuration space, if a driver is there.

@@ -5,7 +5,7 @@ mod registers;
 
 use std::sync::{Arc, Mutex};
 
-use ossature_bus::state::StateError;
+use ossature_bus::state::{Decoder, Encoder, StateError};
 use ossature_bus::{
     Assigned, Device, DeviceError, DeviceState, DoorbellRequest, Handover, InterruptRequest, MetricVisitor,
     NodeKind, RegistersRequest, Requires, Size, Syscall,
@@ -18,12 +18,10 @@ use virtio_bindings::bindings::virtio_mmio::{
 pub use self::page::MmioInterrupt;
 use self::page::{Page, USED_BUFFER};
 use self::registers::RegisterPort;
-use super::Transport;
 use super::core::{Shared, Wires, lock};
+use super::state::Own;
+use super::{Transport, check_queues, show_counts};
 use crate::{DeviceInfo, Local, LocalDevice, Runtime, VirtioDevice};
-
-/// The largest queue there is (2.7).
-const MAX_QUEUE_SIZE: u16 = 32768;
 
 /// The names of what the transport asks for.
 const REGISTERS: &str = "registers";
@@ -157,7 +155,7 @@ impl Device for VirtioMmio {
         // What is to be raised again is pending still.
         let transport = self.transport()?;
         let pending = self.restored.unwrap_or_else(|| transport.view().pending());
-        let state = transport.save(pending)?;
+        let state = transport.save(pending, &Nothing)?;
         // Whoever goes on raises it: the one that the state is restored into, or this one.
         self.restored = Some(pending);
         Ok(state)
@@ -167,7 +165,7 @@ impl Device for VirtioMmio {
         let Some(transport) = &self.attached else {
             return Err(StateError::Unsupported { reason: "it is not attached to a machine" });
         };
-        let pending = transport.restore(handover)?;
+        let (pending, Nothing) = transport.restore(handover, Ok)?;
         transport.view().replace_pending(pending);
         self.restored = Some(pending);
         Ok(())
@@ -186,17 +184,7 @@ impl Device for VirtioMmio {
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         if let Some(transport) = &self.attached {
-            let counts = transport.with(|core| core.counts);
-            visitor.counter(
-                "needs_resets",
-                "Times that the driver broke a ring, or a worker panicked: the device needed a reset.",
-                counts.needs_resets,
-            );
-            visitor.counter(
-                "ignored_writes",
-                "Writes of the driver to registers that the specification forbids.",
-                counts.ignored_writes,
-            );
+            show_counts(transport, visitor);
             lock(&self.device).metrics(visitor);
         }
     }
@@ -211,12 +199,22 @@ impl Drop for VirtioMmio {
     }
 }
 
+/// What only this transport saves.
+struct Nothing;
+
+impl Own for Nothing {
+    const KIND: &'static str = "ossature.virtio-mmio";
+
+    fn save(&self, _: &mut Encoder) {}
+
+    fn read(_: &mut Decoder<'_>) -> Result<Self, StateError> {
+        Ok(Self)
+    }
+}
+
 /// Fails if a device does not fit this transport.
 fn check(info: &DeviceInfo) -> Result<(), DeviceError> {
-    if let Some(size) = info.queues.iter().find(|size| !size.is_power_of_two() || **size > MAX_QUEUE_SIZE) {
-        let reason = format!("a queue of {size}: sizes are powers of two up to {MAX_QUEUE_SIZE}");
-        return Err(DeviceError::new(reason));
-    }
+    check_queues(info)?;
     let room = REGISTER_PAGE_SIZE as u32 - VIRTIO_MMIO_CONFIG;
     if info.config_len > room {
         let reason = format!("{} bytes of configuration space, there is room for {room}", info.config_len);

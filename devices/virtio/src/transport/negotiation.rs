@@ -27,6 +27,11 @@ impl Features {
         shift(self.offered_select).map_or(0, |shift| (self.offered >> shift) as u32)
     }
 
+    /// The window of accepted bits that the driver has selected.
+    pub(super) fn accepted_window(&self) -> u32 {
+        shift(self.accepted_select).map_or(0, |shift| (self.accepted >> shift) as u32)
+    }
+
     pub(super) fn accept(&mut self, bits: u32) {
         match shift(self.accepted_select) {
             Some(shift) => {

@@ -1,4 +1,5 @@
-//! What a transport saves of a device: all that its driver has set up, and the device's own state within.
+//! What a transport saves of a device: all that its driver has set up, and the device's own state within. One format for
+//! all transports, each with a kind and what only it has.
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_bus::{DeviceError, DeviceState, Handover};
@@ -10,7 +11,6 @@ use super::{Transport, View};
 use crate::features::VERSION_1;
 use crate::{DeviceInfo, QueueState, queue};
 
-const KIND: &str = "ossature.virtio-mmio";
 const VERSION: u16 = 1;
 
 const DEVICE_TYPE: Field = Field::new(1, "device type");
@@ -43,6 +43,16 @@ const INNER_PAYLOAD: Field = Field::new(3, "payload of the device");
 const MAX_KIND: usize = 255;
 const MAX_PAYLOAD: usize = 8 << 20;
 
+/// What only one transport saves: fields with tags from 13 on.
+pub(super) trait Own: Sized {
+    /// The kind of the transport's states.
+    const KIND: &'static str;
+    /// Writes the fields.
+    fn save(&self, fields: &mut Encoder);
+    /// Reads them.
+    fn read(fields: &mut Decoder<'_>) -> Result<Self, StateError>;
+}
+
 /// All that a driver has set up.
 struct TransportState {
     features: Features,
@@ -55,9 +65,14 @@ struct TransportState {
 }
 
 impl TransportState {
-    fn save(&self, info: &DeviceInfo, device: Option<&SavedState<'_>>) -> SavedState<'static> {
+    fn save<T: Own>(
+        &self,
+        info: &DeviceInfo,
+        device: Option<&SavedState<'_>>,
+        own: &T,
+    ) -> SavedState<'static> {
         let Self { features, status, selected, generation, pending, queues } = self;
-        let mut fields = Encoder::new(KIND, VERSION);
+        let mut fields = Encoder::new(T::KIND, VERSION);
         fields
             .u32(DEVICE_TYPE, info.device_type.0)
             .bytes(OFFERED, &features.offered.to_le_bytes())
@@ -81,23 +96,19 @@ impl TransportState {
                     .u16(QUEUE_NEXT_AVAIL, next_avail)
                     .u16(QUEUE_NEXT_USED, next_used);
             });
-        if let Some(SavedState { kind, version, payload, .. }) = device {
-            fields.nested(DEVICE, |fields| {
-                fields
-                    .bytes(INNER_KIND, kind.as_bytes())
-                    .u16(INNER_VERSION, *version)
-                    .bytes(INNER_PAYLOAD, payload);
-            });
+        if let Some(device) = device {
+            write_nested(&mut fields, DEVICE, device);
         }
+        own.save(&mut fields);
         fields.finish()
     }
 
-    /// Reads what a device like `info` can have saved, and the device's own state.
-    fn restore(
+    /// Reads what a device like `info` can have saved, the device's own state, and the transport's.
+    fn restore<T: Own>(
         state: &SavedState<'_>,
         info: &DeviceInfo,
-    ) -> Result<(Self, Option<SavedState<'static>>), StateError> {
-        let mut fields = Decoder::new(state, KIND, 1..=VERSION)?;
+    ) -> Result<(Self, Option<SavedState<'static>>, T), StateError> {
+        let mut fields = Decoder::new(state, T::KIND, 1..=VERSION)?;
         if fields.u32(DEVICE_TYPE)? != info.device_type.0 {
             return Err(inconsistent("device type", "the device is of another"));
         }
@@ -113,9 +124,10 @@ impl TransportState {
         let generation = fields.u32(GENERATION)?;
         let pending = fields.u32(INTERRUPT)?;
         let queues = fields.list(QUEUES, info.queues.len(), read_queue)?;
-        let device = fields.optional(DEVICE, |fields, field| fields.nested(field, read_device))?;
+        let device = fields.optional(DEVICE, read_nested)?;
+        let own = T::read(&mut fields)?;
         fields.finish()?;
-        Ok((Self { features, status, selected, generation, pending, queues }, device))
+        Ok((Self { features, status, selected, generation, pending, queues }, device, own))
     }
 
     /// Fails if these are not registers of a device like `info` whose `check` finds its queues in RAM.
@@ -165,7 +177,7 @@ impl TransportState {
     }
 }
 
-fn inconsistent(field: &'static str, reason: &'static str) -> StateError {
+pub(super) fn inconsistent(field: &'static str, reason: &'static str) -> StateError {
     StateError::Inconsistent { field, reason }
 }
 
@@ -183,15 +195,26 @@ fn read_queue(fields: &mut Decoder<'_>) -> Result<Queue, StateError> {
     Ok(queue)
 }
 
-fn read_device(fields: &mut Decoder<'_>) -> Result<SavedState<'static>, StateError> {
-    let kind = String::from_utf8(fields.bytes(INNER_KIND, MAX_KIND)?.to_vec());
-    let kind = kind.map_err(|_| inconsistent("kind of the device", "it is not text"))?;
-    let version = fields.u16(INNER_VERSION)?;
-    Ok(SavedState::new(kind, version, fields.bytes(INNER_PAYLOAD, MAX_PAYLOAD)?.to_vec()))
+/// Appends the state of a part, with its own kind and version.
+pub(super) fn write_nested(fields: &mut Encoder, field: Field, state: &SavedState<'_>) {
+    let SavedState { kind, version, payload, .. } = state;
+    fields.nested(field, |fields| {
+        fields.bytes(INNER_KIND, kind.as_bytes()).u16(INNER_VERSION, *version).bytes(INNER_PAYLOAD, payload);
+    });
+}
+
+/// Reads it.
+pub(super) fn read_nested(fields: &mut Decoder<'_>, field: Field) -> Result<SavedState<'static>, StateError> {
+    fields.nested(field, |fields| {
+        let kind = String::from_utf8(fields.bytes(INNER_KIND, MAX_KIND)?.to_vec());
+        let kind = kind.map_err(|_| inconsistent("kind of the device", "it is not text"))?;
+        let version = fields.u16(INNER_VERSION)?;
+        Ok(SavedState::new(kind, version, fields.bytes(INNER_PAYLOAD, MAX_PAYLOAD)?.to_vec()))
+    })
 }
 
 impl Core {
-    fn save(&mut self, pending: u32) -> Result<DeviceState, DeviceError> {
+    fn save<T: Own>(&mut self, pending: u32, own: &T) -> Result<DeviceState, DeviceError> {
         if !self.quiet {
             return Err(DeviceError::new("a device that is not quiet cannot be saved"));
         }
@@ -208,18 +231,23 @@ impl Core {
             pending,
             queues: self.queues.clone(),
         };
-        let mut handover = Handover::new(registers.save(&self.info, state.as_ref()));
+        let mut handover = Handover::new(registers.save(&self.info, state.as_ref(), own));
         handover.descriptors = descriptors;
         Ok(DeviceState::Saved(handover))
     }
 
-    fn restore(&mut self, handover: Handover) -> Result<u32, StateError> {
+    fn restore<T: Own, R>(
+        &mut self,
+        handover: Handover,
+        check: impl FnOnce(T) -> Result<R, StateError>,
+    ) -> Result<(u32, R), StateError> {
         if !self.quiet {
             return Err(StateError::Unsupported { reason: "it is not quiet" });
         }
-        let (registers, device) = TransportState::restore(&handover.state, &self.info)?;
+        let (registers, device, own) = TransportState::restore::<T>(&handover.state, &self.info)?;
         let dma = self.dma();
         registers.check(&self.info, |index, queue| queue::check(index, queue.max, &queue.state, &dma))?;
+        let own = check(own)?;
         // The device checks its own state, and takes it over as the first of all.
         let restored = match device {
             Some(state) => {
@@ -244,18 +272,23 @@ impl Core {
         self.generation = generation;
         let absent = self.info.queues.iter().skip(queues.len()).map(|max| Queue::new(*max));
         self.queues = queues.into_iter().chain(absent).collect();
-        Ok(pending)
+        Ok((pending, own))
     }
 }
 
 impl<V: View + 'static> Transport<V> {
     /// The device's state, where the driver has not acknowledged the interrupt causes `pending`.
-    pub(super) fn save(&self, pending: u32) -> Result<DeviceState, DeviceError> {
-        self.with(|core| core.save(pending))
+    pub(super) fn save<T: Own>(&self, pending: u32, own: &T) -> Result<DeviceState, DeviceError> {
+        self.with(|core| core.save(pending, own))
     }
 
-    /// Takes a state over; returns the interrupt causes that the driver has not acknowledged.
-    pub(super) fn restore(&self, handover: Handover) -> Result<u32, StateError> {
-        self.with(|core| core.restore(handover))
+    /// Takes a state over, if it passes `check` too; returns the interrupt causes that the driver has not acknowledged,
+    /// and what `check` has made of the transport's own part.
+    pub(super) fn restore<T: Own, R>(
+        &self,
+        handover: Handover,
+        check: impl FnOnce(T) -> Result<R, StateError>,
+    ) -> Result<(u32, R), StateError> {
+        self.with(|core| core.restore(handover, check))
     }
 }

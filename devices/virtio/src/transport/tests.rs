@@ -12,9 +12,10 @@ use ossature_bus::{
 };
 use virtio_bindings::bindings::virtio_mmio as reg;
 
+use super::core::Ring;
 use super::status::*;
 use crate::features::{EVENT_IDX, INDIRECT_DESC, RING_RESET, VERSION_1};
-use crate::testing::{Desc, TestDriver};
+use crate::testing::{Desc, TestDriver, Transport, on_each_transport};
 use crate::{
     Activation, ConfigInterrupt, DedicatedThread, DeviceInfo, DeviceType, Inline, LocalDevice, MmioInterrupt,
     QueueBroken, Removed, Runtime, SharedLoop, Source, Turn, VirtQueue, VirtioMmio, Worker,
@@ -23,6 +24,7 @@ use crate::{
 mod elsewhere;
 mod interrupts;
 mod panics;
+mod pci;
 mod slow;
 mod state;
 
@@ -320,63 +322,73 @@ fn a_driver_that_is_not_linux_sees_what_the_specification_says() {
 
 #[test]
 fn a13_features_are_accepted_in_one_status_only() {
-    let (shared, mut driver) = sample();
-    let accept = |driver: &TestDriver, bits: u32| {
-        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
-        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, bits);
-    };
-    // Before there is a driver: had these been taken, the negotiation would fail.
-    accept(&driver, u32::MAX);
-    driver.add_status(ACKNOWLEDGE);
-    accept(&driver, u32::MAX);
-    driver.add_status(DRIVER);
-    driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
-    driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, (VERSION_1 >> 32) as u32);
-    driver.add_status(FEATURES_OK);
-    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    accept(&driver, 1 << 3);
-    assert!(driver.set_up_queue(1, 64));
-    driver.add_status(DRIVER_OK);
-    accept(&driver, u32::MAX);
-    driver.device().quiesce().unwrap();
-    driver.device().resume().unwrap();
-    assert_eq!(*shared.features.lock().unwrap(), [VERSION_1, VERSION_1]);
+    on_each_transport(|| {
+        let (shared, mut driver) = sample();
+        let accept = |driver: &TestDriver, bits: u32| {
+            driver.registers().set_driver_features(0, bits);
+        };
+        // Before there is a driver: had these been taken, the negotiation would fail.
+        accept(&driver, u32::MAX);
+        driver.add_status(ACKNOWLEDGE);
+        accept(&driver, u32::MAX);
+        driver.add_status(DRIVER);
+        driver.registers().set_driver_features(1, (VERSION_1 >> 32) as u32);
+        driver.add_status(FEATURES_OK);
+        assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        accept(&driver, 1 << 3);
+        assert!(driver.set_up_queue(1, 64));
+        driver.add_status(DRIVER_OK);
+        accept(&driver, u32::MAX);
+        driver.device().quiesce().unwrap();
+        driver.device().resume().unwrap();
+        assert_eq!(*shared.features.lock().unwrap(), [VERSION_1, VERSION_1]);
+    });
 }
 
 #[test]
 fn a_driver_without_queues_is_fine() {
-    let (shared, mut driver) = sample();
-    driver.negotiate(0);
-    driver.add_status(DRIVER_OK);
-    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-    assert!(shared.started.lock().unwrap().is_empty());
+    on_each_transport(|| {
+        let (shared, mut driver) = sample();
+        driver.negotiate(0);
+        driver.add_status(DRIVER_OK);
+        assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        assert!(shared.started.lock().unwrap().is_empty());
+    });
 }
 
 #[test]
 fn a_queue_that_cannot_be_stays_disabled() {
-    let (_, mut driver) = sample();
-    driver.negotiate(0);
-    assert!(driver.set_up_queue(1, 64));
-    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
-    for (register, value) in [
-        (reg::VIRTIO_MMIO_QUEUE_NUM, 0),
-        (reg::VIRTIO_MMIO_QUEUE_NUM, 63),
-        (reg::VIRTIO_MMIO_QUEUE_NUM, 128),
-        (reg::VIRTIO_MMIO_QUEUE_NUM, 0x1_0040),
-        (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, 8),
-        (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, 1),
-        (reg::VIRTIO_MMIO_QUEUE_USED_LOW, 2),
-        (reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, 9),
-        (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, u32::MAX),
-    ] {
-        driver.set_up_queue(1, 64);
-        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
-        driver.write(register, value);
-        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0, "{register:#x} = {value:#x}");
-        driver.write(register, 0);
-    }
-    assert!(driver.set_up_queue(1, 64));
+    on_each_transport(|| {
+        let (_, mut driver) = sample();
+        let transport = driver.transport();
+        let mut enables = |size: u32, flaw: Option<(Ring, u64)>| {
+            driver.negotiate(0);
+            driver.registers().select_queue(1);
+            driver.registers().set_queue_size(size);
+            for (ring, addr) in
+                [(Ring::Desc, 0x1000), (Ring::Avail, 0x2000), (Ring::Used, 0x3000)].into_iter().chain(flaw)
+            {
+                driver.registers().set_queue_address(ring, addr);
+            }
+            driver.enable_queue(1)
+        };
+        assert!(enables(64, None));
+        for size in [0, 63, 128] {
+            assert!(!enables(size, None), "{size} entries");
+        }
+        for flaw in [
+            (Ring::Desc, 8),
+            (Ring::Avail, 1),
+            (Ring::Used, 2),
+            (Ring::Desc, 9 << 32),
+            (Ring::Used, u64::from(u32::MAX) << 32),
+        ] {
+            assert!(!enables(64, Some(flaw)), "{flaw:x?}");
+        }
+        assert!(enables(64, None));
+        // The MMIO transport's register is wider than a size.
+        assert!(transport == Transport::Pci || !enables(0x1_0040, None));
+    });
 }
 
 #[test]
@@ -395,205 +407,223 @@ fn the_used_buffer_bit_may_be_always_set_and_acknowledged_for_nothing() {
 
 #[test]
 fn a_configuration_change_is_seen_with_a_new_generation_and_acknowledged() {
-    let (shared, mut driver) = sample();
-    driver.start(0);
-    let config = shared.config.lock().unwrap().clone().unwrap();
-    let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
-    shared.value.store(0x0403_0201, Ordering::Relaxed);
-    assert_eq!(driver.config::<4>(0), [0; 4]);
-    config.raise();
-    assert_eq!(driver.config::<6>(0), [1, 2, 3, 4, 0xee, 0xee]);
-    assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
-    assert_eq!(driver.interrupts(), 1);
-    driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 3);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
-    // Without a driver there is a new generation, and no interrupt (2.5.2).
-    driver.reset();
-    let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
-    config.raise();
-    assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
-    assert_eq!((driver.interrupts(), driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS)), (0, 0));
+    on_each_transport(|| {
+        let (shared, mut driver) = sample();
+        driver.start(0);
+        let config = shared.config.lock().unwrap().clone().unwrap();
+        let generation = driver.generation();
+        shared.value.store(0x0403_0201, Ordering::Relaxed);
+        assert_eq!(driver.config::<4>(0), [0; 4]);
+        config.raise();
+        assert_eq!(driver.config::<6>(0), [1, 2, 3, 4, 0xee, 0xee]);
+        assert_ne!(driver.generation(), generation);
+        assert!(driver.registers().take_config_interrupt());
+        driver.acknowledge();
+        assert_eq!(driver.registers().pending(), 0);
+        // Without a driver there is a new generation, and no interrupt (2.5.2).
+        driver.reset();
+        let generation = driver.generation();
+        config.raise();
+        assert_ne!(driver.generation(), generation);
+        assert_eq!((driver.interrupts(), driver.registers().pending()), (0, 0));
+    });
 }
 
 #[test]
 fn a_driver_writes_configuration_only_when_it_is_there() {
-    let (shared, mut driver) = sample();
-    let port = driver.port();
-    let at = Access { offset: 0x101, size: Size::B1 };
-    let _ = port.write(at, 7).unwrap();
-    assert_eq!(shared.value.load(Ordering::Relaxed), 0);
-    driver.start(0);
-    let _ = port.write(at, 7).unwrap();
-    assert_eq!(driver.config::<4>(0), [0, 7, 0, 0]);
-    driver.reset();
-    assert_eq!(driver.config::<4>(0), [0; 4]);
+    on_each_transport(|| {
+        let (shared, mut driver) = sample();
+        let at = Access { offset: 1, size: Size::B1 };
+        driver.registers().set_config(at, 7).unwrap();
+        assert_eq!(shared.value.load(Ordering::Relaxed), 0);
+        driver.start(0);
+        driver.registers().set_config(at, 7).unwrap();
+        assert_eq!(driver.config::<4>(0), [0, 7, 0, 0]);
+        driver.reset();
+        assert_eq!(driver.config::<4>(0), [0; 4]);
+    });
 }
 
 #[test]
 fn every_reset_reaches_the_device_after_its_workers() {
-    let (shared, mut driver) = sample();
-    driver.start(0);
-    driver.reset();
-    // The first reset is the one before the start.
-    assert_eq!((shared.resets.load(Ordering::Relaxed), shared.finished.load(Ordering::Relaxed)), (2, 2));
+    on_each_transport(|| {
+        let (shared, mut driver) = sample();
+        driver.start(0);
+        driver.reset();
+        // The first reset is the one before the start.
+        assert_eq!((shared.resets.load(Ordering::Relaxed), shared.finished.load(Ordering::Relaxed)), (2, 2));
+    });
 }
 
 #[test]
 fn a_needed_reset_is_counted() {
-    struct Counters(Vec<(String, u64)>);
-    impl MetricVisitor for Counters {
-        fn metric(&mut self, metric: &Metric<'_>, value: u64) {
-            self.0.push((metric.name.to_owned(), value));
+    on_each_transport(|| {
+        struct Counters(Vec<(String, u64)>);
+        impl MetricVisitor for Counters {
+            fn metric(&mut self, metric: &Metric<'_>, value: u64) {
+                self.0.push((metric.name.to_owned(), value));
+            }
         }
-    }
-    let (_, mut driver) = sample();
-    for round in 1..=3 {
-        driver.start(0);
-        driver.ring(1).set_avail_index(9999);
-        driver.ring(2).set_avail_index(9999);
-        driver.kick(1);
-        driver.kick(2);
-        let mut counters = Counters(Vec::new());
-        driver.device().metrics(&mut counters);
-        let expected = [("needs_resets", round), ("ignored_writes", 0), ("sample", 1)];
-        assert_eq!(counters.0, expected.map(|(name, value)| (name.to_owned(), value)));
-        assert_eq!(driver.reports().len() as u64, round);
-    }
+        let (_, mut driver) = sample();
+        for round in 1..=3 {
+            driver.start(0);
+            driver.ring(1).set_avail_index(9999);
+            driver.ring(2).set_avail_index(9999);
+            driver.kick(1);
+            driver.kick(2);
+            let mut counters = Counters(Vec::new());
+            driver.device().metrics(&mut counters);
+            let expected = [("needs_resets", round), ("ignored_writes", 0), ("sample", 1)];
+            assert_eq!(counters.0, expected.map(|(name, value)| (name.to_owned(), value)));
+            assert_eq!(driver.reports().len() as u64, round);
+        }
+    });
 }
 
 #[test]
 fn a_broken_queue_leaves_the_other_groups_alone() {
-    let (_, mut driver) = sample();
-    driver.start(0);
-    driver.ring(1).set_avail_index(9999);
-    driver.kick(1);
-    assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
-    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
-    assert!(matches!(&driver.reports()[..], [DeviceEvent::NeedsReset { reason }] if reason.contains("9999")));
+    on_each_transport(|| {
+        let (_, mut driver) = sample();
+        driver.start(0);
+        driver.ring(1).set_avail_index(9999);
+        driver.kick(1);
+        assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
+        assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+        assert!(
+            matches!(&driver.reports()[..], [DeviceEvent::NeedsReset { reason }] if reason.contains("9999"))
+        );
+    });
 }
 
 #[test]
 fn interrupts_and_kicks_work_across_threads() {
-    let runtimes: [Arc<dyn Runtime>; 2] =
-        [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
-    for runtime in runtimes {
-        for features in [0, u128::MAX] {
-            let device = Sample::new(&Arc::default());
-            let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
-            driver.start(features);
-            // More than the ring indices can count, over queues of 16, 64 and 256.
-            for i in 0..3000u32 {
-                let queue = (i % 3) as u16;
-                let used = if features != 0 && i % 2 == 0 {
-                    driver.request_indirect(queue, &[b"abc"], &[4, 4]);
-                    driver.kick(queue);
-                    driver.wait_used(queue)
-                } else {
-                    driver.transact(queue, &[b"abc"], &[4, 4]).0
-                };
-                assert_eq!(used.len, 1);
+    on_each_transport(|| {
+        let runtimes: [Arc<dyn Runtime>; 2] =
+            [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
+        for runtime in runtimes {
+            for features in [0, u128::MAX] {
+                let device = Sample::new(&Arc::default());
+                let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+                driver.start(features);
+                // More than the ring indices can count, over queues of 16, 64 and 256.
+                for i in 0..3000u32 {
+                    let queue = (i % 3) as u16;
+                    let used = if features != 0 && i % 2 == 0 {
+                        driver.request_indirect(queue, &[b"abc"], &[4, 4]);
+                        driver.kick(queue);
+                        driver.wait_used(queue)
+                    } else {
+                        driver.transact(queue, &[b"abc"], &[4, 4]).0
+                    };
+                    assert_eq!(used.len, 1);
+                }
+                assert_eq!(driver.reports(), []);
             }
-            assert_eq!(driver.reports(), []);
         }
-    }
+    });
 }
 
 #[test]
 fn a18_pauses_at_any_moment_lose_nothing() {
-    let runtimes: [Arc<dyn Runtime>; 2] =
-        [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
-    for runtime in runtimes {
-        for features in [0, EVENT_IDX] {
-            let device = Sample::new(&Arc::default());
-            let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
-            driver.start(features);
-            for round in 0..200u64 {
-                let offered = 1 + round % 5;
-                for i in 0..offered {
-                    driver.request(1, &[], &[4]);
-                    driver.kick(1);
-                    // The worker is anywhere in its turn.
-                    if i == round % 3 {
-                        driver.device().quiesce().unwrap();
-                        driver.device().resume().unwrap();
+    on_each_transport(|| {
+        let runtimes: [Arc<dyn Runtime>; 2] =
+            [Arc::new(SharedLoop::new("virtio").unwrap()), Arc::new(DedicatedThread)];
+        for runtime in runtimes {
+            for features in [0, EVENT_IDX] {
+                let device = Sample::new(&Arc::default());
+                let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+                driver.start(features);
+                for round in 0..200u64 {
+                    let offered = 1 + round % 5;
+                    for i in 0..offered {
+                        driver.request(1, &[], &[4]);
+                        driver.kick(1);
+                        // The worker is anywhere in its turn.
+                        if i == round % 3 {
+                            driver.device().quiesce().unwrap();
+                            driver.device().resume().unwrap();
+                        }
+                    }
+                    for _ in 0..offered {
+                        driver.wait_used(1);
                     }
                 }
-                for _ in 0..offered {
-                    driver.wait_used(1);
-                }
+                assert_eq!(driver.reports(), []);
             }
-            assert_eq!(driver.reports(), []);
         }
-    }
+    });
 }
 
 #[test]
 fn a_reset_meets_a_breaking_worker() {
-    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
-    let shared: Arc<Shared> = Arc::default();
-    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
-    for _ in 0..300 {
+    on_each_transport(|| {
+        let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+        let shared: Arc<Shared> = Arc::default();
+        let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+        for _ in 0..300 {
+            driver.start(0);
+            driver.ring(0).set_avail_index(9999);
+            driver.ring(1).set_avail_index(9999);
+            driver.kick_register(0);
+            driver.kick_register(1);
+            driver.reset();
+            // What the worker had to say belongs to the past.
+            assert_eq!(driver.status(), 0);
+        }
         driver.start(0);
-        driver.ring(0).set_avail_index(9999);
-        driver.ring(1).set_avail_index(9999);
-        driver.kick_register(0);
-        driver.kick_register(1);
-        driver.reset();
-        // What the worker had to say belongs to the past.
-        assert_eq!(driver.status(), 0);
-    }
-    driver.start(0);
-    assert_eq!(driver.status() & NEEDS_RESET, 0);
-    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+        assert_eq!(driver.status() & NEEDS_RESET, 0);
+        assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+    });
 }
 
 #[test]
 fn vcpus_workers_and_the_host_meet_without_deadlock() {
-    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
-    let shared: Arc<Shared> = Arc::default();
-    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
-    driver.start(0);
-    let config = shared.config.lock().unwrap().clone().unwrap();
-    let (port, stop) = (driver.port(), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                shared.value.fetch_add(1, Ordering::Relaxed);
-                config.raise();
-            }
-        });
-        // Another vCPU that writes every register there is, status 0 included.
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                for offset in (0..0x110).step_by(4) {
-                    let _ = port.write(Access { offset, size: Size::B4 }, offset % 3);
-                    let _ = port.read(Access { offset, size: Size::B4 });
+    on_each_transport(|| {
+        let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+        let shared: Arc<Shared> = Arc::default();
+        let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+        driver.start(0);
+        let config = shared.config.lock().unwrap().clone().unwrap();
+        let (registers, stop) = (driver.registers().clone(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    shared.value.fetch_add(1, Ordering::Relaxed);
+                    config.raise();
+                }
+            });
+            // Another vCPU that writes every register there is, status 0 included.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for value in 0..3 {
+                        registers.scribble(value);
+                    }
+                }
+            });
+            for _ in 0..500 {
+                for status in [0, 1, 3, 11, 15] {
+                    driver.write_status(status);
                 }
             }
+            stop.store(true, Ordering::Relaxed);
         });
-        for _ in 0..500 {
-            driver.write(reg::VIRTIO_MMIO_STATUS, 0);
-            for status in [1, 3, 11, 15] {
-                driver.port().write(Access { offset: 0x70, size: Size::B4 }, status).map(drop).unwrap();
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
+        // No letter was left unread.
+        assert_eq!(driver.config::<4>(0), shared.value.load(Ordering::Relaxed).to_le_bytes());
+        driver.start(0);
+        assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
     });
-    // No letter was left unread.
-    assert_eq!(driver.config::<4>(0), shared.value.load(Ordering::Relaxed).to_le_bytes());
-    driver.start(0);
-    assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
 }
 
 #[test]
 fn a_dropped_device_finishes_its_workers() {
-    let shared: Arc<Shared> = Arc::default();
-    let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
-    let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
-    driver.start(0);
-    drop(driver);
-    assert_eq!(shared.finished.load(Ordering::Relaxed), 2);
+    on_each_transport(|| {
+        let shared: Arc<Shared> = Arc::default();
+        let runtime = Arc::new(SharedLoop::new("virtio").unwrap());
+        let mut driver = TestDriver::with_runtime(Box::new(Sample::new(&shared)), runtime);
+        driver.start(0);
+        drop(driver);
+        assert_eq!(shared.finished.load(Ordering::Relaxed), 2);
+    });
 }
 
 fn attach(device: Sample, change: impl FnOnce(&mut Requires)) -> Result<(), String> {

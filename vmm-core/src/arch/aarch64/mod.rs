@@ -16,7 +16,9 @@ pub(crate) use setup::{
     ArchConfig, HostFacts, NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte,
     notify_paused, prepare_vm,
 };
-pub(crate) use spaces::{is_reserved, line_space, lines, memory_space, port_space};
+pub(crate) use spaces::{
+    high_window_space, is_reserved, line_space, lines, memory_space, port_space, window_space,
+};
 pub(crate) use state::{VcpuAccess, VcpuParts, VmParts};
 
 /// There is no KVM for this architecture that emulates guests.

@@ -32,7 +32,9 @@ pub(crate) use registers::Registers;
 pub(crate) use setup::{
     NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
-pub(crate) use spaces::{is_reserved, line_space, lines, memory_space, port_space};
+pub(crate) use spaces::{
+    high_window_space, is_reserved, line_space, lines, memory_space, port_space, window_space,
+};
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
 pub(crate) use vm_state::VmParts;
 

@@ -10,6 +10,10 @@ const MMIO: RangeInclusive<u64> = 0xd000_0000..=0xdfff_ffff;
 /// keeps for itself.
 const MMIO_FIXED: [RangeInclusive<u64>; 3] =
     [0xc000_0000..=0xfebf_ffff, 0xfec0_1000..=0xfedf_ffff, 0xfee0_1000..=0xfffb_bfff];
+/// Where devices get addresses to hand on, below 4 GiB.
+const WINDOWS: RangeInclusive<u64> = 0xe000_0000..=0xefff_ffff;
+/// The same above 4 GiB, as far as RAM does not reach: what processors address that have 39 bits for it, at first.
+const HIGH_WINDOWS: u64 = 1 << 38;
 /// Above the ports of old, below those that PCI firmware hands out.
 const PIO: RangeInclusive<u64> = 0xc000..=0xcfff;
 const PIO_FIXED: [RangeInclusive<u64>; 1] = [0..=0xffff];
@@ -21,6 +25,17 @@ const LINES_FIXED: [RangeInclusive<u64>; 1] = [0..=23];
 /// Guest-physical addresses.
 pub(crate) fn memory_space() -> Space {
     Space::new([MMIO]).with_fixed_only(MMIO_FIXED)
+}
+
+/// Guest-physical addresses below 4 GiB that devices hand on.
+pub(crate) fn window_space() -> Space {
+    Space::new([WINDOWS]).with_fixed_only([MMIO]).with_fixed_only(MMIO_FIXED)
+}
+
+/// The same above RAM, which ends before `ram_end`.
+pub(crate) fn high_window_space(ram_end: u64) -> Space {
+    let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
+    Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
 }
 
 /// I/O ports.

@@ -1,4 +1,4 @@
-use ossature_bus::{DoorbellRequest, InterruptRequest, RegistersRequest, Size};
+use ossature_bus::{DoorbellRequest, InterruptRequest, RegistersRequest, Size, WindowRequest};
 
 use super::*;
 
@@ -23,12 +23,12 @@ fn level() -> Requires {
 /// The places of new devices.
 fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
     let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
-    plan(&asked)
+    plan(&asked, 0)
 }
 
 fn place(registers: &[u64], interrupts: &[u32]) -> Place {
     let registers = registers.iter().copied().map(Some).collect();
-    Place { registers, interrupts: interrupts.to_vec() }
+    Place { registers, interrupts: interrupts.to_vec(), windows: Vec::new() }
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
         Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
         Asked { id: "c", requires: &new, place: None },
     ];
-    let places = plan(&asked).unwrap();
+    let places = plan(&asked, 0).unwrap();
     assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[7])]);
 }
 
@@ -156,4 +156,56 @@ fn level_interrupts_at_one_place_share_it_and_an_edge_does_not() {
     assert_eq!(both, [place(&[], &[6]), place(&[], &[6])]);
     let errors = places(&[("a", level()), ("b", fixed(InterruptRequest::edge))]).unwrap_err();
     assert_eq!(errors[0].to_string(), "interrupts: b at 0x6+0x1 overlaps a at 0x6+0x1");
+}
+
+/// What a PCI root bus asks for.
+fn root_bus() -> Requires {
+    Requires::new()
+        .registers(RegistersRequest::memory("ecam", 1 << 20))
+        .window(WindowRequest::memory32("low", 1 << 27))
+        .window(WindowRequest::memory64("high", 1 << 36))
+}
+
+#[test]
+fn windows_lie_beside_devices_and_above_ram() {
+    let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_0000));
+    let (bus, function) =
+        (root_bus(), Requires::new().registers(RegistersRequest::memory("bar", 64).unplaced()));
+    let new = |id, requires| Asked { id, requires, place: None };
+    let asked = [new("bus", &bus), new("fixed", &fixed), new("function", &function)];
+    let places = plan(&asked, 300 << 30).unwrap();
+    assert_eq!(places[0].registers, [Some(0xd000_0000)]);
+    assert_eq!(places[0].windows, [0xe800_0000..=0xefff_ffff, 512 << 30..=(576 << 30) - 1]);
+    assert_eq!(places[1].registers, [Some(0xe000_0000)]);
+    assert_eq!(places[2].registers, [None]);
+}
+
+#[test]
+fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
+    let (bus, function, new) = (root_bus(), Requires::new(), virtio());
+    let function = function.registers(RegistersRequest::memory("bar", 64).unplaced());
+    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], 0).unwrap().remove(0);
+    assert_eq!(placed.windows, [0xe000_0000..=0xe7ff_ffff, 256 << 30..=(320 << 30) - 1]);
+    let moved = Place { registers: vec![Some(0xe000_0040)], ..Place::default() };
+    let asked = [
+        Asked { id: "bus", requires: &bus, place: Some(&placed) },
+        Asked { id: "function", requires: &function, place: Some(&moved) },
+        Asked { id: "new", requires: &new, place: None },
+    ];
+    let places = plan(&asked, 0).unwrap();
+    assert_eq!(places[..2], [placed.clone(), moved.clone()]);
+    let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_1000));
+    let [bus, function, _] = asked;
+    let into = Asked { id: "new", requires: &fixed, place: None };
+    assert!(plan(&[bus, function, into], 0).is_err());
+}
+
+#[test]
+fn a_window_that_fits_nowhere_is_told_by_its_owner() {
+    let large = Requires::new().window(WindowRequest::memory32("low", 1 << 29));
+    let errors = places(&[("bus", large)]).unwrap_err();
+    assert!(
+        matches!(&errors[..], [BuildError::Exhausted { takers, .. }] if takers == &["bus"]),
+        "{errors:?}"
+    );
 }

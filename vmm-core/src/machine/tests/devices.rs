@@ -420,3 +420,190 @@ fn a_shared_level_line_is_asserted_until_the_last_device_lets_go() {
     look_again();
     assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
 }
+
+/// Two ranges that begin nowhere. A write says where both are to be, in units of 4 KiB: the first in its lower half, the
+/// second in its upper one; a write of `EJECT` gives the device up.
+struct Pair {
+    saved: Arc<Mutex<u64>>,
+    ranges: Arc<Mutex<Vec<Range>>>,
+}
+
+const CONTROL: u64 = 0xd700_0000;
+const EJECT: u64 = u64::MAX;
+const SAVED_PLACES: Field = Field::new(1, "places");
+
+struct PairRegisters {
+    places: Arc<Mutex<u64>>,
+    ranges: Vec<Range>,
+    value: u64,
+}
+
+/// Asks for both ranges to be moved.
+fn put(ranges: &[Range], places: u64) -> Effect {
+    let halves = [places & 0xffff_ffff, places >> 32];
+    let effects =
+        ranges.iter().zip(halves).map(|(range, half)| range.move_to((half != 0).then_some(half << 12)));
+    effects.fold(Effect::None, |_, effect| effect)
+}
+
+impl Mmio for PairRegisters {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Ok(self.value)
+    }
+
+    fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
+        if value == EJECT {
+            return Ok(Effect::Remove(self.ranges[1].id()));
+        }
+        *self.places.lock().unwrap() = value;
+        Ok(put(&self.ranges, value))
+    }
+}
+
+impl Device for Pair {
+    fn id(&self) -> &str {
+        "pair"
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new()
+            .registers(RegistersRequest::memory("control", 0x1000).fixed(CONTROL))
+            .registers(RegistersRequest::memory("first", 0x1000).unplaced())
+            .registers(RegistersRequest::memory("second", 0x1000).unplaced())
+    }
+
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let ranges: Vec<_> = assigned.all_registers()[1..].to_vec();
+        for (value, range) in (0..).zip(assigned.all_registers()) {
+            let (places, ranges) = (self.saved.clone(), ranges.clone());
+            range.answer(Arc::new(PairRegisters { places, ranges, value }));
+        }
+        *self.ranges.lock().unwrap() = ranges;
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        *self.saved.lock().unwrap() = 0;
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        let mut fields = Encoder::new("org.example.pair", 1);
+        fields.u64(SAVED_PLACES, *self.saved.lock().unwrap());
+        Ok(DeviceState::Saved(Handover::new(fields.finish())))
+    }
+
+    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
+        let mut fields = Decoder::new(&handover.state, "org.example.pair", 1..=1)?;
+        let places = fields.u64(SAVED_PLACES)?;
+        fields.finish()?;
+        *self.saved.lock().unwrap() = places;
+        let _ = put(&self.ranges.lock().unwrap(), places);
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        self.ranges.lock().unwrap().clear();
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self { saved: Arc::default(), ranges: Arc::default() }
+    }
+}
+
+fn both(first: u64, second: u64) -> u64 {
+    first >> 12 | second >> 12 << 32
+}
+
+const NOBODY: u64 = 0xffff_ffff;
+
+#[test]
+fn one_effect_moves_all_ranges_of_its_device_even_where_they_swap_places() {
+    let (a, b) = (COUNTER, COUNTER + 0x1000);
+    let machine = empty(vec![
+        Script::new()
+            .mmio_expect(a, Size::B4, NOBODY)
+            .mmio_write(CONTROL, Size::B8, both(a, b))
+            .mmio_expect(a, Size::B4, 1)
+            .mmio_expect(b, Size::B4, 2)
+            .mmio_write(CONTROL, Size::B8, both(b, a))
+            .mmio_expect(a, Size::B4, 2)
+            .mmio_expect(b, Size::B4, 1)
+            // RAM is no place for the first; the second goes where it is wanted all the same.
+            .mmio_write(CONTROL, Size::B8, both(0x1000, b + 0x1000))
+            .mmio_expect(a, Size::B4, NOBODY)
+            .mmio_expect(b, Size::B4, 1)
+            .mmio_expect(b + 0x1000, Size::B4, 2)
+            .mmio_write(CONTROL, Size::B8, 0)
+            .mmio_expect(b, Size::B4, NOBODY)
+            .pio_write(PORT, Size::B1, 0),
+    ]);
+    machine.add_device(Probe::named("power")).unwrap();
+    machine.add_device(Pair::new()).unwrap();
+    machine.start().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+}
+
+#[test]
+fn a_reset_takes_ranges_out_and_a_restored_state_puts_them_back() {
+    let (a, b) = (COUNTER, COUNTER + 0x1000);
+    let machine = empty(vec![
+        Script::new().mmio_write(CONTROL, Size::B8, both(a, b)).mmio_expect(b, Size::B4, 2).await_kick(),
+    ]);
+    let pair = Pair::new();
+    let ranges = pair.ranges.clone();
+    let bases = || ranges.lock().unwrap().iter().map(|range| range.base()).collect::<Vec<_>>();
+    machine.add_device(pair).unwrap();
+    machine.start().unwrap();
+    while bases() != [Some(a), Some(b)] {
+        std::thread::yield_now();
+    }
+    let paused = machine.pause().unwrap();
+    let state = paused.save().unwrap();
+    machine.handle().reset().unwrap();
+    assert_eq!(bases(), [None, None]);
+    paused.restore(state).unwrap();
+    assert_eq!(bases(), [Some(a), Some(b)]);
+}
+
+#[test]
+fn a_device_that_its_guest_ejects_is_removed_by_whoever_waits() {
+    let machine = empty(vec![
+        Script::new()
+            .mmio_expect(CONTROL, Size::B4, 0)
+            .mmio_write(CONTROL, Size::B8, EJECT)
+            .mmio_write(CONTROL, Size::B8, EJECT)
+            .await_kick(),
+    ]);
+    let pair = Pair::new();
+    let ranges = pair.ranges.clone();
+    machine.add_device(pair).unwrap();
+    machine.start().unwrap();
+    let removed = MachineEvent::DeviceRemoved { id: "pair".to_owned() };
+    let mut stream = machine.handle().events();
+    let waits = std::thread::spawn({
+        let handle = machine.handle();
+        move || handle.wait()
+    });
+    while stream.next_timeout(Duration::from_secs(60)) != Some(removed.clone()) {}
+    assert!(ranges.lock().unwrap().is_empty(), "it has been detached");
+    machine.handle().stop();
+    assert_eq!(waits.join().unwrap().unwrap(), Outcome::Stopped);
+}

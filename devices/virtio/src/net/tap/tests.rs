@@ -13,6 +13,7 @@ use crate::Net;
 use crate::net::Mac;
 use crate::rig::{Rig, counter};
 
+const HOST: u16 = 3;
 const INSIDE: &str = "OSSATURE_TEST_STAGE";
 const GUEST: &str = "52:54:00:12:34:56";
 const CSUM: u128 = 1 << 0;
@@ -37,7 +38,7 @@ fn root() -> bool {
 
 #[test]
 fn a_tap_of_somebody_else_is_named() {
-    let error = attach_error("tap7", io::Error::from_raw_os_error(libc::EPERM));
+    let error = attach_error("tap7", io::Error::from_raw_os_error(libc::EPERM), false);
     assert!(error.to_string().starts_with(r#"tap "tap7": no permission"#), "{error}");
     assert!(std::error::Error::source(&error).is_some());
 }
@@ -62,6 +63,9 @@ fn taps_of_the_kernel() {
             packets_both_ways(&mut net);
             bad_headers(&mut net);
             long_packets(&mut net);
+            drop(net);
+            several_queues();
+            bursts();
             if stage == "root" {
                 ip("tuntap add mode tap name tap9 user 12345");
                 again(&["setpriv", "--bounding-set=-net_admin"], "unprivileged");
@@ -127,7 +131,7 @@ fn descriptors() {
     let mut rig = Rig::new(&mut net, MRG_RXBUF);
     send(&mut rig, &arp_request());
     assert_eq!((counter(&net, "tx_packets"), counter(&net, "host_errors")), (1, 0));
-    let nonblocking = sys::status_flags(net.io.fd()).unwrap() & libc::O_NONBLOCK;
+    let nonblocking = sys::status_flags(net.pairs[0].io.fd()).unwrap() & libc::O_NONBLOCK;
     assert_ne!(nonblocking, 0);
 }
 
@@ -154,7 +158,9 @@ fn send(rig: &mut Rig, packet: &[u8]) {
 fn packets_both_ways(net: &mut Net<Tap>) {
     ip("addr add 10.0.0.1/24 dev tap0");
     let epoll = Epoll::new().unwrap();
-    epoll.ctl(ControlOperation::Add, net.io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    epoll
+        .ctl(ControlOperation::Add, net.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0))
+        .unwrap();
     let mut rig = Rig::new(net, MRG_RXBUF);
 
     // Down: what the guest sends is lost, and the card goes on.
@@ -171,7 +177,7 @@ fn packets_both_ways(net: &mut Net<Tap>) {
     // The kernel's answer comes among what it sends when a link comes up.
     for buffer in buffers {
         let used = loop {
-            rig.run(2);
+            rig.run(HOST);
             if let Some(used) = rig.used(0) {
                 break used;
             }
@@ -205,7 +211,7 @@ fn long_packets(net: &mut Net<Tap>) {
     for len in [1000, fits + 1, fits] {
         socket.send_to(&vec![7; len], "10.0.0.2:9").unwrap();
     }
-    rig.run(2);
+    rig.run(HOST);
     for buffer in buffers {
         let used = rig.used(0).expect("the packet that fits");
         let got = rig.get(buffer);
@@ -250,4 +256,97 @@ fn bad_headers(net: &mut Net<Tap>) {
     send(&mut rig, &with(0, 0, [0xffff, 0xffff, 0xffff, 0xffff]));
     // Fields that no flag makes valid mean nothing.
     assert_eq!(counters(net), [sent + 1, dropped + bad.len() as u64, errors]);
+}
+
+/// A tap with several queues: the kernel gives packets to those that are in use.
+fn several_queues() {
+    let error = Tap::open_queues("tap0", 2).unwrap_err();
+    assert!(
+        matches!(error, TapError::NotMultiQueue { .. }) && error.to_string().contains("multi_queue"),
+        "{error}"
+    );
+    assert!(matches!(Tap::open_queues("tap7", 2).unwrap_err(), TapError::Missing { .. }));
+    assert!(matches!(Tap::open_macvtap("many", 1).unwrap_err(), TapError::NotAMacvtap { .. }));
+    let taps = Tap::open_queues("many", 3).unwrap();
+    ip("address add 10.1.0.1/24 dev many");
+    ip("link set many up");
+    ip("neigh replace 10.1.0.2 lladdr 52:54:00:12:34:56 dev many");
+    let spread = || {
+        let mut spread = [0; 3];
+        for _ in 0..100 {
+            // Each from another port, which is another flow.
+            UdpSocket::bind("10.1.0.1:0").unwrap().send_to(b"x", "10.1.0.2:9").unwrap();
+        }
+        for (tap, count) in taps.iter().zip(&mut spread) {
+            let mut buf = [0; 2000];
+            while let Ok(read) = rustix::io::read(&tap.file, &mut buf) {
+                *count += u32::from(buf[..read].ends_with(b"x"));
+            }
+        }
+        spread
+    };
+    for used in [3, 2, 1, 2, 3] {
+        for (i, tap) in taps.iter().enumerate() {
+            tap.set_active(i < used).unwrap();
+            tap.set_active(i < used).unwrap();
+            tap.set_offloads(Offloads::all()).unwrap_or_else(|_| tap.set_offloads(Offloads::none()).unwrap());
+        }
+        let found = spread();
+        assert_eq!(found.iter().sum::<u32>(), 100);
+        let all = found.iter().take(used).all(|count| *count > 0);
+        assert!(all && found.iter().skip(used).all(|count| *count == 0), "{used} in use: {found:?}");
+    }
+}
+
+/// Bursts of small packets cost few system calls in both directions, and arrive in their order.
+fn bursts() {
+    const PACKETS: usize = 256;
+    ip("tuntap add mode tap name tap1");
+    let mut net = Net::new(Tap::open("tap1").unwrap(), GUEST.parse().unwrap());
+    ip("address add 10.2.0.1/24 dev tap1");
+    ip("link set tap1 up txqueuelen 1000");
+    ip("neigh replace 10.2.0.2 lladdr 52:54:00:12:34:56 dev tap1");
+    let mut rig = Rig::with_rings(&mut net, MRG_RXBUF, 256, false);
+    let calls = |net: &Net<Tap>| net.pairs[0].io.batch().calls;
+    let packet = rig.put(&arp_request());
+    (0..PACKETS).for_each(|_| _ = rig.offer(1, &[packet], &[]));
+    let before = calls(&net);
+    rig.run(1);
+    let sent = calls(&net) - before;
+    assert_eq!((counter(&net, "tx_packets"), rig.rings[1].used_index()), (PACKETS as u64, PACKETS as u16));
+
+    // What the kernel sends by itself, and answers, is out of the way.
+    let drain = |rig: &mut Rig| {
+        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
+        std::iter::from_fn(|| rig.used(0)).count()
+    };
+    let mut buffers: Vec<_> = (0..PACKETS).map(|_| rig.put(&[0xcc; 1536])).collect();
+    buffers.iter().for_each(|buffer| _ = rig.offer(0, &[], &[*buffer]));
+    let others = drain(&mut rig);
+    for buffer in buffers.drain(..others).collect::<Vec<_>>() {
+        rig.offer(0, &[], &[buffer]);
+        buffers.push(buffer);
+    }
+    let socket = UdpSocket::bind("10.2.0.1:0").unwrap();
+    const BURST: u8 = 200;
+    for i in 0..BURST {
+        socket.send_to(&[i; 1000], "10.2.0.2:9").unwrap();
+    }
+    let before = calls(&net);
+    drain(&mut rig);
+    let received = calls(&net) - before;
+    // Each datagram is there once, in its order.
+    let found: Vec<u8> = buffers
+        .iter()
+        .map(|buffer| rig.get(*buffer))
+        .filter(|got| got[24..26] == [8, 0] && got[35] == 17)
+        .map(|got| got[100])
+        .collect();
+    assert_eq!(found, (0..BURST).collect::<Vec<_>>());
+    println!("{PACKETS} packets sent by {sent} calls, {BURST} received by {received}");
+    let forbidden =
+        std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() != "0");
+    assert!(forbidden || sent <= PACKETS as u64 / 20, "{sent} calls for {PACKETS} packets");
+    // One turn ends after 128 packets, and bursts begin with single ones.
+    assert!(forbidden || received <= 20, "{received} calls for {BURST} packets");
 }

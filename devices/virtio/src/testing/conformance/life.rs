@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use virtio_bindings::bindings::virtio_mmio as reg;
-
 use super::{Factory, eager, probe, serve, works};
 use crate::SharedLoop;
 use crate::features::EVENT_IDX;
@@ -32,14 +30,14 @@ pub fn reset_in_mid_flight(factory: Factory) {
         for queue in 0..queues {
             driver.kick_register(queue.into());
             assert_eq!(driver.queue_max(queue).count_ones(), 1);
-            assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+            assert!(!driver.is_ready(queue));
         }
         let again: Vec<_> = rings.iter().map(|ring| ring.used_index()).collect();
         assert_eq!(used, again);
     }
     driver.start(0);
     works(&mut driver, &eager);
-    driver.device().reset().unwrap();
+    driver.reset_machine();
     assert_eq!(driver.status(), 0);
     driver.start(u128::MAX);
     works(&mut driver, &eager);
@@ -75,7 +73,7 @@ pub fn quiesce_and_resume(factory: Factory) {
             assert_eq!(plain.ring(queue).used_index(), paused.ring(queue).used_index());
         }
         // A machine may be reset while it is quiet.
-        paused.device().reset().unwrap();
+        paused.reset_machine();
         assert_eq!(paused.status(), 0);
         paused.start(wanted);
         plain.device().resume().unwrap();
@@ -139,7 +137,7 @@ pub fn failed_driver_needs_a_reset(factory: Factory) {
     driver.add_status(FAILED);
     driver.add_status(DRIVER_OK);
     assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | FAILED);
-    driver.write(reg::VIRTIO_MMIO_STATUS, ACKNOWLEDGE.into());
+    driver.write_status(ACKNOWLEDGE);
     assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | FAILED);
     driver.start(0);
     works(&mut driver, &eager);

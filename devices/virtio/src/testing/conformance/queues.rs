@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_bindings::bindings::virtio_mmio as reg;
-
-use super::{Factory, eager, probe, works};
+use super::{Factory, eager, no_queues, probe, works};
 use crate::testing::TestDriver;
 use crate::{MmioInterrupt, Runtime, SharedLoop, VirtioMmio};
 
@@ -50,17 +48,18 @@ pub fn ring_reset_needs_its_feature(factory: Factory) {
     let mut driver = TestDriver::boxed(factory());
     driver.start(0);
     for queue in 0..driver.queue_count() {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        driver.write(0xc0, 1);
-        assert_eq!((driver.read(0xc0), driver.read(reg::VIRTIO_MMIO_QUEUE_READY)), (0, 1));
+        driver.registers().select_queue(queue.into());
+        driver.registers().set_queue_reset(1);
+        assert_eq!(driver.registers().queue_reset(), 0);
+        assert!(driver.is_ready(queue));
     }
     works(&mut driver, &eager);
     driver.start(u128::MAX);
-    for select in [u32::from(driver.queue_count()), 0x1_0000, u32::MAX] {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, select);
+    for select in no_queues(&driver) {
+        driver.registers().select_queue(select);
         for value in [1, 0, 2, u32::MAX] {
-            driver.write(0xc0, value);
-            assert_eq!(driver.read(0xc0), 0);
+            driver.registers().set_queue_reset(value);
+            assert_eq!(driver.registers().queue_reset(), 0);
         }
     }
     works(&mut driver, &eager);
@@ -72,15 +71,13 @@ pub fn ring_reset_under_load(factory: Factory) {
     let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
     let mut driver = TestDriver::with_runtime(factory(), runtime);
     driver.start(u128::MAX);
-    let (port, queues, stop) = (driver.port(), driver.queue_count(), AtomicBool::new(false));
-    let access = |offset: u32| ossature_bus::Access { offset: offset.into(), size: ossature_bus::Size::B4 };
+    let queues = driver.queue_count();
+    let (registers, stop) = (driver.registers().clone(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                for queue in 0..u64::from(queues) {
-                    let _ = port.write(access(reg::VIRTIO_MMIO_QUEUE_NOTIFY), queue);
-                }
-                assert!(port.read(access(0xc0)).is_ok_and(|resetting| resetting <= 1));
+                (0..queues).for_each(|queue| registers.notify(queue.into()));
+                assert!(registers.queue_reset() <= 1);
             }
         });
         for round in 0..100u64 {

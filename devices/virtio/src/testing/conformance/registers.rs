@@ -1,13 +1,14 @@
 //! Rows about registers: status, features, queues, configuration space.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ossature_bus::{Access, BusFault, DeviceEvent, Size};
-use virtio_bindings::bindings::virtio_mmio as reg;
 
-use super::{Factory, eager, probe, works};
+use super::{Factory, eager, no_queues, probe, works};
 use crate::features::VERSION_1;
 use crate::testing::TestDriver;
+use crate::transport::core::Ring;
 use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use crate::{MmioInterrupt, SharedLoop};
 
@@ -19,11 +20,11 @@ pub fn config_space_is_bounded(factory: Factory) {
     let driver = TestDriver::boxed(factory());
     driver.add_status(ACKNOWLEDGE);
     driver.add_status(DRIVER);
-    let port = driver.port();
-    let base = u64::from(reg::VIRTIO_MMIO_CONFIG);
+    let registers = driver.registers();
+    let room = registers.config_room();
     for size in [Size::B1, Size::B2, Size::B4, Size::B8] {
-        for offset in (0..4096 - base).chain([u64::MAX - base, u64::MAX - base - 7]) {
-            let at = Access { offset: base + offset, size };
+        for offset in (0..room).chain([u64::MAX - 4095, u64::MAX - 4102]) {
+            let at = Access { offset, size };
             let fault = if offset >= len {
                 Some(BusFault::Unmapped)
             } else if offset % size.bytes() != 0 {
@@ -35,13 +36,13 @@ pub fn config_space_is_bounded(factory: Factory) {
             };
             let value = expected.iter().skip(offset as usize).take(size.bytes() as usize).rev();
             let value = value.fold(0, |value, byte| value << 8 | u64::from(*byte));
-            assert_eq!(port.read(at), fault.map_or(Ok(value), Err), "{at:?}");
+            assert_eq!(registers.config(at), fault.map_or(Ok(value), Err), "{at:?}");
         }
     }
     for size in [Size::B1, Size::B2, Size::B4, Size::B8] {
-        for offset in 0..4096 - base {
+        for offset in 0..room {
             let inside = offset % size.bytes() == 0 && offset + size.bytes() <= len;
-            let wrote = port.write(Access { offset: base + offset, size }, u64::MAX);
+            let wrote = registers.set_config(Access { offset, size }, u64::MAX);
             assert_eq!(wrote.is_ok(), inside);
         }
     }
@@ -49,24 +50,24 @@ pub fn config_space_is_bounded(factory: Factory) {
     assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER);
 }
 
-const QUEUE_REGISTERS: [u32; 7] = [
-    reg::VIRTIO_MMIO_QUEUE_NUM,
-    reg::VIRTIO_MMIO_QUEUE_DESC_LOW,
-    reg::VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-    reg::VIRTIO_MMIO_QUEUE_USED_LOW,
-    reg::VIRTIO_MMIO_QUEUE_USED_HIGH,
-];
-
-/// Writes each register of every queue with what makes a ring impossible, and QueueReady with `ready`.
-fn scribble(driver: &TestDriver, ready: &[u32]) {
-    for queue in 0..driver.queue_count() {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        for value in [u32::MAX, 3, 0x7fff_fff1] {
-            QUEUE_REGISTERS.iter().for_each(|&register| driver.write(register, value));
+/// Writes sizes and addresses that make a ring impossible to the selected queue.
+fn scribble_on_one(driver: &TestDriver) {
+    for value in [u32::MAX, 3, 0x7fff_fff1] {
+        driver.registers().set_queue_size(value);
+        for ring in [Ring::Desc, Ring::Avail, Ring::Used] {
+            driver.registers().set_queue_address(ring, u64::from(value) << 32 | u64::from(value));
         }
-        ready.iter().for_each(|&value| driver.write(reg::VIRTIO_MMIO_QUEUE_READY, value));
+    }
+}
+
+/// The same on every queue, which is to be enabled then.
+fn scribble(driver: &TestDriver, enable: bool) {
+    for queue in 0..driver.queue_count() {
+        driver.registers().select_queue(queue.into());
+        scribble_on_one(driver);
+        if enable {
+            driver.registers().set_queue_ready(1);
+        }
     }
 }
 
@@ -76,28 +77,22 @@ pub fn a1_queue_registers_before_features_ok(factory: Factory) {
     let queues = driver.queue_count();
     for bits in [0, ACKNOWLEDGE, DRIVER] {
         driver.add_status(bits);
-        scribble(&driver, &[1]);
+        scribble(&driver, true);
         for queue in 0..queues {
             assert_ne!(driver.queue_max(queue), 0);
-            assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+            assert!(!driver.is_ready(queue));
         }
     }
     assert!(driver.accept(VERSION_1));
     // With the values after a reset (the largest size, addresses of 0) a queue is possible.
     for queue in 0..queues {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 1);
+        assert!(driver.enable_queue(queue));
     }
     // With the scribbled ones it is not.
+    driver.negotiate(0);
+    scribble(&driver, true);
     for queue in 0..queues {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
-    }
-    scribble(&driver, &[1]);
-    for queue in 0..queues {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+        assert!(!driver.is_ready(queue));
     }
 }
 
@@ -109,7 +104,7 @@ pub fn a1_queue_registers_after_ready(factory: Factory) {
     for queue in 0..driver.queue_count() {
         assert!(driver.set_up_queue(queue, 4));
     }
-    scribble(&driver, &[]);
+    scribble(&driver, false);
     driver.add_status(DRIVER_OK);
     works(&mut driver, &eager);
 }
@@ -119,10 +114,9 @@ pub fn a1_queue_registers_after_driver_ok(factory: Factory) {
     let eager = eager(factory);
     let mut driver = TestDriver::boxed(factory());
     driver.start(0);
-    scribble(&driver, &[1]);
+    scribble(&driver, true);
     for queue in 0..driver.queue_count() {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 1);
+        assert!(driver.is_ready(queue));
     }
     works(&mut driver, &eager);
     driver.device().quiesce().unwrap();
@@ -135,16 +129,15 @@ pub fn a5_queue_select_out_of_range(factory: Factory) {
     let eager = eager(factory);
     let mut driver = TestDriver::boxed(factory());
     driver.negotiate(0);
-    let queues = driver.queue_count();
-    for queue in 0..queues {
+    for queue in 0..driver.queue_count() {
         assert!(driver.set_up_queue(queue, 4));
     }
-    for select in [u32::from(queues), 0xffff, 0x1_0000, u32::MAX] {
-        driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, select);
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
-        QUEUE_REGISTERS.iter().for_each(|&register| driver.write(register, u32::MAX));
-        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+    for select in no_queues(&driver) {
+        driver.registers().select_queue(select);
+        assert_eq!(driver.registers().queue_max(), 0);
+        scribble_on_one(&driver);
+        driver.registers().set_queue_ready(1);
+        assert_eq!((driver.registers().queue_max(), driver.registers().queue_ready()), (0, 0));
     }
     driver.add_status(DRIVER_OK);
     works(&mut driver, &eager);
@@ -155,8 +148,8 @@ pub fn a7_notify_of_no_queue(factory: Factory) {
     let eager = eager(factory);
     let mut driver = TestDriver::boxed(factory());
     driver.start(0);
-    let queues = driver.queue_count();
-    for queue in [u32::from(queues), u32::from(queues) + 1, 0xffff, 0x1_0000, u32::MAX] {
+    driver.interrupts();
+    for queue in no_queues(&driver) {
         driver.kick_register(queue);
     }
     assert_eq!(driver.interrupts(), 0);
@@ -168,9 +161,8 @@ pub fn a11_unoffered_features(factory: Factory) {
     let mut driver = TestDriver::boxed(factory());
     let offered = driver.offered();
     assert_ne!(offered & VERSION_1, 0);
-    for select in [4, 5, u32::MAX] {
-        driver.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
-        assert_eq!(driver.read(reg::VIRTIO_MMIO_DEVICE_FEATURES), 0);
+    for window in [4, 5, u32::MAX] {
+        assert_eq!(driver.registers().device_features(window), 0);
     }
     let begin = |driver: &mut TestDriver| {
         driver.reset();
@@ -181,12 +173,11 @@ pub fn a11_unoffered_features(factory: Factory) {
         begin(&mut driver);
         assert_eq!(driver.accept(VERSION_1 | bit), offered & bit != 0, "{bit:#x}");
     }
-    for select in [4, 5, 1 << 27, u32::MAX] {
+    for window in [4, 5, 1 << 27, u32::MAX] {
         for bit in 0..32 {
             begin(&mut driver);
-            driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
-            driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1 << bit);
-            assert!(!driver.accept(VERSION_1), "bit {bit} of window {select:#x}");
+            driver.registers().set_driver_features(window, 1 << bit);
+            assert!(!driver.accept(VERSION_1), "bit {bit} of window {window:#x}");
         }
     }
     begin(&mut driver);
@@ -217,7 +208,7 @@ fn expected_status(from: u8, written: u8, agreed: bool) -> u8 {
 /// All pairs of status writes end where the specification says.
 pub fn a13_all_status_pairs(factory: Factory) {
     let driver = TestDriver::boxed(factory());
-    let write = |value: u8| driver.write(reg::VIRTIO_MMIO_STATUS, value.into());
+    let write = |value: u8| driver.write_status(value);
     let order: [&[u8]; 5] = [&[], &[1], &[1, 3], &[1, 3, 11], &[1, 3, 11, 15]];
     for first in 0..=255 {
         for second in 0..=255 {
@@ -255,10 +246,10 @@ pub fn g1_status_steps_in_one_write(factory: Factory) {
     let eager = eager(factory);
     for steps in [&[3, 11, 15][..], &[3, 15], &[1, 3, 15], &[1, 3, 11, 15]] {
         let mut driver = TestDriver::boxed(factory());
-        driver.write(reg::VIRTIO_MMIO_STATUS, 0);
+        driver.write_status(0);
         for &step in steps {
-            driver.write(reg::VIRTIO_MMIO_STATUS, step);
-            assert_eq!(u32::from(driver.status()), step);
+            driver.write_status(step);
+            assert_eq!(driver.status(), step);
             if step == 3 {
                 driver.write_features(VERSION_1);
             }
@@ -269,11 +260,11 @@ pub fn g1_status_steps_in_one_write(factory: Factory) {
         }
         works(&mut driver, &eager);
         assert_eq!(driver.reports(), []);
-        driver.write(reg::VIRTIO_MMIO_STATUS, DRIVER_OK.into());
+        driver.write_status(DRIVER_OK);
         assert_eq!(driver.status(), 15);
         for _ in 0..3 {
             driver.reset();
-            driver.write(reg::VIRTIO_MMIO_STATUS, DRIVER.into());
+            driver.write_status(DRIVER);
             assert_eq!(driver.status(), 0);
         }
         assert_eq!(told(&driver), 1);
@@ -294,9 +285,9 @@ pub fn g2_queue_ready_is_cleared(factory: Factory) {
             for queue in 0..driver.queue_count() {
                 probe(&mut driver, queue);
                 driver.kick_register(queue.into());
-                driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-                driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
-                assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+                driver.registers().select_queue(queue.into());
+                driver.registers().set_queue_ready(0);
+                assert!(!driver.is_ready(queue));
                 let used = driver.ring(queue).used_index();
                 probe(&mut driver, queue);
                 driver.kick_register(queue.into());
@@ -314,7 +305,7 @@ pub fn g2_queue_ready_is_cleared(factory: Factory) {
 /// The interrupt status says what happened, and nothing once it was acknowledged.
 pub fn g3_interrupt_status_is_true(factory: Factory) {
     let eager = eager(factory);
-    let status = |driver: &TestDriver| driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+    let status = |driver: &TestDriver| driver.registers().pending();
     for interrupt in [MmioInterrupt::Exact, MmioInterrupt::SharedLine] {
         for &queue in &eager {
             let mut driver = TestDriver::with_interrupt_boxed(factory(), interrupt);
@@ -327,9 +318,9 @@ pub fn g3_interrupt_status_is_true(factory: Factory) {
                 assert_eq!((status(&driver), driver.interrupts()), (1, 1));
                 assert_eq!(driver.is_asserted(), interrupt == MmioInterrupt::SharedLine);
                 // What did not happen cannot be acknowledged.
-                driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 2);
+                driver.registers().acknowledge(2);
                 assert_eq!(status(&driver), 1);
-                driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 1);
+                driver.registers().acknowledge(1);
                 assert!(driver.used(queue).is_some());
             }
             probe(&mut driver, queue);
@@ -339,4 +330,29 @@ pub fn g3_interrupt_status_is_true(factory: Factory) {
             assert_eq!((status(&driver), driver.is_asserted()), (0, false));
         }
     }
+}
+
+/// A vCPU writes and reads every register, status and queues included, while another starts the device, and a worker
+/// works: nobody waits for ever, and the device works afterwards.
+pub fn registers_under_load(factory: Factory) {
+    let eager = eager(factory);
+    let runtime = Arc::new(SharedLoop::new("conformance").unwrap());
+    let mut driver = TestDriver::with_runtime(factory(), runtime);
+    let (registers, stop) = (driver.registers().clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                (0..3).for_each(|value| registers.scribble(value));
+            }
+        });
+        for _ in 0..100 {
+            for status in [0, 1, 3, 11, 15] {
+                driver.write_features(VERSION_1);
+                driver.write_status(status);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    driver.start(0);
+    works(&mut driver, &eager);
 }

@@ -4,10 +4,9 @@ use std::borrow::Cow;
 
 use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{Device, DeviceState, Handover};
-use virtio_bindings::bindings::virtio_mmio as reg;
 
 use super::{Factory, eager, probe, works};
-use crate::testing::TestDriver;
+use crate::testing::{TestDriver, Transport};
 
 /// In the middle of I/O the device is saved and another one goes on from there: each chain comes back exactly once, and
 /// no kick or interrupt is lost, with and without EVENT_IDX (row A18).
@@ -31,12 +30,13 @@ pub fn save_and_restore_mid_io(factory: Factory) {
                 driver.ring(queue).set_used_event(next.wrapping_add(4));
             }
             driver.interrupts();
-            let pending = driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+            let pending = driver.registers().pending();
+            assert!(pending != 0 || eager.is_empty() || driver.transport() != Transport::Mmio);
             if !driver.move_to(factory()) {
                 return;
             }
-            assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS) & pending, pending);
-            if !eager.is_empty() {
+            assert_eq!(driver.registers().pending() & pending, pending);
+            if pending != 0 {
                 assert!(driver.interrupts() > 0, "what was pending is not raised again");
             }
             driver.pump();
@@ -58,12 +58,10 @@ pub fn detached_and_attached_again(factory: Factory) {
     for wanted in [0, u128::MAX, 0] {
         driver.start(wanted);
         works(&mut driver, &eager);
-        let old = driver.port();
+        let (old, status) = driver.registers().status_register();
         driver.attach_again();
         assert_eq!(driver.status(), 0);
         // The machine that it left cannot reach it any more.
-        let status =
-            ossature_bus::Access { offset: reg::VIRTIO_MMIO_STATUS.into(), size: ossature_bus::Size::B4 };
         driver.start(wanted);
         let _ = old.write(status, 0).unwrap();
         works(&mut driver, &eager);
@@ -78,6 +76,25 @@ fn saved(device: &mut dyn Device) -> Option<SavedState<'static>> {
     }
 }
 
+/// Returns true if `now` is `before` with some bits of one field of 8 bytes cleared.
+fn only_cleared(before: &[u8], now: &[u8]) -> bool {
+    let differ = |(before, now): &(&u8, &u8)| before != now;
+    let first = before.iter().zip(now).position(|pair| differ(&pair)).unwrap_or(0);
+    before.len() == now.len()
+        && before.iter().zip(now).all(|(before, now)| now & !before == 0)
+        && !before.iter().zip(now).skip(first + 8).any(|pair| differ(&pair))
+}
+
+/// Where two payloads differ.
+fn difference(left: &[u8], right: &[u8]) -> String {
+    let at = left.iter().zip(right).position(|(left, right)| left != right);
+    let around = |bytes: &[u8], at: usize| bytes[at.saturating_sub(16)..bytes.len().min(at + 16)].to_vec();
+    at.map_or_else(
+        || format!("{} and {} bytes", left.len(), right.len()),
+        |at| format!("from {at} on, around there: {:?} and {:?}", around(left, at), around(right, at)),
+    )
+}
+
 /// Each field of a saved device set to 0, 1, its maximum and its neighbours, whatever its width, and the payload cut at
 /// each length: the device refuses it and is as it was, or becomes exactly what it says, and goes on somehow.
 pub fn d2_mutated_states(factory: Factory) {
@@ -90,15 +107,23 @@ pub fn d2_mutated_states(factory: Factory) {
     let Some(state) = saved(driver.device()) else { return };
     let (mut refused, mut taken) = (0, 0);
     let mut try_it = |payload: Vec<u8>| {
+        // What a machine would have told its guest by now.
+        driver.registers().events().iter().for_each(|event| _ = event.take().unwrap());
         let changed = SavedState::new(state.kind.clone(), state.version, Cow::Owned(payload));
         let before = saved(driver.device()).unwrap();
         match driver.device().restore(Handover::new(changed.clone())) {
             Err(_) => {
-                assert_eq!(saved(driver.device()).unwrap(), before, "a refused state has changed the device");
+                let after = saved(driver.device()).unwrap();
+                let difference = || difference(&before.payload, &after.payload);
+                assert!(after == before, "a refused state has changed the device: {}", difference());
                 refused += 1;
             }
             Ok(()) => {
-                assert_eq!(saved(driver.device()).unwrap(), changed);
+                let became = saved(driver.device()).unwrap();
+                // On PCI, what is pending on a vector that is not masked is sent at once.
+                let sent =
+                    driver.transport() == Transport::Pci && only_cleared(&changed.payload, &became.payload);
+                assert!(became == changed || sent, "{}", difference(&became.payload, &changed.payload));
                 driver.device().resume().unwrap();
                 driver.pump();
                 driver.device().quiesce().unwrap();
@@ -108,8 +133,10 @@ pub fn d2_mutated_states(factory: Factory) {
             }
         }
     };
-    for width in [1, 2, 4, 8] {
-        for at in 0..=state.payload.len().saturating_sub(width) {
+    // Of a long state, each width has its share of places.
+    let step = state.payload.len().div_ceil(512);
+    for (first, width) in [1, 2, 4, 8].into_iter().enumerate() {
+        for at in (first % step..=state.payload.len().saturating_sub(width)).step_by(step) {
             let mut bytes = [0; 8];
             bytes[..width].copy_from_slice(&state.payload[at..at + width]);
             let value = u64::from_le_bytes(bytes);
@@ -122,7 +149,7 @@ pub fn d2_mutated_states(factory: Factory) {
             }
         }
     }
-    for len in 0..state.payload.len() {
+    for len in (0..state.payload.len()).step_by(step) {
         try_it(state.payload[..len].to_vec());
     }
     assert!(refused > 0 && taken > 0, "no field is checked, or none is free");

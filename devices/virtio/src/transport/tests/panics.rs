@@ -120,47 +120,48 @@ fn panics(driver: &TestDriver) -> usize {
 
 #[test]
 fn e1_a_panic_anywhere_is_a_failure_of_the_device_and_of_nothing_else() {
-    let runtime: Arc<SharedLoop> = Arc::new(SharedLoop::new("virtio").unwrap());
-    let mut other = TestDriver::with_runtime(Box::new(Sample::new(&Arc::default())), runtime.clone());
-    other.start(0);
-    for at in [
-        At::ReadConfig,
-        At::WriteConfig,
-        At::AddQueue,
-        At::RemoveQueue,
-        At::Turn,
-        At::Drop,
-        At::Reset,
-        At::Save,
-    ] {
-        let armed = Arc::new(AtomicBool::new(false));
-        let device = Flaky { at, armed: armed.clone() };
-        let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
-        driver.start(u128::MAX);
-        armed.store(true, Ordering::Relaxed);
-        let config = Access { offset: 0x100, size: Size::B1 };
-        let _ = driver.port().write(config, 1).unwrap();
-        driver.kick_register(0);
-        while at == At::Turn && armed.load(Ordering::Relaxed) {
-            thread::yield_now();
+    on_each_transport(|| {
+        let runtime: Arc<SharedLoop> = Arc::new(SharedLoop::new("virtio").unwrap());
+        let mut other = TestDriver::with_runtime(Box::new(Sample::new(&Arc::default())), runtime.clone());
+        other.start(0);
+        for at in [
+            At::ReadConfig,
+            At::WriteConfig,
+            At::AddQueue,
+            At::RemoveQueue,
+            At::Turn,
+            At::Drop,
+            At::Reset,
+            At::Save,
+        ] {
+            let armed = Arc::new(AtomicBool::new(false));
+            let device = Flaky { at, armed: armed.clone() };
+            let mut driver = TestDriver::with_runtime(Box::new(device), runtime.clone());
+            driver.start(u128::MAX);
+            armed.store(true, Ordering::Relaxed);
+            driver.registers().set_config(Access { offset: 0, size: Size::B1 }, 1).unwrap();
+            driver.kick_register(0);
+            while at == At::Turn && armed.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            driver.reset_queue(0);
+            driver.set_up_queue(0, 16);
+            let quiet = driver.device().quiesce();
+            let saved = driver.device().save();
+            let resumed = driver.device().resume();
+            let reset = driver.try_reset_machine();
+            assert!(!armed.load(Ordering::Relaxed), "nothing panicked in {at:?}");
+            // Its host side can be stopped and started all the same; what cannot be done is an error.
+            assert!(quiet.is_ok() && resumed.is_ok(), "{at:?}: {quiet:?} {resumed:?}");
+            assert_eq!((saved.is_err(), reset.is_err()), (at == At::Save, at == At::Reset), "{at:?}");
+            // Who drops a worker does not care for what it says.
+            assert_eq!(panics(&driver), usize::from(at != At::Drop), "{at:?}");
+            driver.start(u128::MAX);
+            assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK, "{at:?}");
+            assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
+            assert_eq!(driver.transact(1, &[b"x"], &[4]).0.len, 1);
+            assert_eq!(other.transact(0, &[b"x"], &[4]).0.len, 1);
         }
-        driver.reset_queue(0);
-        driver.set_up_queue(0, 16);
-        let quiet = driver.device().quiesce();
-        let saved = driver.device().save();
-        let resumed = driver.device().resume();
-        let reset = driver.device().reset();
-        assert!(!armed.load(Ordering::Relaxed), "nothing panicked in {at:?}");
-        // Its host side can be stopped and started all the same; what cannot be done is an error.
-        assert!(quiet.is_ok() && resumed.is_ok(), "{at:?}: {quiet:?} {resumed:?}");
-        assert_eq!((saved.is_err(), reset.is_err()), (at == At::Save, at == At::Reset), "{at:?}");
-        // Who drops a worker does not care for what it says.
-        assert_eq!(panics(&driver), usize::from(at != At::Drop), "{at:?}");
-        driver.start(u128::MAX);
-        assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK, "{at:?}");
-        assert_eq!(driver.transact(0, &[b"x"], &[4]).0.len, 1);
-        assert_eq!(driver.transact(1, &[b"x"], &[4]).0.len, 1);
-        assert_eq!(other.transact(0, &[b"x"], &[4]).0.len, 1);
-    }
-    assert_eq!(other.reports(), []);
+        assert_eq!(other.reports(), []);
+    });
 }

@@ -218,160 +218,171 @@ fn end(driver: &mut TestDriver, remote: &Remote) {
 
 #[test]
 fn a_queue_drains_in_turns_on_the_workers_own_thread() {
-    let (device, remote) = slow();
-    let runtime = Arc::new(SharedLoop::new("slow").unwrap());
-    let mut driver = TestDriver::with_runtime(device, runtime);
-    begin(&mut driver, &remote);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            assert_eq!(remote.recv(), Told::Draining(0));
-            for _ in 0..3 {
-                remote.allow(1);
-                assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
-            }
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let runtime = Arc::new(SharedLoop::new("slow").unwrap());
+        let mut driver = TestDriver::with_runtime(device, runtime);
+        begin(&mut driver, &remote);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(remote.recv(), Told::Draining(0));
+                for _ in 0..3 {
+                    remote.allow(1);
+                    assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
+                }
+            });
+            driver.device().quiesce().unwrap();
         });
-        driver.device().quiesce().unwrap();
+        end(&mut driver, &remote);
     });
-    end(&mut driver, &remote);
 }
 
 #[test]
 fn a_queue_drains_here_where_nobody_runs_the_loop() {
-    let (device, remote) = slow();
-    let mut driver = TestDriver::boxed(device);
-    begin(&mut driver, &remote);
-    let here = thread::current().name().map(str::to_owned);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            assert_eq!(remote.recv(), Told::Draining(0));
-            for _ in 0..3 {
-                remote.allow(1);
-                assert_eq!(remote.recv(), Told::Done(0, here.clone()));
-            }
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let mut driver = TestDriver::boxed(device);
+        begin(&mut driver, &remote);
+        let here = thread::current().name().map(str::to_owned);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(remote.recv(), Told::Draining(0));
+                for _ in 0..3 {
+                    remote.allow(1);
+                    assert_eq!(remote.recv(), Told::Done(0, here.clone()));
+                }
+            });
+            driver.device().quiesce().unwrap();
         });
-        driver.device().quiesce().unwrap();
+        end(&mut driver, &remote);
     });
-    end(&mut driver, &remote);
 }
 
 #[test]
 fn a_queue_drains_here_once_its_loop_is_no_longer_run() {
-    let (device, remote) = slow();
-    let event_loop = ossature_bus::EventLoop::new().unwrap();
-    let mut driver = TestDriver::with_runtime(device, Arc::new(event_loop.clone()));
-    let runner = thread::spawn({
-        let event_loop = event_loop.clone();
-        move || event_loop.run().unwrap()
-    });
-    begin(&mut driver, &remote);
-    let quiesced = thread::scope(|scope| {
-        scope.spawn(|| {
-            assert_eq!(remote.recv(), Told::Draining(0));
-            // The thread that runs the loop leaves it, and waits for the one that stops the queue.
-            event_loop.stop();
-            runner.join().unwrap();
-            remote.allow(3);
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let event_loop = ossature_bus::EventLoop::new().unwrap();
+        let mut driver = TestDriver::with_runtime(device, Arc::new(event_loop.clone()));
+        let runner = thread::spawn({
+            let event_loop = event_loop.clone();
+            move || event_loop.run().unwrap()
         });
-        driver.device().quiesce()
+        begin(&mut driver, &remote);
+        let quiesced = thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(remote.recv(), Told::Draining(0));
+                // The thread that runs the loop leaves it, and waits for the one that stops the queue.
+                event_loop.stop();
+                runner.join().unwrap();
+                remote.allow(3);
+            });
+            driver.device().quiesce()
+        });
+        quiesced.unwrap();
+        assert_eq!(std::iter::from_fn(|| driver.used(0)).count(), 3);
     });
-    quiesced.unwrap();
-    assert_eq!(std::iter::from_fn(|| driver.used(0)).count(), 3);
 }
 
 #[test]
 fn a_queue_drains_in_a_turn_of_another_handler_of_its_loop() {
-    let (device, remote) = slow();
-    let runtime = Arc::new(SharedLoop::new("slow").unwrap());
-    let mut driver = TestDriver::with_runtime(device, runtime.clone());
-    begin(&mut driver, &remote);
-    let (event, done) = (Arc::new(Event::new().unwrap()), channel());
-    let driver = Arc::new(Mutex::new(driver));
-    let quiesced = driver.clone();
-    let _handler = runtime
-        .event_loop()
-        .on_readable(event.clone(), move |event| {
-            if event.take().unwrap() > 0 {
-                done.0.send(quiesced.lock().unwrap().device().quiesce()).unwrap();
-            }
-        })
-        .unwrap();
-    event.signal().unwrap();
-    assert_eq!(remote.recv(), Told::Draining(0));
-    for _ in 0..3 {
-        remote.allow(1);
-        assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
-    }
-    done.1.recv().unwrap().unwrap();
-    end(&mut driver.lock().unwrap(), &remote);
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let runtime = Arc::new(SharedLoop::new("slow").unwrap());
+        let mut driver = TestDriver::with_runtime(device, runtime.clone());
+        begin(&mut driver, &remote);
+        let (event, done) = (Arc::new(Event::new().unwrap()), channel());
+        let driver = Arc::new(Mutex::new(driver));
+        let quiesced = driver.clone();
+        let _handler = runtime
+            .event_loop()
+            .on_readable(event.clone(), move |event| {
+                if event.take().unwrap() > 0 {
+                    done.0.send(quiesced.lock().unwrap().device().quiesce()).unwrap();
+                }
+            })
+            .unwrap();
+        event.signal().unwrap();
+        assert_eq!(remote.recv(), Told::Draining(0));
+        for _ in 0..3 {
+            remote.allow(1);
+            assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
+        }
+        done.1.recv().unwrap().unwrap();
+        end(&mut driver.lock().unwrap(), &remote);
+    });
 }
 
 #[test]
 fn one_queue_drains_while_its_sibling_runs() {
-    let (device, remote) = slow();
-    let runtime = Arc::new(SharedLoop::new("slow").unwrap());
-    let mut driver = TestDriver::with_runtime(device, runtime);
-    begin(&mut driver, &remote);
-    let port = driver.port();
-    let write = |offset: u64, value: u64| port.write(Access { offset, size: Size::B4 }, value).map(drop);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            write(0x30, 0).unwrap();
-            write(0xc0, 1).unwrap();
-        });
-        assert_eq!(remote.recv(), Told::Draining(0));
-        // A look at it shows that it goes on.
-        assert_eq!(port.read(Access { offset: 0xc0, size: Size::B4 }), Ok(1));
-        *remote.takes.lock().unwrap() = true;
-        driver.request(1, &[], &[4]);
-        driver.kick(1);
-        remote.taken(1);
-        // The first three are queue 0's.
-        remote.allow(2);
-        for _ in 0..2 {
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let runtime = Arc::new(SharedLoop::new("slow").unwrap());
+        let mut driver = TestDriver::with_runtime(device, runtime);
+        begin(&mut driver, &remote);
+        let registers = driver.registers().clone();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                registers.select_queue(0);
+                registers.set_queue_reset(1);
+            });
+            assert_eq!(remote.recv(), Told::Draining(0));
+            // A look at it shows that it goes on.
+            assert_eq!(registers.queue_reset(), 1);
+            *remote.takes.lock().unwrap() = true;
+            driver.request(1, &[], &[4]);
+            driver.kick(1);
+            remote.taken(1);
+            // The first three are queue 0's.
+            remote.allow(2);
+            for _ in 0..2 {
+                assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
+            }
+            assert_eq!(registers.queue_reset(), 1);
+            driver.request(1, &[], &[4]);
+            driver.kick(1);
+            remote.taken(1);
+            remote.allow(3);
             assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
-        }
-        assert_eq!(port.read(Access { offset: 0xc0, size: Size::B4 }), Ok(1));
-        driver.request(1, &[], &[4]);
-        driver.kick(1);
-        remote.taken(1);
-        remote.allow(3);
-        assert_eq!(remote.recv(), Told::Done(0, Some("slow".to_owned())));
-        for _ in 0..2 {
-            driver.wait_used(1);
-            assert_eq!(remote.recv(), Told::Done(1, Some("slow".to_owned())));
-        }
+            for _ in 0..2 {
+                driver.wait_used(1);
+                assert_eq!(remote.recv(), Told::Done(1, Some("slow".to_owned())));
+            }
+        });
+        assert_eq!((registers.queue_reset(), registers.queue_ready()), (0, 0));
+        assert_eq!(driver.ring(0).used_index(), 3);
+        assert!(driver.set_up_queue_at(16 << 20, 0, 16));
+        driver.request(0, &[], &[4]);
+        driver.kick(0);
+        goes_on(&mut driver, &remote);
     });
-    assert_eq!((driver.read(0xc0), driver.read(reg::VIRTIO_MMIO_QUEUE_READY)), (0, 0));
-    assert_eq!(driver.ring(0).used_index(), 3);
-    assert!(driver.set_up_queue_at(16 << 20, 0, 16));
-    driver.request(0, &[], &[4]);
-    driver.kick(0);
-    goes_on(&mut driver, &remote);
 }
 
 #[test]
 fn e1_a_worker_that_panics_while_a_queue_drains_ends_the_waiting() {
-    let (device, remote) = slow();
-    let runtime = Arc::new(SharedLoop::new("slow").unwrap());
-    let mut driver = TestDriver::with_runtime(device, runtime);
-    begin(&mut driver, &remote);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            assert_eq!(remote.recv(), Told::Draining(0));
-            remote.explodes.store(true, Ordering::Relaxed);
-            remote.allow(0);
+    on_each_transport(|| {
+        let (device, remote) = slow();
+        let runtime = Arc::new(SharedLoop::new("slow").unwrap());
+        let mut driver = TestDriver::with_runtime(device, runtime);
+        begin(&mut driver, &remote);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(remote.recv(), Told::Draining(0));
+                remote.explodes.store(true, Ordering::Relaxed);
+                remote.allow(0);
+            });
+            driver.device().quiesce().unwrap();
         });
-        driver.device().quiesce().unwrap();
+        assert!(matches!(driver.reports()[..], [DeviceEvent::Panicked { .. }]), "{:?}", driver.reports());
+        assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
+        remote.explodes.store(false, Ordering::Relaxed);
+        *remote.takes.lock().unwrap() = true;
+        driver.device().resume().unwrap();
+        driver.start(0);
+        driver.request(1, &[], &[4]);
+        driver.kick(1);
+        while remote.recv() != Told::Taken(1) {}
+        remote.allow(1);
+        driver.wait_used(1);
     });
-    assert!(matches!(driver.reports()[..], [DeviceEvent::Panicked { .. }]), "{:?}", driver.reports());
-    assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
-    remote.explodes.store(false, Ordering::Relaxed);
-    *remote.takes.lock().unwrap() = true;
-    driver.device().resume().unwrap();
-    driver.start(0);
-    driver.request(1, &[], &[4]);
-    driver.kick(1);
-    while remote.recv() != Told::Taken(1) {}
-    remote.allow(1);
-    driver.wait_used(1);
 }

@@ -1,0 +1,194 @@
+//! A PCI root bus in the DSDT (PCI Firmware 3.3, chapter 4; ACPI 6.5, sections 6.2, 6.3 and 6.5): its windows, what the
+//! guest may control itself, a device for each slot that the guest can eject, and an event device for hotplug.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
+    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Local, Memory32Fixed, Method,
+    MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate, Return, Store,
+    Uuid, ZERO,
+};
+
+use super::dsdt::{Encoded, Memory64Fixed};
+use super::error::AcpiError;
+use crate::platform::{Node, NodeInterrupt, NodeRange};
+
+/// The slots that a guest can eject; slot 0 is the host bridge.
+const SLOTS: std::ops::Range<u32> = 1..32;
+/// Bytes of the registers for hotplug.
+const HOTPLUG: u16 = 16;
+
+/// Where the parts of a [`NodeKind::PciHost`](crate::NodeKind::PciHost) are.
+pub(crate) struct PciHost<'a> {
+    /// Its configuration space in memory: first byte and length.
+    pub(crate) ecam: (u64, u64),
+    config: (u16, u16),
+    hotplug: u16,
+    interrupt: NodeInterrupt,
+    node: &'a Node,
+}
+
+impl<'a> PciHost<'a> {
+    /// Fails if the node is not what its kind says.
+    pub(crate) fn new(node: &'a Node) -> Result<Self, AcpiError> {
+        let wrong = || node.invalid("a memory range (ECAM), 8 ports, 16 ports and one interrupt");
+        let (
+            &[
+                NodeRange::Memory { base, len },
+                NodeRange::Io { base: config, len: ports },
+                NodeRange::Io { base: hotplug, len: HOTPLUG },
+            ],
+            &[interrupt],
+        ) = (&*node.ranges, &*node.interrupts)
+        else {
+            return Err(wrong());
+        };
+        let fits = |base: u16, len: u16| len > 0 && base.checked_add(len - 1).is_some();
+        let whole = len > 0 && base.checked_add(len - 1).is_some();
+        if !(fits(config, ports) && fits(hotplug, HOTPLUG) && whole && ports < 0x100) {
+            return Err(wrong());
+        }
+        Ok(Self { ecam: (base, len), config: (config, ports), hotplug, interrupt, node })
+    }
+
+    /// Appends its devices to `out`; `interrupt` describes an interrupt line.
+    pub(crate) fn describe(
+        &self,
+        interrupt: impl Fn(NodeInterrupt) -> acpi_tables::aml::Interrupt,
+        out: &mut Vec<u8>,
+    ) {
+        self.bus(out);
+        self.board(out);
+        self.events(&interrupt(self.interrupt), out);
+    }
+
+    /// The root bus.
+    fn bus(&self, out: &mut Vec<u8>) {
+        let mut body = Vec::new();
+        Name::new("_HID".into(), &EISAName::new("PNP0A08")).to_aml_bytes(&mut body);
+        Name::new("_CID".into(), &EISAName::new("PNP0A03")).to_aml_bytes(&mut body);
+        for zero in ["_UID", "_SEG", "_BBN"] {
+            Name::new(zero.into(), &ZERO).to_aml_bytes(&mut body);
+        }
+        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.windows()])).to_aml_bytes(&mut body);
+        control(&mut body);
+        self.registers(&mut body);
+        for slot in SLOTS {
+            let (address, mask) = (slot << 16, 1u32 << slot);
+            let (address, number) = (Name::new("_ADR".into(), &address), Name::new("_SUN".into(), &slot));
+            let eject = Path::new("PCEJ");
+            let eject = Store::new(&eject, &mask);
+            let eject = Method::new("_EJ0".into(), 1, true, vec![&eject]);
+            Device::new(name(slot), vec![&address, &number, &eject]).to_aml_bytes(&mut body);
+        }
+        scan(&mut body);
+        Device::new("PCI0".into(), vec![&Encoded(body)]).to_aml_bytes(out);
+    }
+
+    /// What the bus hands on: itself, its own ports of configuration space, and its windows.
+    fn windows(&self) -> Encoded {
+        let mut out = Vec::new();
+        AddressSpace::new_bus_number(0u16, 0).to_aml_bytes(&mut out);
+        let (base, len) = self.config;
+        IO::new(base, base, 1, len as u8).to_aml_bytes(&mut out);
+        for window in &self.node.windows {
+            let (first, last) = (*window.start(), *window.end());
+            let cacheable = AddressSpaceCacheable::NotCacheable;
+            match (u32::try_from(first), u32::try_from(last)) {
+                (Ok(first), Ok(last)) => {
+                    AddressSpace::new_memory(cacheable, true, first, last, None).to_aml_bytes(&mut out);
+                }
+                _ => AddressSpace::new_memory(cacheable, true, first, last, None).to_aml_bytes(&mut out),
+            }
+        }
+        Encoded(out)
+    }
+
+    /// The registers for hotplug.
+    fn registers(&self, out: &mut Vec<u8>) {
+        let (base, len) = (self.hotplug, HOTPLUG as u8);
+        OpRegion::new("PCHP".into(), OpRegionSpace::SystemIO, &base, &len).to_aml_bytes(out);
+        let fields = [b"PCUP", b"PCDN", b"PCEJ"].map(|name| FieldEntry::Named(*name, 32)).into();
+        let (access, lock) = (FieldAccessType::DWord, FieldLockRule::NoLock);
+        Field::new("PCHP".into(), access, lock, FieldUpdateRule::WriteAsZeroes, fields).to_aml_bytes(out);
+    }
+
+    /// What the bus answers itself is nobody else's (PCI Firmware 3.3, 4.1.2).
+    fn board(&self, out: &mut Vec<u8>) {
+        let (base, len) = self.ecam;
+        let mut taken = Vec::new();
+        match (u32::try_from(base), u32::try_from(len), u32::try_from(base + (len - 1))) {
+            (Ok(base), Ok(len), Ok(_)) => Memory32Fixed::new(true, base, len).to_aml_bytes(&mut taken),
+            _ => Memory64Fixed { base, last: base + (len - 1), len }.to_aml_bytes(&mut taken),
+        }
+        IO::new(self.hotplug, self.hotplug, 1, HOTPLUG as u8).to_aml_bytes(&mut taken);
+        let hid = Name::new("_HID".into(), &EISAName::new("PNP0C02"));
+        let uid = Name::new("_UID".into(), &ZERO);
+        let taken = Encoded(taken);
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&taken]));
+        Device::new("PCMB".into(), vec![&hid, &uid, &crs]).to_aml_bytes(out);
+    }
+
+    /// The generic event device (ACPI 6.5, 5.6.9) whose interrupt means that a slot has changed or is to.
+    fn events(&self, interrupt: &dyn Aml, out: &mut Vec<u8>) {
+        let hid = Name::new("_HID".into(), &"ACPI0013");
+        // The power button's is 0.
+        let uid = Name::new("_UID".into(), &1u8);
+        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![interrupt]));
+        let scan = MethodCall::new("\\_SB_.PCI0.SCAN".into(), Vec::new());
+        let event = Method::new("_EVT".into(), 1, true, vec![&scan]);
+        Device::new("PCGE".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(out);
+    }
+}
+
+fn name(slot: u32) -> Path {
+    Path::new(&format!("S0{slot:02X}"))
+}
+
+/// `_OSC`: the guest may control what it asks for of power management events, advanced errors and capabilities; hotplug
+/// is the platform's (PCI Firmware 3.3, 4.5.1).
+fn control(out: &mut Vec<u8>) {
+    const GRANTED: u32 = 1 << 2 | 1 << 3 | 1 << 4;
+    // Bits of the first word.
+    const UNKNOWN_UUID: u32 = 1 << 2;
+    const UNKNOWN_REVISION: u32 = 1 << 3;
+    const MASKED: u32 = 1 << 4;
+    let (buffer, wanted) = (Arg(3), Local(0));
+    let uuid = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    let (status, controls) = (Path::new("CDW1"), Path::new("CDW3"));
+    let first = CreateDWordField::new(&status, &buffer, &ZERO);
+    let third = CreateDWordField::new(&controls, &buffer, &8u8);
+    let granted = And::new(&wanted, &controls, &GRANTED);
+    let revision = NotEqual::new(&Arg(1), &1u8);
+    let bad_revision = Or::new(&status, &status, &UNKNOWN_REVISION);
+    let bad_revision = If::new(&revision, vec![&bad_revision]);
+    let masked = Or::new(&status, &status, &MASKED);
+    let differs = NotEqual::new(&controls, &wanted);
+    let masked = If::new(&differs, vec![&masked]);
+    let answer = Store::new(&controls, &wanted);
+    let ours = Equal::new(&Arg(0), &uuid);
+    let known = If::new(&ours, vec![&third, &granted, &bad_revision, &masked, &answer]);
+    let foreign = Or::new(&status, &status, &UNKNOWN_UUID);
+    let foreign = Else::new(vec![&foreign]);
+    let result = Return::new(&buffer);
+    Method::new("_OSC".into(), 4, true, vec![&first, &known, &foreign, &result]).to_aml_bytes(out);
+}
+
+/// Tells the guest of each slot that has a new function, and of each that it is asked to eject.
+fn scan(out: &mut Vec<u8>) {
+    const DEVICE_CHECK: u8 = 1;
+    const EJECT_REQUEST: u8 = 3;
+    let mut body = Vec::new();
+    let registers = [("PCUP", DEVICE_CHECK), ("PCDN", EJECT_REQUEST)];
+    for (index, (register, notice)) in (0..).zip(registers) {
+        let (register, bits) = (Path::new(register), Local(index));
+        Store::new(&bits, &register).to_aml_bytes(&mut body);
+        for slot in SLOTS {
+            let mask = 1u32 << slot;
+            let (set, slot) = (And::new(&ZERO, &bits, &mask), name(slot));
+            let notify = Notify::new(&slot, &notice);
+            If::new(&set, vec![&notify]).to_aml_bytes(&mut body);
+        }
+    }
+    Method::new("SCAN".into(), 0, true, vec![&Encoded(body)]).to_aml_bytes(out);
+}

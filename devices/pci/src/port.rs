@@ -1,0 +1,180 @@
+//! A function as guests reach it: its configuration space, and what follows from what they write there.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ossature_bus::{Access, Effect, RegisterRange, Size};
+
+use crate::bar::Bar;
+use crate::bus::Windows;
+use crate::capability::{Answered, Bars};
+use crate::msix::Vectors;
+use crate::space::{COMMAND_MEMORY, ConfigSpace, LEN, reg};
+
+/// Registers at which a write may move ranges: the command register and the BARs.
+const MOVING: [std::ops::Range<u16>; 2] = [0x04..0x06, 0x10..0x28];
+
+/// The host bridge: an id without a driver of its own, which guests do not mistake for a chipset.
+const BRIDGE: [(u8, &[u8]); 3] = [
+    (reg::VENDOR, &0x1b36_u16.to_le_bytes()),
+    (reg::DEVICE, &0x0008_u16.to_le_bytes()),
+    // Class 06 (bridge), subclass 00 (host).
+    (reg::CLASS, &[0, 0, 6]),
+];
+
+pub(crate) struct FunctionPort {
+    space: Mutex<ConfigSpace>,
+    ranges: Vec<(Bar, RegisterRange)>,
+    bars: Bars,
+    answered: Vec<Answered>,
+    /// Offset of the capability, and what it is about.
+    msix: Option<(u8, Vectors)>,
+    windows: Arc<Windows>,
+    /// Its guest has given it up: it is on its way out of the machine.
+    ejected: AtomicBool,
+}
+
+/// What a function consists of once it is attached.
+pub(crate) struct Parts {
+    pub(crate) space: ConfigSpace,
+    pub(crate) ranges: Vec<(Bar, RegisterRange)>,
+    pub(crate) bars: Bars,
+    pub(crate) answered: Vec<Answered>,
+    pub(crate) msix: Option<(u8, Vectors)>,
+    pub(crate) windows: Arc<Windows>,
+}
+
+impl FunctionPort {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { space, ranges, bars, answered, msix, windows } = parts;
+        Self {
+            space: Mutex::new(space),
+            ranges,
+            bars,
+            answered,
+            msix,
+            windows,
+            ejected: AtomicBool::new(false),
+        }
+    }
+
+    /// A function of which nothing can be written.
+    pub(crate) fn host_bridge() -> Self {
+        let mut space = ConfigSpace::new();
+        BRIDGE.iter().for_each(|(offset, bytes)| space.define(*offset, bytes));
+        let (ranges, bars, answered) = (Vec::new(), Bars(Vec::new()), Vec::new());
+        Self::new(Parts { space, ranges, bars, answered, msix: None, windows: Arc::default() })
+    }
+
+    fn space(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The capability that answers accesses at `offset` itself.
+    fn answered(&self, offset: u16) -> Option<(&Answered, u64)> {
+        self.answered.iter().find_map(|answered| {
+            let inside = offset.checked_sub(answered.start.into())?;
+            (usize::from(inside) < answered.len).then_some((answered, inside.into()))
+        })
+    }
+
+    /// Reads an aligned register.
+    pub(crate) fn read(&self, offset: u16, size: Size) -> u64 {
+        if let Some((Answered { start, len, port }, inside)) = self.answered(offset) {
+            let bytes = self.space().copy(*start, *len);
+            if let Some(value) = port.read(&bytes, Access { offset: inside, size }, &self.bars) {
+                return value & size.mask();
+            }
+        }
+        self.space().read(offset, size)
+    }
+
+    /// Writes an aligned register.
+    pub(crate) fn write(&self, offset: u16, size: Size, value: u64) -> Effect {
+        let mut space = self.space();
+        space.write(offset, size, value);
+        if let Some((Answered { start, len, port }, inside)) = self.answered(offset) {
+            let bytes = space.copy(*start, *len);
+            drop(space);
+            return port.write(&bytes, Access { offset: inside, size }, value & size.mask(), &self.bars);
+        }
+        if let Some((at, vectors)) = &self.msix {
+            if u16::from(*at) == offset & !3 {
+                vectors.set_control(space.read_u16(at.saturating_add(2)));
+            }
+        }
+        let end = offset.saturating_add(size as u16);
+        if MOVING.iter().any(|range| offset < range.end && end > range.start) {
+            return self.place(&space);
+        }
+        Effect::None
+    }
+
+    /// Has each range be where the registers say, if the bus has such addresses.
+    fn place(&self, space: &ConfigSpace) -> Effect {
+        let decodes = space.read_u16(reg::COMMAND) & COMMAND_MEMORY != 0 && !self.is_ejected();
+        let mut effect = Effect::None;
+        for (bar, range) in &self.ranges {
+            let address = bar.address(space);
+            let base = (decodes && self.windows.contain(address, bar.size)).then_some(address);
+            if range.base() != base || range.wanted() != base {
+                effect = range.move_to(base);
+            }
+        }
+        effect
+    }
+
+    /// The guest has given it up: it answers no addresses any more, and the machine removes its device.
+    pub(crate) fn eject(&self) -> Effect {
+        let space = self.space();
+        self.ejected.store(true, Ordering::Relaxed);
+        let _ = self.place(&space);
+        self.ranges.first().map_or(Effect::None, |(_, range)| Effect::Remove(range.id()))
+    }
+
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn reset(&self) {
+        let mut space = self.space();
+        space.reset();
+        if let Some((_, vectors)) = &self.msix {
+            vectors.reset();
+        }
+        // The machine takes ranges back by itself.
+        let _ = self.place(&space);
+    }
+
+    pub(crate) fn vectors(&self) -> Option<&Vectors> {
+        self.msix.as_ref().map(|(_, vectors)| vectors)
+    }
+
+    pub(crate) fn bytes(&self) -> [u8; LEN] {
+        *self.space().bytes()
+    }
+
+    /// Returns true if guest writes can have led to this configuration space.
+    pub(crate) fn may_read(&self, bytes: &[u8; LEN]) -> bool {
+        self.space().may_read(bytes)
+    }
+
+    /// Takes over what it [may read](Self::may_read).
+    pub(crate) fn restore(&self, bytes: [u8; LEN], ejected: bool, msix: impl FnOnce(&Vectors, u16)) {
+        let mut space = self.space();
+        space.replace(bytes);
+        self.ejected.store(ejected, Ordering::Relaxed);
+        if let Some((at, vectors)) = &self.msix {
+            msix(vectors, space.read_u16(at.saturating_add(2)));
+        }
+        // The machine moves ranges by itself when all devices are restored.
+        let _ = self.place(&space);
+    }
+}
+
+impl fmt::Debug for FunctionPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FunctionPort")
+    }
+}

@@ -1,0 +1,181 @@
+//! `--control`: what the user asks of the machine while it runs. Each line is a request, and is answered by a line that
+//! begins with `ok` or `error`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ossature::legacy::PowerButton;
+use ossature::virtio::blk::BlkHandle;
+use ossature::vmm::error_chain;
+use ossature::vmm::machine::{MachineEvent, MachineHandle};
+use ossature::vmm::program::parse_size;
+
+use crate::devices::{self, Virtio};
+use crate::disk::Disk;
+use crate::nic::Nic;
+use crate::{Result, args};
+
+pub const HELP: &str = "\
+A Unix socket for requests while the guest runs, one a line, such as: echo remove disk1 | socat - UNIX-CONNECT:PATH
+  add disk KEYS, add net KEYS, add vsock KEYS
+                  a device as --disk, --net and --vsock describe it; needs --transport pci
+  remove ID       ask the guest to give a device up, and wait until it has
+  resize ID SIZE  make a disk larger or smaller
+  pause, resume, power-button, quit";
+
+/// The longest request in bytes.
+const LINE: u64 = 8192;
+/// How long a guest may take to give a device up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What requests work with.
+pub struct Control {
+    machine: MachineHandle,
+    button: PowerButton,
+    virtio: Mutex<Virtio>,
+    disks: Mutex<BTreeMap<String, BlkHandle>>,
+}
+
+impl Control {
+    pub fn new(
+        machine: MachineHandle,
+        button: PowerButton,
+        virtio: Virtio,
+        disks: BTreeMap<String, BlkHandle>,
+    ) -> Self {
+        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks) }
+    }
+
+    /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
+    /// thread that runs the devices must not.
+    pub fn serve(self, listener: UnixListener) -> io::Result<()> {
+        let control = Arc::new(self);
+        listener.set_nonblocking(false)?;
+        thread::Builder::new().name("control".to_owned()).spawn(move || {
+            for client in listener.incoming().flatten() {
+                let control = Arc::clone(&control);
+                // A client that cannot be served is hung up on.
+                let _ =
+                    thread::Builder::new().name("client".to_owned()).spawn(move || control.client(client));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Answers a client's requests until it goes.
+    fn client(&self, stream: UnixStream) {
+        let Ok(mut answers) = stream.try_clone() else { return };
+        let mut requests = BufReader::new(stream);
+        loop {
+            let mut line = Vec::new();
+            match requests.by_ref().take(LINE).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let answer = match String::from_utf8(line) {
+                Ok(line) if line.len() < LINE as usize => match self.request(line.trim()) {
+                    Ok(answer) => answer,
+                    // One line, whatever the error has.
+                    Err(error) => format!("error: {}", error_chain(&*error).replace('\n', " ")),
+                },
+                _ => format!("error: a request is text of less than {LINE} bytes"),
+            };
+            if writeln!(answers, "{answer}").is_err() {
+                return;
+            }
+        }
+    }
+
+    fn request(&self, line: &str) -> Result<String> {
+        let words: Vec<_> = line.splitn(3, ' ').map(str::trim).collect();
+        match *words.as_slice() {
+            ["add", "disk", keys] => self.add_disk(keys),
+            ["add", "net", keys] => self.add_net(keys),
+            ["add", "vsock", keys] => self.add_vsock(keys),
+            ["remove", id] => self.remove(id),
+            ["resize", id, size] => self.resize(id, size),
+            ["pause"] => done(self.machine.pause()?.keep()),
+            ["resume"] => done(self.machine.resume()?),
+            ["power-button"] => done(self.button.press()?),
+            ["quit"] => done(self.machine.stop()),
+            _ => Err(format!(
+                "{line:?} is no request; there are: add disk KEYS, add net KEYS, remove ID, \
+                              resize ID SIZE, pause, resume, power-button, quit"
+            )
+            .into()),
+        }
+    }
+
+    fn add_disk(&self, keys: &str) -> Result<String> {
+        let disk = Disk::parse(OsString::from(keys))?;
+        let mut virtio = self.virtio()?;
+        let id = disk.id.map_or_else(|| virtio.next("disk").parse(), Ok)?;
+        let (device, handle) = disk.device(id)?;
+        self.machine.add_device(virtio.device(id.to_string(), device))?;
+        self.disks().insert(id.to_string(), handle);
+        Ok(format!("ok {id}"))
+    }
+
+    fn add_net(&self, keys: &str) -> Result<String> {
+        let nic = Nic::parse(OsString::from(keys))?;
+        let mut virtio = self.virtio()?;
+        let id = virtio.next("net");
+        self.machine.add_device(virtio.device(id.clone(), nic.device()?))?;
+        Ok(format!("ok {id}"))
+    }
+
+    fn add_vsock(&self, keys: &str) -> Result<String> {
+        let sockets = args::vsock(OsString::from(keys))?;
+        let device = self.virtio()?.device("vsock", devices::vsock(&sockets)?);
+        self.machine.add_device(device)?;
+        Ok("ok vsock".to_owned())
+    }
+
+    /// The way onto the PCI bus: nowhere else do guests notice what comes and goes.
+    fn virtio(&self) -> Result<MutexGuard<'_, Virtio>> {
+        let virtio = self.virtio.lock().unwrap_or_else(PoisonError::into_inner);
+        if virtio.bus().is_none() {
+            return Err("devices come and go on PCI only: start microvm with --transport pci".into());
+        }
+        Ok(virtio)
+    }
+
+    fn disks(&self) -> MutexGuard<'_, BTreeMap<String, BlkHandle>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, id: &str) -> Result<String> {
+        let mut events = self.machine.events();
+        // It follows from the machine's beginning: an earlier device may have had the same id.
+        while events.try_next().is_some() {}
+        self.virtio()?.bus().map(|bus| bus.request_removal(id)).transpose()?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            match events.next_timeout(left) {
+                Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
+                    self.disks().remove(id);
+                    return done(());
+                }
+                None if self.machine.outcome().is_some() => return Err("the machine has ended".into()),
+                _ => {}
+            }
+        }
+        Err(format!("the guest has not given {id} up within {} seconds", PATIENCE.as_secs()).into())
+    }
+
+    fn resize(&self, id: &str, size: &str) -> Result<String> {
+        let bytes = parse_size(size)?;
+        let disk = self.disks().get(id).cloned();
+        disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
+        done(())
+    }
+}
+
+fn done(_: ()) -> Result<String> {
+    Ok("ok".to_owned())
+}

@@ -1,0 +1,155 @@
+//! Devices come and go on PCI while the guest runs and works, and its ACPI tells it.
+
+mod support;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use support::{Guest, Running};
+
+/// How often devices come and go.
+const TIMES: u32 = 50;
+const BLOCK: u64 = 4096;
+
+/// Asks for something on the control socket; it has to be done.
+fn ask(socket: &Path, request: &str) {
+    let answer = answer(socket, request);
+    assert!(answer.starts_with("ok"), "{request}: {answer}");
+}
+
+fn answer(socket: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    writeln!(stream, "{request}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    answer
+}
+
+/// A guest on PCI whose first disk is busy from beginning to end.
+fn busy_guest(folder: &Path, job: &str) -> Running {
+    let image = folder.join("load");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let load = "while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; done & load=$!";
+    let guest = Guest::new().args(["--transport", "pci", "--cpus", "2"]).disk(&image, "");
+    let guest = guest.args(["--control".as_ref(), folder.join("control").as_os_str()]);
+    guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start()
+}
+
+/// What the guest's kernel said while devices came and went.
+fn expect_calm(log: &str) {
+    for word in ["BUG", "WARNING", "Oops", "blocked for more", "timed out"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}
+
+#[test]
+fn disks_come_and_go_under_load_and_nothing_that_was_completed_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    // Blocks are written one after the other, each durable before it is counted, until the disk is gone.
+    let job = format!(
+        "for i in $(seq 1 {TIMES}); do\n\
+         until [ -b /dev/vdb ]; do sleep 0.05; done\n\
+         n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/dev/null; do \
+         n=$((n + 1)); echo \"turn $i wrote $n\"; [ $n -lt 200 ] || break; done\n\
+         until [ ! -b /dev/vdb ]; do sleep 0.05; done\n\
+         echo \"turn $i ended after $n\"\n\
+         done"
+    );
+    let running = busy_guest(folder.path(), &job);
+    let control = folder.path().join("control");
+    let mut images = Vec::new();
+    for turn in 1..=TIMES {
+        let image = folder.path().join(format!("disk{turn}"));
+        File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        ask(&control, &format!("add disk path={},id=plug", image.display()));
+        running.wait_for(&format!("turn {turn} wrote 2"));
+        ask(&control, "remove plug");
+        running.wait_for(&format!("turn {turn} ended after"));
+        images.push(image);
+    }
+    let ended = running.wait();
+    ended.expect(0);
+    let answers = ended.answers();
+    for (turn, image) in (1..).zip(images) {
+        let text = &answers["job"];
+        let counted = text.split(&format!("turn {turn} ended after ")).nth(1).unwrap();
+        let counted: u64 = counted.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(counted >= 2);
+        let file = File::open(&image).unwrap();
+        for n in 0..counted {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, n * BLOCK).unwrap();
+            assert_eq!(bytes, format!("{n:08}").as_bytes(), "turn {turn}");
+        }
+    }
+    expect_calm(&answers["log"]);
+}
+
+#[test]
+fn network_cards_and_sockets_come_and_go_under_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let drivers = "/sys/bus/virtio/drivers";
+    let both = format!("ls {drivers}/virtio_net | grep -q ^virtio && ls {drivers}/*vsock* | grep -q ^virtio");
+    let neither =
+        format!("! ls {drivers}/virtio_net | grep -q ^virtio && ! ls {drivers}/*vsock* | grep -q ^virtio");
+    let job = format!(
+        "for i in $(seq 1 {TIMES}); do\n\
+         until {both}; do sleep 0.05; done\n\
+         ip link set eth0 up; echo \"turn $i: $(cat /sys/class/net/eth0/address)\"\n\
+         until {neither}; do sleep 0.05; done\n\
+         echo \"turn $i: gone\"\n\
+         done"
+    );
+    let running = busy_guest(folder.path(), &job);
+    let control = folder.path().join("control");
+    let network = folder.path().join("network");
+    let listener = UnixListener::bind(&network).unwrap();
+    for turn in 1..=TIMES {
+        ask(&control, &format!("add net socket={},mac=52:54:00:00:00:{turn:02x}", network.display()));
+        let (peer, _) = listener.accept().unwrap();
+        let sockets = folder.path().join("vsock");
+        ask(&control, &format!("add vsock cid={},socket={}", turn + 2, sockets.display()));
+        running.wait_for(&format!("turn {turn}: 52:54:00:00:00:{turn:02x}"));
+        assert!(sockets.exists());
+        ask(&control, &format!("remove net{}", turn - 1));
+        ask(&control, "remove vsock");
+        drop(peer);
+        assert!(!sockets.exists(), "the device has gone with its socket");
+        running.wait_for(&format!("turn {turn}: gone"));
+    }
+    let ended = running.wait();
+    ended.expect(0);
+    expect_calm(&ended.answers()["log"]);
+}
+
+#[test]
+fn what_cannot_be_done_is_answered_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut running = {
+        let guest = Guest::new().args(["--control".as_ref(), folder.path().join("control").as_os_str()]);
+        guest.hold().start()
+    };
+    let control = folder.path().join("control");
+    running.while_held(|_| {
+        for (request, part) in [
+            ("add disk path=d", "--transport pci"),
+            ("add disk colour=red", "colour"),
+            ("remove rng", "--transport pci"),
+            ("resize nobody 1M", "no disk \"nobody\""),
+            ("resize nobody huge", "huge"),
+            ("sing", "is no request"),
+            ("", "is no request"),
+        ] {
+            let answer = answer(&control, request);
+            assert!(answer.starts_with("error: ") && answer.contains(part), "{request}: {answer}");
+        }
+        for request in ["pause", "resume"] {
+            ask(&control, request);
+        }
+    });
+    running.wait().expect(0);
+    assert!(!control.exists());
+}
