@@ -22,6 +22,7 @@ use ossature::vmm::machine::{Machine, Outcome, PayloadError};
 use ossature::vmm::{Buses, Hypervisor, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::bus::Number;
+use support::turns::ratio;
 
 /// mov dx, 0x600; mov al, 0x34; out dx, al: powers the machine off.
 const POWER_OFF: [u8; 6] = [0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
@@ -51,18 +52,6 @@ fn create(c: &mut Criterion) {
     group.bench_function("floor", |b| b.iter(|| floor_machine::once(&host, &POWER_OFF)));
     group.finish();
     ratio("kvm_create", 5, || machine(&kvm), || floor_machine::once(&host, &POWER_OFF));
-}
-
-/// The median of what ours takes over what the floor takes, in turns, so that what else the host does falls on both.
-fn ratio(name: &str, rounds: u32, mut ours: impl FnMut(), mut floor: impl FnMut()) {
-    let time = |path: &mut dyn FnMut()| {
-        let start = Instant::now();
-        (0..rounds).for_each(|_| path());
-        start.elapsed().as_secs_f64()
-    };
-    let mut ratios: Vec<_> = (0..41).map(|_| time(&mut ours) / time(&mut floor)).collect();
-    ratios.sort_by(f64::total_cmp);
-    println!("{name}: {:.3} x floor (quartiles {:.3}, {:.3})", ratios[20], ratios[10], ratios[30]);
 }
 
 /// A vCPU of ours in a loop of exits, and what it needs.

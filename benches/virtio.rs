@@ -10,6 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use support::raw::{self, RawDevice, RawQueue};
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
 use support::sockets::{BYTES, Pair, Sockets};
+use support::turns::ratio;
 
 const LAYOUTS: [(&str, Layout); 2] = [("direct", Layout::Direct), ("indirect", Layout::Indirect)];
 
@@ -58,6 +59,8 @@ fn sockets(c: &mut Criterion) {
     group.bench_function("vsock/received", |b| b.iter(|| receives.receive()));
     group.bench_function("pair/floor", |b| b.iter(|| pair.batch()));
     group.finish();
+    ratio("stream/vsock/sent", 200, || sends.send(), || pair.batch());
+    ratio("stream/vsock/received", 200, || receives.receive(), || pair.batch());
 }
 
 fn settings() -> Criterion {

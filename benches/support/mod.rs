@@ -10,3 +10,4 @@ pub mod rings;
 pub mod sockets;
 pub mod state;
 pub mod tables;
+pub mod turns;

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use ossature::block::{EngineKind, ImageFormat, OpenMode, Qcow2, Qcow2Options, RawFile, RawOptions};
+use ossature::block::{EngineKind, ImageFormat, OpenMode, RawFile, RawOptions};
+#[cfg(feature = "qcow2")]
+use ossature::block::{Qcow2, Qcow2Options};
 use ossature::bus::{RateLimiter, RateLimits};
 use ossature::virtio::LocalDevice;
 use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId};
@@ -93,8 +95,11 @@ impl Disk {
 
     /// Refuses keys that mean nothing for the format, or with each other.
     fn fits_together(&self) -> std::result::Result<(), KeyValueError> {
-        let is_qcow2 = self.overlay.is_some() || self.format == ImageFormat::Qcow2;
-        let (key, reason) = if is_qcow2 && self.options.engine != EngineKind::Sync {
+        let is_qcow2 = self.is_qcow2();
+        let (key, reason) = if is_qcow2 && !cfg!(feature = "qcow2") {
+            let key = if self.overlay.is_some() { "overlay" } else { "format" };
+            (key, "needs a microvm that is built with the feature qcow2")
+        } else if is_qcow2 && self.options.engine != EngineKind::Sync {
             ("engine", "is sync for qcow2 and overlays")
         } else if is_qcow2 && self.options.direct {
             ("direct", "is for raw disks without overlay")
@@ -108,21 +113,28 @@ impl Disk {
         Err(KeyValueError::Wrong { key: key.to_owned(), reason: reason.to_owned() })
     }
 
+    fn is_qcow2(&self) -> bool {
+        self.overlay.is_some() || self.format == ImageFormat::Qcow2
+    }
+
     /// The device, with this serial number, and a handle to resize it.
     pub fn device(&self, id: DiskId) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
+        #[cfg(feature = "qcow2")]
+        if self.is_qcow2() {
+            return self.qcow2(id);
+        }
+        self.device_on(RawFile::open(&self.path, self.options)?, id)
+    }
+
+    #[cfg(feature = "qcow2")]
+    fn qcow2(&self, id: DiskId) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
         let qcow2 = Qcow2Options::new(self.options.mode);
         let qcow2 = self.backing.iter().fold(qcow2, |options, folder| options.with_backing_folder(folder));
-        match (&self.overlay, self.format) {
-            (Some(overlay), format) => {
-                let disk = Qcow2::overlay(overlay, &self.path, format, &qcow2);
-                self.device_on(disk.map_err(|e| format!("--disk overlay={}: {e}", overlay.display()))?, id)
-            }
-            (None, ImageFormat::Qcow2) => {
-                let disk = Qcow2::open(&self.path, &qcow2);
-                self.device_on(disk.map_err(|e| format!("--disk path={}: {e}", self.path.display()))?, id)
-            }
-            _ => self.device_on(RawFile::open(&self.path, self.options)?, id),
-        }
+        let (disk, key, file) = match &self.overlay {
+            Some(overlay) => (Qcow2::overlay(overlay, &self.path, self.format, &qcow2), "overlay", overlay),
+            None => (Qcow2::open(&self.path, &qcow2), "path", &self.path),
+        };
+        self.device_on(disk.map_err(|e| format!("--disk {key}={}: {e}", file.display()))?, id)
     }
 
     fn device_on<D: ossature::block::Disk>(

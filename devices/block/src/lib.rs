@@ -2,7 +2,7 @@
 //! carried out.
 //!
 //! - [`Disk`] is an image: its size, its limits, its lock. [`RawFile`] is one whose sectors are the bytes of a file or of
-//!   a block device, [`Qcow2`] one in QEMU's format, perhaps over others.
+//!   a block device, `Qcow2` one in QEMU's format, perhaps over others (feature `qcow2`, on by default).
 //! - [`Engine`] carries requests out for one queue: [`submit`](Engine::submit), [`reap`](Engine::reap), and a
 //!   descriptor that says when to reap. A disk hands engines out, one for each queue. [`SyncEngine`] completes a request
 //!   inside of `submit`, [`ThreadEngine`] on a thread of its own, [`UringEngine`] has many in flight.
@@ -13,8 +13,10 @@
 
 mod disk;
 mod engine;
+mod format;
 mod io;
 mod null;
+#[cfg(feature = "qcow2")]
 mod qcow2;
 mod raw;
 mod sync_engine;
@@ -28,14 +30,16 @@ mod uring;
 
 pub use disk::Disk;
 pub use engine::{Completion, Engine, EngineSetup, Finished, Operation, Submitted};
+pub use format::{ImageFormat, ParseImageFormatError};
 pub use io::DiskIo;
 pub use null::NullDisk;
-pub use qcow2::{ImageFormat, NewQcow2, ParseImageFormatError, Qcow2, Qcow2Options};
+#[cfg(feature = "qcow2")]
+pub use qcow2::{NewQcow2, Qcow2, Qcow2Options};
 pub use raw::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 pub use sync_engine::SyncEngine;
 pub use thread_engine::ThreadEngine;
 pub use uring::UringEngine;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "qcow2"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

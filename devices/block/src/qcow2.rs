@@ -20,11 +20,11 @@ use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
 use crate::raw::device_error;
-use crate::{Disk, DiskError, DiskIo, EngineSetup, SyncEngine};
+use crate::{Disk, DiskError, DiskIo, EngineSetup, ImageFormat, SyncEngine};
 use chain::Layer;
 use image::Image;
 pub use manage::NewQcow2;
-pub use options::{ImageFormat, ParseImageFormatError, Qcow2Options};
+pub use options::Qcow2Options;
 
 /// So many tables of the second level are held in memory for each image of a chain (a constant of `imago`).
 const CACHED_L2_TABLES: u64 = 128;

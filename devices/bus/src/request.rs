@@ -156,7 +156,7 @@ impl DoorbellRequest {
         Self { name: name.into(), offset, size, value: None, ignored: false }
     }
 
-    /// Without anyone who waits for it: see [`ignored`](Self::ignored).
+    /// Without anyone who waits for it: see [`ignored`](field@Self::ignored).
     #[must_use]
     pub fn ignored(mut self) -> Self {
         self.ignored = true;
@@ -210,7 +210,7 @@ impl InterruptRequest {
         self
     }
 
-    /// Rarely raised: see [`rare`](Self::rare).
+    /// Rarely raised: see [`rare`](field@Self::rare).
     #[must_use]
     pub fn rare(mut self) -> Self {
         self.rare = true;

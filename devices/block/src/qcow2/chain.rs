@@ -98,7 +98,7 @@ pub(super) fn unlock(layers: &[Layer]) -> Result<(), DiskError> {
 
 /// Opens the image at `path`, and all that it is based on. The first is the image itself.
 pub(super) fn open(path: &Path, options: &Qcow2Options) -> Result<Vec<Layer>, DiskError> {
-    chain(ImageFile::new(open_file(path, options.mode)?, path.to_owned()), folder_of(path), options)
+    chain(ImageFile::new(open_file(path, options.mode)?.0, path.to_owned()), folder_of(path), options)
 }
 
 /// The same for an image that is open.
@@ -243,7 +243,7 @@ fn is_over(
 /// Opens a file that the caller names.
 fn open_named(base: &Base, mode: OpenMode) -> Result<(ImageFile, Option<PathBuf>), DiskError> {
     match base {
-        Base::Path(path, _) => Ok((ImageFile::new(open_file(path, mode)?, path.clone()), folder_of(path))),
+        Base::Path(path, _) => Ok((ImageFile::new(open_file(path, mode)?.0, path.clone()), folder_of(path))),
         Base::File(file, _) => {
             let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
             let file = file.try_clone().map_err(|source| DiskError::Io {

@@ -20,7 +20,7 @@ use crate::DiskError;
 use crate::raw::space;
 
 /// Zeros for guest memory.
-static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+static ZEROS: [u8; 4096] = [0; 4096];
 /// Compressed data is unpacked in pieces of this size at most.
 const MAX_PIECE: u64 = 1 << 21;
 
@@ -333,8 +333,11 @@ fn open_layer(
 }
 
 fn zero(mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError> {
-    let len = to.len().min(ZEROS.len() as u64) as usize;
-    Ok(mem.scatter(to, ZEROS.get(..len).unwrap_or_default())?)
+    let (to, mut done) = (to.take(1 << 16), 0);
+    while done < to.len() {
+        done += mem.scatter(to.skip(done), &ZEROS)? as u64;
+    }
+    Ok(done as usize)
 }
 
 fn damaged(found: &str) -> io::Error {

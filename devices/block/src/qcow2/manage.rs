@@ -174,7 +174,7 @@ impl Qcow2 {
     pub fn rename_base(path: impl AsRef<Path>, base: Option<(&str, ImageFormat)>) -> Result<(), DiskError> {
         let path = path.as_ref();
         let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
-        let file = open_file(path, OpenMode::ReadWrite)?;
+        let (file, _) = open_file(path, OpenMode::ReadWrite)?;
         crate::sys::lock_file(&file, true).map_err(|source| match source.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.to_owned() },
             _ => io("lock")(source),

@@ -1,6 +1,6 @@
 //! How a raw file is opened, measured, and refused.
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 use super::direct::Direct;
-use super::{DiskError, OpenMode, RawFile, RawOptions};
+use super::{DiskError, EngineKind, OpenMode, RawFile, RawOptions};
 use crate::sys;
 
 impl RawFile {
@@ -18,8 +18,8 @@ impl RawFile {
     /// permissions: it was marked as not to be written.
     pub fn open(path: impl AsRef<Path>, options: impl Into<RawOptions>) -> Result<Self, DiskError> {
         let (path, options) = (path.as_ref(), options.into());
-        let file = open_file(path, options.mode)?;
-        Self::new(file, path, options)
+        let (file, meta) = open_file(path, options.mode)?;
+        Self::new(file, meta, path, options)
     }
 
     /// Takes a file or block device that is open already, for processes that may not open any: for reading, and for
@@ -41,19 +41,21 @@ impl RawFile {
         let (file, options) = (File::from(fd.into()), options.into());
         let path = PathBuf::from(format!("descriptor {}", file.as_raw_fd()));
         check_descriptor(&file, &path, options.mode)?;
-        Self::new(file, &path, options)
+        let meta = inspect(&file, &path)?;
+        Self::new(file, meta, &path, options)
     }
 
-    fn new(mut file: File, path: &Path, options: RawOptions) -> Result<Self, DiskError> {
+    fn new(mut file: File, meta: Metadata, path: &Path, options: RawOptions) -> Result<Self, DiskError> {
         let io = |action| move |source| DiskError::Io { path: path.to_owned(), action, source };
-        let meta = file.metadata().map_err(io("inspect"))?;
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::NotAFile { path: path.to_owned(), found: name_of(kind) });
         }
         let is_device = kind.is_block_device();
-        // It means nothing for a file, but io_uring would not wait for the disk.
-        sys::set_blocking(&file).map_err(io("prepare"))?;
+        // Otherwise O_NONBLOCK means nothing for a file, but io_uring would not wait for the disk.
+        if options.engine == EngineKind::Uring {
+            sys::set_blocking(&file).map_err(io("prepare"))?;
+        }
         // Where a block device ends, only a seek tells.
         let capacity = if is_device { file.seek(SeekFrom::End(0)) } else { Ok(meta.len()) };
         let capacity = capacity.map_err(io("measure"))?;
@@ -100,8 +102,13 @@ pub(crate) fn check_descriptor(file: &File, path: &Path, mode: OpenMode) -> Resu
     Err(DiskError::Descriptor { path: path.to_owned(), found, wanted })
 }
 
-/// Opens a path that the caller gave.
-pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<File, DiskError> {
+fn inspect(file: &File, path: &Path) -> Result<Metadata, DiskError> {
+    let failed = |source| DiskError::Io { path: path.to_owned(), action: "inspect", source };
+    file.metadata().map_err(failed)
+}
+
+/// Opens a path that the caller gave, and says what it is.
+pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<(File, Metadata), DiskError> {
     // Opening a pipe without O_NONBLOCK would wait for its other end.
     let file = OpenOptions::new()
         .read(true)
@@ -109,9 +116,11 @@ pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<File, DiskError> 
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|e| open_error(path, mode, e))?;
-    let read_only = mode == OpenMode::ReadWrite
-        && file.metadata().is_ok_and(|meta| meta.file_type().is_file() && meta.mode() & 0o222 == 0);
-    if read_only { Err(DiskError::ReadOnlyFile { path: path.to_owned() }) } else { Ok(file) }
+    let meta = inspect(&file, path)?;
+    if mode == OpenMode::ReadWrite && meta.file_type().is_file() && meta.mode() & 0o222 == 0 {
+        return Err(DiskError::ReadOnlyFile { path: path.to_owned() });
+    }
+    Ok((file, meta))
 }
 
 /// A block size that a guest can be told.

@@ -14,8 +14,8 @@ use crate::sys;
 pub(crate) const PUNCH_HOLE: libc::c_int = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 pub(crate) const ZERO_RANGE: libc::c_int = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 
-/// Zeros to write where there is no better way.
-static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+/// How many zeros are written with one call.
+const PIECE: u64 = 1 << 16;
 
 /// Gives the space of the range back to the host, if it takes it: the contents do not matter either way.
 pub(crate) fn discard(file: &File, is_device: bool, offset: u64, len: u64) -> io::Result<()> {
@@ -50,12 +50,13 @@ pub(crate) fn write_zeroes(file: &File, offset: u64, len: u64, unmap: bool) -> i
 
 /// Writes zeros.
 pub(crate) fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    // Not a static, which would be in the program's file.
+    let zeros = vec![0; len.min(PIECE) as usize];
     let (mut at, end) = (offset, offset.saturating_add(len));
     while at < end {
-        let most = (end - at).min(ZEROS.len() as u64) as usize;
-        let zeros = ZEROS.get(..most).unwrap_or_default();
-        file.write_all_at(zeros, at)?;
-        at += most as u64;
+        let most = (end - at).min(PIECE);
+        file.write_all_at(zeros.get(..most as usize).unwrap_or_default(), at)?;
+        at += most;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -19,6 +19,8 @@ use crate::sys;
 const TUN: &str = "/dev/net/tun";
 /// How a tap is used: Ethernet frames, each behind a virtio-net header and nothing else.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// More packets than wait in a tap's queue by default, which is 500 long.
+const MOST_WAITING: usize = 8192;
 
 /// A tap that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +116,10 @@ pub struct Tap {
     several: bool,
     /// The kernel gives packets to this queue.
     active: Mutex<bool>,
+    /// What the host's kernel has.
     offloads: Offloads,
+    /// Packets that wait may be of this kind.
+    set: Mutex<Offloads>,
     /// Packets on their way, which one thread moves.
     batch: Mutex<Batch>,
     /// What was lost since the last flush.
@@ -205,16 +210,16 @@ impl Tap {
         let knows_uso = sys::tap_offloads(file.as_fd(), tap_flags(Offloads::all())).is_ok();
         let offloads = Offloads { uso: knows_uso, ..Offloads::all() };
         let several = flags & libc::IFF_MULTI_QUEUE != 0;
-        let tap = Self {
+        Ok(Self {
             file,
             several,
             active: Mutex::new(true),
             offloads,
+            // Whoever had it before may have set any.
+            set: Mutex::new(Offloads::all()),
             batch: Mutex::default(),
             unsent: Mutex::default(),
-        };
-        tap.set_offloads(Offloads::none()).map_err(io_error(name, "set its offloads"))?;
-        Ok(tap)
+        })
     }
 }
 
@@ -238,6 +243,18 @@ impl Tap {
                 }
             });
         }
+    }
+
+    /// Drops the packets that wait to be received: a driver might not take their kind.
+    fn drop_waiting(&self) {
+        let mut batch = self.batch();
+        for _ in 0..MOST_WAITING {
+            let read_ahead = batch.next(self.file.as_fd()).is_some();
+            if !read_ahead && (&self.file).read(&mut [0]).is_err() {
+                break;
+            }
+        }
+        batch.is_dry();
     }
 
     fn active(&self) -> MutexGuard<'_, bool> {
@@ -291,7 +308,13 @@ impl NetIo for Tap {
         if !*self.active() {
             return Ok(());
         }
-        sys::tap_offloads(self.file.as_fd(), tap_flags(offloads))
+        sys::tap_offloads(self.file.as_fd(), tap_flags(offloads))?;
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        if tap_flags(*set) & !tap_flags(offloads) != 0 {
+            self.drop_waiting();
+        }
+        *set = offloads;
+        Ok(())
     }
 
     fn set_active(&self, active: bool) -> io::Result<()> {
@@ -354,6 +377,7 @@ impl NetIo for Tap {
             Syscall("io_uring_setup"),
             Syscall("ioctl"),
             Syscall("mmap"),
+            Syscall("read"),
             Syscall("readv"),
             Syscall("timerfd_settime"),
             Syscall("write"),

@@ -27,11 +27,16 @@ const ROUNDS: u32 = 1000;
 /// The fastest of so many runs counts: others may have waited for a processor.
 const RUNS: u32 = 3;
 
+/// Returns true on AMD's processors, or others of their kind, that run guests.
+pub(super) fn has_svm() -> bool {
+    let [.., features, _] = cpuid(0x8000_0001, 0);
+    features & SVM != 0
+}
+
 /// The time that an instruction of a guest's kernel takes; `None` if the processor runs guests by itself.
 pub(crate) fn time_per_instruction(kvm: &Kvm) -> Result<Option<Duration>, VmError> {
     let [.., features, _] = cpuid(1, 0);
-    let [.., more, _] = cpuid(0x8000_0001, 0);
-    if features & VMX != 0 || more & SVM != 0 {
+    if features & VMX != 0 || has_svm() {
         return Ok(None);
     }
     // On a thread of its own: whoever runs a vCPU has its signal mask changed.

@@ -7,6 +7,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::cpuid::{Cpuid, CpuidError};
 use super::guest_cpuid::{CpuFeatures, cpuid};
+use super::preflight::has_svm;
 use super::registers::Registers;
 use super::{HostFacts, msrs};
 use crate::call::call;
@@ -16,8 +17,11 @@ use crate::{Capability, VmConfig, VmError};
 /// its identity map on the page before them. No RAM and no device may be there.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
-/// What a machine needs before anything else.
+/// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
+    if has_svm() {
+        return Ok(());
+    }
     vm.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))
 }
 

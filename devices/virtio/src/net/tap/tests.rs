@@ -65,6 +65,7 @@ fn taps_of_the_kernel() {
             long_packets(&mut net);
             drop(net);
             several_queues();
+            offloads_given_up();
             bursts();
             if stage == "root" {
                 ip("tuntap add mode tap name tap9 user 12345");
@@ -296,6 +297,34 @@ fn several_queues() {
         let all = found.iter().take(used).all(|count| *count > 0);
         assert!(all && found.iter().skip(used).all(|count| *count == 0), "{used} in use: {found:?}");
     }
+}
+
+/// What waits when offloads are given up is dropped, because a driver without them could not take it.
+fn offloads_given_up() {
+    ip("tuntap add mode tap name tap2");
+    let tap = Tap::open("tap2").unwrap();
+    ip("address add 10.3.0.1/24 dev tap2");
+    ip("link set tap2 up");
+    ip("neigh replace 10.3.0.2 lladdr 52:54:00:12:34:56 dev tap2");
+    let socket = UdpSocket::bind("10.3.0.1:0").unwrap();
+    let received = || {
+        let mut buf = [0; 2000];
+        let packets = std::iter::from_fn(|| {
+            let len = rustix::io::read(&tap.file, &mut buf).ok()?;
+            Some((buf[..len].ends_with(b"hello"), buf[0]))
+        });
+        // What the kernel sends by itself is not asked for.
+        packets.filter(|(is_ours, _)| *is_ours).map(|(_, flags)| flags).collect::<Vec<_>>()
+    };
+    tap.set_offloads(Offloads::all()).unwrap_or_else(|_| tap.set_offloads(tap.offloads()).unwrap());
+    socket.send_to(b"hello", "10.3.0.2:9").unwrap();
+    assert_eq!(received(), [1], "the checksum is left to the driver");
+    socket.send_to(b"hello", "10.3.0.2:9").unwrap();
+    tap.set_offloads(Offloads::none()).unwrap();
+    assert_eq!(received(), []);
+    socket.send_to(b"hello", "10.3.0.2:9").unwrap();
+    tap.set_offloads(Offloads::none()).unwrap();
+    assert_eq!(received(), [0], "nothing was given up");
 }
 
 /// Bursts of small packets cost few system calls in both directions, and arrive in their order.
