@@ -100,7 +100,7 @@ impl Board {
     }
 
     pub(super) fn buses(&self) -> Buses {
-        Buses { pio: self.pio.cursor(), mmio: self.mmio.cursor() }
+        Buses::new(self.pio.cursor(), self.mmio.cursor())
     }
 
     fn bus(&self, space: AddressSpace) -> &Bus {
