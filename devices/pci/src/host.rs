@@ -174,6 +174,8 @@ impl Device for PciHost {
             });
         }
         ports.address.store(address, Ordering::Relaxed);
+        // The guest whose state it is has looked at the bus.
+        self.bus.start();
         self.restored = true;
         Ok(())
     }

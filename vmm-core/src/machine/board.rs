@@ -248,6 +248,11 @@ impl Board {
         Ok(slot.device)
     }
 
+    /// Returns true if there is a device of this id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        position(&lock(&self.slots), id).is_ok()
+    }
+
     /// The id of the device that `range` belongs to.
     pub(super) fn owner_of(&self, range: RangeId) -> Option<String> {
         let wired = lock(&self.wired);

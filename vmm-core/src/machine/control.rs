@@ -116,9 +116,15 @@ impl Control {
             return Ok(());
         }
         // A device may have gone since.
-        let removed = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect::<Vec<_>>();
-        let removed = removed.iter().try_for_each(|id| self.remove(id, true).map(drop));
-        match removed.and_then(|()| self.serve(pause, reset)) {
+        let removed: Vec<_> = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect();
+        for id in removed {
+            if let Err(error) = self.remove(&id, true) {
+                // The guest asked for it: nobody waits for the answer, and what else was asked for is done all the same.
+                let event = DeviceEvent::HostError { reason: error_chain(&error) };
+                self.status.events.push(MachineEvent::Device { id, event });
+            }
+        }
+        match self.serve(pause, reset) {
             // What was asked of it does not matter any more.
             Err(_) if self.state() == LifecycleState::Stopped => Ok(()),
             served => served,
@@ -354,17 +360,21 @@ impl Control {
         self.remove(id, false)
     }
 
-    /// Removes a device. One that cannot be quiesced stays, unless it `must_go`.
+    /// Removes a device. One that cannot be quiesced stays, unless it `must_go`; one that cannot be detached is gone all the
+    /// same.
     fn remove(&mut self, id: &str, must_go: bool) -> Result<Box<dyn Device>, LifecycleError> {
         let board = Arc::clone(&self.board);
-        let device = board.remove(id, must_go, || self.sync_vcpus()).inspect_err(|_| {
+        let was_there = board.has(id);
+        let removed = board.remove(id, must_go, || self.sync_vcpus());
+        if removed.is_err() && board.has(id) {
             // A device that stays goes on; the first error is the one to tell.
             if self.state() == LifecycleState::Running {
                 let _ = board.resume_one(id);
             }
-        })?;
-        self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
-        Ok(device)
+        } else if was_there {
+            self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
+        }
+        removed
     }
 
     pub(super) fn replace_device(&mut self, new: Box<dyn Device>) -> Result<Box<dyn Device>, LifecycleError> {

@@ -140,6 +140,17 @@ fn a_host_goes_on_with_its_address_and_its_news() {
 }
 
 #[test]
+fn a_function_that_comes_between_restore_and_resume_is_news_to_the_guest() {
+    let handover = save(&mut Host::started());
+    let mut host = Host::new();
+    host.device.restore(handover).unwrap();
+    let mut late = Plugged::try_new("late", &host, None, info()).unwrap();
+    host.device.resume().unwrap();
+    late.function.resume().unwrap();
+    assert_eq!((host.interrupts(), host.hotplug(0)), (1, 2));
+}
+
+#[test]
 fn d2_a_host_refuses_what_it_never_saves() {
     let mut host = Host::started();
     let state = save(&mut host).state;
