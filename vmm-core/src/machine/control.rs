@@ -118,7 +118,10 @@ impl Control {
         // A device may have gone since.
         let removed: Vec<_> = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect();
         for id in removed {
-            if let Err(error) = self.remove(&id, true) {
+            // Whoever is told that it is gone finds what it had on the host free.
+            let removed = self.remove(&id, true).map(drop);
+            self.status.events.push(MachineEvent::DeviceRemoved { id: id.clone() });
+            if let Err(error) = removed {
                 // The guest asked for it: nobody waits for the answer, and what else was asked for is done all the same.
                 let event = DeviceEvent::HostError { reason: error_chain(&error) };
                 self.status.events.push(MachineEvent::Device { id, event });
@@ -357,24 +360,24 @@ impl Control {
     }
 
     pub(super) fn remove_device(&mut self, id: &str) -> Result<Box<dyn Device>, LifecycleError> {
-        self.remove(id, false)
+        let was_there = self.board.has(id);
+        let removed = self.remove(id, false);
+        if was_there && !self.board.has(id) {
+            self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
+        }
+        removed
     }
 
     /// Removes a device. One that cannot be quiesced stays, unless it `must_go`; one that cannot be detached is gone all the
     /// same.
     fn remove(&mut self, id: &str, must_go: bool) -> Result<Box<dyn Device>, LifecycleError> {
         let board = Arc::clone(&self.board);
-        let was_there = board.has(id);
-        let removed = board.remove(id, must_go, || self.sync_vcpus());
-        if removed.is_err() && board.has(id) {
+        board.remove(id, must_go, || self.sync_vcpus()).inspect_err(|_| {
             // A device that stays goes on; the first error is the one to tell.
             if self.state() == LifecycleState::Running {
                 let _ = board.resume_one(id);
             }
-        } else if was_there {
-            self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
-        }
-        removed
+        })
     }
 
     pub(super) fn replace_device(&mut self, new: Box<dyn Device>) -> Result<Box<dyn Device>, LifecycleError> {
