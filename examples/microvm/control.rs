@@ -106,10 +106,22 @@ impl Control {
             ["add", "vsock", keys] => self.add_vsock(keys),
             ["remove", id] => self.remove(id),
             ["resize", id, size] => self.resize(id, size),
-            ["pause"] => done(self.machine.pause()?.keep()),
-            ["resume"] => done(self.machine.resume()?),
-            ["power-button"] => done(self.button.press()?),
-            ["quit"] => done(self.machine.stop()),
+            ["pause"] => {
+                self.machine.pause()?.keep();
+                ok()
+            }
+            ["resume"] => {
+                self.machine.resume()?;
+                ok()
+            }
+            ["power-button"] => {
+                self.button.press()?;
+                ok()
+            }
+            ["quit"] => {
+                self.machine.stop();
+                ok()
+            }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
                               resize ID SIZE, pause, resume, power-button, quit"
@@ -170,7 +182,7 @@ impl Control {
             match events.next_timeout(left) {
                 Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
                     self.disks().remove(id);
-                    return done(());
+                    return ok();
                 }
                 Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
                 _ => {}
@@ -183,10 +195,10 @@ impl Control {
         let bytes = parse_size(size)?;
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
-        done(())
+        ok()
     }
 }
 
-fn done(_: ()) -> Result<String> {
+fn ok() -> Result<String> {
     Ok("ok".to_owned())
 }
