@@ -30,6 +30,8 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
 
 /// The longest request in bytes.
 const LINE: u64 = 8192;
+/// How long to wait before a connection is accepted that could not be.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long a guest may take to give a device up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -57,7 +59,12 @@ impl Control {
         let control = Arc::new(self);
         listener.set_nonblocking(false)?;
         thread::Builder::new().name("control".to_owned()).spawn(move || {
-            for client in listener.incoming().flatten() {
+            for client in listener.incoming() {
+                let Ok(client) = client else {
+                    // Out of descriptors, at most for a while: the client waits.
+                    thread::sleep(RETRY);
+                    continue;
+                };
                 let control = Arc::clone(&control);
                 // A client that cannot be served is hung up on.
                 let _ =
@@ -99,12 +106,24 @@ impl Control {
             ["add", "vsock", keys] => self.add_vsock(keys),
             ["remove", id] => self.remove(id),
             ["resize", id, size] => self.resize(id, size),
-            ["pause"] => done(self.machine.pause()?.keep()),
-            ["resume"] => done(self.machine.resume()?),
-            ["power-button"] => done(self.button.press()?),
-            ["quit"] => done(self.machine.stop()),
+            ["pause"] => {
+                self.machine.pause()?.keep();
+                ok()
+            }
+            ["resume"] => {
+                self.machine.resume()?;
+                ok()
+            }
+            ["power-button"] => {
+                self.button.press()?;
+                ok()
+            }
+            ["quit"] => {
+                self.machine.stop();
+                ok()
+            }
             _ => Err(format!(
-                "{line:?} is no request; there are: add disk KEYS, add net KEYS, remove ID, \
+                "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
                               resize ID SIZE, pause, resume, power-button, quit"
             )
             .into()),
@@ -152,16 +171,20 @@ impl Control {
     fn remove(&self, id: &str) -> Result<String> {
         let mut events = self.machine.events();
         // It follows from the machine's beginning: an earlier device may have had the same id.
-        while events.try_next().is_some() {}
+        while let Some(event) = events.try_next() {
+            if matches!(event, MachineEvent::Ended(_)) {
+                return Err("the machine has ended".into());
+            }
+        }
         self.virtio()?.bus().map(|bus| bus.request_removal(id)).transpose()?;
         let deadline = Instant::now() + PATIENCE;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             match events.next_timeout(left) {
                 Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
                     self.disks().remove(id);
-                    return done(());
+                    return ok();
                 }
-                None if self.machine.outcome().is_some() => return Err("the machine has ended".into()),
+                Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
                 _ => {}
             }
         }
@@ -172,10 +195,10 @@ impl Control {
         let bytes = parse_size(size)?;
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
-        done(())
+        ok()
     }
 }
 
-fn done(_: ()) -> Result<String> {
+fn ok() -> Result<String> {
     Ok("ok".to_owned())
 }

@@ -1,5 +1,6 @@
 //! One virtual CPU, run step by step on whatever thread calls.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -16,21 +17,53 @@ pub struct Buses {
     pub pio: BusCursor,
     /// Guest-physical memory.
     pub mmio: BusCursor,
+    /// What devices have asked for beside what the exit's step says: the next steps.
+    due: VecDeque<Effect>,
 }
 
 impl Buses {
     /// The cursors of one vCPU.
     pub fn new(pio: BusCursor, mmio: BusCursor) -> Self {
-        Self { pio, mmio }
+        Self { pio, mmio, due: VecDeque::new() }
+    }
+
+    /// Notes what a device asks for. What is asked for already is not asked for twice, so that a string instruction
+    /// leaves no more behind than there are ranges to move and to remove.
+    #[cold]
+    pub(crate) fn ask(&mut self, effect: Effect) {
+        if effect != Effect::None && !self.due.contains(&effect) {
+            self.due.push_back(effect);
+        }
+    }
+
+    /// Forgets what was asked for: the guest that did so is gone.
+    pub(crate) fn forget_effects(&mut self) {
+        self.due.clear();
+    }
+
+    /// What to do after an access, given what an earlier one of the same instruction asks for, which comes first.
+    #[inline]
+    fn after(&mut self, before: Effect, access: Result<Effect, BusFault>) -> Effect {
+        match access.unwrap_or(Effect::None) {
+            effect if before == Effect::None => effect,
+            Effect::None => before,
+            effect => {
+                if effect != before {
+                    self.ask(effect);
+                }
+                before
+            }
+        }
     }
 
     /// Writes each element of `data`, which has elements of `size`, to the port: `outs` as single accesses.
-    /// Returns the first effect.
+    /// Returns the first effect; others are due.
     #[inline]
     pub(crate) fn write_ports(&mut self, port: u16, size: Size, data: &[u8]) -> Effect {
         let mut effect = Effect::None;
         for element in data.chunks_exact(size as usize) {
-            effect = first(effect, self.pio.write(port.into(), size, load(size, element)));
+            let written = self.pio.write(port.into(), size, load(size, element));
+            effect = self.after(effect, written);
         }
         effect
     }
@@ -49,7 +82,8 @@ impl Buses {
         let mut effect = Effect::None;
         while let Some(size) = widest(data.len()) {
             let (piece, rest) = data.split_at(size as usize);
-            effect = first(effect, self.mmio.write(address, size, load(size, piece)));
+            let written = self.mmio.write(address, size, load(size, piece));
+            effect = self.after(effect, written);
             (address, data) = (address.wrapping_add(size.bytes()), rest);
         }
         effect
@@ -64,12 +98,6 @@ impl Buses {
             (address, data) = (address.wrapping_add(size.bytes()), rest);
         }
     }
-}
-
-/// What to do after an access, given what an earlier one of the same instruction asks for.
-#[inline]
-fn first(before: Effect, after: Result<Effect, BusFault>) -> Effect {
-    if before == Effect::None { after.unwrap_or(Effect::None) } else { before }
 }
 
 /// The widest access that `len` bytes begin with; `None` for no bytes.
@@ -172,6 +200,9 @@ impl Vcpu {
     /// Runs the guest until something happens that is not the kernel's to handle, and answers the guest's
     /// accesses on the buses. An access that no device answers reads all ones and writes nothing.
     pub fn run_once(&mut self) -> Result<Step, VcpuError> {
+        if let Some(effect) = self.buses.due.pop_front() {
+            return Ok(Step::Effect(effect));
+        }
         let step = self.backend.run_once(&mut self.buses)?;
         if step == Step::Interrupted {
             // Whoever removed a device may wait for this vCPU to notice, and has kicked it.
@@ -214,7 +245,7 @@ impl Vcpu {
     }
 
     /// The complete state. Call it after [`Step::Interrupted`]: an access under way is completed first, and what its
-    /// device asks for is the next [`Step::Effect`] of this vCPU. It is no part of the state.
+    /// devices ask for are the next [`Step::Effect`]s of this vCPU. They are no part of the state.
     pub fn state(&mut self) -> Result<VcpuState, VmError> {
         self.backend.state(&mut self.buses)
     }
@@ -223,14 +254,18 @@ impl Vcpu {
     /// [`Step::Interrupted`] may be the next step. After an error, which names what the host refused, the vCPU is
     /// to be reset or given another state.
     pub fn set_state(&mut self, state: &VcpuState) -> Result<(), VmError> {
-        self.backend.set_state(state, &mut self.buses)
+        self.backend.set_state(state, &mut self.buses)?;
+        self.buses.forget_effects();
+        Ok(())
     }
 
     /// Returns to the state before the vCPU ever ran, except for the time-stamp counter, which goes on. The first reset
     /// of a machine creates a second one for a moment, to see what that state is. [`Step::Interrupted`] may be the next
     /// step.
     pub fn reset(&mut self) -> Result<(), VmError> {
-        self.backend.reset(&mut self.buses)
+        self.backend.reset(&mut self.buses)?;
+        self.buses.forget_effects();
+        Ok(())
     }
 
     /// Tells the guest that it was paused, so that its watchdogs do not take the time for a lockup. Call it after a

@@ -36,7 +36,6 @@ const ADDRESS: u32 = 0x80ff_fffc;
 const UP: u64 = 0;
 const DOWN: u64 = 4;
 const EJECT: u64 = 8;
-const PRESENT: u64 = 12;
 const HOTPLUG_PORTS: u16 = 16;
 
 /// Bytes for BARs below 4 GiB, and above.
@@ -61,7 +60,6 @@ const SAVED_GONE: Field = Field::new(4, "slots to eject");
 /// | 0 | read: slots that functions have come to since it was last read |
 /// | 4 | read: slots that the guest is asked to give up since it was last read |
 /// | 8 | write: the slot that the guest ejects |
-/// | 12 | read: slots that have a function; never slot 0, the host bridge |
 ///
 /// The interrupt says that there is something to read. A guest's ACPI code reads both registers, notifies the slots'
 /// devices of what has come (device check) and what is to go (eject request), and writes a slot to be ejected in its
@@ -174,6 +172,8 @@ impl Device for PciHost {
             });
         }
         ports.address.store(address, Ordering::Relaxed);
+        // The guest whose state it is has looked at the bus.
+        self.bus.start();
         self.restored = true;
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Device for PciHost {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        &[Syscall("write")] // the interrupt
+        &[Syscall("read"), Syscall("write")] // pending bits of its functions' vectors; interrupts
     }
 
     fn metrics(&self, _: &mut dyn MetricVisitor) {}
@@ -293,8 +293,8 @@ impl Mmio for HotplugPort {
         match (at.offset, at.size) {
             (UP, Size::B4) => Ok(self.0.take_up().into()),
             (DOWN, Size::B4) => Ok(self.0.take_down().into()),
-            (PRESENT, Size::B4) => Ok(self.0.present().into()),
             (EJECT, Size::B4) => Err(BusFault::WriteOnly),
+            (offset, Size::B4) if offset.is_multiple_of(4) => Err(BusFault::Unmapped),
             (_, Size::B4) => Err(BusFault::Alignment),
             _ => Err(BusFault::Width),
         }
@@ -303,7 +303,8 @@ impl Mmio for HotplugPort {
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
         match (at.offset, at.size) {
             (EJECT, Size::B4) => Ok(self.0.eject(value as u32)),
-            (UP | DOWN | PRESENT, Size::B4) => Err(BusFault::ReadOnly),
+            (UP | DOWN, Size::B4) => Err(BusFault::ReadOnly),
+            (offset, Size::B4) if offset.is_multiple_of(4) => Err(BusFault::Unmapped),
             (_, Size::B4) => Err(BusFault::Alignment),
             _ => Err(BusFault::Width),
         }

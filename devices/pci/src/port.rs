@@ -111,13 +111,19 @@ impl FunctionPort {
         Effect::None
     }
 
-    /// Has each range be where the registers say, if the bus has such addresses.
-    fn place(&self, space: &ConfigSpace) -> Effect {
+    /// Where the registers say that each range is, if the bus has such addresses.
+    fn said<'a>(&'a self, space: &'a ConfigSpace) -> impl Iterator<Item = Option<u64>> + 'a {
         let decodes = space.read_u16(reg::COMMAND) & COMMAND_MEMORY != 0 && !self.is_ejected();
-        let mut effect = Effect::None;
-        for (bar, range) in &self.ranges {
+        self.ranges.iter().map(move |(bar, _)| {
             let address = bar.address(space);
-            let base = (decodes && self.windows.contain(address, bar.size)).then_some(address);
+            (decodes && self.windows.contain(address, bar.size)).then_some(address)
+        })
+    }
+
+    /// Has each range be where the registers say.
+    fn place(&self, space: &ConfigSpace) -> Effect {
+        let mut effect = Effect::None;
+        for ((_, range), base) in self.ranges.iter().zip(self.said(space)) {
             if range.base() != base || range.wanted() != base {
                 effect = range.move_to(base);
             }
@@ -155,13 +161,37 @@ impl FunctionPort {
         *self.space().bytes()
     }
 
+    /// Where each range is, if one is elsewhere than the registers say: the machine has refused to move it onto another
+    /// one.
+    pub(crate) fn places(&self) -> Option<Vec<Option<u64>>> {
+        let space = self.space();
+        // What has been asked for and not been done yet is as good as done.
+        let places: Vec<_> = self.ranges.iter().map(|(_, range)| range.wanted()).collect();
+        (!self.said(&space).eq(places.iter().copied())).then_some(places)
+    }
+
+    /// Returns true if a machine can have left the ranges of this function at `places`.
+    pub(crate) fn may_be_at(&self, places: &[Option<u64>]) -> bool {
+        let fits =
+            |bar: &Bar, base: u64| base.is_multiple_of(bar.size) && self.windows.contain(base, bar.size);
+        let mut pairs = self.ranges.iter().zip(places);
+        places.len() == self.ranges.len()
+            && pairs.all(|((bar, _), place)| place.is_none_or(|base| fits(bar, base)))
+    }
+
     /// Returns true if guest writes can have led to this configuration space.
     pub(crate) fn may_read(&self, bytes: &[u8; LEN]) -> bool {
         self.space().may_read(bytes)
     }
 
-    /// Takes over what it [may read](Self::may_read).
-    pub(crate) fn restore(&self, bytes: [u8; LEN], ejected: bool, msix: impl FnOnce(&Vectors, u16)) {
+    /// Takes over what it [may read](Self::may_read), and [where it may be](Self::may_be_at) if that is said apart.
+    pub(crate) fn restore(
+        &self,
+        bytes: [u8; LEN],
+        ejected: bool,
+        places: Option<&[Option<u64>]>,
+        msix: impl FnOnce(&Vectors, u16),
+    ) {
         let mut space = self.space();
         space.replace(bytes);
         self.ejected.store(ejected, Ordering::Relaxed);
@@ -170,6 +200,9 @@ impl FunctionPort {
         }
         // The machine moves ranges by itself when all devices are restored.
         let _ = self.place(&space);
+        for ((_, range), place) in self.ranges.iter().zip(places.unwrap_or_default()) {
+            let _ = range.move_to(*place);
+        }
     }
 }
 

@@ -28,8 +28,6 @@ pub(super) struct KvmVcpu {
     run: VcpuRun,
     vm: Arc<VmShared>,
     index: u32,
-    /// What the device of an access that was completed beside a step asks for: the next step.
-    due: Effect,
 }
 
 impl KvmVcpu {
@@ -39,7 +37,7 @@ impl KvmVcpu {
         arch::init_vcpu(&fd, index, (&vm.host.kvm, &vm.host.facts), &vm.config)?;
         vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
-        Ok(Self { run, vm: Arc::clone(vm), index, due: Effect::None })
+        Ok(Self { run, vm: Arc::clone(vm), index })
     }
 
     fn access(&self) -> Result<VcpuAccess<'_>, VmError> {
@@ -49,29 +47,23 @@ impl KvmVcpu {
     }
 
     /// Completes the access that the last exit was for: KVM would do so when the guest is next entered, with whatever
-    /// registers there are by then. What its devices ask for is due, the first thing if there are several, as within an
-    /// exit.
+    /// registers there are by then. What its devices ask for are the vCPU's next steps.
     fn complete_access(&mut self, buses: &mut Buses) -> Result<(), VmError> {
         if !self.run.has_access() {
             return Ok(());
         }
-        let mut due = self.due;
         for _ in 0..MAX_PIECES {
             self.run.leave_at_once();
             match self.run_once(buses) {
                 // A kick that arrived meanwhile sent no signal: the flag stays.
                 Ok(Step::Interrupted) => {
                     self.run.leave_at_once();
-                    self.due = due;
                     return Ok(());
                 }
-                Ok(Step::Effect(effect)) if due == Effect::None => due = effect,
+                Ok(Step::Effect(effect)) => buses.ask(effect),
                 Ok(_) => {}
                 // No access is under way any more.
-                Err(VcpuError::Crash(_)) => {
-                    self.due = due;
-                    return Ok(());
-                }
+                Err(VcpuError::Crash(_)) => return Ok(()),
                 Err(VcpuError::Call { call, source, .. }) => return Err(VmError::Call { call, source }),
                 Err(VcpuError::Script { .. }) => break,
             }
@@ -81,8 +73,6 @@ impl KvmVcpu {
 
     fn write(&mut self, parts: &VcpuParts, buses: &mut Buses) -> Result<(), VmError> {
         self.complete_access(buses)?;
-        // The guest that asked for it is gone.
-        self.due = Effect::None;
         parts.write(self.access()?)?;
         self.run.forget_registers();
         Ok(())
@@ -122,9 +112,6 @@ impl KvmVcpu {
 
 impl VcpuBackend for KvmVcpu {
     fn run_once(&mut self, buses: &mut Buses) -> Result<Step, VcpuError> {
-        if self.due != Effect::None {
-            return Ok(Step::Effect(std::mem::replace(&mut self.due, Effect::None)));
-        }
         match self.run.enter() {
             Ok(Entered::Exited) => {}
             Ok(Entered::Again) => return Ok(Step::Handled),

@@ -100,7 +100,7 @@ impl Board {
     }
 
     pub(super) fn buses(&self) -> Buses {
-        Buses { pio: self.pio.cursor(), mmio: self.mmio.cursor() }
+        Buses::new(self.pio.cursor(), self.mmio.cursor())
     }
 
     fn bus(&self, space: AddressSpace) -> &Bus {
@@ -246,6 +246,11 @@ impl Board {
         retired.iter().for_each(Retired::wait);
         caught(|| slot.device.detach()).map_err(|source| failed(id, source))?;
         Ok(slot.device)
+    }
+
+    /// Returns true if there is a device of this id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        position(&lock(&self.slots), id).is_ok()
     }
 
     /// The id of the device that `range` belongs to.

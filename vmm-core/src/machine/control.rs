@@ -116,9 +116,18 @@ impl Control {
             return Ok(());
         }
         // A device may have gone since.
-        let removed = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect::<Vec<_>>();
-        let removed = removed.iter().try_for_each(|id| self.remove(id, true).map(drop));
-        match removed.and_then(|()| self.serve(pause, reset)) {
+        let removed: Vec<_> = removals.into_iter().filter_map(|range| self.board.owner_of(range)).collect();
+        for id in removed {
+            // Whoever is told that it is gone finds what it had on the host free.
+            let removed = self.remove(&id, true).map(drop);
+            self.status.events.push(MachineEvent::DeviceRemoved { id: id.clone() });
+            if let Err(error) = removed {
+                // The guest asked for it: nobody waits for the answer, and what else was asked for is done all the same.
+                let event = DeviceEvent::HostError { reason: error_chain(&error) };
+                self.status.events.push(MachineEvent::Device { id, event });
+            }
+        }
+        match self.serve(pause, reset) {
             // What was asked of it does not matter any more.
             Err(_) if self.state() == LifecycleState::Stopped => Ok(()),
             served => served,
@@ -351,20 +360,24 @@ impl Control {
     }
 
     pub(super) fn remove_device(&mut self, id: &str) -> Result<Box<dyn Device>, LifecycleError> {
-        self.remove(id, false)
+        let was_there = self.board.has(id);
+        let removed = self.remove(id, false);
+        if was_there && !self.board.has(id) {
+            self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
+        }
+        removed
     }
 
-    /// Removes a device. One that cannot be quiesced stays, unless it `must_go`.
+    /// Removes a device. One that cannot be quiesced stays, unless it `must_go`; one that cannot be detached is gone all the
+    /// same.
     fn remove(&mut self, id: &str, must_go: bool) -> Result<Box<dyn Device>, LifecycleError> {
         let board = Arc::clone(&self.board);
-        let device = board.remove(id, must_go, || self.sync_vcpus()).inspect_err(|_| {
+        board.remove(id, must_go, || self.sync_vcpus()).inspect_err(|_| {
             // A device that stays goes on; the first error is the one to tell.
             if self.state() == LifecycleState::Running {
                 let _ = board.resume_one(id);
             }
-        })?;
-        self.status.events.push(MachineEvent::DeviceRemoved { id: id.to_owned() });
-        Ok(device)
+        })
     }
 
     pub(super) fn replace_device(&mut self, new: Box<dyn Device>) -> Result<Box<dyn Device>, LifecycleError> {

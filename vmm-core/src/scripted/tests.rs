@@ -2,7 +2,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc;
 use std::thread;
 
-use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio, MsiMessage};
+use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio, MsiMessage, RangeId};
 use ossature_memory::{Ram, RamConfig, RegisterPage};
 
 use super::*;
@@ -231,6 +231,38 @@ fn e1_a_vcpu_goes_on_with_its_next_step_after_a_panic_of_a_device() {
     }
     assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
     assert_eq!((vcpu.last_access(), scripted.remaining()), (None, 0));
+}
+
+/// Asks for the range to be removed whose number is written.
+struct Removes;
+
+impl Mmio for Removes {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Ok(0)
+    }
+    fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
+        Ok(Effect::Remove(RangeId(value as u32)))
+    }
+}
+
+#[test]
+fn everything_that_a_string_instruction_asks_for_is_a_step_once() {
+    let script = || Script::new().pio_write_bytes(0x70, &[3, 1, 3, 1, 2]).halt();
+    let ports = Bus::new(AddressSpace::Pio);
+    ports.insert(0x70, 1, "removes", Arc::new(Removes)).unwrap();
+    let buses = || Buses::new(ports.cursor(), Bus::new(AddressSpace::Mmio).cursor());
+    let vm = machine(script()).1;
+    let mut vcpu = vm.create_vcpu(0, buses()).unwrap();
+    for range in [3, 1, 2] {
+        assert_eq!(vcpu.run_once().unwrap(), Step::Effect(Effect::Remove(RangeId(range))));
+    }
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
+    // A guest that is gone asks for nothing.
+    let vm = machine(script()).1;
+    let mut vcpu = vm.create_vcpu(0, buses()).unwrap();
+    vcpu.run_once().unwrap();
+    vcpu.reset().unwrap();
+    assert_eq!(vcpu.run_once().unwrap(), Step::Halted);
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn string_io_is_single_accesses_of_the_instructions_width() {
         [(0x10, Size::B2, 0x201), (0x10, Size::B2, 0x403), (0x10, Size::B2, 0x605)]
     );
     assert_eq!(effect, Effect::Vm(VmRequest::Reset), "the first effect");
+    assert_eq!(buses.due, [Effect::Vm(VmRequest::Shutdown)], "none is lost");
     let mut data = [0; 8];
     buses.read_ports(0x10, Size::B4, &mut data);
     assert_eq!(data, [0x10, 0x11, 0x12, 0x13, 0x10, 0x11, 0x12, 0x13]);

@@ -48,6 +48,34 @@ fn a_function_goes_on_where_it_was_saved() {
 }
 
 #[test]
+fn b7_a_bar_that_was_refused_its_place_is_restored_where_it_is() {
+    let host = Host::started();
+    let sample = used(&host);
+    // A machine that has something else there.
+    let _ = host.write(1, BAR0 + 12, Size::B4, LOW + 0x8000);
+    let refused = sample.board.registers()[1].clone();
+    assert_eq!(refused.wanted(), Some(LOW + 0x8000));
+    refused.served(refused.wanted());
+    let state = sample.function.save().unwrap();
+    let host = Host::started();
+    let sample = restored(&host, &state).unwrap();
+    assert_eq!((sample.base(0), sample.base(1)), (Some(HIGH), Some(LOW)));
+    assert_eq!(sample.read(&host, BAR0 + 12, Size::B4), LOW + 0x8000);
+    assert_eq!(sample.function.save().unwrap(), state);
+    // D2: places that no machine has.
+    for (at, value) in [(1, 8), (3, 0xff), (7, 1)] {
+        let mut payload = state.payload.to_vec();
+        let last = payload.len() - 8;
+        payload[last + at] = value;
+        let changed = SavedState::new(state.kind.clone(), state.version, payload);
+        assert!(sample.function.check(&changed).is_err(), "{at}");
+    }
+    // The next move goes where the guest says.
+    sample.write(&host, BAR0 + 12, Size::B4, LOW + 0x1_0000);
+    assert_eq!(sample.base(1), Some(LOW + 0x1_0000));
+}
+
+#[test]
 fn one_that_was_ejected_stays_away() {
     let host = Host::started();
     let sample = used(&host);
@@ -137,6 +165,17 @@ fn a_host_goes_on_with_its_address_and_its_news() {
     let address = host.port("config").read(Access { offset: 0, size: Size::B4 });
     assert_eq!(address, Ok(0x8000_0804));
     assert!(Plugged::try_new("next", &host, Some(2), info()).is_err(), "it has not been ejected");
+}
+
+#[test]
+fn a_function_that_comes_between_restore_and_resume_is_news_to_the_guest() {
+    let handover = save(&mut Host::started());
+    let mut host = Host::new();
+    host.device.restore(handover).unwrap();
+    let mut late = Plugged::try_new("late", &host, None, info()).unwrap();
+    host.device.resume().unwrap();
+    late.function.resume().unwrap();
+    assert_eq!((host.interrupts(), host.hotplug(0)), (1, 2));
 }
 
 #[test]

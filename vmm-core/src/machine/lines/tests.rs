@@ -22,8 +22,7 @@ fn an_edge_of_a_rare_line_is_a_call_and_waits_for_the_guest() {
     let vm: Arc<dyn Vm> = Arc::from(scripted.create_vm(&VmConfig::default()).unwrap());
     let interrupt = Lines::default().called(&vm, 9).unwrap();
     assert!(interrupt.event().is_none() && interrupt.resample().is_none());
-    let buses =
-        Buses { pio: Bus::new(AddressSpace::Pio).cursor(), mmio: Bus::new(AddressSpace::Mmio).cursor() };
+    let buses = Buses::new(Bus::new(AddressSpace::Pio).cursor(), Bus::new(AddressSpace::Mmio).cursor());
     let mut vcpu = vm.create_vcpu(0, buses).unwrap();
     interrupt.assert().unwrap();
     interrupt.deassert().unwrap();

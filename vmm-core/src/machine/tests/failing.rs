@@ -5,6 +5,8 @@ use ossature_bus::{AddressSpace, RegisterRange as Range};
 use super::*;
 
 const HOME: u64 = 0xd800_0000;
+/// Written to a register, this gives its device up.
+const EJECT: u64 = u64::MAX;
 
 /// A device whose step `at` fails or panics once armed. Its register moves to the page that is written to it.
 #[derive(Clone)]
@@ -47,7 +49,7 @@ impl Mmio for Moves {
     }
 
     fn write(&self, _: Access, value: u64) -> Result<Effect, BusFault> {
-        Ok(self.0.move_to(Some(value << 12)))
+        Ok(if value == EJECT { Effect::Remove(self.0.id()) } else { self.0.move_to(Some(value << 12)) })
     }
 }
 
@@ -182,6 +184,32 @@ fn a_device_that_cannot_be_quiesced_stays_and_goes_on() {
 
     old.armed.store(0, Ordering::SeqCst);
     machine.remove_device("one").unwrap();
+}
+
+#[test]
+fn a_device_that_cannot_be_detached_is_gone_and_what_else_the_guest_asked_for_is_done() {
+    let script = Script::new()
+        .mmio_write(HOME, Size::B8, EJECT)
+        .mmio_write(HOME + 0x1000, Size::B8, EJECT)
+        .pio_write(PORT, Size::B1, 1)
+        .pio_write(PORT, Size::B1, 0);
+    let machine =
+        with([Failing::new("bad", HOME).at("detach", false), Failing::new("good", HOME + 0x1000)], script);
+    let mut events = machine.events();
+    machine.start().unwrap();
+    assert_eq!(machine.wait().unwrap(), Outcome::Shutdown);
+    let seen: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
+    for id in ["bad", "good"] {
+        let removed = MachineEvent::DeviceRemoved { id: id.to_owned() };
+        assert!(seen.contains(&removed), "{id}: {seen:?}");
+    }
+    let told = |event: &MachineEvent| {
+        let MachineEvent::Device { id, event: DeviceEvent::HostError { reason } } = event else {
+            return false;
+        };
+        id == "bad" && reason.contains("no detach")
+    };
+    assert!(seen.iter().any(told) && seen.contains(&MachineEvent::Reset), "{seen:?}");
 }
 
 #[test]

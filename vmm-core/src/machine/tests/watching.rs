@@ -129,7 +129,7 @@ fn vcpus_stay_paused_while_something_is_asked_of_control() {
     let vm = Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap();
     let bus = |space| ossature_bus::Bus::new(space).cursor();
     let (pio, mmio) = (bus(ossature_bus::AddressSpace::Pio), bus(ossature_bus::AddressSpace::Mmio));
-    let vcpu = vm.create_vcpu(0, crate::Buses { pio, mmio }).unwrap();
+    let vcpu = vm.create_vcpu(0, crate::Buses::new(pio, mmio)).unwrap();
     let mailbox = Arc::new(Mailbox::new());
     let status = status::Status::default();
     status.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);
