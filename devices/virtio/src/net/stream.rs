@@ -258,7 +258,8 @@ impl NetIo for StreamSocket {
         let mut connection = self.connection();
         loop {
             match connection.next() {
-                Next::Frame(at) if (at.len() as u64) < ETHERNET_HEADER => {}
+                // To be dropped, and to count as one of a turn: a peer may send no others.
+                Next::Frame(at) if (at.len() as u64) < ETHERNET_HEADER => return Ok(0),
                 Next::Frame(at) => {
                     let frame = connection.input.get(at).unwrap_or_default();
                     mem.scatter(to.take(HEADER_LEN as u64), &[0; HEADER_LEN])?;
