@@ -57,7 +57,12 @@ impl Control {
         let control = Arc::new(self);
         listener.set_nonblocking(false)?;
         thread::Builder::new().name("control".to_owned()).spawn(move || {
-            for client in listener.incoming().flatten() {
+            for client in listener.incoming() {
+                let Ok(client) = client else {
+                    // Out of descriptors, for instance: not forever, and not to be asked all the time.
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
                 let control = Arc::clone(&control);
                 // A client that cannot be served is hung up on.
                 let _ =

@@ -287,7 +287,9 @@ impl Disk for Qcow2 {
 
     fn syscalls(&self) -> &'static [Syscall] {
         &[
+            Syscall("timerfd_create"),
             Syscall("timerfd_settime"),
+            Syscall("close"),
             Syscall("write"),
             Syscall("futex"),
             Syscall("preadv"),

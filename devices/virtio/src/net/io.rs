@@ -141,7 +141,7 @@ pub trait NetIo: Send + Sync + 'static {
     /// Sends what was put off, as far as the host takes it: called after a batch of packets, and when the descriptor
     /// polls writable.
     fn flush(&self) -> Result<(), Unsent>;
-    /// The system calls that the methods above make, and those of the card itself: timerfd_settime for its limits, and
-    /// write for events and captures.
+    /// The system calls that the methods above make, and those of the card itself: timerfd_create, timerfd_settime and
+    /// close for its limits, eventfd2 and write for events, write for captures.
     fn syscalls(&self) -> &'static [Syscall];
 }

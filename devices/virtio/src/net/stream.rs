@@ -324,11 +324,13 @@ impl NetIo for StreamSocket {
             Syscall("close"),
             Syscall("connect"),
             Syscall("epoll_ctl"),
+            Syscall("eventfd2"),
             Syscall("fcntl"),
             Syscall("fstat"),
             Syscall("recvfrom"),
             Syscall("sendto"),
             Syscall("socket"),
+            Syscall("timerfd_create"),
             Syscall("timerfd_settime"),
             Syscall("write"),
         ]
