@@ -199,8 +199,8 @@ impl Disk for RawFile {
         })
     }
 
-    /// A file grows or shrinks; a block device has to have the size already. A disk that is not locked is locked
-    /// meanwhile: another machine may have it.
+    /// A file grows or shrinks; a block device has to have the size already. A file that changes, and that
+    /// is not locked, is locked meanwhile: another machine may have it.
     fn resize(&self, capacity: u64) -> Result<(), DiskError> {
         if capacity == 0 {
             return Err(DiskError::Empty { path: self.path.clone() });
@@ -209,7 +209,8 @@ impl Disk for RawFile {
             return Err(DiskError::Tail { path: self.path.clone(), len: capacity });
         }
         let locked = self.locked();
-        if *locked {
+        let writes = !self.is_device && !self.read_only() && self.measure()? != capacity;
+        if *locked || !writes {
             return self.try_resize(capacity);
         }
         self.lock_file()?;
