@@ -43,6 +43,8 @@ pub enum Operation<'a> {
         len: u64,
         /// Its space may be given back to the host.
         unmap: bool,
+        /// As of a write.
+        durable: bool,
     },
 }
 

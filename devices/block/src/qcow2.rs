@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
@@ -125,7 +125,7 @@ impl Qcow2 {
     }
 
     /// Works with the image alone.
-    fn alone<T>(&self, work: impl FnOnce(&mut Image) -> io::Result<T>) -> io::Result<T> {
+    fn alone<T, E: From<io::Error>>(&self, work: impl FnOnce(&mut Image) -> Result<T, E>) -> Result<T, E> {
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         self.guard(|| work(image.as_mut().ok_or_else(not_locked)?))
     }
@@ -139,10 +139,6 @@ impl Qcow2 {
             self.broken.store(true, Ordering::Relaxed);
             Err(panicked().into())
         })
-    }
-
-    fn is_in_use(&self) -> RwLockReadGuard<'_, Option<Image>> {
-        self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn try_lock(&self) -> Result<(), DiskError> {
@@ -165,8 +161,12 @@ impl Qcow2 {
     }
 
     fn try_unlock(&self) -> Result<(), DiskError> {
-        let image = self.image.write().unwrap_or_else(PoisonError::into_inner).take();
-        let closed = match (image, self.layers.first()) {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = image.as_ref().filter(|_| !self.broken.load(Ordering::Relaxed)) {
+            // Without that, writes that the guest knows to be done would be undone: it stays in use.
+            self.guard(|| image.finish()).map_err(|source| self.top_error("flush", source))?;
+        }
+        let closed = match (image.take(), self.layers.first()) {
             (Some(image), Some(top)) if !self.broken.load(Ordering::Relaxed) => {
                 catch_unwind(AssertUnwindSafe(|| image.close(top)))
                     .unwrap_or_else(|_| Err(self.top_error("close", panicked())))
@@ -186,7 +186,9 @@ impl Qcow2 {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        let _ = self.try_unlock();
+        if self.try_unlock().is_err() {
+            let _ = chain::unlock(&self.layers);
+        }
     }
 }
 
@@ -207,10 +209,12 @@ impl DiskIo for Qcow2 {
         if !self.writable {
             return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into());
         }
-        if self.is_in_use().as_ref().is_some_and(Image::has_freed) {
-            self.alone(Image::settle)?;
-        }
-        self.shared(|image| image.write(mem, from, offset))
+        // What is given up meanwhile must not be found for it: so looked at while nobody gives anything up.
+        let written = self.shared(|image| {
+            let is_rare = image.has_freed() || image.gives_up(offset, from.len())?;
+            if is_rare { Ok(None) } else { image.write(mem, from, offset).map(Some) }
+        })?;
+        written.map_or_else(|| self.alone(|image| image.write_alone(mem, from, offset)), Ok)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -283,13 +287,20 @@ impl Disk for Qcow2 {
 
     fn syscalls(&self) -> &'static [Syscall] {
         &[
+            Syscall("timerfd_create"),
+            Syscall("timerfd_settime"),
+            Syscall("close"),
+            Syscall("write"),
+            Syscall("futex"),
             Syscall("preadv"),
             Syscall("pwritev"),
             Syscall("pread64"),
             Syscall("pwrite64"),
             Syscall("fdatasync"),
             Syscall("fallocate"),
+            Syscall("ftruncate"),
             Syscall("fcntl"),
+            Syscall("ioctl"),
             Syscall("lseek"),
         ]
     }

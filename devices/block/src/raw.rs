@@ -9,8 +9,8 @@ pub(crate) mod space;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::{DeviceError, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
@@ -56,6 +56,8 @@ pub struct RawFile {
     physical_block: u32,
     is_device: bool,
     options: RawOptions,
+    /// It is locked. Held while that changes, and while the size does.
+    locked: Mutex<bool>,
 }
 
 impl RawFile {
@@ -78,21 +80,53 @@ impl RawFile {
         }
     }
 
-    fn try_lock(&self) -> Result<(), DiskError> {
-        let Self { file, path, options, .. } = self;
-        let io = |action| self.io_error(action);
-        sys::lock_file(file, options.mode == OpenMode::ReadWrite).map_err(|source| {
+    fn locked(&self) -> MutexGuard<'_, bool> {
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_file(&self) -> Result<(), DiskError> {
+        sys::lock_file(&self.file, self.options.mode == OpenMode::ReadWrite).map_err(|source| {
             match source.raw_os_error() {
-                Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: path.clone() },
-                _ => io("lock")(source),
+                Some(libc::EAGAIN | libc::EACCES) => DiskError::InUse { path: self.path.clone() },
+                _ => self.io_error("lock")(source),
             }
-        })?;
+        })
+    }
+
+    fn unlock_file(&self) -> Result<(), DiskError> {
+        sys::unlock_file(&self.file).map_err(self.io_error("unlock"))
+    }
+
+    fn try_lock(&self) -> Result<(), DiskError> {
+        let mut locked = self.locked();
+        self.lock_file()?;
         // Whoever had it before may have changed it.
         let (len, before) = (self.measure()?, self.capacity());
         if len != before {
-            sys::unlock_file(file).map_err(io("unlock"))?;
-            return Err(DiskError::Resized { path: path.clone(), len, before });
+            self.unlock_file()?;
+            *locked = false;
+            return Err(DiskError::Resized { path: self.path.clone(), len, before });
         }
+        *locked = true;
+        Ok(())
+    }
+
+    fn try_unlock(&self) -> Result<(), DiskError> {
+        let mut locked = self.locked();
+        self.unlock_file()?;
+        *locked = false;
+        Ok(())
+    }
+
+    fn try_resize(&self, capacity: u64) -> Result<(), DiskError> {
+        let len = self.measure()?;
+        if len != capacity && self.is_device {
+            return Err(DiskError::Resized { path: self.path.clone(), len, before: capacity });
+        }
+        if len != capacity {
+            self.file.set_len(capacity).map_err(self.io_error("resize"))?;
+        }
+        self.capacity.store(capacity, Ordering::Relaxed);
         Ok(())
     }
 
@@ -165,23 +199,23 @@ impl Disk for RawFile {
         })
     }
 
-    /// A file grows or shrinks; a block device has to have the size already.
+    /// A file grows or shrinks; a block device has to have the size already. A file that changes, and that
+    /// is not locked, is locked meanwhile: another machine may have it.
     fn resize(&self, capacity: u64) -> Result<(), DiskError> {
-        let len = self.measure()?;
         if capacity == 0 {
             return Err(DiskError::Empty { path: self.path.clone() });
         }
         if !capacity.is_multiple_of(512) {
             return Err(DiskError::Tail { path: self.path.clone(), len: capacity });
         }
-        if len != capacity && self.is_device {
-            return Err(DiskError::Resized { path: self.path.clone(), len, before: capacity });
+        let locked = self.locked();
+        let writes = !self.is_device && !self.read_only() && self.measure()? != capacity;
+        if *locked || !writes {
+            return self.try_resize(capacity);
         }
-        if len != capacity {
-            self.file.set_len(capacity).map_err(self.io_error("resize"))?;
-        }
-        self.capacity.store(capacity, Ordering::Relaxed);
-        Ok(())
+        self.lock_file()?;
+        let resized = self.try_resize(capacity);
+        resized.and(self.unlock_file())
     }
 
     fn lock(&self) -> Result<(), DeviceError> {
@@ -189,24 +223,24 @@ impl Disk for RawFile {
     }
 
     fn unlock(&self) -> Result<(), DeviceError> {
-        sys::unlock_file(&self.file).map_err(|source| {
-            device_error(DiskError::Io { path: self.path.clone(), action: "unlock", source })
-        })
+        self.try_unlock().map_err(device_error)
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
         match self.options.engine {
-            EngineKind::Sync | EngineKind::Thread => SYNC,
+            EngineKind::Sync => SYNC,
+            EngineKind::Thread => THREAD,
             EngineKind::Uring => URING,
         }
     }
 }
 
-/// A thread of its own takes a lock, and writes to an event; a queue within limits sets a timer.
+/// A queue within limits has a timer, each time that a driver starts it; failures of the host are events.
 const SYNC: &[Syscall] = &[
+    Syscall("timerfd_create"),
     Syscall("timerfd_settime"),
+    Syscall("close"),
     Syscall("write"),
-    Syscall("futex"),
     Syscall("preadv"),
     Syscall("pwritev"),
     Syscall("pwrite64"),
@@ -218,8 +252,42 @@ const SYNC: &[Syscall] = &[
     Syscall("lseek"),
 ];
 
-/// Those of [`SYNC`] too: the engine falls back to it.
+/// Those of [`SYNC`] too, and those that make a thread and an event for each queue that a driver starts.
+const THREAD: &[Syscall] = &[
+    Syscall("clone"),
+    Syscall("clone3"),
+    Syscall("eventfd2"),
+    Syscall("exit"),
+    Syscall("futex"),
+    Syscall("madvise"),
+    Syscall("mmap"),
+    Syscall("mprotect"),
+    Syscall("munmap"),
+    Syscall("prctl"),
+    Syscall("rseq"),
+    Syscall("rt_sigprocmask"),
+    Syscall("sched_getaffinity"),
+    Syscall("set_robust_list"),
+    Syscall("sigaltstack"),
+    Syscall("timerfd_create"),
+    Syscall("timerfd_settime"),
+    Syscall("close"),
+    Syscall("write"),
+    Syscall("preadv"),
+    Syscall("pwritev"),
+    Syscall("pwrite64"),
+    Syscall("fdatasync"),
+    Syscall("fallocate"),
+    Syscall("ftruncate"),
+    Syscall("fcntl"),
+    Syscall("ioctl"),
+    Syscall("lseek"),
+];
+
+/// Those of [`SYNC`] too: the engine falls back to it. Each queue that a driver starts has a ring and an event.
 const URING: &[Syscall] = &[
+    Syscall("eventfd2"),
+    Syscall("timerfd_create"),
     Syscall("timerfd_settime"),
     Syscall("io_uring_setup"),
     Syscall("io_uring_register"),

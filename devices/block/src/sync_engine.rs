@@ -71,7 +71,10 @@ fn rare<D: DiskIo>(disk: &D, operation: Operation<'_>) -> Finished {
         Operation::Read { .. } | Operation::Write { .. } => Ok(()),
         Operation::Flush => disk.flush(),
         Operation::Discard { offset, len } => disk.discard(offset, len),
-        Operation::WriteZeroes { offset, len, unmap } => disk.write_zeroes(offset, len, unmap),
+        Operation::WriteZeroes { offset, len, unmap, durable } => {
+            let done = disk.write_zeroes(offset, len, unmap);
+            if durable { done.and_then(|()| disk.flush()) } else { done }
+        }
     };
     Finished::new(0, result.map_err(Into::into))
 }

@@ -102,8 +102,8 @@ impl Engine for ThreadEngine {
             Operation::Discard { offset, len } => {
                 (Vec::new(), What::Other(Operation::Discard { offset, len }))
             }
-            Operation::WriteZeroes { offset, len, unmap } => {
-                (Vec::new(), What::Other(Operation::WriteZeroes { offset, len, unmap }))
+            Operation::WriteZeroes { offset, len, unmap, durable } => {
+                (Vec::new(), What::Other(Operation::WriteZeroes { offset, len, unmap, durable }))
             }
         };
         let dma = match &mut self.dma {

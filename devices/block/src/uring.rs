@@ -71,8 +71,11 @@ enum Kind {
     #[default]
     Flush,
     Discard,
-    /// With this mode of fallocate(2).
-    WriteZeroes(libc::c_int),
+    WriteZeroes {
+        /// Of fallocate(2).
+        mode: libc::c_int,
+        durable: bool,
+    },
 }
 
 impl std::fmt::Debug for UringEngine {
@@ -185,9 +188,9 @@ impl UringEngine {
             }
             Operation::Flush => (Kind::Flush, None, 0, 0),
             Operation::Discard { offset, len } => (Kind::Discard, None, offset, len),
-            Operation::WriteZeroes { offset, len, unmap } => {
+            Operation::WriteZeroes { offset, len, unmap, durable } => {
                 let mode = if unmap { space::PUNCH_HOLE } else { space::ZERO_RANGE };
-                (Kind::WriteZeroes(mode), None, offset, len)
+                (Kind::WriteZeroes { mode, durable }, None, offset, len)
             }
         };
         let (_, direct) = self.disk.files();
@@ -236,7 +239,7 @@ impl Slot {
                 opcode::Fsync::new(types::Fixed(0)).flags(types::FsyncFlags::DATASYNC).build()
             }
             (Kind::Discard, _) => self.fallocate(space::PUNCH_HOLE),
-            (Kind::WriteZeroes(mode), _) => self.fallocate(mode),
+            (Kind::WriteZeroes { mode, .. }, _) => self.fallocate(mode),
         }
     }
 
@@ -254,20 +257,24 @@ impl Slot {
             }
             return match self.kind {
                 Kind::Discard if space::is_unsupported(&error) => Next::Ended(Ok(())),
-                Kind::WriteZeroes(mode) if space::is_unsupported(&error) => {
+                Kind::WriteZeroes { mode, durable } if space::is_unsupported(&error) => {
                     if mode == space::PUNCH_HOLE {
-                        self.kind = Kind::WriteZeroes(space::ZERO_RANGE);
+                        self.kind = Kind::WriteZeroes { mode: space::ZERO_RANGE, durable };
                         return Next::Again;
                     }
                     // Rare: a file system without either.
-                    let zeros = space::write_zeros(disk.files().0, self.offset, self.len);
-                    Next::Ended(zeros.map_err(Into::into))
+                    match space::write_zeros(disk.files().0, self.offset, self.len) {
+                        Ok(()) => self.zeroed(durable),
+                        Err(error) => Next::Ended(Err(error.into())),
+                    }
                 }
                 _ => Next::Ended(Err(error.into())),
             };
         }
-        if !matches!(self.kind, Kind::Read | Kind::Write { .. }) {
-            return Next::Ended(Ok(()));
+        match self.kind {
+            Kind::Read | Kind::Write { .. } => {}
+            Kind::WriteZeroes { durable, .. } => return self.zeroed(durable),
+            Kind::Flush | Kind::Discard => return Next::Ended(Ok(())),
         }
         self.pinned.advance(result.unsigned_abs().into());
         match self.pinned.left() {
@@ -279,6 +286,17 @@ impl Slot {
                 Next::Again
             }
         }
+    }
+}
+
+impl Slot {
+    /// The zeros are there.
+    fn zeroed(&mut self, durable: bool) -> Next {
+        if !durable {
+            return Next::Ended(Ok(()));
+        }
+        (self.kind, self.tries) = (Kind::Flush, 0);
+        Next::Again
     }
 }
 

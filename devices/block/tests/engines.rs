@@ -87,7 +87,9 @@ fn run_batch(engine: &mut impl Engine, mem: &Dma, model: &mut [u8], batch: &[(u6
                 Operation::Write { from: pieces.into(), offset, durable }
             }
             Kind::Discard => Operation::Discard { offset, len },
-            Kind::Zeroes { unmap } => Operation::WriteZeroes { offset, len, unmap },
+            Kind::Zeroes { unmap } => {
+                Operation::WriteZeroes { offset, len, unmap, durable: step.fill % 2 == 0 }
+            }
             Kind::Flush => Operation::Flush,
         };
         match engine.submit(mem, *place, operation) {

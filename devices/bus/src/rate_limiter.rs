@@ -40,8 +40,8 @@ impl RateLimits {
 /// Limits that a device keeps to, for who makes the device and who changes them while it runs. Clones are the same
 /// limits: a device that has several workers, or several devices, can share them.
 ///
-/// The device gives each of its workers a [`Throttle`], and calls [`pause`](Self::pause) when it is quiesced and
-/// [`resume`](Self::resume) when it is resumed.
+/// The device gives each of its workers a [`Throttle`], and calls [`resume`](Self::resume) when it is resumed, as at its
+/// start, and [`pause`](Self::pause) when it is quiesced, as at its end.
 #[derive(Clone, Debug)]
 pub struct RateLimiter(Arc<Shared>);
 
@@ -57,6 +57,8 @@ struct Inner {
     bytes: Option<TokenBucket>,
     operations: Option<TokenBucket>,
     paused: bool,
+    /// Devices that run.
+    running: usize,
     /// To be woken when the limits change.
     timers: Vec<Weak<TimerSource>>,
 }
@@ -64,7 +66,7 @@ struct Inner {
 impl RateLimiter {
     /// With these limits; nothing is used up so far.
     pub fn new(limits: RateLimits) -> Self {
-        let inner = Inner { bytes: None, operations: None, paused: false, timers: Vec::new() };
+        let inner = Inner { bytes: None, operations: None, paused: false, running: 0, timers: Vec::new() };
         let shared = Shared { limited: AtomicBool::new(false), inner: Mutex::new(inner) };
         let new = Self(Arc::new(shared));
         new.set(limits);
@@ -92,17 +94,22 @@ impl RateLimiter {
         RateLimits { bytes: limit(&inner.bytes), operations: limit(&inner.operations) }
     }
 
-    /// The time from now on until [`resume`](Self::resume) does not count.
+    /// A device pauses. If no other one runs, the time from now on until [`resume`](Self::resume) does not count.
     pub fn pause(&self) {
         let mut inner = self.0.inner();
+        inner.running = inner.running.saturating_sub(1);
+        if inner.running > 0 {
+            return;
+        }
         inner.paused = true;
         let now = Instant::now();
         inner.buckets().into_iter().flatten().for_each(|bucket| bucket.pause(now));
     }
 
-    /// Ends a pause, if there is one.
+    /// A device runs: ends a pause, if there is one.
     pub fn resume(&self) {
         let mut inner = self.0.inner();
+        inner.running += 1;
         inner.paused = false;
         let now = Instant::now();
         inner.buckets().into_iter().flatten().for_each(|bucket| bucket.resume(now));

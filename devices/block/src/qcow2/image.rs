@@ -77,15 +77,21 @@ impl Image {
 
     /// Writes everything and takes the mark away. Without it, what is not flushed is lost, and the mark stays.
     pub(super) fn close(self, top: &Layer) -> Result<(), DiskError> {
-        self.changed.store(true, Ordering::Relaxed);
-        if self.writable {
-            self.flush().map_err(|e| top.io_error("flush", e))?;
-        }
+        self.finish().map_err(|e| top.io_error("flush", e))?;
         drop(ManuallyDrop::into_inner(self.access));
         if self.writable && top.header.is_some() {
             header::mark_dirty(&top.image.file, false).map_err(|e| top.io_error("mark as closed", e))?;
         }
         Ok(())
+    }
+
+    /// Writes everything.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.changed.store(true, Ordering::Relaxed);
+        self.flush()
     }
 
     pub(super) fn access(&self) -> &FormatAccess<ImageStorage> {
@@ -123,9 +129,32 @@ impl Image {
         }
     }
 
-    /// Writes from the start of the range as far as it is in one place, which is found for it if it has none.
+    /// Returns true if a write to the range gives up what is compressed there.
+    pub(super) fn gives_up(&self, offset: u64, len: u64) -> io::Result<bool> {
+        Ok(self.compressed && self.is_compressed(offset, len)?)
+    }
+
+    /// As [`write`](Self::write), while nobody else uses the image: it may give clusters up.
+    pub(super) fn write_alone(
+        &mut self,
+        mem: &Dma,
+        from: Segments<'_>,
+        offset: u64,
+    ) -> Result<usize, DmaIoError> {
+        if self.has_freed() {
+            self.settle()?;
+        }
+        let gives_up = self.gives_up(offset, from.len())?;
+        let written = self.write(mem, from, offset)?;
+        if gives_up {
+            self.freed.store(true, Ordering::Relaxed);
+        }
+        Ok(written)
+    }
+
+    /// Writes from the start of the range as far as it is in one place, which is found for it if it has none. Nothing was
+    /// given up since the last flush, and nothing of the range is compressed, unless it is [alone](Self::write_alone).
     pub(super) fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
-        let gives_up = self.compressed && self.is_compressed(offset, from.len())?;
         let mapping = self.access.prepare_data_mapping(offset, from.len(), true)?;
         let (len, at, file) = (mapping.length(), mapping.offset(), &mapping.storage().image().file);
         let from = from.take(len);
@@ -141,9 +170,6 @@ impl Image {
             }
         }
         self.access.commit_data_mapping(mapping)?;
-        if gives_up {
-            self.freed.store(true, Ordering::Relaxed);
-        }
         self.changed.store(true, Ordering::Release);
         Ok(len as usize)
     }

@@ -192,6 +192,34 @@ fn without_a_lock_nothing_works_and_after_unlock_others_may_have_it() {
 }
 
 #[test]
+#[allow(unsafe_code)] // the file of a disk is made read-only under it
+fn a_pause_that_cannot_write_loses_nothing_that_was_written() {
+    use std::os::fd::AsRawFd;
+
+    let dir = dir();
+    let path = new_image(&dir, 1 << 20);
+    let guest = Guest::open(&path, &read_write());
+    guest.write(0, &[7; 512]);
+    let file = &guest.disk.layers[0].image.file;
+    let (kept, unwritable) = (file.try_clone().unwrap(), fs::File::open(&path).unwrap());
+    let become_one_of = |other: &fs::File| {
+        // SAFETY: the descriptor stays open, and nobody else uses it meanwhile.
+        assert!(unsafe { libc::dup2(other.as_raw_fd(), file.as_raw_fd()) } >= 0);
+    };
+    become_one_of(&unwritable);
+    let error = guest.disk.unlock().unwrap_err().to_string();
+    become_one_of(&kept);
+    assert!(error.contains("cannot flush it"), "{error}");
+    // The machine goes on.
+    guest.disk.lock().unwrap();
+    assert_eq!(guest.read(0, 512), [7; 512]);
+    guest.disk.unlock().unwrap();
+    check(&path);
+    guest.disk.lock().unwrap();
+    assert_eq!(guest.read(0, 512), [7; 512]);
+}
+
+#[test]
 fn clones_share_a_base_that_nobody_may_write_to() {
     let dir = dir();
     let base = dir.path().join("base.img");

@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use super::direct::Direct;
@@ -77,7 +78,8 @@ impl RawFile {
             block_size(logical).filter(|size| capacity % u64::from(*size) == 0).unwrap_or(512);
         let physical_block = block_size(physical).unwrap_or(512).max(logical_block);
         let (path, capacity) = (path.to_owned(), AtomicU64::new(capacity));
-        Ok(Self { file, direct, path, capacity, logical_block, physical_block, is_device, options })
+        let locked = Mutex::new(false);
+        Ok(Self { file, direct, path, capacity, logical_block, physical_block, is_device, options, locked })
     }
 }
 

@@ -281,6 +281,27 @@ fn zeros_are_written_where_there_are_no_holes() {
 }
 
 #[test]
+fn a_disk_that_another_machine_has_is_not_resized() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = disk(&dir, 8192);
+    let open = || RawFile::open(&path, OpenMode::ReadWrite).unwrap();
+    let (ours, other) = (open(), open());
+    ours.lock().unwrap();
+    ours.unlock().unwrap();
+    other.lock().unwrap();
+    assert!(matches!(ours.resize(4096), Err(DiskError::InUse { .. })));
+    assert_eq!((fs::metadata(&path).unwrap().len(), ours.capacity()), (8192, 8192));
+    other.unlock().unwrap();
+    ours.resize(4096).unwrap();
+    assert_eq!(ours.capacity(), 4096);
+    // It is not locked after that, and the other machine sees that it is not what it had.
+    assert!(other.lock().unwrap_err().to_string().contains("was 8192 when it was opened"));
+    ours.lock().unwrap();
+    ours.resize(8192).unwrap();
+    assert!(other.lock().is_err(), "it stays locked");
+}
+
+#[test]
 fn a_disk_is_resized_while_it_is_used_and_only_to_whole_sectors() {
     let dir = dir();
     let path = disk(&dir, 1024);

@@ -86,6 +86,27 @@ fn a_worker_is_woken_when_there_are_tokens_and_when_the_limits_change() {
 }
 
 #[test]
+fn a_device_that_ends_does_not_stop_others_within_the_same_limits() {
+    let limiter =
+        RateLimiter::new(RateLimits::new(Some(RateLimit::new(100, Duration::from_millis(1))), None));
+    let throttle = limiter.throttle().unwrap();
+    for _ in 0..2 {
+        limiter.resume();
+    }
+    limiter.pause();
+    assert!(throttle.admit(100));
+    let since = Instant::now();
+    while !throttle.admit(100) {
+        assert!(since.elapsed() < Duration::from_secs(60), "no tokens come back");
+    }
+    // The last one.
+    limiter.pause();
+    while throttle.admit(100) {}
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(!throttle.admit(100), "tokens come back in a pause");
+}
+
+#[test]
 fn a_pause_holds_for_limits_that_are_set_in_it() {
     let limiter = RateLimiter::new(RateLimits::default());
     limiter.pause();

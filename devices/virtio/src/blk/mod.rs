@@ -109,7 +109,7 @@ impl<D: Disk> Blk<D> {
     }
 
     /// The same within these limits on data bytes and on requests, which all its queues share. Whoever keeps a clone
-    /// changes them while the machine runs. The time of a pause does not count. They are not part of the saved state: a
+    /// changes them while the machine runs. The time in which all that share them pause does not count. They are not part of the saved state: a
     /// restored device begins with full buckets.
     ///
     /// ```

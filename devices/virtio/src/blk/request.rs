@@ -216,8 +216,12 @@ impl<D: Disk> Context<'_, D> {
     fn write<'s>(&self, from: Segments<'s>, sector: u64) -> Result<(Kind, Operation<'s>), u32> {
         let offset = self.position(sector, from.len()).filter(|_| !self.shared.disk.read_only());
         let offset = offset.ok_or(VIRTIO_BLK_S_IOERR)?;
-        let durable = !(self.negotiated.flush && self.shared.writeback());
-        Ok((Kind::Write, Operation::Write { from, offset, durable }))
+        Ok((Kind::Write, Operation::Write { from, offset, durable: self.writes_through() }))
+    }
+
+    /// Returns true if what is written has to last when the request is answered.
+    fn writes_through(&self) -> bool {
+        !(self.negotiated.flush && self.shared.writeback())
     }
 
     fn discard(&self, mem: &Dma, data: Segments<'_>) -> Result<(Kind, Operation<'static>), u32> {
@@ -235,7 +239,7 @@ impl<D: Disk> Context<'_, D> {
             return Err(VIRTIO_BLK_S_UNSUPP);
         }
         let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-        Ok((Kind::WriteZeroes, Operation::WriteZeroes { offset, len, unmap }))
+        Ok((Kind::WriteZeroes, Operation::WriteZeroes { offset, len, unmap, durable: self.writes_through() }))
     }
 
     /// The one range that a request may be about: its first byte, its length, and its flags.

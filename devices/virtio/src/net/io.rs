@@ -131,8 +131,8 @@ pub trait NetIo: Send + Sync + 'static {
     /// polls readable when that changes.
     fn is_connected(&self) -> bool;
     /// Takes the next packet into the segments. Returns its length with the header, more than the segments hold if it
-    /// did not fit: what did not fit is lost ([`Dma::readv_spilling`] finds out). `WouldBlock` says that no packet
-    /// waits.
+    /// did not fit: what did not fit is lost ([`Dma::readv_spilling`] finds out). What is shorter than a header is no
+    /// packet, and dropped. `WouldBlock` says that no packet waits.
     fn receive(&self, mem: &Dma, to: Segments<'_>) -> Result<usize, DmaIoError>;
     /// Sends a packet: the header, then the segments. It may put a copy off until the next [`flush`](Self::flush).
     /// `WouldBlock` says that the packet may be sent once the descriptor polls writable; after any other error it is
@@ -141,7 +141,7 @@ pub trait NetIo: Send + Sync + 'static {
     /// Sends what was put off, as far as the host takes it: called after a batch of packets, and when the descriptor
     /// polls writable.
     fn flush(&self) -> Result<(), Unsent>;
-    /// The system calls that the methods above make, and those of the card itself: timerfd_settime for its limits, and
-    /// write for events and captures.
+    /// The system calls that the methods above make, and those of the card itself: timerfd_create, timerfd_settime and
+    /// close for its limits, eventfd2 and write for events, write for captures.
     fn syscalls(&self) -> &'static [Syscall];
 }

@@ -192,8 +192,9 @@ impl<I: NetIo> LocalDevice for Net<I> {
 
     fn read_config(&self, offset: u32, buf: &mut [u8]) {
         let settings = self.card.settings();
-        let connected = self.pairs.iter().filter(|pair| !pair.tell_connected()).count() == 0;
-        let up = connected && !settings.link_down;
+        // All of them note what they have told.
+        let disconnected = self.pairs.iter().filter(|pair| !pair.tell_connected()).count();
+        let up = disconnected == 0 && !settings.link_down;
         let status = if up { VIRTIO_NET_S_LINK_UP } else { 0 }
             | if settings.announce { VIRTIO_NET_S_ANNOUNCE } else { 0 };
         let mut config = [0; CONFIG_LEN];

@@ -373,12 +373,16 @@ impl NetIo for Tap {
 
     fn syscalls(&self) -> &'static [Syscall] {
         &[
+            Syscall("close"),
+            Syscall("eventfd2"),
             Syscall("io_uring_enter"),
             Syscall("io_uring_setup"),
             Syscall("ioctl"),
             Syscall("mmap"),
+            Syscall("munmap"),
             Syscall("read"),
             Syscall("readv"),
+            Syscall("timerfd_create"),
             Syscall("timerfd_settime"),
             Syscall("write"),
             Syscall("writev"),

@@ -71,7 +71,7 @@ impl Connection {
             phase,
             socket,
             credit: Credit::new(alloc),
-            outbox: Outbox::new(kind),
+            outbox: Outbox::new(kind, alloc),
             wants: 0,
             heard_shut: 0,
             said_shut: 0,
@@ -111,6 +111,11 @@ impl Connection {
         // None of them is above 7.
         self.wants &= self.wants.wrapping_sub(1);
         (op < u16::BITS).then_some(op as u16)
+    }
+
+    /// Returns true if the guest has not been asked yet.
+    pub(super) fn is_unheard_of(&self) -> bool {
+        self.wants & 1 << op::REQUEST != 0
     }
 
     /// The flags of a SHUTDOWN.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::hub::MAX_ALLOC;
 use super::packet::Kind;
 use crate::sys;
 
@@ -133,14 +134,25 @@ impl HostSocket {
 
     /// The next program that has connected.
     pub(super) fn accept(&self) -> io::Result<OwnedFd> {
-        Ok(net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+        let socket = net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        self.make_room(&socket);
+        Ok(socket)
     }
 
     /// A non-blocking connection to what serves `port`.
     pub(super) fn connect(&self, port: u32) -> io::Result<OwnedFd> {
         let socket = self.connect.connect(port)?;
         sys::set_nonblocking(&socket)?;
+        self.make_room(&socket);
         Ok(socket)
+    }
+
+    /// A socket takes no message that is longer than its buffer. Of the guest's, none is longer than what it may send.
+    fn make_room(&self, socket: &OwnedFd) {
+        if self.kind == Kind::SeqPacket {
+            // If the host does not allow it, a message that is too long ends its connection.
+            let _ = net::sockopt::set_socket_send_buffer_size(socket, MAX_ALLOC);
+        }
     }
 }
 

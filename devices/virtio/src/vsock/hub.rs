@@ -21,13 +21,13 @@ use super::packet::{Header, Key, Kind, op};
 use super::table::{Id, Table};
 use crate::Turn;
 
-/// Events of the host's that a turn looks at, and programs that it takes.
+/// Events of the host's that a turn looks at, programs that it takes, and waits that it ends.
 const TURN_EVENTS: usize = 64;
 /// Resets that wait for a buffer of the guest's before its packets are left where they are.
 const MAX_REPLIES: usize = 256;
 /// How much of what the guest sends is kept, by all its connections: the next gets its share, within bounds.
 const POOL: usize = 64 << 20;
-const MAX_ALLOC: usize = 256 << 10;
+pub(super) const MAX_ALLOC: usize = 256 << 10;
 const MIN_ALLOC: usize = 16 << 10;
 /// The first port of the host's that a program is given.
 const FIRST_PORT: u32 = 1 << 30;
@@ -73,6 +73,8 @@ pub(super) struct Hub {
     accepting: [bool; 2],
     /// A wait for descriptors is under way.
     starved: bool,
+    /// Some waits may be over.
+    due: bool,
     pub(super) table: Table<Entry>,
     pub(super) replies: VecDeque<Reset>,
     /// The guest's packets are left where they are.
@@ -100,6 +102,7 @@ impl Hub {
             packets: None,
             accepting: [false; 2],
             starved: false,
+            due: false,
             table: Table::new(max),
             replies: VecDeque::new(),
             stalled: false,
@@ -181,14 +184,15 @@ impl Hub {
         for event in events.iter().take(count) {
             let flags = event.flags;
             match event.data.u64() {
-                TIMER => self.expire(),
+                TIMER => self.due = true,
                 STREAMS => self.accepting[0] = true,
                 PACKETS => self.accepting[1] = true,
                 number => self.host_event(Id::from_u64(number), flags),
             }
         }
+        self.due = self.due && self.expire();
         let waiting = self.accept();
-        if count == TURN_EVENTS || waiting { Turn::Again } else { Turn::Sleep }
+        if count == TURN_EVENTS || waiting || self.due { Turn::Again } else { Turn::Sleep }
     }
 
     /// Takes programs. Returns true if there may be more.
@@ -405,9 +409,10 @@ impl Hub {
         told
     }
 
-    /// Gives up what has waited for too long.
-    fn expire(&mut self) {
-        while let Some((wait, number)) = self.deadlines.pop_due() {
+    /// Gives up what has waited for too long. Returns true if there may be more.
+    fn expire(&mut self) -> bool {
+        for _ in 0..TURN_EVENTS {
+            let Some((wait, number)) = self.deadlines.pop_due() else { return false };
             if number == ACCEPT {
                 (self.accepting, self.starved) = ([true; 2], false);
                 continue;
@@ -428,6 +433,7 @@ impl Hub {
                 _ => {}
             }
         }
+        true
     }
 
     /// The guest was told that the host neither sends nor takes more.
@@ -457,6 +463,8 @@ impl Hub {
             connection.phase = Phase::Lingering;
             let key = connection.key;
             self.table.unname(key);
+            // Its ports may be another's by now.
+            self.message.take_if(|message| message.id == id);
         } else {
             if connection.phase == Phase::Asking {
                 self.counters.refused.add(1);
@@ -465,14 +473,14 @@ impl Hub {
         }
     }
 
-    /// Ends a connection and tells the guest.
+    /// Ends a connection and tells the guest, if it knows of it.
     pub(super) fn reset(&mut self, id: Id) {
         let Some(Entry::Connection(connection)) = self.table.get(id) else { return };
         let (key, kind) = (connection.key, connection.kind.to_wire());
-        let lingering = connection.phase == Phase::Lingering;
+        let unknown = connection.phase == Phase::Lingering || connection.is_unheard_of();
         self.forget(id);
         self.counters.resets.add(1);
-        if !lingering {
+        if !unknown {
             self.replies.push_back(Reset { key, kind });
         }
     }

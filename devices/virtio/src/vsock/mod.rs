@@ -190,6 +190,7 @@ impl LocalDevice for Vsock {
             Syscall("recvfrom"),
             Syscall("sendmsg"),
             Syscall("sendto"),
+            Syscall("setsockopt"),
             Syscall("shutdown"),
             Syscall("socket"),
             Syscall("timerfd_settime"),

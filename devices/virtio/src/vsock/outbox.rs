@@ -9,8 +9,9 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::packet::Kind;
 
-/// Messages that wait at most: a guest's credit does not bound those that are short.
-const MAX_MESSAGES: usize = 1024;
+/// Messages that wait are at most so many times fewer than the bytes that may: a guest's credit does not bound those that
+/// are short, and each takes some memory.
+const BYTES_A_MESSAGE: usize = 32;
 
 /// Bytes, bounded by the credit that the guest is given; of messages also their ends.
 #[derive(Debug)]
@@ -21,11 +22,13 @@ pub(super) struct Outbox {
     messages: VecDeque<u32>,
     /// Bytes of the message at the back that has no end yet.
     partial: u32,
+    /// Bytes that the guest may have waiting.
+    alloc: u32,
 }
 
 impl Outbox {
-    pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, bytes: VecDeque::new(), messages: VecDeque::new(), partial: 0 }
+    pub(super) fn new(kind: Kind, alloc: u32) -> Self {
+        Self { kind, bytes: VecDeque::new(), messages: VecDeque::new(), partial: 0, alloc }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -43,7 +46,7 @@ impl Outbox {
     /// Forgets all; returns how many bytes.
     pub(super) fn clear(&mut self) -> u32 {
         let len = self.bytes.len() as u32;
-        *self = Self::new(self.kind);
+        *self = Self::new(self.kind, self.alloc);
         len
     }
 
@@ -61,7 +64,7 @@ impl Outbox {
         if self.kind == Kind::SeqPacket && end && self.partial != 0 {
             self.messages.push_back(std::mem::take(&mut self.partial));
         }
-        Ok(self.messages.len() <= MAX_MESSAGES)
+        Ok(self.messages.len() <= self.alloc as usize / BYTES_A_MESSAGE)
     }
 
     /// Sends what the socket takes; returns how many bytes. `WouldBlock` if it takes nothing now.

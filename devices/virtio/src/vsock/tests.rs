@@ -681,6 +681,47 @@ fn a_busy_socket_is_tried_for_a_while() {
 }
 
 #[test]
+fn b2_many_busy_sockets_are_tried_in_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let tried = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&tried);
+    let connect = move |_: u32| {
+        *count.lock().unwrap() += 1;
+        Err(io::ErrorKind::WouldBlock.into())
+    };
+    let listener = UnixListener::bind(folder.path().join("vm")).unwrap();
+    let socket = HostSocket::new(listener, connect).unwrap();
+    let mut guest = Guest::of(Vsock::new(cid()).unwrap().with_socket(socket).unwrap(), folder);
+    for port in 0..200 {
+        guest.say(1000 + port, 1, op::REQUEST);
+    }
+    // Long enough for all to be due.
+    std::thread::sleep(Duration::from_millis(20));
+    let before = *tried.lock().unwrap();
+    let _ = guest.rig.turn(HOST).unwrap();
+    let one_turn = *tried.lock().unwrap() - before;
+    assert!(one_turn <= 64, "{one_turn}");
+}
+
+#[test]
+fn b2_programs_that_come_and_go_leave_nothing_to_a_guest_that_takes_nothing() {
+    let mut guest = Guest::new();
+    lock(&guest.device.hub).set_wait(Wait::Answer, Duration::from_millis(1));
+    for _ in 0..100 {
+        let mut program = UnixStream::connect(guest.path("vm")).unwrap();
+        program.write_all(b"CONNECT 5\n").unwrap();
+        guest.run();
+    }
+    let since = Instant::now();
+    while lock(&guest.device.hub).table.len() > 0 {
+        assert!(since.elapsed() < PATIENCE);
+        guest.run();
+    }
+    // It was asked as often as it has buffers.
+    assert!(lock(&guest.device.hub).replies.len() <= 32);
+}
+
+#[test]
 fn no_more_connections_than_there_may_be() {
     let mut guest = Guest::with(|device, _| device.with_max_connections(2));
     let listener = guest.listen(1);
@@ -869,6 +910,42 @@ fn messages_keep_their_bounds_both_ways() {
     drop(socket);
     let (header, _) = guest.packets().pop().unwrap();
     assert_eq!((header.op, header.flags), (op::SHUTDOWN, SHUT_RECEIVE | SHUT_SEND));
+}
+
+#[test]
+fn a_guests_message_may_be_as_long_as_its_credit() {
+    let (mut guest, socket, host) = packets();
+    let message = pattern(256 << 10);
+    for (number, data) in message.chunks(32 << 10).enumerate() {
+        part(&mut guest, host, data, number == 7);
+    }
+    assert!(receive(&socket) == Some(message));
+    // Many short ones wait for a program that takes its time.
+    for _ in 0..5000 {
+        part(&mut guest, host, b"short", true);
+    }
+    for _ in 0..5000 {
+        assert_eq!(receive(&socket).as_deref(), Some(&b"short"[..]));
+        guest.run();
+    }
+}
+
+#[test]
+fn a_part_of_a_message_does_not_come_on_another_connection() {
+    let (mut guest, socket, host) = packets();
+    // More than the guest has buffers for.
+    transmit(&socket, &pattern(150 << 10));
+    guest.run();
+    assert!(lock(&guest.device.hub).message.is_some());
+    // The program does not read, the guest has sent all, and leaves.
+    for _ in 0..20 {
+        part(&mut guest, host, &pattern(30_000), true);
+    }
+    let header = |guest: &Guest, op, flags| Header { kind: PACKETS, flags, ..guest.header(5, host, op) };
+    guest.send(header(&guest, op::SHUTDOWN, SHUT_SEND), &[]);
+    guest.send(header(&guest, op::RST, 0), &[]);
+    let hub = lock(&guest.device.hub);
+    assert_eq!((hub.table.len(), hub.message.is_some()), (1, false));
 }
 
 #[test]

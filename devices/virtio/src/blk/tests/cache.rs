@@ -39,6 +39,25 @@ fn a_driver_chooses_when_its_writes_last() {
 }
 
 #[test]
+fn zeros_last_as_writes_do() {
+    const WRITE_ZEROES: u32 = 13;
+    let range: Vec<u8> = [&2u64.to_le_bytes()[..], &3u32.to_le_bytes(), &0u32.to_le_bytes()].concat();
+    // A driver without FLUSH, one of a disk that writes through, and one that flushes.
+    let drivers = [
+        (0, CacheMode::Writeback, 1),
+        (FLUSH_BIT, CacheMode::Writethrough, 1),
+        (FLUSH_BIT, CacheMode::Writeback, 0),
+    ];
+    for (features, mode, flushed) in drivers {
+        let mut blk = blk(MemDisk::new(16)).with_cache(mode);
+        let mut rig = Rig::new(&mut blk, features | 1 << 14);
+        let data = rig.put(&range);
+        assert_eq!(request(&mut rig, &header(WRITE_ZEROES, 0), &[data], &[]).0, OK);
+        assert_eq!(flushes(&blk), flushed, "{mode:?}");
+    }
+}
+
+#[test]
 fn the_mode_is_saved() {
     for mode in [0, 1] {
         let mut one = blk(MemDisk::new(16));

@@ -159,13 +159,14 @@ fn a_peer_that_lies_about_a_length_is_left() {
     let mut net = card(ours);
     let mut rig = Rig::new(&mut net, 0);
     let mut buffers = post(&mut rig, 4);
-    // Frames that are shorter than their header are skipped.
+    // Frames that are shorter than their header are dropped.
     for short in [0, 1, 13] {
         peer.write_all(&framed(&frame(short))).unwrap();
     }
     peer.write_all(&framed(&frame(60))).unwrap();
     rig.run(HOST);
     assert!(taken(&mut rig, &mut buffers) == Some(frame(60)));
+    assert_eq!(counter(&net, "rx_dropped_packets"), 3);
     for length in [MAX_FRAME as u32 + 1, u32::MAX] {
         let (ours, mut peer) = UnixStream::pair().unwrap();
         let mut net = card(ours);
@@ -176,6 +177,19 @@ fn a_peer_that_lies_about_a_length_is_left() {
         assert_eq!((config(&net)[6], rig.used(RXQ)), (0, None));
         assert_eq!(peer.read(&mut [0; 10]).unwrap(), 0, "the socket is closed");
     }
+}
+
+#[test]
+fn b12_a_peer_that_sends_nothing_but_empty_frames_does_not_keep_the_loop() {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    let mut net = card(ours);
+    let mut rig = Rig::new(&mut net, 0);
+    post(&mut rig, 1);
+    peer.write_all(&[0; 4 * 1000]).unwrap();
+    assert_eq!(rig.turn(HOST), Ok(Turn::Again), "others come first");
+    assert!((1..1000).contains(&counter(&net, "rx_dropped_packets")));
+    rig.run(HOST);
+    assert_eq!(counter(&net, "rx_dropped_packets"), 1000);
 }
 
 #[test]
