@@ -84,7 +84,7 @@ fn offloads(checksum: bool, tso: bool) -> Offloads {
 
 /// What is sent and received.
 fn data() -> Vec<u8> {
-    let mut data = vec![0; 256 << 10];
+    let mut data = vec![0; 128 << 10];
     fs::File::open("/dev/urandom").unwrap().read_exact(&mut data).unwrap();
     data
 }
@@ -242,7 +242,7 @@ fn a_guest_uses_all_queues_on_pci() {
 
 /// Connections from each of two processors use both pairs of queues; returns the guest's interrupts.
 fn all_queues(transport: Transport) -> String {
-    const FLOWS: u64 = 6;
+    const FLOWS: u64 = 4;
     let tap = Tap::numbered(1, &["multi_queue"]);
     let listener = tap.listen();
     let port = listener.local_addr().unwrap().port();
@@ -262,7 +262,7 @@ fn all_queues(transport: Transport) -> String {
     );
     let guest = Guest::new().cmdline(&format!("ossature.ip={}/28", tap.guest)).run("flows", &script);
     let guest = guest.run("interrupts", "cat /proc/interrupts");
-    let data = data();
+    let data = data()[..64 << 10].to_vec();
     let sent = data.clone();
     let server = thread::spawn(move || {
         for _ in 0..2 * FLOWS {
