@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ossature::legacy::PowerButton;
 use ossature::virtio::blk::BlkHandle;
+use ossature::virtio::net::NetHandle;
 use ossature::vmm::error_chain;
 use ossature::vmm::machine::{MachineEvent, MachineHandle};
 use ossature::vmm::program::parse_size;
@@ -26,6 +27,7 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
                   a device as --disk, --net and --vsock describe it; needs --transport pci
   remove ID       ask the guest to give a device up, and wait until it has
   resize ID SIZE  make a disk larger or smaller
+  link ID up|down plug a network card's cable in, or pull it out
   pause, resume, power-button, quit";
 
 /// The longest request in bytes.
@@ -41,6 +43,7 @@ pub struct Control {
     button: PowerButton,
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
+    nics: Mutex<BTreeMap<String, NetHandle>>,
 }
 
 impl Control {
@@ -49,8 +52,9 @@ impl Control {
         button: PowerButton,
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
+        nics: BTreeMap<String, NetHandle>,
     ) -> Self {
-        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks) }
+        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks), nics: Mutex::new(nics) }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -106,6 +110,8 @@ impl Control {
             ["add", "vsock", keys] => self.add_vsock(keys),
             ["remove", id] => self.remove(id),
             ["resize", id, size] => self.resize(id, size),
+            ["link", id, "up"] => self.link(id, true),
+            ["link", id, "down"] => self.link(id, false),
             ["pause"] => {
                 self.machine.pause()?.keep();
                 ok()
@@ -124,7 +130,7 @@ impl Control {
             }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
-                              resize ID SIZE, pause, resume, power-button, quit"
+                              resize ID SIZE, link ID up|down, pause, resume, power-button, quit"
             )
             .into()),
         }
@@ -144,7 +150,9 @@ impl Control {
         let nic = Nic::parse(OsString::from(keys))?;
         let mut virtio = self.virtio()?;
         let id = virtio.next("net");
-        self.machine.add_device(virtio.device(id.clone(), nic.device()?))?;
+        let (device, handle) = nic.device()?;
+        self.machine.add_device(virtio.device(id.clone(), device))?;
+        self.nics().insert(id.clone(), handle);
         Ok(format!("ok {id}"))
     }
 
@@ -168,6 +176,10 @@ impl Control {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn nics(&self) -> MutexGuard<'_, BTreeMap<String, NetHandle>> {
+        self.nics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn remove(&self, id: &str) -> Result<String> {
         let mut events = self.machine.events();
         // It follows from the machine's beginning: an earlier device may have had the same id.
@@ -182,6 +194,7 @@ impl Control {
             match events.next_timeout(left) {
                 Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
                     self.disks().remove(id);
+                    self.nics().remove(id);
                     return ok();
                 }
                 Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
@@ -195,6 +208,12 @@ impl Control {
         let bytes = parse_size(size)?;
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
+        ok()
+    }
+
+    fn link(&self, id: &str, up: bool) -> Result<String> {
+        let card = self.nics().get(id).cloned();
+        card.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
         ok()
     }
 }

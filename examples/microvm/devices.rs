@@ -16,6 +16,7 @@ use ossature::virtio::blk::BlkHandle;
 use ossature::virtio::console::{
     Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
 };
+use ossature::virtio::net::NetHandle;
 use ossature::virtio::vsock::{HostSocket, Vsock};
 use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
@@ -41,6 +42,8 @@ pub struct Devices {
     pub virtio: Virtio,
     /// The disks, by id.
     pub disks: BTreeMap<String, BlkHandle>,
+    /// The network cards, by id.
+    pub nics: BTreeMap<String, NetHandle>,
     /// Feeds the console for as long as it lives.
     _keyboard: Option<Hosted<KeyFilter>>,
 }
@@ -83,9 +86,12 @@ impl Devices {
             disks.insert(id.to_string(), handle);
             builder = builder.device(virtio.device(id.to_string(), device));
         }
+        let mut nics = BTreeMap::new();
         for nic in &args.net {
             let id = virtio.next("net");
-            builder = builder.device(virtio.device(id, nic.device()?));
+            let (device, handle) = nic.device()?;
+            nics.insert(id.clone(), handle);
+            builder = builder.device(virtio.device(id, device));
         }
         if let Some(sockets) = &args.vsock {
             builder = builder.device(virtio.device("vsock", vsock(sockets)?));
@@ -111,7 +117,7 @@ impl Devices {
             }
             builder = builder.device(virtio.device("console", Box::new(console)));
         }
-        Ok((builder, Self { button, stamps, window, virtio, disks, _keyboard: keyboard }))
+        Ok((builder, Self { button, stamps, window, virtio, disks, nics, _keyboard: keyboard }))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ossature::bus::RateLimits;
 use ossature::virtio::LocalDevice;
-use ossature::virtio::net::{Mac, Mtu, Net, NetIo, StreamSocket, Tap};
+use ossature::virtio::net::{Mac, Mtu, Net, NetHandle, NetIo, StreamSocket, Tap};
 use ossature::vmm::program::{KeyValueError, KeyValues, inherited_descriptor, parse_rate};
 
 use crate::Result;
@@ -88,8 +88,8 @@ impl Nic {
         })
     }
 
-    /// The card, plugged in.
-    pub fn device(&self) -> Result<Box<dyn LocalDevice>> {
+    /// The card, plugged in, and what controls it while it runs.
+    pub fn device(&self) -> Result<(Box<dyn LocalDevice>, NetHandle)> {
         match &self.network {
             Network::Tap(name) if self.queues == 1 => self.plug_in([Tap::open(name)?]),
             Network::Tap(name) => self.plug_in(Tap::open_queues(name, self.queues)?),
@@ -109,17 +109,19 @@ impl Nic {
         }
     }
 
-    fn plug_in<I: NetIo>(&self, ios: impl IntoIterator<Item = I>) -> Result<Box<dyn LocalDevice>> {
+    fn plug_in<I: NetIo>(
+        &self,
+        ios: impl IntoIterator<Item = I>,
+    ) -> Result<(Box<dyn LocalDevice>, NetHandle)> {
         let mut card = Net::with_pairs(ios, self.mac)?.with_limits(self.limits, self.limits);
         if let Some(mtu) = self.mtu {
             card = card.with_mtu(mtu);
         }
+        let handle = card.handle();
         if let Some(path) = &self.pcap {
             let file = File::create(path).map_err(|e| format!("--net pcap={}: {e}", path.display()))?;
-            card.handle()
-                .start_capture(file, SNAP)
-                .map_err(|e| format!("--net pcap={}: {e}", path.display()))?;
+            handle.start_capture(file, SNAP).map_err(|e| format!("--net pcap={}: {e}", path.display()))?;
         }
-        Ok(Box::new(card))
+        Ok((Box::new(card), handle))
     }
 }

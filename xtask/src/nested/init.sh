@@ -27,9 +27,12 @@ hostname nested
 
 # Linux gives its first process less than others have on a host.
 ulimit -n 1048576
-: >"/root$shared/up"
-setsid -c chroot /root /bin/sh "$shared/job" <>/root/dev/hvc0 >&0 2>&1
-echo $? >"/root$shared/exit.part"
-mv "/root$shared/exit.part" "/root$shared/exit"
+# The kernel makes user namespaces only where the root folder is the root of all mounts.
+cd /root
+mount --move . /
+: >".$shared/up"
+setsid -c chroot . /bin/sh "$shared/job" <>dev/hvc0 >&0 2>&1
+echo $? >".$shared/exit.part"
+mv ".$shared/exit.part" ".$shared/exit"
 sync
 poweroff -f
