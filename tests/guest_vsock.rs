@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl Sockets {
             if stream.write_all(format!("CONNECT {port}\n").as_bytes()).is_ok() {
                 // Byte by byte: what follows belongs to the connection.
                 let answer: Vec<u8> =
-                    (&mut stream).bytes().map_while(Result::ok).take_while(|byte| *byte != b'\n').collect();
+                    BufReader::with_capacity(1, &mut stream).bytes().map_while(Result::ok).take_while(|byte| *byte != b'\n').collect();
                 if answer.starts_with(b"OK ") {
                     return stream;
                 }
