@@ -38,10 +38,12 @@ fn target_folder() -> PathBuf {
 
 /// The words by which `cargo test` builds the replay of the corpora, without libFuzzer.
 pub fn replay_words() -> Vec<String> {
-    let (manifest, target) = (manifest(), target_folder());
-    let folder = |path: PathBuf| path.to_string_lossy().into_owned();
-    let words = ["--quiet", "--no-default-features", "--manifest-path"].map(str::to_owned);
-    words.into_iter().chain([folder(manifest), "--target-dir".into(), folder(target)]).collect()
+    // In the workspace's folder: what both depend on is built once.
+    let (manifest, target) = (manifest(), paths::target());
+    let word = |path: PathBuf| path.to_string_lossy().into_owned();
+    let words =
+        ["--quiet", "--no-default-features", "--test", "corpus", "--manifest-path"].map(str::to_owned);
+    words.into_iter().chain([word(manifest), "--target-dir".into(), word(target)]).collect()
 }
 
 /// The names of all targets: each has a program.
@@ -69,7 +71,7 @@ pub fn run(fuzz: &Fuzz) -> Result<u8> {
         return Err(Error::needs_developer(reason));
     }
     let mut cargo = process::command("cargo");
-    cargo.args(["build", "--target", TRIPLE, "--manifest-path"]).arg(manifest());
+    cargo.args(["build", "--release", "--target", TRIPLE, "--manifest-path"]).arg(manifest());
     cargo.arg("--target-dir").arg(target_folder()).env("RUSTFLAGS", COVERAGE);
     process::run(cargo.current_dir(paths::root()))?;
     for name in chosen {
@@ -85,7 +87,7 @@ fn fuzz_target(name: &str, fuzz: &Fuzz) -> Result<()> {
     for folder in [&corpus, &found, &artifacts] {
         fs::create_dir_all(folder).context(folder.display())?;
     }
-    let program = || process::command(target_folder().join(TRIPLE).join("debug").join(name));
+    let program = || process::command(target_folder().join(TRIPLE).join("release").join(name));
     println!("fuzzing {name} for {} s ...", fuzz.seconds);
     let mut run = program();
     run.args([&found, &corpus]).args(LIMITS).arg(format!("-max_total_time={}", fuzz.seconds));

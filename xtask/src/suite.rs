@@ -293,7 +293,7 @@ impl Suite {
     fn fuzz(&mut self) {
         self.step("fuzz", |suite| {
             let words = fuzz::replay_words();
-            let words: Vec<&str> = words.iter().map(String::as_str).chain(["--test", "corpus"]).collect();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
             let tests: Result<Vec<Vec<Test>>> =
                 binaries::build(&words, &[])?.iter().map(binaries::tests).collect();
             let tests = tests?.concat();
