@@ -14,6 +14,7 @@ pub mod demo;
 pub mod follow;
 pub mod foreign;
 pub mod frame;
+pub mod fuzz;
 pub mod guest;
 pub mod host;
 pub mod kernels;

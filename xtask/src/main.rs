@@ -10,7 +10,7 @@ use xtask::kernels::Flavour;
 use xtask::nested::{self, Job, Machine};
 use xtask::report::Report;
 use xtask::suite::Selection;
-use xtask::{Context, Result, demo, guest, kernels, packages, report, suite};
+use xtask::{Context, Result, demo, fuzz, guest, kernels, packages, report, suite};
 
 /// Developer commands of Ossature.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum Commands {
     /// The part of `report` that runs where the guests run.
     #[command(hide = true)]
     Measure(report::Measure),
+    /// Fuzz with stable Rust and libFuzzer: see docs/testing.md.
+    Fuzz(fuzz::Fuzz),
     /// Run every test; the last line counts them.
     Test(Test),
     /// Run a list of tests; called by `test` in the places where they run.
@@ -111,6 +113,7 @@ fn run(command: Commands) -> Result<u8> {
         }
         Commands::Demo(demo) => demo::run(&demo),
         Commands::Report(report) => report::run(&report),
+        Commands::Fuzz(fuzz) => fuzz::run(&fuzz),
         Commands::Measure(measure) => {
             report::run_measure(&measure)?;
             Ok(0)

@@ -22,12 +22,12 @@ use plan::Entry;
 use targets::Targets;
 
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, foreign, packages, paths, process, report, vmm};
+use crate::{Error, Result, bare_metal, foreign, fuzz, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
-    "rustfmt", "clippy", "doc", "deny", "examples", "aarch64", "unit", "doctest", "loom", "kvm", "bench",
-    "consumer", "report", "guest",
+    "rustfmt", "clippy", "doc", "deny", "examples", "aarch64", "unit", "doctest", "loom", "fuzz", "kvm",
+    "bench", "consumer", "report", "guest",
 ];
 
 /// Those that run tests of the workspace.
@@ -86,6 +86,7 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.tests("unit", Environment::Hidden, &tests);
     suite.doctests();
     suite.loom();
+    suite.fuzz();
     suite.tests("kvm", Environment::Own, &tests);
     suite.tests("bench", Environment::Own, &tests);
     suite.consumer();
@@ -284,6 +285,21 @@ impl Suite {
             tests.retain(|test| test.name.contains("loom_"));
             if tests.is_empty() {
                 return Err(Error::new("no loom model was built"));
+            }
+            suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
+        });
+    }
+
+    /// The corpora of the fuzz targets, each replayed by a test.
+    fn fuzz(&mut self) {
+        self.step("fuzz", |suite| {
+            let words = fuzz::replay_words();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let tests: Result<Vec<Vec<Test>>> =
+                binaries::build(&words, &[])?.iter().map(binaries::tests).collect();
+            let tests = tests?.concat();
+            if tests.is_empty() {
+                return Err(Error::new("no fuzz target was built"));
             }
             suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
         });

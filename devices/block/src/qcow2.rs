@@ -274,6 +274,10 @@ impl Disk for Qcow2 {
         }
         self.alone(|image| image.resize(capacity)).map_err(|source| self.top_error("resize", source))?;
         self.capacity.store(capacity, Ordering::Relaxed);
+        // It is still this image when the disk is locked again.
+        if let Some(top) = self.layers.first() {
+            top.size.store(capacity, Ordering::Relaxed);
+        }
         Ok(())
     }
 

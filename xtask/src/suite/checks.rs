@@ -1,7 +1,7 @@
 //! Checks of the whole source: formatting, lints, documentation, dependencies, the report.
 
 use super::{consumer, examples, links, lock_file};
-use crate::{Result, bare_metal, paths, process, report};
+use crate::{Result, bare_metal, fuzz, paths, process, report};
 
 /// A check: its name and what it runs.
 pub type Check = (&'static str, fn() -> Result<()>);
@@ -22,7 +22,7 @@ fn cargo(arguments: &[&str]) -> std::process::Command {
 fn rustfmt() -> Result<()> {
     component("rustfmt")?;
     process::run(&mut cargo(&["fmt", "--all", "--check"]))?;
-    for outside in [bare_metal::manifest(), consumer::manifest()] {
+    for outside in [bare_metal::manifest(), consumer::manifest(), fuzz::manifest()] {
         process::run(cargo(&["fmt", "--check", "--manifest-path"]).arg(outside))?;
     }
     Ok(())

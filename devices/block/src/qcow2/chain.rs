@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -28,6 +29,8 @@ pub(super) struct Layer {
     pub(super) image: Arc<ImageFile>,
     /// `None` for a raw image.
     pub(super) header: Option<Header>,
+    /// Bytes of the disk in a qcow2 image: what its header said, until it is resized.
+    pub(super) size: AtomicU64,
     writable: bool,
 }
 
@@ -37,8 +40,9 @@ impl Layer {
         let Some(before) = &self.header else { return Ok(None) };
         let ImageFile { file, path, .. } = &*self.image;
         let header = Header::read(file, path, self.len()?)?;
-        if header.size != before.size {
-            return Err(DiskError::Resized { path: path.clone(), len: header.size, before: before.size });
+        let size = self.size.load(Ordering::Relaxed);
+        if header.size != size {
+            return Err(DiskError::Resized { path: path.clone(), len: header.size, before: size });
         }
         let same = header.cluster_bits == before.cluster_bits
             && header.refcount_order == before.refcount_order
@@ -56,7 +60,7 @@ impl Layer {
 
     /// Size of the disk that it holds.
     pub(super) fn capacity(&self) -> Result<u64, DiskError> {
-        self.header.as_ref().map_or_else(|| self.len(), |header| Ok(header.size))
+        self.header.as_ref().map_or_else(|| self.len(), |_| Ok(self.size.load(Ordering::Relaxed)))
     }
 
     pub(super) fn io_error(&self, action: &'static str, source: io::Error) -> DiskError {
@@ -165,7 +169,8 @@ fn push(
             return Err(image_error(&path, "tables", problem));
         }
         let backing = header.as_ref().and_then(|header| header.backing.clone());
-        layers.push(Layer { image: Arc::new(image), header, writable });
+        let size = AtomicU64::new(header.as_ref().map_or(0, |header| header.size));
+        layers.push(Layer { image: Arc::new(image), header, size, writable });
         let mode =
             if options.base_writable && layers.len() == 1 { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
         (image, format, folder) = match (&options.base, backing) {

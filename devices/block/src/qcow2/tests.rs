@@ -357,6 +357,21 @@ fn resize_gains_zeros_whatever_was_there_before() {
 }
 
 #[test]
+fn a_disk_that_was_resized_is_given_up_and_taken_again() {
+    let dir = dir();
+    let path = dir.path().join("disk");
+    NewQcow2::new(1 << 20).create(&path).unwrap();
+    let disk = Qcow2::open(&path, &read_write()).unwrap();
+    for size in [2 << 20, 512 << 10] {
+        disk.lock().unwrap();
+        disk.resize(size).unwrap();
+        disk.unlock().unwrap();
+    }
+    disk.lock().unwrap();
+    assert_eq!(disk.capacity(), 512 << 10);
+}
+
+#[test]
 fn commit_writes_into_the_base_and_empties_the_overlay() {
     let dir = dir();
     for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
