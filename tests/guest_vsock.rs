@@ -47,8 +47,11 @@ impl Sockets {
             let mut stream = UnixStream::connect(self.path("vm")).unwrap();
             if stream.write_all(format!("CONNECT {port}\n").as_bytes()).is_ok() {
                 // Byte by byte: what follows belongs to the connection.
-                let answer: Vec<u8> =
-                    BufReader::with_capacity(1, &mut stream).bytes().map_while(Result::ok).take_while(|byte| *byte != b'\n').collect();
+                let answer: Vec<u8> = BufReader::with_capacity(1, &mut stream)
+                    .bytes()
+                    .map_while(Result::ok)
+                    .take_while(|byte| *byte != b'\n')
+                    .collect();
                 if answer.starts_with(b"OK ") {
                     return stream;
                 }
