@@ -322,5 +322,13 @@ pub fn msix(bytes: &[u8]) {
             (0..model.len()).fold(0, |bits, vector| bits | u64::from(model[vector].pending) << vector);
         let port = machine.board.registers().last().and_then(|range| range.port()).expect("a BAR");
         assert_eq!(port.read(Access { offset: PENDING, size: Size::B8 }), Ok(pending));
+        for (vector, entry) in (0..).zip(&model) {
+            let words =
+                [entry.message.address, u64::from(entry.message.data) | u64::from(entry.masked) << 32];
+            let read = [0, 8].map(|field| {
+                port.read(Access { offset: TABLE + 16 * vector + field, size: Size::B8 }).expect("an entry")
+            });
+            assert_eq!(read, words, "vector {vector}");
+        }
     }
 }
