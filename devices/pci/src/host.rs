@@ -36,6 +36,7 @@ const ADDRESS: u32 = 0x80ff_fffc;
 const UP: u64 = 0;
 const DOWN: u64 = 4;
 const EJECT: u64 = 8;
+const PRESENT: u64 = 12;
 const HOTPLUG_PORTS: u16 = 16;
 
 /// Bytes for BARs below 4 GiB, and above.
@@ -60,6 +61,7 @@ const SAVED_GONE: Field = Field::new(4, "slots to eject");
 /// | 0 | read: slots that functions have come to since it was last read |
 /// | 4 | read: slots that the guest is asked to give up since it was last read |
 /// | 8 | write: the slot that the guest ejects |
+/// | 12 | read: slots that have a function; never slot 0, the host bridge |
 ///
 /// The interrupt says that there is something to read. A guest's ACPI code reads both registers, notifies the slots'
 /// devices of what has come (device check) and what is to go (eject request), and writes a slot to be ejected in its
@@ -293,6 +295,7 @@ impl Mmio for HotplugPort {
         match (at.offset, at.size) {
             (UP, Size::B4) => Ok(self.0.take_up().into()),
             (DOWN, Size::B4) => Ok(self.0.take_down().into()),
+            (PRESENT, Size::B4) => Ok(self.0.present().into()),
             (EJECT, Size::B4) => Err(BusFault::WriteOnly),
             (offset, Size::B4) if offset.is_multiple_of(4) => Err(BusFault::Unmapped),
             (_, Size::B4) => Err(BusFault::Alignment),
@@ -303,7 +306,7 @@ impl Mmio for HotplugPort {
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
         match (at.offset, at.size) {
             (EJECT, Size::B4) => Ok(self.0.eject(value as u32)),
-            (UP | DOWN, Size::B4) => Err(BusFault::ReadOnly),
+            (UP | DOWN | PRESENT, Size::B4) => Err(BusFault::ReadOnly),
             (offset, Size::B4) if offset.is_multiple_of(4) => Err(BusFault::Unmapped),
             (_, Size::B4) => Err(BusFault::Alignment),
             _ => Err(BusFault::Width),

@@ -101,7 +101,7 @@ fn vcpus_devices_and_the_machine_meet_without_deadlock() {
         });
         scope.spawn(|| {
             for _ in 0..ROUNDS {
-                for offset in [0, 4] {
+                for offset in [0, 4, 12] {
                     let _ = hotplug.read(Access { offset, size: Size::B4 }).unwrap();
                 }
                 let _ = hotplug.write(Access { offset: 8, size: Size::B4 }, 1 << 9).unwrap();
