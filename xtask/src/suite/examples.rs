@@ -9,7 +9,7 @@ use super::binaries::package_name;
 use crate::{Error, Result, paths, process};
 
 /// What tests and benches of the workspace need, and nobody else.
-const NOT_OURS: &[&str] = &["criterion", "io-uring", "loom", "proptest", "tempfile", "xtask"];
+const NOT_OURS: &[&str] = &["criterion", "loom", "proptest", "tempfile", "xtask"];
 
 /// Builds `microvm` from the root, as the README says, and looks at what cargo has compiled for it.
 ///
