@@ -61,13 +61,15 @@ fn expect_calm(log: &str) {
 #[test]
 fn disks_come_and_go_under_load_and_nothing_that_was_completed_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    // Blocks are written one after the other, each durable before it is counted, until the disk is gone.
+    // Blocks are written one after the other, each durable before it is counted, until the disk is gone: then dd makes a
+    // file of its name.
     let job = format!(
         "for i in $(seq 1 {TIMES}); do\n\
          until [ -b /dev/vdb ]; do sleep 0.05; done\n\
-         n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/dev/null; do \
-         n=$((n + 1)); echo \"turn $i wrote $n\"; [ $n -lt 200 ] || break; done\n\
+         n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/dev/null && \
+         [ -b /dev/vdb ]; do n=$((n + 1)); echo \"turn $i wrote $n\"; [ $n -lt 200 ] || break; done\n\
          until [ ! -b /dev/vdb ]; do sleep 0.05; done\n\
+         [ ! -f /dev/vdb ] || rm /dev/vdb\n\
          echo \"turn $i ended after $n\"\n\
          done"
     );
