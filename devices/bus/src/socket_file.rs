@@ -58,8 +58,14 @@ impl SocketFile {
             // Without the lock nothing is replaced.
             (bound, _) => bound?,
         };
-        let identity = identity(path)?;
-        Ok((listener, Self { path: path.to_owned(), identity }))
+        Ok((listener, Self::of(path)?))
+    }
+
+    /// The file of a socket that has just been bound to `path`, whatever its type. Where the process goes later does not
+    /// matter.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        Ok(Self { path: std::path::absolute(path)?, identity: identity(path)? })
     }
 
     /// The same in place of a leftover.

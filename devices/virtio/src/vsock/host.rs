@@ -5,9 +5,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use ossature_bus::SocketFile;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -220,31 +221,4 @@ fn dial(path: &Path, port: u32, kind: Kind) -> io::Result<OwnedFd> {
     let socket = unix_socket(kind)?;
     net::connect(&socket, &SocketAddrUnix::new(name)?)?;
     Ok(socket)
-}
-
-/// A socket's file, which is removed when this is dropped, unless it has become another.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    id: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        // Where the process goes later does not matter.
-        Ok(Self { path: std::path::absolute(path)?, id: file_id(path)? })
-    }
-}
-
-fn file_id(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if file_id(&self.path).is_ok_and(|id| id == self.id) {
-            // Nobody is left to tell.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
