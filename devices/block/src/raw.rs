@@ -235,76 +235,58 @@ impl Disk for RawFile {
     }
 }
 
+/// These system calls, and those of [`SYNC`].
+macro_rules! beside_those_of_sync {
+    ($($name:literal),*) => {
+        &[
+            $(Syscall($name),)*
+            Syscall("timerfd_create"),
+            Syscall("timerfd_settime"),
+            Syscall("close"),
+            Syscall("write"),
+            Syscall("preadv"),
+            Syscall("pwritev"),
+            Syscall("pwrite64"),
+            Syscall("fdatasync"),
+            Syscall("fallocate"),
+            Syscall("ftruncate"),
+            Syscall("fcntl"),
+            Syscall("ioctl"),
+            Syscall("lseek"),
+        ]
+    };
+}
+
 /// A queue within limits has a timer, each time that a driver starts it; failures of the host are events.
-const SYNC: &[Syscall] = &[
-    Syscall("timerfd_create"),
-    Syscall("timerfd_settime"),
-    Syscall("close"),
-    Syscall("write"),
-    Syscall("preadv"),
-    Syscall("pwritev"),
-    Syscall("pwrite64"),
-    Syscall("fdatasync"),
-    Syscall("fallocate"),
-    Syscall("ftruncate"),
-    Syscall("fcntl"),
-    Syscall("ioctl"),
-    Syscall("lseek"),
+const SYNC: &[Syscall] = beside_those_of_sync![];
+
+/// A thread and an event are made for each queue that a driver starts.
+const THREAD: &[Syscall] = beside_those_of_sync![
+    "clone",
+    "clone3",
+    "eventfd2",
+    "exit",
+    "futex",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "prctl",
+    "rseq",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "set_robust_list",
+    "sigaltstack"
 ];
 
-/// Those of [`SYNC`] too, and those that make a thread and an event for each queue that a driver starts.
-const THREAD: &[Syscall] = &[
-    Syscall("clone"),
-    Syscall("clone3"),
-    Syscall("eventfd2"),
-    Syscall("exit"),
-    Syscall("futex"),
-    Syscall("madvise"),
-    Syscall("mmap"),
-    Syscall("mprotect"),
-    Syscall("munmap"),
-    Syscall("prctl"),
-    Syscall("rseq"),
-    Syscall("rt_sigprocmask"),
-    Syscall("sched_getaffinity"),
-    Syscall("set_robust_list"),
-    Syscall("sigaltstack"),
-    Syscall("timerfd_create"),
-    Syscall("timerfd_settime"),
-    Syscall("close"),
-    Syscall("write"),
-    Syscall("preadv"),
-    Syscall("pwritev"),
-    Syscall("pwrite64"),
-    Syscall("fdatasync"),
-    Syscall("fallocate"),
-    Syscall("ftruncate"),
-    Syscall("fcntl"),
-    Syscall("ioctl"),
-    Syscall("lseek"),
-];
-
-/// Those of [`SYNC`] too: the engine falls back to it. Each queue that a driver starts has a ring and an event.
-const URING: &[Syscall] = &[
-    Syscall("eventfd2"),
-    Syscall("timerfd_create"),
-    Syscall("timerfd_settime"),
-    Syscall("io_uring_setup"),
-    Syscall("io_uring_register"),
-    Syscall("io_uring_enter"),
-    Syscall("mmap"),
-    Syscall("munmap"),
-    Syscall("close"),
-    Syscall("write"),
-    Syscall("preadv"),
-    Syscall("pwritev"),
-    Syscall("pwrite64"),
-    Syscall("fdatasync"),
-    Syscall("fallocate"),
-    Syscall("ftruncate"),
-    Syscall("fcntl"),
-    Syscall("ioctl"),
-    Syscall("lseek"),
+/// The engine falls back to that of [`SYNC`]. Each queue that a driver starts has a ring and an event.
+const URING: &[Syscall] = beside_those_of_sync![
+    "eventfd2",
+    "io_uring_setup",
+    "io_uring_register",
+    "io_uring_enter",
+    "mmap",
+    "munmap"
 ];
 
 #[cfg(test)]
