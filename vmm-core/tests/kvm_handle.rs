@@ -24,7 +24,7 @@ fn one_waits_with_a_timeout_another_reads_metrics_and_a_third_pauses_a_thousand_
         .build(&Kvm::open().unwrap())
         .unwrap();
     machine.start().unwrap();
-    let (timeouts, pauses) = (AtomicU32::new(0), AtomicU32::new(0));
+    let (timeouts, rounds, pauses) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     let mut events = machine.events();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
@@ -39,17 +39,16 @@ fn one_waits_with_a_timeout_another_reads_metrics_and_a_third_pauses_a_thousand_
         let without = scope.spawn(|| machine.handle().wait().unwrap());
         let reader = scope.spawn(|| {
             let handle = machine.handle();
-            let (mut rounds, mut exits) = (0, 0);
+            let mut exits = 0;
             while handle.outcome().is_none() {
                 handle.metrics(&mut |scope, metric, value| {
-                    rounds += u32::from(scope == "keyboard");
+                    rounds.fetch_add(u32::from(scope == "keyboard"), Ordering::Relaxed);
                     if (scope, metric.name) == ("vcpu0", "exits") {
                         assert!(value >= exits, "a counter that goes back: {exits}, {value}");
                         exits = value;
                     }
                 });
             }
-            rounds
         });
         let handle = machine.handle();
         for _ in 0..1000 {
@@ -64,10 +63,11 @@ fn one_waits_with_a_timeout_another_reads_metrics_and_a_third_pauses_a_thousand_
         until(&machine, "it counts", || number(&machine, 0x5000) != before);
         // Both ways to wait, and a time-out that did pass.
         until(&machine, "a time-out", || timeouts.load(Ordering::Relaxed) > 0);
+        until(&machine, "a look at the metrics", || rounds.load(Ordering::Relaxed) > 0);
         handle.stop();
         assert_eq!(waiter.join().unwrap(), Outcome::Stopped);
         assert_eq!(without.join().unwrap(), Outcome::Stopped);
-        assert!(reader.join().unwrap() > 0);
+        reader.join().unwrap();
     });
     assert_eq!(pauses.into_inner(), 1000);
     let mut seen = (0, 0);
