@@ -122,7 +122,7 @@ impl Qcow2 {
                 base.resize(size).map_err(|e| into.io_error("resize", e))?;
             }
             let mut image = Image::open(std::slice::from_ref(top), true)?;
-            let merged = merge(image.access(), base.access());
+            let merged = merge(image.access(), &mut base);
             let closed = base.close(into);
             merged.map_err(|e| into.io_error("write", e))?;
             closed?;
@@ -197,7 +197,7 @@ fn in_use<T>(layers: &[Layer], work: impl FnOnce() -> Result<T, DiskError>) -> R
 }
 
 /// Writes all that `image` holds itself into `base`.
-fn merge(image: &FormatAccess<ImageStorage>, base: &FormatAccess<ImageStorage>) -> io::Result<()> {
+fn merge(image: &FormatAccess<ImageStorage>, base: &mut Image) -> io::Result<()> {
     let (mut at, end) = (0, image.size());
     while at < end {
         let (mapping, len) = image.get_shallow_mapping(at, end - at)?;
@@ -205,13 +205,13 @@ fn merge(image: &FormatAccess<ImageStorage>, base: &FormatAccess<ImageStorage>) 
             ShallowMapping::Eof { .. } => break,
             ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Indirect { .. } => at += len,
             ShallowMapping::Zero { .. } => {
-                base.write_zeroes(at, len)?;
+                base.write_zeroes(at, len, false)?;
                 at += len;
             }
             _ => {
                 let mut data = vec![0; len.min(PIECE) as usize];
                 image.read(&mut data, at)?;
-                base.write(&data, at)?;
+                base.access().write(&data, at)?;
                 at += data.len() as u64;
             }
         }

@@ -317,6 +317,26 @@ fn discard_and_zeroes_give_space_back_and_read_as_zeros_over_a_base() {
 }
 
 #[test]
+fn zeros_in_a_part_of_a_cluster_that_the_disk_ends_in_are_written_there_only() {
+    let dir = dir();
+    for (name, unmap) in [("zeroes", false), ("unmap", true)] {
+        let path = dir.path().join(name);
+        NewQcow2::new(3 * 512).with_cluster_size(4096).create(&path).unwrap();
+        let guest = Guest::open(&path, &read_write());
+        let mut want = noise(5, 3 * 512);
+        guest.write(0, &want);
+        for at in [0, 512] {
+            guest.disk.write_zeroes(at, 512, unmap).unwrap();
+            want[at as usize..][..512].fill(0);
+            assert!(guest.all() == want, "{name} at {at}");
+        }
+        drop(guest);
+        check(&path);
+        assert!(contents(&path) == want);
+    }
+}
+
+#[test]
 fn discarding_what_is_not_there_takes_no_space() {
     let dir = dir();
     let path = new_image(&dir, 1 << 40);
