@@ -7,14 +7,18 @@ mod floor_exits;
 mod support;
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use floor_exits::machine as floor_machine;
 use floor_exits::{Exits, MMIO, PIO, PORT, REGISTER};
 use ossature::boot::Platform;
-use ossature::bus::{AddressSpace, Bus};
+use ossature::bus::state::StateError;
+use ossature::bus::{
+    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Interrupt, MessagesRequest,
+    MetricVisitor, MsiMessage, NodeKind, Requires, Syscall,
+};
 use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, Ram, RamConfig};
@@ -91,6 +95,68 @@ fn exits(c: &mut Criterion) {
         group.finish();
         ratio(&format!("kvm_exit/{name}"), 200, || guest.step(), || floor.step());
     }
+}
+
+/// A device that interrupts by a message, as a queue of virtio-pci does.
+struct Bell(Arc<OnceLock<Interrupt>>);
+
+impl Device for Bell {
+    fn id(&self) -> &str {
+        "bell"
+    }
+    fn requires(&self) -> Requires {
+        Requires::new().messages(MessagesRequest::new("bell", 1))
+    }
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        let [message] = assigned.messages("bell")? else { return Ok(NodeKind::Hidden) };
+        message.set_message(MsiMessage { address: 0xfee0_0000, data: 0x41 }).unwrap();
+        message.unmask().unwrap();
+        let _ = self.0.set(message.interrupt().clone());
+        Ok(NodeKind::Hidden)
+    }
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[Syscall("write")]
+    }
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+/// An interrupt by a message, to a vCPU that does not run: nothing but the way there.
+fn messages(c: &mut Criterion) {
+    let interrupt = Arc::new(OnceLock::new());
+    let _machine = Machine::builder("messages")
+        .memory(RamConfig::new(1 << 20))
+        .payload(payload)
+        .device(Bell(Arc::clone(&interrupt)))
+        .build(&Kvm::open().unwrap())
+        .unwrap();
+    let interrupt = interrupt.get().unwrap();
+    let floor = floor_machine::Host::open().machine(1 << 20, &[24], &[], &[]);
+    floor_machine::route(&floor.vm, 24, 0xfee0_0000, 0x41);
+    let mut group = c.benchmark_group("kvm_message");
+    let ours = || interrupt.signal().unwrap();
+    let floor = || assert_eq!(rustix::io::write(&floor.events[0], &1_u64.to_ne_bytes()), Ok(8));
+    group.bench_function("ours", |b| b.iter(ours));
+    group.bench_function("floor", |b| b.iter(floor));
+    group.finish();
+    ratio("kvm_message", 1000, ours, floor);
 }
 
 /// A vCPU that runs, stopped between two instructions with its devices, and started again.
@@ -226,5 +292,5 @@ fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
 }
 
-criterion_group! { name = benches; config = settings(); targets = create, exits, pause, exec, many }
+criterion_group! { name = benches; config = settings(); targets = create, exits, messages, pause, exec, many }
 criterion_main!(benches);

@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, Msrs, kvm_ioeventfd, kvm_irqfd, kvm_msr_entry, kvm_regs,
-    kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+    CpuId, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KvmIrqRouting, Msrs, kvm_ioeventfd,
+    kvm_irq_routing_entry, kvm_irqfd, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
@@ -109,6 +110,13 @@ impl Host {
         assert_eq!(vcpu.set_msrs(&msrs).unwrap(), 2);
         Machine { vcpu, vm, events, ram, pages: mapped }
     }
+}
+
+/// Has an interrupt line carry a message.
+pub(crate) fn route(vm: &VmFd, gsi: u32, address: u32, data: u32) {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    (entry.u.msi.address_lo, entry.u.msi.data) = (address, data);
+    vm.set_gsi_routing(&KvmIrqRouting::from_entries(&[entry]).unwrap()).unwrap();
 }
 
 fn event() -> std::os::fd::OwnedFd {
