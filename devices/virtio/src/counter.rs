@@ -68,6 +68,12 @@ impl HostErrors {
         Self::report(reported, events, format!("cannot {action}: {error}"));
     }
 
+    /// Counts a failure that is reported elsewhere.
+    pub(crate) fn count(&self) {
+        let _one_at_a_time = self.reported();
+        self.count.add(1);
+    }
+
     /// Reports what was noticed of the host and has not made anything fail.
     pub(crate) fn tell(&self, events: &EventSink, reason: String) {
         Self::report(self.reported(), events, reason);
