@@ -3,40 +3,18 @@
 mod support;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use support::control::{answer, ask};
 use support::{Guest, LIMIT, Running};
 
 /// How often devices come and go.
 const TIMES: u32 = 50;
 const BLOCK: u64 = 4096;
-
-/// Asks for something on the control socket; it has to be done.
-fn ask(socket: &Path, request: &str) {
-    let answer = answer(socket, request);
-    assert!(answer.starts_with("ok"), "{request}: {answer}");
-}
-
-fn answer(socket: &Path, request: &str) -> String {
-    // The VMM makes it when it starts.
-    let limit = Instant::now() + LIMIT;
-    let mut stream = loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => break stream,
-            Err(error) => assert!(Instant::now() < limit, "{}: {error}", socket.display()),
-        }
-        sleep(Duration::from_millis(50));
-    };
-    writeln!(stream, "{request}").unwrap();
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).unwrap();
-    answer
-}
 
 /// A guest on PCI whose first disk is busy from beginning to end.
 fn busy_guest(folder: &Path, job: &str) -> Running {
@@ -44,7 +22,7 @@ fn busy_guest(folder: &Path, job: &str) -> Running {
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let load = "while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; done & load=$!";
     let guest = Guest::new().args(["--transport", "pci", "--cpus", "2"]).disk(&image, "");
-    let guest = guest.args(["--control".as_ref(), folder.join("control").as_os_str()]);
+    let guest = guest.control(&folder.join("control"));
     let job = format!("echo the job begins\n{job}");
     let running = guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start();
     running.wait_for("the job begins");
@@ -143,10 +121,44 @@ fn network_cards_and_sockets_come_and_go_under_load() {
 }
 
 #[test]
+fn a_disk_that_the_guest_ejects_unasked_is_forgotten_and_its_name_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let job = "for turn in 1 2; do
+        until [ -b /dev/vdb ]; do sleep 0.05; done
+        until [ $(cat /sys/block/vdb/size) = $((2048 + turn * 2048)) ]; do sleep 0.05; done
+        echo 1 >$(readlink -f /sys/block/vdb/device/..)/firmware_node/eject
+        until [ ! -b /dev/vdb ]; do sleep 0.05; done
+        done";
+    let running = busy_guest(folder.path(), job);
+    let control = folder.path().join("control");
+    let add = format!("add disk path={},id=plug", image.display());
+    for turn in 1..=2 {
+        ask(&control, &add);
+        ask(&control, &format!("resize plug {}M", 1 + turn));
+        // When the guest has ejected it.
+        let limit = Instant::now() + LIMIT;
+        let answer = loop {
+            let answer = answer(&control, &format!("resize plug {}M", 1 + turn));
+            if !answer.starts_with("ok") {
+                break answer;
+            }
+            assert!(Instant::now() < limit, "{}", running.out.text());
+            sleep(Duration::from_millis(50));
+        };
+        assert!(answer.contains("there is no disk \"plug\""), "{answer}");
+    }
+    let ended = running.wait();
+    ended.expect(0);
+    expect_calm(&ended.answers()["log"]);
+}
+
+#[test]
 fn what_cannot_be_done_is_answered_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = {
-        let guest = Guest::new().args(["--control".as_ref(), folder.path().join("control").as_os_str()]);
+        let guest = Guest::new().control(&folder.path().join("control"));
         guest.hold().start()
     };
     let control = folder.path().join("control");

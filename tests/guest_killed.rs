@@ -15,7 +15,7 @@ use support::{Guest, Transport, qemu};
 const MIB: u64 = 1 << 20;
 /// The guest's flushed blocks are in the first half of the disk, so far from each other.
 const STRIDE: u64 = 37 * 4096;
-const SIZE: u64 = 64 * MIB;
+const SIZE: u64 = 8 * MIB;
 
 /// What a block says of who wrote it.
 fn read(disk: &File, number: u64) -> String {
@@ -48,22 +48,23 @@ fn killed(
                 "load",
                 &format!(
                     "(while true; do
-                        dd if=/dev/urandom of=/dev/vda bs=64k seek=512 count=256 conv=notrunc,fsync 2>/dev/null
-                        blkdiscard -o 41943040 -l 8388608 /dev/vda
+                        dd if=/bin/busybox of=/dev/vda bs=64k seek=64 count=16 conv=notrunc,fsync 2>/dev/null
+                        blkdiscard -o 4718592 -l 524288 /dev/vda
                      done) &
                      number=1
-                     while true; do
+                     while [ $number -le 24 ]; do
                         printf '%04d%04d' {life} $number |
                             dd of=/dev/vda bs=4096 seek=$((number * {})) conv=notrunc,fsync 2>/dev/null
                         printf 'flushed %d.\\n' $number
                         number=$((number + 1))
-                     done",
+                     done
+                     wait",
                     STRIDE / 4096
                 ),
             )
             .start();
         // At another point of the load each time.
-        let least = 2 + life * 7 % 12;
+        let least = 1 + life * 7 % 6;
         running.wait_for(&format!("flushed {least}.\n"));
         running.signal(Signal::KILL);
         running.wait_for_exit();
@@ -117,12 +118,12 @@ fn killed_qcow2(times: u64, transport: Transport, image: &Path, options: &str) {
 
 #[test]
 fn nothing_that_was_flushed_is_lost_of_a_raw_disk() {
-    killed_raw(3, Transport::Mmio, ",engine=sync,queues=2");
+    killed_raw(13, Transport::Mmio, ",engine=sync,queues=2");
 }
 
 #[test]
 fn nothing_that_was_flushed_is_lost_of_a_raw_disk_on_uring_and_pci() {
-    killed_raw(3, Transport::Pci, ",engine=uring,queues=2");
+    killed_raw(13, Transport::Pci, ",engine=uring,queues=2");
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn nothing_that_was_flushed_is_lost_of_a_qcow2_image() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("disk.qcow2");
     NewQcow2::new(SIZE).with_cluster_size(4096).create(&image).unwrap();
-    killed_qcow2(2, Transport::Mmio, &image, ",format=qcow2,queues=2");
+    killed_qcow2(12, Transport::Mmio, &image, ",format=qcow2,queues=2");
 }
 
 #[test]
@@ -140,5 +141,5 @@ fn nothing_that_was_flushed_is_lost_of_an_overlay_on_pci() {
     File::create(&base).unwrap().set_len(SIZE).unwrap();
     NewQcow2::over(&base, ImageFormat::Raw).unwrap().with_cluster_size(4096).create(&image).unwrap();
     let options = format!(",format=qcow2,queues=2,backing={}", folder.path().display());
-    killed_qcow2(2, Transport::Pci, &image, &options);
+    killed_qcow2(12, Transport::Pci, &image, &options);
 }

@@ -1,22 +1,18 @@
 //! Disks under load, on every engine and in every format: what `fio` verifies, file systems that are made and checked,
-//! limits, and a host whose own disk is full.
+//! limits, and transfers past the host's page cache.
 
 mod support;
 
-use std::fs::{self, File};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ossature::block::NewQcow2;
-use support::{Guest, Transport, hash_of, qemu};
+use support::devices::{LoopDevice, Mounted};
+use support::{Guest, Running, Transport, hash_of, qemu, sparse};
 use xtask::process;
 
 const MIB: u64 = 1 << 20;
-
-fn raw(folder: &Path, name: &str, len: u64) -> PathBuf {
-    let path = folder.join(name);
-    File::create(&path).unwrap().set_len(len).unwrap();
-    path
-}
 
 fn qcow2(folder: &Path, name: &str, len: u64) -> PathBuf {
     let path = folder.join(name);
@@ -43,9 +39,10 @@ fn fio(transport: Transport, queues: &str) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let [sync, thread, uring, base] =
-        ["sync", "thread", "uring", "base"].map(|name| raw(folder, name, 32 * MIB));
+        ["sync", "thread", "uring", "base"].map(|name| sparse(folder, name, 32 * MIB));
     let (image, overlay) = (qcow2(folder, "image", 32 * MIB), folder.join("overlay"));
-    let [image_copy, overlay_copy] = ["image.copy", "overlay.copy"].map(|name| raw(folder, name, 32 * MIB));
+    let [image_copy, overlay_copy] =
+        ["image.copy", "overlay.copy"].map(|name| sparse(folder, name, 32 * MIB));
     // One writer's part of a disk is 8 MiB, of which it uses one half.
     let mut jobs = "[global]
 thread
@@ -114,8 +111,11 @@ fn file_systems_are_made_filled_and_found_in_order_on_pci() {
 fn file_systems(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let (image, uring, base) =
-        (qcow2(folder, "image", 512 * MIB), raw(folder, "uring", 512 * MIB), raw(folder, "base", 512 * MIB));
+    let (image, uring, base) = (
+        qcow2(folder, "image", 512 * MIB),
+        sparse(folder, "uring", 512 * MIB),
+        sparse(folder, "base", 512 * MIB),
+    );
     let overlay = folder.join("overlay");
     let programs = [
         "/sbin/mkfs.ext4",
@@ -176,7 +176,7 @@ fn parts(rate: f64, samples: &[Sample]) -> Vec<f64> {
 #[test]
 fn limits_hold_within_two_percent() {
     let folder = tempfile::tempdir().unwrap();
-    let images: Vec<_> = (0..4).map(|n| raw(folder.path(), &format!("disk{n}"), 64 * MIB)).collect();
+    let images: Vec<_> = (0..4).map(|n| sparse(folder.path(), &format!("disk{n}"), 64 * MIB)).collect();
     let answers = Guest::new()
         .disk(&images[0], ",limit=1M/s")
         .disk(&images[1], ",engine=uring,ops=40/s")
@@ -211,76 +211,86 @@ fn limits_hold_within_two_percent() {
     }
 }
 
-/// A file system of a few MiB; goes with the test.
-struct Small(PathBuf);
-
-impl Small {
-    fn new(folder: &Path, mib: u64) -> Self {
-        fs::create_dir(folder).unwrap();
-        let mut mount = process::command("mount");
-        process::output(mount.args(["-t", "tmpfs", "-o", &format!("size={mib}M"), "small"]).arg(folder))
-            .unwrap();
-        Self(folder.to_owned())
-    }
-
-    fn resize(&self, mib: u64) {
-        let mut mount = process::command("mount");
-        process::output(mount.args(["-o", &format!("remount,size={mib}M")]).arg(&self.0)).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // The test has failed already if this does.
-        let _ = process::output(process::command("umount").arg("--lazy").arg(&self.0));
-    }
+/// The VMM has the file open past the page cache (`O_DIRECT`).
+fn is_direct(running: &Running, path: &Path) -> bool {
+    let wanted = fs::metadata(path).map(|file| (file.dev(), file.ino())).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap().flatten();
+    let names: Vec<String> = open
+        .filter(|fd| fs::metadata(fd.path()).is_ok_and(|file| (file.dev(), file.ino()) == wanted))
+        .map(|fd| fd.file_name().into_string().unwrap())
+        .collect();
+    names.iter().any(|fd| {
+        let info = running.proc(&format!("fdinfo/{fd}"));
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        u32::from_str_radix(flags.trim(), 8).unwrap() & 0o40000 != 0
+    })
 }
 
 #[test]
-fn a_full_host_fails_the_guests_writes_and_nothing_else() {
+fn transfers_past_the_page_cache_are_what_the_guest_wrote_on_files_and_block_devices() {
+    direct(Transport::Mmio);
+}
+
+#[test]
+fn transfers_past_the_page_cache_are_what_the_guest_wrote_on_files_and_block_devices_on_pci() {
+    direct(Transport::Pci);
+}
+
+/// On a file of ext4, and on block devices with blocks of 512 bytes and of 4 KiB.
+fn direct(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
-    let small: Vec<Small> = (0..3).map(|n| Small::new(&folder.path().join(format!("small{n}")), 6)).collect();
-    let images = [
-        raw(&small[0].0, "sync", 16 * MIB),
-        raw(&small[1].0, "uring", 16 * MIB),
-        qcow2(&small[2].0, "image", 16 * MIB),
-    ];
-    let mut running = Guest::new()
-        .disk(&images[0], "")
-        .disk(&images[1], ",engine=uring")
-        .disk(&images[2], ",format=qcow2")
+    let folder = folder.path();
+    let below = LoopDevice::new(&sparse(folder, "below", 64 * MIB), 512);
+    let mounted = Mounted::ext4(&below, &folder.join("ext4"));
+    let files = ["sync", "thread", "uring"].map(|engine| (sparse(&mounted.0, engine, 8 * MIB), engine));
+    let devices = [("sync", 512), ("uring", 512), ("uring", 4096)].map(|(engine, block)| {
+        let file = sparse(folder, &format!("{engine}{block}"), 8 * MIB);
+        (LoopDevice::new(&file, block), engine)
+    });
+    let devices_at = devices.iter().map(|(device, engine)| (device.0.clone(), *engine));
+    let disks: Vec<(PathBuf, &str)> = files.into_iter().chain(devices_at).collect();
+    let disk = |guest: Guest, (path, engine): &(PathBuf, &str)| {
+        guest.disk(path, &format!(",direct,engine={engine},queues=2"))
+    };
+    let mut running = disks
+        .iter()
+        .fold(Guest::new().transport(transport).args(["--cpus", "2"]), disk)
+        .run("blocks", "cat /sys/block/vd[a-f]/queue/logical_block_size")
+        .hold()
+        // Past the guest's cache and through it; what is no block of the host's disk, too.
         .run(
-            "full",
-            "dd if=/dev/urandom of=/random bs=64k count=256 2>/dev/null
-            for d in a b c; do
-                dd if=/random of=/dev/vd$d bs=64k count=32 oflag=direct conv=fsync 2>/dev/null
-                ! dd if=/random of=/dev/vd$d bs=64k skip=32 seek=32 oflag=direct 2>&1 | grep -v records
-                cmp -n 2097152 /random /dev/vd$d
+            "write",
+            "dd if=/dev/urandom of=/random bs=64k count=128
+            for d in a b c d e f; do
+                dd if=/random of=/dev/vd$d bs=64k count=64 oflag=direct
+                dd if=/random of=/dev/vd$d bs=8k skip=512 seek=512 count=256 conv=fsync
+                dd if=/random of=/dev/vd$d bs=4096 skip=1536 seek=1536 oflag=direct conv=fsync
             done",
         )
-        .hold()
-        .run("room", "for d in a b c; do dd if=/random of=/dev/vd$d bs=64k oflag=direct conv=fsync; done")
-        .run("same", "echo 3 >/proc/sys/vm/drop_caches; sha256sum </random; for d in a b c; do sha256sum </dev/vd$d; done")
+        .run(
+            "hashes",
+            "echo 3 >/proc/sys/vm/drop_caches
+            sha256sum </random
+            for d in a b c d e f; do sha256sum </dev/vd$d; dd if=/dev/vd$d bs=64k iflag=direct 2>/dev/null | sha256sum; done",
+        )
         .start();
-    running.while_held(|_| {
-        for small in &small {
-            small.resize(32);
+    running.while_held(|running| {
+        for (path, engine) in &disks {
+            assert!(is_direct(running, path), "{} {engine}", path.display());
         }
     });
     let ended = running.wait();
     ended.expect(0);
+    assert_eq!(ended.err, "", "{ended}");
     let answers = ended.answers();
-    assert_eq!(answers["full"].matches("Input/output error").count(), 3, "{}", &answers["full"]);
-    for disk in ["disk0", "disk1", "disk2"] {
-        let told =
-            ended.err.lines().any(|line| line.contains(disk) && line.contains("No space left on device"));
-        assert!(told, "{disk}: {ended}");
+    // A file of ext4 takes blocks of the device below.
+    assert_eq!(
+        answers["blocks"].split_whitespace().collect::<Vec<_>>(),
+        ["512", "512", "512", "512", "512", "4096"]
+    );
+    let hashes: Vec<&str> = answers["hashes"].lines().collect();
+    assert_eq!(hashes, [hashes[0]; 13]);
+    for (path, engine) in &disks {
+        assert_eq!(hash(path), hashes[0], "{} {engine}", path.display());
     }
-    let hashes: Vec<&str> = answers["same"].lines().collect();
-    assert_eq!(hashes, [hashes[0]; 4]);
-    assert_eq!([hash(&images[0]), hash(&images[1])], [hashes[0], hashes[0]]);
-    qemu::is_clean(&images[2]);
-    let contents = folder.path().join("contents");
-    qemu::to_raw(&images[2], &contents);
-    assert_eq!(hash(&contents), hashes[0]);
 }

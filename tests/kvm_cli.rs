@@ -32,6 +32,8 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     disk("backing=/b", &["backing", "is for format=qcow2"]);
     disk("engine=aio", &["engine", "give sync or thread or uring", "aio"]);
     disk("cache=none", &["cache", "give writeback or writethrough", "none"]);
+    disk("on-error=stop", &["on-error", "give report or pause or pause-if-full", "stop"]);
+    disk("on-error=pause", &["on-error=pause", "--control PATH"]);
     disk("queues=0", &["queues", "from 1 to 256"]);
     disk("queues=257", &["queues", "from 1 to 256"]);
     disk("limit=100M", &["limit", "100M/s"]);

@@ -163,6 +163,23 @@ fn a_function_is_replaced_and_its_bar_its_vectors_and_its_queue_stay() {
 }
 
 #[test]
+fn the_host_of_a_bus_is_not_replaced_whatever_the_bus_of_the_other() {
+    let (io, bus) = (Arc::new(SharedLoop::new("io").unwrap()), PciBus::new());
+    let script = request(meet(request(set_up(), 1), 1).await_interrupt(LINE), 2);
+    let (machine, scripted) = machine(script, &bus, vec![rng(&io, &bus)]);
+    machine.start().unwrap();
+    met(&machine, 1);
+    for other in [bus.host("pci"), PciBus::new().host("pci")] {
+        let error = machine.replace_device(other).unwrap_err().to_string();
+        assert!(error.starts_with("device \"pci\" cannot be replaced: "), "{error}");
+    }
+    // The guest still finds its functions, and is told of what is to go.
+    bus.request_removal("rng").unwrap();
+    until(&machine, "the script ends", || scripted.remaining() == 0);
+    assert_eq!(machine.stop().unwrap(), Outcome::Stopped);
+}
+
+#[test]
 fn a_function_that_is_replaced_while_the_machine_is_paused_goes_on_with_it() {
     let script = request(meet(request(set_up(), 1), 1).await_interrupt(LINE), 2);
     let (io, bus) = (Arc::new(SharedLoop::new("io").unwrap()), PciBus::new());

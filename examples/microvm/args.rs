@@ -147,6 +147,10 @@ impl Args {
             let text = "--console and --serial stdio both want standard input and output";
             Self::command().error(ErrorKind::ArgumentConflict, text).exit();
         }
+        if args.control.is_none() && args.disk.iter().any(Disk::pauses) {
+            let text = "--disk on-error=pause needs --control PATH, where the machine is resumed";
+            Self::command().error(ErrorKind::MissingRequiredArgument, text).exit();
+        }
         args
     }
 

@@ -1,7 +1,7 @@
 //! `--control`: what the user asks of the machine while it runs. Each line is a request, and is answered by a line that
 //! begins with `ok` or `error`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -192,11 +192,7 @@ impl Control {
         let deadline = Instant::now() + PATIENCE;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             match events.next_timeout(left) {
-                Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
-                    self.disks().remove(id);
-                    self.nics().remove(id);
-                    return ok();
-                }
+                Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => return ok(),
                 Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
                 _ => {}
             }
@@ -204,14 +200,25 @@ impl Control {
         Err(format!("the guest has not given {id} up within {} seconds", PATIENCE.as_secs()).into())
     }
 
+    /// A guest gives devices up without being asked, too: those have no metrics any more.
+    fn forget_what_has_gone(&self) {
+        let (mut disks, mut nics) = (self.disks(), self.nics());
+        let mut there = BTreeSet::new();
+        self.machine.metrics(&mut |scope, _, _| _ = there.insert(scope.to_owned()));
+        disks.retain(|id, _| there.contains(id));
+        nics.retain(|id, _| there.contains(id));
+    }
+
     fn resize(&self, id: &str, size: &str) -> Result<String> {
         let bytes = parse_size(size)?;
+        self.forget_what_has_gone();
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
         ok()
     }
 
     fn link(&self, id: &str, up: bool) -> Result<String> {
+        self.forget_what_has_gone();
         let card = self.nics().get(id).cloned();
         card.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
         ok()

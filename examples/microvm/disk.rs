@@ -10,7 +10,7 @@ use ossature::block::{EngineKind, ImageFormat, OpenMode, RawFile, RawOptions};
 use ossature::block::{Qcow2, Qcow2Options};
 use ossature::bus::{RateLimiter, RateLimits};
 use ossature::virtio::LocalDevice;
-use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId};
+use ossature::virtio::blk::{Blk, BlkHandle, CacheMode, DiskId, OnHostError};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate};
 
 use crate::Result;
@@ -32,6 +32,9 @@ A disk; repeatable, the first is vda. A comma in a value is written twice
   direct[=on|off]    past the host's page cache
   cache=writeback|writethrough
                      when a write lasts: after a flush, or at once [default: writeback]
+  on-error=report|pause|pause-if-full
+                     when the host cannot read or write: tell the guest, or pause the machine, which tries again when it
+                     is resumed (--control): always, or only if the host's disk is full [default: report]
   queues=N           up to 256 [default: 1]
   limit=RATE         bytes, such as 100M/s, or 100M/s+1G with a burst
   ops=RATE           requests, such as 2000/s";
@@ -46,6 +49,7 @@ const KEYS: &[&str] = &[
     "engine=sync|thread|uring",
     "direct",
     "cache=writeback|writethrough",
+    "on-error=report|pause|pause-if-full",
     "queues=N",
     "limit=RATE",
     "ops=RATE",
@@ -61,6 +65,7 @@ pub struct Disk {
     overlay: Option<PathBuf>,
     options: RawOptions,
     cache: CacheMode,
+    on_error: OnHostError,
     queues: u16,
     limits: RateLimits,
 }
@@ -75,6 +80,11 @@ impl Disk {
             [("sync", EngineKind::Sync), ("thread", EngineKind::Thread), ("uring", EngineKind::Uring)];
         let mode = if readonly { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let modes = [("writeback", CacheMode::Writeback), ("writethrough", CacheMode::Writethrough)];
+        let on_error = [
+            ("report", OnHostError::Report),
+            ("pause", OnHostError::Hold),
+            ("pause-if-full", OnHostError::HoldIfFull),
+        ];
         let disk = Self {
             path: keys.value("path").unwrap_or_default().into(),
             readonly,
@@ -86,6 +96,7 @@ impl Disk {
                 .engine(choice(&keys, "engine", &engines)?.unwrap_or_default())
                 .direct(keys.flag("direct")?),
             cache: choice(&keys, "cache", &modes)?.unwrap_or_default(),
+            on_error: choice(&keys, "on-error", &on_error)?.unwrap_or_default(),
             queues: keys.parsed_by("queues", queues)?.unwrap_or(1),
             limits: RateLimits::new(keys.parsed_by("limit", parse_rate)?, keys.parsed_by("ops", parse_rate)?),
         };
@@ -111,6 +122,11 @@ impl Disk {
             return Ok(());
         };
         Err(KeyValueError::Wrong { key: key.to_owned(), reason: reason.to_owned() })
+    }
+
+    /// Returns true if a failure of the host pauses the machine.
+    pub fn pauses(&self) -> bool {
+        self.on_error != OnHostError::Report
     }
 
     fn is_qcow2(&self) -> bool {
@@ -143,6 +159,7 @@ impl Disk {
         id: DiskId,
     ) -> Result<(Box<dyn LocalDevice>, BlkHandle)> {
         let device = Blk::new(disk, id).with_queues(self.queues).with_cache(self.cache);
+        let device = device.with_on_error(self.on_error);
         let device = match self.limits {
             limits if limits == RateLimits::default() => device,
             limits => device.with_limiter(RateLimiter::new(limits)),

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use log::LevelFilter;
-use ossature::bus::EventLoop;
+use ossature::bus::{DeviceEvent, EventLoop};
 use ossature::legacy::Stamp;
 use ossature::vmm::machine::{
-    BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, Outcome, Severity,
+    BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, MachineEvent, Outcome,
+    Severity,
 };
 use ossature::vmm::program::Messages;
 use ossature::vmm::{VmError, error_chain};
@@ -25,17 +26,24 @@ const USAGE: u8 = 2;
 /// The exit code when the guest asked for a reset: see the first lines of `main.rs`.
 const RESET: u8 = 3;
 
-/// Tells what happens to the machine while it runs, as it happens, for as long as the result lives.
-pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<Option<FollowedEvents>> {
-    let mut reporter = EventReporter::new(match level {
-        LevelFilter::Off => return Ok(None),
-        LevelFilter::Error => Severity::Error,
-        LevelFilter::Warn => Severity::Warning,
-        _ => Severity::Info,
-    });
-    Ok(Some(machine.events().follow_on(here, move |event| {
-        reporter.report(&event, |line| USER.say_or_drop(line));
-    })?))
+/// Tells what happens to the machine while it runs, as it happens, for as long as the result lives. A machine with a disk
+/// that waits for the host pauses.
+pub fn events(here: &EventLoop, machine: &Machine, level: LevelFilter) -> Result<FollowedEvents> {
+    let mut reporter = match level {
+        LevelFilter::Off => None,
+        LevelFilter::Error => Some(EventReporter::new(Severity::Error)),
+        LevelFilter::Warn => Some(EventReporter::new(Severity::Warning)),
+        _ => Some(EventReporter::new(Severity::Info)),
+    };
+    let handle = machine.handle();
+    Ok(machine.events().follow_on(here, move |event| {
+        if let MachineEvent::Device { event: DeviceEvent::Stalled { .. }, .. } = event {
+            handle.request_pause();
+        }
+        if let Some(reporter) = &mut reporter {
+            reporter.report(&event, |line| USER.say_or_drop(line));
+        }
+    })?)
 }
 
 /// Something on the command line that this machine, or this host, cannot be.

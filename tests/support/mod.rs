@@ -4,6 +4,8 @@
 #![allow(dead_code, unused_imports)]
 
 mod complaints;
+pub mod control;
+pub mod devices;
 mod log;
 mod machine;
 pub mod qemu;
@@ -33,6 +35,13 @@ pub use transport::{Transport, Virtio};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
 pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// A file of this length, without contents.
+pub fn sparse(folder: &Path, name: &str, len: u64) -> PathBuf {
+    let path = folder.join(name);
+    File::create(&path).unwrap().set_len(len).unwrap();
+    path
+}
 
 /// The SHA-256 of what a shell command of the host prints, as `sha256sum` prints it of a pipe.
 pub fn hash_of(command: &str) -> String {
@@ -108,6 +117,11 @@ impl Guest {
     pub fn cmdline(mut self, words: &str) -> Self {
         self.cmdline = format!("{} {words}", self.cmdline);
         self
+    }
+
+    /// Has the VMM take requests on this socket while it runs.
+    pub fn control(self, socket: &Path) -> Self {
+        self.args(["--control".as_ref(), socket.as_os_str()])
     }
 
     /// Adds a disk, with options such as `,readonly`.

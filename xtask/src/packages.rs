@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("btrfs", "btrfs-progs"),
     ("depmod", "kmod"),
     ("dmidecode", "dmidecode"),
+    ("dmsetup", "dmsetup"),
     ("fio", "fio"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),

@@ -40,8 +40,8 @@ pub fn programs(step: &str) -> &'static [&'static str] {
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
         "guest" => &[
-            "btrfs", "busybox", "depmod", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs", "passt",
-            "qemu-img", "socat", "tcpdump",
+            "btrfs", "busybox", "depmod", "dmsetup", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs",
+            "passt", "qemu-img", "socat", "tcpdump",
         ],
         _ => &[],
     }

@@ -42,7 +42,8 @@ const CACHED_REFCOUNT_BLOCKS: u64 = 32;
 /// The disk works while it is [locked](Disk::lock): the image exclusively if it is written to, all that it is based on
 /// shared. Until it is unlocked, the image is marked as open (its *dirty* bit). If the process ends before that, the next
 /// one that opens it for writing writes new refcounts; nothing that was flushed is lost. A flush writes data first, then
-/// tables, each to stable storage. Whenever an image is opened for writing all its tables are read: 128 MiB for a TiB in use.
+/// tables, each to stable storage, and no table is written before the data that it shows. Whenever an image is opened for
+/// writing all its tables are read: 128 MiB for a TiB in use.
 ///
 /// Requests block the thread that submits them. Reads and writes of several queues run side by side; what discards or
 /// writes zeros has the disk alone. A panic in the format's code fails the request and all that follow.

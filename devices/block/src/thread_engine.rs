@@ -6,16 +6,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
-use ossature_bus::{DeviceError, Event, Panic};
+use ossature_bus::{DeviceError, Event, Panic, spawn_thread};
 use ossature_memory::{Dma, DmaIoError, Segment};
 
 use crate::sync_engine::carry_out;
 use crate::{Completion, DiskIo, Engine, EngineSetup, Finished, Operation, Submitted};
 
 /// Requests of a [`DiskIo`] one after another on a thread of its own, so that whoever serves the queue never waits for the
-/// disk. If the disk panics, that request fails, and the thread goes on.
+/// disk. If the disk panics, that request fails, and the thread goes on. The thread takes none of the signals that others
+/// send to the process.
 pub struct ThreadEngine {
     jobs: Option<Sender<Job>>,
     done: Arc<Done>,
@@ -59,9 +60,7 @@ impl ThreadEngine {
         let done = Arc::new(Done { completions: Mutex::default(), ready });
         let (jobs, queue) = channel();
         let there = Arc::clone(&done);
-        let thread = thread::Builder::new()
-            .name("disk-io".to_owned())
-            .spawn(move || serve(&*disk, &queue, &there))
+        let thread = spawn_thread("disk-io", move || serve(&*disk, &queue, &there))
             .map_err(|e| DeviceError::new("cannot start the thread disk-io").with_source(e))?;
         let (depth, thread) = (setup.depth.into(), Some(thread));
         Ok(Self { jobs: Some(jobs), done, depth, in_flight: 0, dma: None, thread })

@@ -16,14 +16,15 @@ use ossature_memory::{Dma, DmaIoError, Pinned};
 use crate::raw::space;
 use crate::{Completion, Engine, EngineSetup, Finished, Operation, RawFile, Submitted, SyncEngine};
 
-/// How often in a row the kernel may say that a request has to be made again.
+/// How often in a row the kernel may say that a request, or a batch, has to be made again.
 const TRIES: u8 = 100;
 
 /// Requests of a [`RawFile`] with io_uring: as many in flight as the queue has, started with one system call a batch. The
 /// file is registered with the ring.
 ///
 /// If the host's kernel does not allow io_uring, requests are served as by [`SyncEngine`], and a
-/// [`HostError`](DeviceEvent::HostError) event says so.
+/// [`HostError`](DeviceEvent::HostError) event says so. The same if the kernel takes no more requests later: those that it
+/// has not taken fail.
 pub struct UringEngine {
     disk: Arc<RawFile>,
     events: EventSink,
@@ -38,14 +39,23 @@ pub struct UringEngine {
     free: Vec<u16>,
     /// Entries that the kernel has not taken.
     queued: usize,
+    /// Entries that were ever put into the ring.
+    pushed: u64,
+    /// Batches in a row that the kernel has not taken.
+    refused: u8,
 }
 
 enum State {
     /// There was no request so far.
     New,
     Ring(Box<IoUring>),
-    /// io_uring cannot be used.
-    Fallback(SyncEngine<RawFile>),
+    /// io_uring cannot be used, or no more: a ring completes what the kernel had taken before; what it had not ends
+    /// in an error.
+    Fallback {
+        engine: SyncEngine<RawFile>,
+        ring: Option<Box<IoUring>>,
+        not_taken: Vec<u16>,
+    },
 }
 
 /// A request in flight.
@@ -60,6 +70,8 @@ struct Slot {
     /// Of the registered files: 0 is the file, 1 the same without the page cache.
     file: u32,
     tries: u8,
+    /// Which of all entries it is in the ring.
+    number: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +110,8 @@ impl UringEngine {
             slots: (0..setup.depth).map(|_| Slot::default()).collect(),
             free: (0..setup.depth).rev().collect(),
             queued: 0,
+            pushed: 0,
+            refused: 0,
         })
     }
 
@@ -130,15 +144,39 @@ impl UringEngine {
             Err(error) => {
                 let reason = format!("io_uring cannot be used, the disk is served synchronously: {error}");
                 self.events.report(DeviceEvent::HostError { reason });
-                State::Fallback(SyncEngine::new(Arc::clone(&self.disk)))
+                self.fallback(None, Vec::new())
             }
         };
+    }
+
+    fn fallback(&self, ring: Option<Box<IoUring>>, not_taken: Vec<u16>) -> State {
+        State::Fallback { engine: SyncEngine::new(Arc::clone(&self.disk)), ring, not_taken }
+    }
+
+    /// The kernel takes nothing more. It is not asked again: of the entries that it has not taken, it must not see any
+    /// later.
+    #[cold]
+    fn give_up(&mut self, error: &io::Error) {
+        let State::Ring(ring) = mem::replace(&mut self.state, State::New) else { return };
+        let reason =
+            format!("io_uring does not work any more, the disk is served synchronously from now on: {error}");
+        self.events.report(DeviceEvent::HostError { reason });
+        let taken = self.pushed - self.queued as u64;
+        let in_use = |index: &u16| !self.free.contains(index);
+        let waits =
+            |index: &u16| self.slots.get(usize::from(*index)).is_some_and(|slot| slot.number >= taken);
+        let not_taken = (0..self.slots.len() as u16).filter(in_use).filter(waits).collect();
+        self.queued = 0;
+        self.state = self.fallback(Some(ring), not_taken);
+        // Whoever waits for completions finds those that have failed. An event of ours cannot fail.
+        let _ = self.ready.signal();
     }
 
     /// Puts the slot's entry into the ring.
     fn push(&mut self, index: u16) -> Result<(), DmaIoError> {
         let State::Ring(ring) = &mut self.state else { return Err(closed()) };
-        let Some(slot) = self.slots.get(usize::from(index)) else { return Err(closed()) };
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return Err(closed()) };
+        slot.number = self.pushed;
         let entry = slot.entry().user_data(index.into());
         // SAFETY: the slot keeps the memory that it has pinned, and the list of its pieces, until the completion has been
         // read; the files are registered.
@@ -146,6 +184,7 @@ impl UringEngine {
         // There is room for as many as there are slots.
         pushed.map_err(|e| DmaIoError::Io(io::Error::other(e)))?;
         self.queued += 1;
+        self.pushed += 1;
         Ok(())
     }
 
@@ -170,10 +209,17 @@ impl UringEngine {
         Some(Completion::new(slot.token, Finished::new(moved, ended)))
     }
 
-    fn next_completion(&mut self) -> Option<cqueue::Entry> {
+    /// The slot and the result of a request that the kernel has done with, or will never begin with.
+    fn next_completion(&mut self) -> Option<(u16, i32)> {
+        // The user data is an index of ours.
+        let result = |entry: cqueue::Entry| (entry.user_data() as u16, entry.result());
         match &mut self.state {
-            State::Ring(ring) => ring.completion().next(),
-            _ => None,
+            State::New => None,
+            State::Ring(ring) => ring.completion().next().map(result),
+            State::Fallback { ring, not_taken, .. } => match not_taken.pop() {
+                Some(index) => Some((index, -libc::EIO)),
+                None => ring.as_mut()?.completion().next().map(result),
+            },
         }
     }
 
@@ -309,7 +355,7 @@ impl Engine for UringEngine {
         if let State::New = self.state {
             self.prepare();
         }
-        if let State::Fallback(engine) = &mut self.state {
+        if let State::Fallback { engine, .. } = &mut self.state {
             return engine.submit(mem, token, operation);
         }
         let nothing = match operation {
@@ -335,13 +381,22 @@ impl Engine for UringEngine {
     }
 
     fn start(&mut self) {
-        let State::Ring(ring) = &self.state else { return };
         while self.queued > 0 {
+            let State::Ring(ring) = &self.state else { return };
             match ring.submit() {
-                Ok(taken) if taken > 0 => self.queued = self.queued.saturating_sub(taken),
+                Ok(taken) if taken > 0 => {
+                    self.queued = self.queued.saturating_sub(taken);
+                    self.refused = 0;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                _ => {
+                refused => {
                     // The kernel is short of something: it is asked again in the next turn.
+                    let error = refused.err().unwrap_or_else(|| io::ErrorKind::ResourceBusy.into());
+                    let is_short = matches!(error.raw_os_error(), None | Some(libc::EAGAIN | libc::EBUSY));
+                    if !is_short || self.refused >= TRIES {
+                        return self.give_up(&error);
+                    }
+                    self.refused += 1;
                     let _ = self.ready.signal();
                     return;
                 }
@@ -351,9 +406,8 @@ impl Engine for UringEngine {
 
     fn reap(&mut self) -> Option<Completion> {
         loop {
-            while let Some(entry) = self.next_completion() {
-                // The user data is an index of ours.
-                if let Some(completion) = self.complete(entry.user_data() as u16, entry.result()) {
+            while let Some((index, result)) = self.next_completion() {
+                if let Some(completion) = self.complete(index, result) {
                     return Some(completion);
                 }
             }
@@ -379,9 +433,16 @@ impl Engine for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        let State::Ring(ring) = &mut self.state else { return };
         let mut in_flight = self.slots.len() - self.free.len();
         while in_flight > 0 {
+            let ring = match &mut self.state {
+                State::Ring(ring) => ring,
+                // None is with the kernel.
+                State::New => return,
+                State::Fallback { ring: None, .. } => return,
+                State::Fallback { not_taken, .. } if not_taken.len() == in_flight => return,
+                State::Fallback { .. } => break,
+            };
             let arrived = ring.completion().count();
             in_flight = in_flight.saturating_sub(arrived);
             if in_flight == 0 || arrived > 0 {
@@ -390,12 +451,12 @@ impl Drop for UringEngine {
             match ring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
-                Err(_) => {
-                    // The kernel may still write to the memory: it stays for good.
-                    mem::forget(mem::take(&mut self.slots));
-                    return;
-                }
+                Err(_) => break,
             }
+        }
+        if in_flight > 0 {
+            // The kernel may still write to the memory: it stays for good.
+            mem::forget(mem::take(&mut self.slots));
         }
     }
 }

@@ -25,6 +25,12 @@ pub enum DeviceEvent {
         /// What failed.
         reason: String,
     },
+    /// The host's side failed, and the device keeps what its driver has asked for until it pauses and resumes, when it
+    /// tries again: a machine that is paused until the host is in order never notices.
+    Stalled {
+        /// What failed.
+        reason: String,
+    },
     /// The device's code panicked: a bug. The machine ends.
     Panicked {
         /// What the panic said.
@@ -38,6 +44,7 @@ impl fmt::Display for DeviceEvent {
             Self::NeedsReset { reason } => write!(f, "waits for a reset by its driver: {reason}"),
             Self::Ignored { reason } => write!(f, "ignored what its driver did: {reason}"),
             Self::HostError { reason } => f.write_str(reason),
+            Self::Stalled { reason } => write!(f, "waits to try again when the machine is resumed: {reason}"),
             Self::Panicked { message } => write!(f, "panicked: {message}"),
         }
     }

@@ -96,7 +96,7 @@ pub use cursor::{BusCursor, FaultCounts};
 pub use device::{Device, DeviceEvent, DeviceState, EventSink, Syscall};
 pub use error::DeviceError;
 pub use event::Event;
-pub use event_loop::thread::LoopThread;
+pub use event_loop::thread::{LoopThread, spawn_thread};
 pub use event_loop::{
     EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, TimerSource, Turn, WatchError,
 };

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ossature_bus::state::{SavedState, StateError};
-use ossature_bus::{Assigned, DeviceError, MessagesRequest, Mmio, NodeKind, Requires};
+use ossature_bus::{
+    Access, Assigned, BusFault, DeviceError, Effect, MessagesRequest, Mmio, NodeKind, RegistersRequest,
+    Requires,
+};
 
 use crate::PciBus;
 use crate::bar::{self, Bar};
@@ -15,6 +18,22 @@ use crate::state::FunctionState;
 
 /// The name of a function's messages.
 const MESSAGES: &str = "msix";
+/// The name of the range of a function without BARs, which no guest ever reaches: the machine knows by it whose function it
+/// is that a guest ejects.
+const NO_BAR: &str = "no-bar";
+
+/// What answers it.
+struct Nothing;
+
+impl Mmio for Nothing {
+    fn read(&self, at: Access) -> Result<u64, BusFault> {
+        Ok(at.size.mask())
+    }
+
+    fn write(&self, _: Access, _: u64) -> Result<Effect, BusFault> {
+        Ok(Effect::None)
+    }
+}
 
 /// What a function is: everything of configuration space that is constant.
 #[derive(Clone, Debug)]
@@ -158,6 +177,8 @@ impl Function {
     /// What it needs of the machine: a range for each BAR, and messages.
     pub fn requires(&self) -> Requires {
         let ranges = self.info.bars.iter().map(Bar::request);
+        let no_bar = RegistersRequest::memory(NO_BAR, 0x1000).unplaced();
+        let ranges = ranges.chain(self.info.bars.is_empty().then_some(no_bar));
         let requires = ranges.fold(Requires::new(), Requires::registers);
         match self.info.msix {
             Some(layout) => requires.messages(MessagesRequest::new(MESSAGES, layout.vectors)),
@@ -216,8 +237,16 @@ impl Function {
             ranges.push((bar.clone(), range.clone()));
             bars.push((bar.index, bar.size, port));
         }
+        let id = match ranges.first() {
+            Some((_, range)) => range.id(),
+            None => {
+                let range = assigned.registers(NO_BAR)?;
+                range.answer(Arc::new(Nothing));
+                range.id()
+            }
+        };
         let (bars, msix, windows) = (Bars(bars), msix.map(|at| (at, vectors)), self.bus.windows());
-        Ok(FunctionPort::new(Parts { space, ranges, bars, answered, msix, windows }))
+        Ok(FunctionPort::new(Parts { space, id: Some(id), ranges, bars, answered, msix, windows }))
     }
 
     fn port(&self) -> Result<&Arc<FunctionPort>, DeviceError> {

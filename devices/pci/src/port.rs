@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::{Access, Effect, RegisterRange, Size};
+use ossature_bus::{Access, Effect, RangeId, RegisterRange, Size};
 
 use crate::bar::Bar;
 use crate::bus::Windows;
@@ -25,6 +25,8 @@ const BRIDGE: [(u8, &[u8]); 3] = [
 
 pub(crate) struct FunctionPort {
     space: Mutex<ConfigSpace>,
+    /// One of its device's ranges, by which the machine knows the device.
+    id: Option<RangeId>,
     ranges: Vec<(Bar, RegisterRange)>,
     bars: Bars,
     answered: Vec<Answered>,
@@ -38,6 +40,7 @@ pub(crate) struct FunctionPort {
 /// What a function consists of once it is attached.
 pub(crate) struct Parts {
     pub(crate) space: ConfigSpace,
+    pub(crate) id: Option<RangeId>,
     pub(crate) ranges: Vec<(Bar, RegisterRange)>,
     pub(crate) bars: Bars,
     pub(crate) answered: Vec<Answered>,
@@ -47,9 +50,10 @@ pub(crate) struct Parts {
 
 impl FunctionPort {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { space, ranges, bars, answered, msix, windows } = parts;
+        let Parts { space, id, ranges, bars, answered, msix, windows } = parts;
         Self {
             space: Mutex::new(space),
+            id,
             ranges,
             bars,
             answered,
@@ -64,7 +68,7 @@ impl FunctionPort {
         let mut space = ConfigSpace::new();
         BRIDGE.iter().for_each(|(offset, bytes)| space.define(*offset, bytes));
         let (ranges, bars, answered) = (Vec::new(), Bars(Vec::new()), Vec::new());
-        Self::new(Parts { space, ranges, bars, answered, msix: None, windows: Arc::default() })
+        Self::new(Parts { space, id: None, ranges, bars, answered, msix: None, windows: Arc::default() })
     }
 
     fn space(&self) -> MutexGuard<'_, ConfigSpace> {
@@ -136,7 +140,7 @@ impl FunctionPort {
         let space = self.space();
         self.ejected.store(true, Ordering::Relaxed);
         let _ = self.place(&space);
-        self.ranges.first().map_or(Effect::None, |(_, range)| Effect::Remove(range.id()))
+        self.id.map_or(Effect::None, Effect::Remove)
     }
 
     pub(crate) fn is_ejected(&self) -> bool {

@@ -130,6 +130,24 @@ impl VirtQueue {
         self.returned.push(chain);
     }
 
+    /// The chain with this head, which the device held when the queue stopped: it had been popped, and not completed.
+    pub fn take_back(&mut self, head: u16) -> Result<Chain, QueueBroken> {
+        self.intact()?;
+        // No more than were popped.
+        let room = self.held.iter().filter(|held| **held).count() < usize::from(self.in_flight());
+        let taken = match self.held.get_mut(usize::from(head)) {
+            None => Err(QueueBroken::Head { head, size: self.size }),
+            Some(true) => Err(QueueBroken::HeadInFlight { head }),
+            Some(held) => {
+                *held = room;
+                if room { Ok(()) } else { Err(QueueBroken::NotInFlight { head }) }
+            }
+        };
+        self.latch(taken)?;
+        let parsed = self.another();
+        self.walk(parsed, head).ok_or_else(|| self.broken.unwrap_or(QueueBroken::Rings))
+    }
+
     /// Notes the chain as used, with `written` bytes from the start of its writable part (no more than it
     /// has). The driver does not see it before [`flush`](Self::flush).
     #[inline(always)] // all that is in here is what every request needs

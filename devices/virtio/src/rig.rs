@@ -91,6 +91,27 @@ impl Rig {
         queues
     }
 
+    /// Stops the device's queues and starts them again, as a pause of the machine does.
+    pub fn restart(&mut self, device: &mut dyn LocalDevice) {
+        let queues = self.stop();
+        device.quiesce().unwrap();
+        device.resume().unwrap();
+        self.start_anew(device, queues);
+    }
+
+    /// Starts the device with queues like those that [`stop`](Self::stop) gave back.
+    pub fn start_anew(&mut self, device: &mut dyn LocalDevice, queues: Vec<VirtQueue>) {
+        let anew = |queue: VirtQueue| {
+            let index = queue.index();
+            let irq = Interrupt::from(self.irqs[usize::from(index)].clone());
+            let doorbell = Arc::new(Event::new().unwrap());
+            let setup = QueueSetup::new(index, queue.into_state(), self.dma.clone(), doorbell, irq);
+            setup.with_features(self.features).build().unwrap()
+        };
+        let queues = queues.into_iter().map(anew).collect();
+        self.start_with(device, queues);
+    }
+
     pub fn worker(&mut self) -> &mut dyn Worker {
         &mut **self.worker.as_mut().unwrap()
     }

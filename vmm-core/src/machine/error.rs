@@ -210,6 +210,14 @@ pub enum LifecycleError {
         /// The device.
         id: String,
     },
+    /// A device whose place no other one can take.
+    #[error("device {id:?} cannot be replaced: {reason}")]
+    NotReplaceable {
+        /// The device.
+        id: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// A device cannot be saved.
     #[error("device {id:?} cannot be saved: {reason}")]
     Unsupported {

@@ -81,7 +81,9 @@ impl MachineEvent {
     /// How much the event matters to the user.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::Device { event: DeviceEvent::HostError { .. }, .. } => Severity::Error,
+            Self::Device { event: DeviceEvent::HostError { .. } | DeviceEvent::Stalled { .. }, .. } => {
+                Severity::Error
+            }
             // The outcome says it.
             Self::Device { event: DeviceEvent::Panicked { .. }, .. } => Severity::Info,
             Self::Device { .. } => Severity::Warning,

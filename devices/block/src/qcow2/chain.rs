@@ -220,7 +220,8 @@ fn table_memory(header: &Header, writable: bool) -> u64 {
     let l2 = header.l2_tables().min(CACHED_L2_TABLES) << header.cluster_bits;
     let refcounts = header.refcount_entries().min(CACHED_REFCOUNT_BLOCKS) << header.cluster_bits;
     let first = u64::from(header.l1_entries) * 8;
-    l2 + first + if writable { refcounts + header.refcount_entries() * 8 } else { 0 }
+    // Of what is written to, it is known where each table is.
+    l2 + first + if writable { refcounts + header.refcount_entries() * 8 + 2 * first } else { 0 }
 }
 
 /// A caller who says what an image is based on has to be right: its clusters mean nothing over another.

@@ -156,15 +156,15 @@ impl Image {
     /// given up since the last flush, and nothing of the range is compressed, unless it is [alone](Self::write_alone).
     pub(super) fn write(&self, mem: &Dma, from: Segments<'_>, offset: u64) -> Result<usize, DmaIoError> {
         let mapping = self.access.prepare_data_mapping(offset, from.len(), true)?;
-        let (len, at, file) = (mapping.length(), mapping.offset(), &mapping.storage().image().file);
+        let (len, at, image) = (mapping.length(), mapping.offset(), mapping.storage().image());
         let from = from.take(len);
         if mapping.is_nonblocking() {
-            return mem.pwritev(file, from, at);
+            return image.write_from(mem, from, at);
         }
         // What is new comes into the tables only when all of it is there.
         let mut done = 0;
         while done < from.len() {
-            match mem.pwritev(file, from.skip(done), at + done)? {
+            match image.write_from(mem, from.skip(done), at + done)? {
                 0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 n => done += n as u64,
             }
@@ -303,6 +303,8 @@ impl Image {
             };
             let image = storage.image();
             space::discard(&image.file, image.is_device, at, len)?;
+            #[cfg(test)]
+            image.journal.write(&image.file, at, len as usize);
         }
         self.access.discard_to_zero(start, stop - start)
     }
@@ -369,7 +371,7 @@ fn open_layer(
         tables::check_l1(&image.file, &image.path, &header, layer.len()?)?;
     }
     let storage = match write {
-        true => ImageStorage::with_pointers(image, header.pointers()),
+        true => ImageStorage::writable(image, &header)?,
         false => ImageStorage::new(image),
     };
     let format = Format::<ImageStorage>::builder(storage).write(write).backing(below).data_file(None);

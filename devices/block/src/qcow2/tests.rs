@@ -3,6 +3,7 @@
 mod exchange;
 mod hostile;
 mod model;
+mod power;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::OpenMode;
 use crate::testing::guest_ram;
+pub(super) use power::Journal;
 
 /// A guest that has a disk.
 struct Guest {

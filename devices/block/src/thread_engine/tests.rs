@@ -80,3 +80,47 @@ fn an_engine_that_is_dropped_waits_for_what_is_in_flight() {
     drop(engine);
     assert_eq!(fs::read(image.path()).unwrap(), [0x5a; 0x8000]);
 }
+
+/// A disk whose reads find which signals the thread blocks.
+#[derive(Default)]
+struct Signals(std::sync::OnceLock<u64>);
+
+impl DiskIo for Signals {
+    fn read(&self, _: &Dma, to: Segments<'_>, _: u64) -> Result<usize, DmaIoError> {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        self.0.set(u64::from_str_radix(mask.trim(), 16).unwrap()).unwrap();
+        Ok(to.len() as usize)
+    }
+
+    fn write(&self, _: &Dma, from: Segments<'_>, _: u64) -> Result<usize, DmaIoError> {
+        Ok(from.len() as usize)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn t4_the_thread_takes_no_signals_to_the_process() {
+    let (mem, disk) = (guest_ram(&[(0, 0x1000)]), Arc::new(Signals::default()));
+    let mut engine = ThreadEngine::new(Arc::clone(&disk), &setup(1)).unwrap();
+    let to = [Segment { addr: GuestAddress(0), len: 512 }];
+    assert!(matches!(
+        engine.submit(&mem, 0, Operation::Read { to: (&to).into(), offset: 0 }),
+        Submitted::Pending
+    ));
+    wait_for("the completion", || engine.reap().is_some());
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGWINCH] {
+        assert!(disk.0.get().unwrap() & 1 << (signal - 1) != 0, "signal {signal}");
+    }
+}

@@ -270,3 +270,74 @@ fn one_system_call_starts_a_batch() {
     assert_eq!(engine.queued, 0, "the kernel took all of them");
     assert_eq!(reap(&mut engine, 32).len(), 32);
 }
+
+#[test]
+fn a_kernel_that_takes_no_more_requests_fails_those_that_wait_and_no_others() {
+    let image = image();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    let events = EventSink::new(move |event| sink.lock().unwrap().push(event.to_string()));
+    let disk = Arc::new(RawFile::open(image.path(), options()).unwrap());
+    let mut engine = UringEngine::new(disk, &EngineSetup::new(4, events)).unwrap();
+    // It refuses each batch until it is enabled, which it never is.
+    engine.make_ring = |_| IoUring::builder().setup_r_disabled().build(4);
+    let mem = guest_ram(&[(0, 0x1000)]);
+    mem.write(GuestAddress(0), &[7; 512]).unwrap();
+    let data = [segment(0, 512)];
+    pending(engine.submit(&mem, 1, write(&data, 0)));
+    pending(engine.submit(&mem, 2, Operation::Flush));
+    engine.start();
+    let mut failed = reap(&mut engine, 2);
+    failed.sort_by_key(|done| done.token);
+    let failed: Vec<_> = failed.iter().map(|done| (done.token, result(&done.finished))).collect();
+    assert_eq!(failed, [(1, (0, Some(libc::EIO))), (2, (0, Some(libc::EIO)))]);
+    assert_ne!(fs::read(image.path()).unwrap()[..512], [7; 512]);
+    for token in 3..5 {
+        let done = engine.submit(&mem, token, write(&data, 512));
+        assert!(matches!(done, Submitted::Finished(Finished { result: Ok(()), .. })), "{done:?}");
+        engine.start();
+        assert!(engine.reap().is_none());
+    }
+    assert_eq!((engine.in_flight(), engine.queued), (0, 0));
+    assert_eq!(fs::read(image.path()).unwrap()[512..1024], [7; 512]);
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("does not work any more"), "{}", told[0]);
+}
+
+#[test]
+fn what_the_kernel_had_taken_before_comes_back_when_it_takes_no_more() {
+    let image = image();
+    let mem = guest_ram(&[(0, 0x1000)]);
+    let mut engine = engine(&image, 4);
+    let (first, second) = ([segment(0, 512)], [segment(1024, 512)]);
+    pending(engine.submit(&mem, 1, read(&first, 0)));
+    engine.start();
+    pending(engine.submit(&mem, 2, read(&second, 512)));
+    engine.give_up(&io::Error::from_raw_os_error(libc::EPERM));
+    let mut all = reap(&mut engine, 2);
+    all.sort_by_key(|done| done.token);
+    let all: Vec<_> = all.iter().map(|done| (done.token, result(&done.finished))).collect();
+    assert_eq!(all, [(1, (512, None)), (2, (0, Some(libc::EIO)))]);
+    assert_eq!(engine.in_flight(), 0);
+}
+
+#[test]
+fn a_kernel_that_is_short_of_memory_for_good_is_given_up() {
+    let image = image();
+    let mem = guest_ram(&[(0, 0x1000)]);
+    let mut engine = engine(&image, 4);
+    let data = [segment(0, 512)];
+    pending(engine.submit(&mem, 1, read(&data, 0)));
+    engine.start();
+    assert_eq!(reap(&mut engine, 1).len(), 1);
+    // No entry waits in the ring, so that it takes none.
+    engine.queued = 1;
+    engine.pushed += 1;
+    for turn in 0..=u32::from(TRIES) {
+        assert!(matches!(engine.state, State::Ring(_)), "turn {turn}");
+        engine.start();
+    }
+    assert!(matches!(engine.state, State::Fallback { .. }));
+    assert_eq!(engine.queued, 0);
+}

@@ -61,6 +61,17 @@ fn a_guest_that_is_asked_ejects_and_the_machine_removes() {
 }
 
 #[test]
+fn a_function_without_a_bar_is_ejected_as_any_other() {
+    let host = Host::started();
+    let mut plain = Plugged::new(&host, info());
+    assert_eq!(plain.read(&host, BAR0, Size::B4), 0, "no BAR");
+    let range = plain.board.registers()[0].clone();
+    assert_eq!((range.base(), host.eject(2)), (None, Effect::Remove(range.id())));
+    plain.function.detach().unwrap();
+    assert_eq!(plug(&host, "next", None).slot(), 1);
+}
+
+#[test]
 fn a_function_that_is_gone_without_asking_is_told_and_its_slot_waits() {
     let mut host = Host::started();
     let mut sample = Plugged::new(&host, sample(1));

@@ -16,6 +16,7 @@
 mod config;
 mod counters;
 mod handle;
+mod held;
 mod id;
 mod limits;
 mod request;
@@ -38,21 +39,24 @@ use virtio_bindings::virtio_blk::{
 
 use self::config::Config;
 use self::counters::Counters;
+use self::held::Held;
 use self::limits::{MAX_QUEUES, QUEUE_SIZE};
 use self::request::Negotiated;
 use self::shared::Shared;
 use self::worker::{BlkWorker, Parts};
 use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
 pub use handle::BlkHandle;
+pub use held::OnHostError;
 pub use id::{DiskId, DiskIdError};
 pub use ossature_block::{DiskError, NullDisk, OpenMode, RawFile};
 
 /// The form in which a device is saved.
 const KIND: &str = "ossature.virtio-blk";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const SECTORS: Field = Field::new(1, "sectors of the disk");
 const ID: Field = Field::new(2, "id of the disk");
 const WRITEBACK: Field = Field::new(3, "cache mode");
+const HELD: Field = Field::new(4, "requests to try again");
 
 /// When a write that a guest makes is on the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +77,8 @@ pub enum CacheMode {
 /// told) IOERR.
 ///
 /// A failure of the host is IOERR to the guest, and once an event to the VMM
-/// ([`DeviceEvent::HostError`](ossature_bus::DeviceEvent)), which may pause the machine or make room.
+/// ([`DeviceEvent::HostError`](ossature_bus::DeviceEvent)). Or the request is kept until the VMM has made room and the
+/// device pauses and resumes: [`with_on_error`](Self::with_on_error).
 ///
 /// A worker's turn serves a bounded number of requests and bytes, so that no disk starves the other devices of a
 /// shared loop.
@@ -81,6 +86,7 @@ pub struct Blk<D> {
     shared: Arc<Shared<D>>,
     id: DiskId,
     cache: CacheMode,
+    on_error: OnHostError,
     /// One for each queue.
     counters: Vec<Arc<Counters>>,
     limiter: Option<RateLimiter>,
@@ -90,7 +96,8 @@ impl<D: Disk> Blk<D> {
     /// A device on `disk` with one queue, which writes back and has no limits.
     pub fn new(disk: D, id: DiskId) -> Self {
         let counters = vec![Arc::default()];
-        Self { shared: Arc::new(Shared::new(disk)), id, cache: CacheMode::default(), counters, limiter: None }
+        let (cache, on_error) = (CacheMode::default(), OnHostError::default());
+        Self { shared: Arc::new(Shared::new(disk)), id, cache, on_error, counters, limiter: None }
     }
 
     /// The same with `queues` queues, from 1 to 256.
@@ -128,6 +135,25 @@ impl<D: Disk> Blk<D> {
     #[must_use]
     pub fn with_limiter(mut self, limiter: RateLimiter) -> Self {
         self.limiter = Some(limiter);
+        self
+    }
+
+    /// The same with another answer to failures of the host. With [`OnHostError::Hold`], the VMM has to pause the machine
+    /// and to resume it when it is told of [`DeviceEvent::Stalled`]: until then the device serves nothing more of that
+    /// queue. What is kept is part of the saved state.
+    ///
+    /// ```
+    /// use ossature_block::NullDisk;
+    /// use ossature_virtio::Blk;
+    /// use ossature_virtio::blk::OnHostError;
+    ///
+    /// let device = Blk::new(NullDisk::new(8), "root".parse()?).with_on_error(OnHostError::HoldIfFull);
+    /// # let _ = device;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_on_error(mut self, on_error: OnHostError) -> Self {
+        self.on_error = on_error;
         self
     }
 
@@ -224,11 +250,14 @@ impl<D: Disk> LocalDevice for Blk<D> {
             counters: Arc::clone(counters),
             events: activation.events.clone(),
             negotiated,
+            on_error: self.on_error,
         };
         Ok(Box::new(BlkWorker::<D>::new(engine, throttle, parts, self.queues())))
     }
 
-    fn forget_queue(&mut self, _: u16) {}
+    fn forget_queue(&mut self, index: u16) {
+        self.shared.held.take(index);
+    }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {
         if let Some(limiter) = &self.limiter {
@@ -239,6 +268,7 @@ impl<D: Disk> LocalDevice for Blk<D> {
 
     fn resume(&mut self) -> Result<(), DeviceError> {
         self.shared.disk.lock()?;
+        self.shared.held.resume();
         if let Some(limiter) = &self.limiter {
             limiter.resume();
         }
@@ -250,12 +280,14 @@ impl<D: Disk> LocalDevice for Blk<D> {
         self.shared.set_writeback(self.cache == CacheMode::Writeback);
         self.shared.set_config(None);
         self.shared.host_errors.reset();
+        self.shared.held.clear();
     }
 
     fn save(&mut self) -> Result<DeviceState, DeviceError> {
         let mut fields = Encoder::new(KIND, VERSION);
         fields.u64(SECTORS, self.shared.sectors()).bytes(ID, self.id.bytes());
         fields.bool(WRITEBACK, self.shared.writeback());
+        self.shared.held.save(&mut fields, HELD);
         Ok(DeviceState::Saved(Handover::new(fields.finish())))
     }
 
@@ -263,6 +295,8 @@ impl<D: Disk> LocalDevice for Blk<D> {
         let mut fields = Decoder::new(&handover.state, KIND, 1..=VERSION)?;
         let (sectors, id) = (fields.u64(SECTORS)?, fields.array(ID)?);
         let writeback = fields.since(2, WRITEBACK, true, Decoder::bool)?;
+        let held =
+            fields.since(3, HELD, Vec::new(), |fields, field| Held::read(fields, field, self.queues()))?;
         fields.finish()?;
         // The guest would not notice that it has another disk.
         let reason = "this disk has another";
@@ -273,6 +307,7 @@ impl<D: Disk> LocalDevice for Blk<D> {
             return Err(StateError::Inconsistent { field: "id of the disk", reason });
         }
         self.shared.set_writeback(writeback);
+        self.shared.held.restore(held);
         Ok(())
     }
 

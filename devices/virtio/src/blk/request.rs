@@ -11,6 +11,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::DiskId;
 use super::counters::Counters;
+use super::held::OnHostError;
 use super::limits::{MAX_DISCARD, MAX_REQUEST, MAX_WRITE_ZEROES, SECTOR};
 use super::shared::Shared;
 use crate::Chain;
@@ -28,6 +29,7 @@ pub(super) struct Context<'a, D> {
     pub counters: &'a Counters,
     pub events: &'a EventSink,
     pub negotiated: Negotiated,
+    pub on_error: OnHostError,
 }
 
 /// What the driver can do.
@@ -49,6 +51,19 @@ pub(super) enum Kind {
     WriteZeroes,
 }
 
+impl Kind {
+    /// What the host was asked to do.
+    pub(super) fn action(self) -> &'static str {
+        match self {
+            Self::Read => "read from the disk",
+            Self::Write => "write to the disk",
+            Self::Flush => "flush the disk",
+            Self::Discard => "discard sectors of the disk",
+            Self::WriteZeroes => "write zeros to the disk",
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Done {
@@ -65,6 +80,15 @@ pub(super) enum Begun {
     Done(Done),
     /// The engine has it, under the name of the chain's head.
     Pending(Kind),
+    /// It failed on the host, and is to be tried again.
+    Held,
+}
+
+impl From<Option<Done>> for Begun {
+    #[inline(always)] // into the worker's own loop
+    fn from(done: Option<Done>) -> Self {
+        done.map_or(Self::Held, Self::Done)
+    }
 }
 
 /// Two little-endian numbers.
@@ -103,7 +127,7 @@ impl<D: Disk> Context<'_, D> {
             return Begun::Done(self.refuse(mem, chain, VIRTIO_BLK_S_IOERR));
         };
         match engine.submit(mem, chain.head().into(), Operation::Read { to, offset }) {
-            Submitted::Finished(finished) => Begun::Done(self.finish_read(mem, chain, finished)),
+            Submitted::Finished(finished) => self.finish_read(mem, chain, finished).into(),
             Submitted::Pending => Begun::Pending(Kind::Read),
         }
     }
@@ -133,19 +157,20 @@ impl<D: Disk> Context<'_, D> {
         match operation {
             Err(status) => Begun::Done(self.refuse(mem, chain, status)),
             Ok((kind, operation)) => match engine.submit(mem, chain.head().into(), operation) {
-                Submitted::Finished(finished) => Begun::Done(self.finish(mem, chain, kind, finished)),
+                Submitted::Finished(finished) => self.finish(mem, chain, kind, finished).into(),
                 Submitted::Pending => Begun::Pending(kind),
             },
         }
     }
 
-    /// Answers a request that the engine has carried out.
+    /// Answers a request that the engine has carried out, unless it is to be tried again.
     #[inline(never)]
-    pub(super) fn finish(&self, mem: &Dma, chain: &Chain, kind: Kind, finished: Finished) -> Done {
+    pub(super) fn finish(&self, mem: &Dma, chain: &Chain, kind: Kind, finished: Finished) -> Option<Done> {
         if kind == Kind::Read {
             return self.finish_read(mem, chain, finished);
         }
         let Finished { moved, result, .. } = finished;
+        let status = self.status_of(kind, result)?;
         match kind {
             Kind::Read => {}
             Kind::Write => {
@@ -156,21 +181,23 @@ impl<D: Disk> Context<'_, D> {
             Kind::Discard => self.counters.discards.add(1),
             Kind::WriteZeroes => self.counters.write_zeroes.add(1),
         }
-        Done { moved, ..self.answer_other(mem, chain, self.status_of(kind, result), 0) }
+        Some(Done { moved, ..self.answer_other(mem, chain, status, 0) })
     }
 
     #[inline(always)] // as what follows
-    fn finish_read(&self, mem: &Dma, chain: &Chain, finished: Finished) -> Done {
+    fn finish_read(&self, mem: &Dma, chain: &Chain, finished: Finished) -> Option<Done> {
         let Finished { moved, result, .. } = finished;
+        let status = self.status_of(Kind::Read, result)?;
         self.counters.reads.add(1);
         self.counters.read_bytes.add(moved);
-        Done { moved, ..self.answer(mem, chain, self.status_of(Kind::Read, result), moved) }
+        Some(Done { moved, ..self.answer(mem, chain, status, moved) })
     }
 
+    /// What the driver is told, unless the request is to be tried again.
     #[inline(always)]
-    fn status_of(&self, kind: Kind, result: Result<(), DmaIoError>) -> u32 {
+    fn status_of(&self, kind: Kind, result: Result<(), DmaIoError>) -> Option<u32> {
         match result {
-            Ok(()) => VIRTIO_BLK_S_OK,
+            Ok(()) => Some(VIRTIO_BLK_S_OK),
             Err(error) => self.failed(kind, &error),
         }
     }
@@ -267,15 +294,12 @@ impl<D: Disk> Context<'_, D> {
     }
 
     #[cold]
-    fn failed(&self, kind: Kind, error: &DmaIoError) -> u32 {
-        let action = match kind {
-            Kind::Read => "read from the disk",
-            Kind::Write => "write to the disk",
-            Kind::Flush => "flush the disk",
-            Kind::Discard => "discard sectors of the disk",
-            Kind::WriteZeroes => "write zeros to the disk",
-        };
-        self.shared.host_errors.note(self.events, action, error);
-        VIRTIO_BLK_S_IOERR
+    fn failed(&self, kind: Kind, error: &DmaIoError) -> Option<u32> {
+        if self.shared.held.takes(self.on_error, self.events, kind, error) {
+            self.shared.host_errors.count();
+            return None;
+        }
+        self.shared.host_errors.note(self.events, kind.action(), error);
+        Some(VIRTIO_BLK_S_IOERR)
     }
 }

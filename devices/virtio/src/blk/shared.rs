@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossature_block::{Disk, DiskError};
 
 use super::handle::Control;
+use super::held::Held;
 use super::limits::SECTOR;
 use crate::ConfigInterrupt;
 use crate::counter::HostErrors;
@@ -18,6 +19,8 @@ pub(super) struct Shared<D> {
     /// Writes may stay in the host's cache until a flush.
     writeback: AtomicBool,
     pub host_errors: HostErrors,
+    /// Requests that wait for the host to be in order again.
+    pub held: Held,
     /// To tell the driver that the size has changed, while there is one. Locked during a change of the size.
     config: Mutex<Option<ConfigInterrupt>>,
 }
@@ -30,6 +33,7 @@ impl<D: Disk> Shared<D> {
             sectors,
             writeback: AtomicBool::new(true),
             host_errors: HostErrors::default(),
+            held: Held::default(),
             config: Mutex::new(None),
         }
     }

@@ -704,6 +704,7 @@ fn another_disk_refuses_the_state_by_name() {
 
 mod asynchronous;
 mod cache;
+mod holding;
 mod ranges;
 mod sizes;
 

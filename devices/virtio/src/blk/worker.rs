@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 
 use super::DiskId;
 use super::counters::Counters;
+use super::held::OnHostError;
 use super::request::{Begun, Context, Done, Kind, Negotiated, data_len};
 use super::shared::Shared;
 use crate::{Chain, Interest, QueueBroken, Removed, Source, Turn, VirtQueue, Worker};
@@ -26,6 +27,10 @@ pub(super) struct BlkWorker<D: Disk> {
     leaving: bool,
     engine: D::Engine,
     in_flight: InFlight,
+    /// To be tried again in the next turn: they failed on the host before the queue stopped.
+    again: Vec<Chain>,
+    /// To be tried again when the queue has stopped and started: they have failed on the host. Nothing more is taken.
+    held: Vec<Chain>,
     throttle: Option<Throttle>,
     parts: Parts<D>,
     /// Of the first source that is no doorbell.
@@ -39,6 +44,7 @@ pub(super) struct Parts<D> {
     pub counters: Arc<Counters>,
     pub events: EventSink,
     pub negotiated: Negotiated,
+    pub on_error: OnHostError,
 }
 
 /// Chains of which the engine has the requests, by their heads, which the queue hands out once at a time.
@@ -66,8 +72,8 @@ impl InFlight {
 impl<D> Parts<D> {
     #[inline]
     fn context(&self) -> Context<'_, D> {
-        let Self { shared, id, counters, events, negotiated } = self;
-        Context { shared, id, counters, events, negotiated: *negotiated }
+        let Self { shared, id, counters, events, negotiated, on_error } = self;
+        Context { shared, id, counters, events, negotiated: *negotiated, on_error: *on_error }
     }
 }
 
@@ -79,25 +85,56 @@ impl<D: Disk> BlkWorker<D> {
         first_token: u16,
     ) -> Self {
         let (queue, in_flight) = (None, InFlight::default());
-        Self { queue, leaving: false, engine, in_flight, throttle, parts, first_token }
+        let (again, held) = (Vec::new(), Vec::new());
+        Self { queue, leaving: false, engine, in_flight, again, held, throttle, parts, first_token }
     }
 }
 
-/// Answers what the engine has finished; returns what that counts for in a turn.
+/// Answers what the engine has finished.
 #[inline(never)]
 fn reap<D: Disk>(
     engine: &mut D::Engine,
     in_flight: &mut InFlight,
+    held: &mut Vec<Chain>,
     queue: &mut VirtQueue,
     context: &Context<'_, D>,
 ) -> Result<(), QueueBroken> {
     // No more than were in flight: nothing is submitted meanwhile.
     while let Some(completion) = engine.reap() {
         let Some((chain, kind)) = in_flight.take(completion.token) else { continue };
-        let done = context.finish(queue.dma(), &chain, kind, completion.finished);
-        queue.complete(chain, done.written)?;
+        match context.finish(queue.dma(), &chain, kind, completion.finished) {
+            Some(done) => queue.complete(chain, done.written)?,
+            None => held.push(chain),
+        }
     }
     Ok(())
+}
+
+/// Begins again with what had failed on the host; returns what that counts for in a turn.
+#[cold]
+#[inline(never)]
+fn try_again<D: Disk>(
+    engine: &mut D::Engine,
+    in_flight: &mut InFlight,
+    again: &mut Vec<Chain>,
+    held: &mut Vec<Chain>,
+    queue: &mut VirtQueue,
+    context: &Context<'_, D>,
+) -> Result<u64, QueueBroken> {
+    let mut work = 0;
+    while work < TURN_BYTES
+        && held.is_empty()
+        && let Some(chain) = again.pop()
+    {
+        work += REQUEST + data_len(&chain);
+        match context.begin(engine, queue.dma(), &chain) {
+            Begun::Done(done) => queue.complete(chain, done.written)?,
+            Begun::Pending(kind) => in_flight.put(chain, kind),
+            Begun::Held => held.push(chain),
+        }
+    }
+    engine.start();
+    Ok(work)
 }
 
 impl<D: Disk> Worker for BlkWorker<D> {
@@ -111,7 +148,10 @@ impl<D: Disk> Worker for BlkWorker<D> {
         fd.into_iter().chain(timer).collect()
     }
 
-    fn add_queue(&mut self, queue: VirtQueue) {
+    fn add_queue(&mut self, mut queue: VirtQueue) {
+        let held = self.parts.shared.held.take(queue.index());
+        // A queue that does not have them is broken, which its next turn finds.
+        self.again = held.into_iter().rev().map_while(|head| queue.take_back(head).ok()).collect();
         self.queue = Some(queue);
         self.leaving = false;
     }
@@ -121,21 +161,33 @@ impl<D: Disk> Worker for BlkWorker<D> {
             self.leaving = true;
             return Removed::Draining;
         }
+        let held = self.held.drain(..).chain(self.again.drain(..).rev());
+        let heads = held.map(|chain| chain.head()).collect();
+        if let Some(queue) = &self.queue {
+            self.parts.shared.held.put(queue.index(), heads);
+        }
         self.queue.take().into()
     }
 
     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
-        let Self { queue, leaving, engine, in_flight, throttle, parts, .. } = self;
+        let Self { queue, leaving, engine, in_flight, again, held, throttle, parts, .. } = self;
         let Some(queue) = queue else { return Ok(Turn::Sleep) };
         let context = parts.context();
         if engine.in_flight() > 0 {
-            reap(engine, in_flight, queue, &context)?;
+            reap(engine, in_flight, held, queue, &context)?;
             if *leaving {
                 queue.flush()?;
                 return Ok(Turn::Sleep);
             }
         }
         let mut work = 0;
+        if !again.is_empty() {
+            work = try_again(engine, in_flight, again, held, queue, &context)?;
+        }
+        if !held.is_empty() || !again.is_empty() {
+            queue.flush()?;
+            return Ok(if held.is_empty() { Turn::Again } else { Turn::Sleep });
+        }
         queue.disable_kicks()?;
         loop {
             let mut waits = false;
@@ -157,6 +209,10 @@ impl<D: Disk> Worker for BlkWorker<D> {
                         work += REQUEST + data_len(&chain);
                         in_flight.put(chain, kind);
                     }
+                    Begun::Held => {
+                        held.push(chain);
+                        break;
+                    }
                 }
                 if work >= TURN_BYTES {
                     break;
@@ -164,14 +220,14 @@ impl<D: Disk> Worker for BlkWorker<D> {
             }
             engine.start();
             if engine.in_flight() > 0 {
-                reap(engine, in_flight, queue, &context)?;
+                reap(engine, in_flight, held, queue, &context)?;
             }
             queue.flush()?;
             if work >= TURN_BYTES {
                 return Ok(Turn::Again);
             }
-            // The limit's timer wakes the worker.
-            if waits || !queue.enable_kicks()? {
+            // The limit's timer wakes the worker, or the end of a pause.
+            if waits || !held.is_empty() || !queue.enable_kicks()? {
                 return Ok(Turn::Sleep);
             }
         }

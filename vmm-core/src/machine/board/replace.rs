@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ossature_bus::{AddressSpace, Device, DeviceError, DeviceState, Handover, Mmio, Retired};
+use ossature_bus::{AddressSpace, Device, DeviceError, DeviceState, Handover, Mmio, NodeKind, Retired};
 
 use super::{Board, Slot, caught, failed, lock, position};
 use crate::machine::error::LifecycleError;
@@ -31,6 +31,10 @@ impl Board {
         let id = new.id().to_owned();
         let at = position(&slots, &id)?;
         let Some(slot) = slots.get_mut(at) else { return Err(LifecycleError::NoSuchDevice { id }) };
+        if slot.kind == NodeKind::PciHost {
+            let reason = "the functions on its bus know their bus; replace them one by one";
+            return Err(LifecycleError::NotReplaceable { id, reason });
+        }
         if new.requires() != slot.requires {
             return Err(LifecycleError::DifferentDevice { id });
         }

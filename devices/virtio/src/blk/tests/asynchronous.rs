@@ -13,13 +13,13 @@ use crate::{QueueBroken, Removed};
 
 /// A disk whose requests end when the test says so, in the order that it says.
 #[derive(Debug)]
-struct Late {
+pub(super) struct Late {
     in_flight: Mutex<VecDeque<u64>>,
     ended: Mutex<VecDeque<Completion>>,
     started: AtomicU64,
 }
 
-struct LateEngine(Arc<Late>, Event);
+pub(super) struct LateEngine(Arc<Late>, Event);
 
 impl Late {
     fn new() -> Self {
@@ -27,13 +27,13 @@ impl Late {
     }
 
     /// Ends the request at this place in the order in which they came.
-    fn end(&self, at: usize, moved: u64, result: io::Result<()>) {
+    pub(super) fn end(&self, at: usize, moved: u64, result: io::Result<()>) {
         let token = self.in_flight.lock().unwrap().remove(at).unwrap();
         let finished = Finished::new(moved, result.map_err(Into::into));
         self.ended.lock().unwrap().push_back(Completion::new(token, finished));
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.in_flight.lock().unwrap().len()
     }
 }
@@ -101,12 +101,12 @@ impl Disk for Late {
     }
 }
 
-fn late() -> Blk<Late> {
+pub(super) fn late() -> Blk<Late> {
     Blk::new(Late::new(), DiskId::default())
 }
 
 /// Offers a read of a sector; returns its head, where its data goes and its status.
-fn offer(rig: &mut Rig) -> (u32, Segment, Segment) {
+pub(super) fn offer(rig: &mut Rig) -> (u32, Segment, Segment) {
     let (head, to, status) = (rig.put(&header(IN, 1)), rig.put(&[7; 512]), rig.put(&[0xff]));
     (rig.offer(0, &[head], &[to, status]).into(), to, status)
 }
