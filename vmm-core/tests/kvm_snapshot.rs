@@ -1,6 +1,8 @@
 //! Snapshots on the host's KVM: a guest that is saved after any of its exits goes on in another machine, and ends the same.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
+mod board;
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
@@ -14,7 +16,7 @@ use ossature_bus::{
     NodeKind, RegistersRequest, Requires, Syscall, VmRequest,
 };
 use ossature_core::machine::{
-    BuildError, BuildErrors, Machine, MachineBuilder, MachineHandle, Outcome, Snapshot, SnapshotError,
+    BuildError, Machine, MachineBuilder, MachineHandle, Outcome, Snapshot, SnapshotError,
 };
 use ossature_core::{Kvm, Registers, VmError};
 use ossature_memory::vm_memory::{Bytes, GuestAddress};
@@ -227,4 +229,127 @@ fn d3_a_guest_that_is_saved_after_any_of_its_exits_ends_the_same_in_another_mach
         assert!(end(&machine, &paper) == whole, "saved after {after} accesses");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn two_vcpus_go_on_and_each_machine_has_its_own_memory() {
+    const COUNTERS: [u64; 2] = [0x5000, 0x5004];
+    let count = |counter: u64| [0x66, 0xff, 0x06, counter as u8, (counter >> 8) as u8, 0xeb, 0xf9]; // inc; jmp back
+    let first = [board::START_SECOND, &count(COUNTERS[0])].concat();
+    let counts = |machine: &Machine| COUNTERS.map(|at| board::number(machine, at));
+    let go_on = |machine: &Machine, from: [u32; 2]| {
+        let ahead = || counts(machine).iter().zip(from).all(|(now, from)| *now > from);
+        board::until(machine, "both vCPUs count", ahead);
+    };
+    let kvm = Kvm::open().unwrap();
+    let code = [(u64::from(board::CODE), &first[..]), (board::SECOND, &count(COUNTERS[1]))];
+    let machine = board::guest("two", &code).cpus(2).build(&kvm).unwrap();
+    machine.start().unwrap();
+    go_on(&machine, [0, 0]);
+    // A file without a name, which any process may be handed.
+    let file = tempfile::tempfile().unwrap();
+    let paused = machine.pause().unwrap();
+    let saved = counts(&machine);
+    paused.snapshot_to(&file).unwrap();
+    paused.resume().unwrap();
+    go_on(&machine, saved);
+    let restored = [(); 2].map(|()| {
+        let snapshot = Snapshot::from_file(file.try_clone().unwrap()).unwrap();
+        Machine::builder("restored").restore(snapshot).build(&kvm).unwrap()
+    });
+    for machine in &restored {
+        assert_eq!(counts(machine), saved, "whatever the others have written since");
+        machine.start().unwrap();
+        go_on(machine, saved);
+    }
+    machine.stop().unwrap();
+    go_on(&restored[0], counts(&restored[0]));
+}
+
+#[test]
+fn a_guest_goes_on_in_memory_of_another_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.snap");
+    let (whole, _) = run(None).unwrap();
+    run(Some((7, &path)));
+    let (machine, paper) =
+        restored(&path, |builder| builder.memory(RamConfig::new(RAM).backing(Backing::Memfd)));
+    machine.start().unwrap();
+    assert!(end(&machine, &paper) == whole);
+}
+
+#[test]
+fn a_processor_that_lacks_a_feature_is_refused_with_its_name() {
+    const AVX512PF: u32 = 1 << 26;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.snap");
+    let (builder, _) = machine();
+    // A vCPU may have what its processor lacks: no host of today has this one.
+    let builder = builder.vm(|vm| vm.cpuid(|cpuid, _| cpuid.update(7, 0, |leaf| leaf.ebx |= AVX512PF)));
+    let kvm = Kvm::open().unwrap();
+    let saved = builder.memory(RamConfig::new(RAM)).payload(load).build(&kvm).unwrap();
+    saved.snapshot(&path).unwrap();
+    let (builder, _) = machine();
+    let errors = builder.restore(Snapshot::open(&path).unwrap()).build(&kvm).unwrap_err();
+    let is_named = |error: &BuildError| match error {
+        BuildError::Snapshot(SnapshotError::Vm(VmError::MissingFeature { feature })) => {
+            feature.starts_with("avx512pf")
+        }
+        _ => false,
+    };
+    assert!(errors.errors().iter().any(is_named), "{errors}");
+}
+
+#[test]
+fn a_vcpu_keeps_the_cpuid_that_it_was_saved_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.snap");
+    let kvm = Kvm::open().unwrap();
+    let (builder, _) = machine();
+    // mov eax, 1; cpuid; mov [0x3000], ecx; hlt, on a processor without SSE 3, which each host has.
+    let code = [0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0x66, 0x89, 0x0e, 0x00, 0x30, 0xf4];
+    let saved = builder
+        .vm(|vm| vm.cpuid(|cpuid, _| cpuid.update(1, 0, |leaf| leaf.ecx &= !1)))
+        .memory(RamConfig::new(RAM))
+        .payload(move |memory: &GuestMmap, _: &Platform| {
+            memory.write_slice(&code, GuestAddress(CODE.into()))?;
+            Ok(Registers::real_mode(CODE))
+        })
+        .build(&kvm)
+        .unwrap();
+    saved.snapshot(&path).unwrap();
+    let (machine, _) = restored(&path, |builder| builder);
+    machine.start().unwrap();
+    board::until(&machine, "it reads its CPUID", || board::number(&machine, 0x3000) != 0);
+    assert_eq!(board::number(&machine, 0x3000) & 1, 0);
+}
+
+/// Makes the golden file that the unit tests of snapshots decode, if BLESS is set: only one that no release has written may
+/// be made anew.
+#[test]
+fn v1_a_golden_file_of_kvm_is_made_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = match std::env::var_os("BLESS") {
+        Some(_) => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1-kvm.snap"),
+        None => folder.path().join("v1-kvm.snap"),
+    };
+    let (builder, _) = machine();
+    let machine =
+        builder.memory(RamConfig::new(64 << 10)).payload(load).build(&Kvm::open().unwrap()).unwrap();
+    machine.snapshot(&path).unwrap();
+    assert_eq!(Snapshot::open(&path).unwrap().cpus(), 1);
+}
+
+#[test]
+fn a_snapshot_that_is_no_file_at_all_is_refused() {
+    for path in ["/dev/null", "/dev/zero", "/proc/self/status"] {
+        let error = Snapshot::open(path).unwrap_err();
+        assert!(matches!(error, SnapshotError::NotASnapshot), "{path}: {error}");
+    }
+    let error = Snapshot::open("/no/such/file").unwrap_err().to_string();
+    assert!(error.contains("/no/such/file"), "{error}");
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    Snapshot::from_file(socket).unwrap_err();
+    let write_only = File::options().write(true).open("/dev/null").unwrap();
+    Snapshot::from_file(write_only).unwrap_err();
 }

@@ -113,16 +113,23 @@ impl Shape {
         }
         let mut pinned = requires.clone();
         for (request, base) in pinned.registers.iter_mut().zip(registers) {
-            if request.unplaced != base.is_none() {
-                return None;
+            match base {
+                Some(base) if !request.unplaced => pin(&mut request.placement, *base)?,
+                None if request.unplaced => {}
+                _ => return None,
             }
-            request.placement = base.map_or(request.placement, Placement::Fixed);
         }
         for (request, line) in pinned.interrupts.iter_mut().zip(interrupts) {
-            request.placement = Placement::Fixed((*line).into());
+            pin(&mut request.placement, (*line).into())?;
         }
         Some(pinned)
     }
+}
+
+/// Asks for `place` instead. `None` if only another one will do.
+fn pin(placement: &mut Placement, place: u64) -> Option<()> {
+    let wanted = std::mem::replace(placement, Placement::Fixed(place));
+    (wanted == Placement::Any || wanted == *placement).then_some(())
 }
 
 fn window(fields: &mut Decoder<'_>) -> Result<RangeInclusive<u64>, StateError> {
