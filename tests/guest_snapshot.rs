@@ -163,7 +163,7 @@ fn under_load(transport: Transport) {
     let mut guest = under_load_guest(&tap, &listener, &data)
         .transport(transport)
         .args(&devices)
-        .args(["--cpus", "2", "--memory", "192M"])
+        .args(["--memory", "192M"])
         .start();
     let names = guest.take_names();
     guest.wait_for("traffic\n");
