@@ -18,12 +18,16 @@ pub const PCI: &str = "pci";
 /// The snapshot that the machine goes on from, if there is to be one.
 pub fn open(args: &Args) -> Result<Option<Snapshot>> {
     let Some(path) = &args.restore else { return Ok(None) };
-    // The path is in the text once.
-    let said = |error: SnapshotError| match error {
-        SnapshotError::Create { source, .. } => source.to_string(),
-        error => error_chain(&error),
-    };
-    Ok(Some(Snapshot::open(path).map_err(|e| format!("--restore {}: {}", path.display(), said(e)))?))
+    Ok(Some(Snapshot::open(path).map_err(|error| format!("--restore {}", failed(path, &error)))?))
+}
+
+/// The file, and what is wrong with it.
+fn failed(path: &Path, error: &SnapshotError) -> String {
+    match error {
+        // It names the file itself.
+        SnapshotError::File { .. } | SnapshotError::Taken { .. } => error_chain(error),
+        error => format!("{}: {}", path.display(), error_chain(error)),
+    }
 }
 
 /// Where virtio devices are: a guest goes on where they were.
@@ -98,7 +102,7 @@ impl Snapshots {
     /// Writes one. A machine that runs is paused meanwhile.
     pub fn write(&self, path: &Path) -> Result<()> {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.machine.snapshot(path)?)
+        Ok(self.machine.snapshot(path).map_err(|error| failed(path, &error))?)
     }
 
     /// Waits for the one that is being written. There are no more until the result is dropped.
@@ -134,7 +138,7 @@ impl Snapshots {
                 path.display()
             )),
             Ok(()) => USER.say_or_drop(format!("snapshot {} written", path.display())),
-            Err(error) => USER.say_or_drop(format!("--snapshot-to: {}", error_chain(&error))),
+            Err(error) => USER.say_or_drop(format!("--snapshot-to {}", failed(&path, &error))),
         }
     }
 }

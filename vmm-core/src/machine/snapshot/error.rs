@@ -14,9 +14,9 @@ use crate::machine::error::LifecycleError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// No file can be made, or put in its place.
+    /// The file cannot be opened, made, or put in its place.
     #[error("{}: {call}: {source}", path.display())]
-    Create {
+    File {
         /// The file.
         path: PathBuf,
         /// What failed.

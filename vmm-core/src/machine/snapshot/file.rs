@@ -23,7 +23,7 @@ impl NewFile {
     /// is there already is left alone until [`commit`](Self::commit); if that is no snapshot, it is refused.
     pub(in crate::machine) fn create(path: &Path) -> Result<Self, SnapshotError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let failed = |call| move |source| SnapshotError::Create { path: path.to_owned(), call, source };
+        let failed = |call| move |source| SnapshotError::File { path: path.to_owned(), call, source };
         let Some(name) = path.file_name() else {
             return Err(failed("create")(io::ErrorKind::IsADirectory.into()));
         };
@@ -50,7 +50,7 @@ impl NewFile {
     pub(in crate::machine) fn commit(mut self) -> Result<(), SnapshotError> {
         let failed = |call| {
             let path = self.path.clone();
-            move |source| SnapshotError::Create { path, call, source }
+            move |source| SnapshotError::File { path, call, source }
         };
         self.file.sync_all().map_err(failed("sync"))?;
         let folder = match self.path.parent() {

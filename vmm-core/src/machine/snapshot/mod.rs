@@ -111,7 +111,7 @@ impl Snapshot {
     /// Opens a snapshot for reading.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SnapshotError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| SnapshotError::Create {
+        let file = File::open(path).map_err(|source| SnapshotError::File {
             path: path.to_owned(),
             call: "open",
             source,

@@ -183,9 +183,9 @@ fn a_snapshot_replaces_none_but_snapshots_and_leaves_nothing_half_made() {
     assert_eq!(fs::read(&disk).unwrap(), [7; 4096]);
     for nowhere in ["missing/guest.snap", "guest.snap/guest.snap", ".."] {
         let error = machine.snapshot(folder.path().join(nowhere)).unwrap_err();
-        assert!(matches!(error, SnapshotError::Create { .. }), "{error}");
+        assert!(matches!(error, SnapshotError::File { .. }), "{error}");
     }
-    assert!(matches!(machine.snapshot(""), Err(SnapshotError::Create { .. })));
+    assert!(matches!(machine.snapshot(""), Err(SnapshotError::File { .. })));
     assert_eq!(names(), ["disk.img", "guest.snap", "link"]);
 
     // A machine that cannot be saved leaves what was there.
