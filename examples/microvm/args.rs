@@ -28,8 +28,8 @@ const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code:
 #[command(name = "microvm", version, after_help = HELP)]
 pub struct Args {
     /// Kernel: an ELF file or a bzImage, as it is or packed with gzip, LZ4, XZ or zstd
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "restore")]
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -51,21 +51,22 @@ pub struct Args {
     /// An OEM string there, such as io.systemd.credential:NAME=VALUE; repeatable
     #[arg(long, value_name = "TEXT")]
     pub oem_string: Vec<String>,
-    /// Number of vCPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub cpus: u32,
-    /// Guest memory: bytes, or a number with K, M or G
-    #[arg(long, default_value = "256M", value_parser = memory)]
-    pub memory: u64,
+    /// Number of vCPUs [default: 1, or the snapshot's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: Option<u32>,
+    /// Guest memory: bytes, or a number with K, M or G [default: 256M, or the snapshot's]
+    #[arg(long, value_parser = memory)]
+    pub memory: Option<u64>,
     /// Back guest memory with huge pages of this size
     #[arg(long, num_args = 0..=1, default_missing_value = "2M", value_name = "SIZE", value_parser = PossibleValuesParser::new(["2M", "1G"]).map(|size| if size == "1G" { Backing::Huge1G } else { Backing::Huge2M }))]
     pub hugepages: Option<Backing>,
     /// Back guest memory with a memfd that other processes can share
     #[arg(long, conflicts_with = "hugepages")]
     pub shared_memory: bool,
-    /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus
-    #[arg(long, value_enum, default_value = "mmio", value_name = "mmio|pci", hide_possible_values = true)]
-    pub transport: Transport,
+    /// How the guest reaches virtio devices: registers of their own, or functions of a PCI bus [default: mmio, or the
+    /// snapshot's]
+    #[arg(long, value_enum, value_name = "mmio|pci", hide_possible_values = true)]
+    pub transport: Option<Transport>,
     /// A disk; repeatable, the first is vda. A comma in a value is written twice
     #[arg(long, value_name = disk::SYNTAX, long_help = disk::HELP, value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     pub disk: Vec<Disk>,
@@ -98,6 +99,16 @@ pub struct Args {
     /// A Unix socket for requests while the guest runs, such as to add a disk: --help tells all
     #[arg(long, value_name = "PATH", long_help = control::HELP)]
     pub control: Option<PathBuf>,
+    /// Go on from a snapshot, with the same devices on whatever these flags name. Processors, memory and transport are
+    /// the snapshot's; the kernel is needed only for --on-reset restart
+    #[arg(long, value_name = "FILE", conflicts_with = "map_kernel")]
+    pub restore: Option<PathBuf>,
+    /// Where --snapshot-on writes the machine to. A snapshot that is there is replaced, any other file is not
+    #[arg(long, value_name = "FILE", requires = "snapshot_on")]
+    pub snapshot_to: Option<PathBuf>,
+    /// Write a snapshot when this signal comes; the guest goes on. Disks are no part of it: see docs/snapshots.md
+    #[arg(long, value_name = "USR1|USR2", requires = "snapshot_to", value_parser = PossibleValuesParser::new(["USR1", "USR2", "SIGUSR1", "SIGUSR2"]).map(|name| if name.ends_with('1') { libc::SIGUSR1 } else { libc::SIGUSR2 }), hide_possible_values = true)]
+    pub snapshot_on: Option<i32>,
     /// At the end, print when the machine was built and started, and the stamps that the guest wrote to port 0x3f0
     #[arg(long)]
     pub boot_timer: bool,
@@ -149,6 +160,10 @@ impl Args {
         }
         if args.control.is_none() && args.disk.iter().any(Disk::pauses) {
             let text = "--disk on-error=pause needs --control PATH, where the machine is resumed";
+            Self::command().error(ErrorKind::MissingRequiredArgument, text).exit();
+        }
+        if args.kernel.is_none() && args.on_reset == OnReset::Restart {
+            let text = "--on-reset restart loads the kernel again: give --kernel, too";
             Self::command().error(ErrorKind::MissingRequiredArgument, text).exit();
         }
         args

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use ossature::vmm::program::parse_size;
 use crate::devices::{self, Virtio};
 use crate::disk::Disk;
 use crate::nic::Nic;
+use crate::snapshot::Snapshots;
 use crate::{Result, args};
 
 pub const HELP: &str = "\
@@ -28,6 +30,7 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
   remove ID       ask the guest to give a device up, and wait until it has
   resize ID SIZE  make a disk larger or smaller
   link ID up|down plug a network card's cable in, or pull it out
+  snapshot PATH   write the machine to a file, for --restore; one that is not paused goes on
   pause, resume, power-button, quit";
 
 /// The longest request in bytes.
@@ -44,6 +47,7 @@ pub struct Control {
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
     nics: Mutex<BTreeMap<String, NetHandle>>,
+    snapshots: Snapshots,
 }
 
 impl Control {
@@ -53,8 +57,10 @@ impl Control {
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
         nics: BTreeMap<String, NetHandle>,
+        snapshots: Snapshots,
     ) -> Self {
-        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks), nics: Mutex::new(nics) }
+        let (virtio, disks, nics) = (Mutex::new(virtio), Mutex::new(disks), Mutex::new(nics));
+        Self { machine, button, virtio, disks, nics, snapshots }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -112,6 +118,12 @@ impl Control {
             ["resize", id, size] => self.resize(id, size),
             ["link", id, "up"] => self.link(id, true),
             ["link", id, "down"] => self.link(id, false),
+            ["snapshot", _, ..] => {
+                // Paths have spaces, too.
+                let path = line.strip_prefix("snapshot").unwrap_or_default().trim();
+                self.snapshots.write(Path::new(path))?;
+                ok()
+            }
             ["pause"] => {
                 self.machine.pause()?.keep();
                 ok()
@@ -130,7 +142,7 @@ impl Control {
             }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
-                              resize ID SIZE, link ID up|down, pause, resume, power-button, quit"
+                              resize ID SIZE, link ID up|down, snapshot PATH, pause, resume, power-button, quit"
             )
             .into()),
         }

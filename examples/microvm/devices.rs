@@ -24,8 +24,8 @@ use ossature::vmm::program::raise_descriptor_limit;
 
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
-use crate::disk;
 use crate::report::{USER, Usage};
+use crate::{disk, snapshot};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -54,6 +54,7 @@ impl Devices {
     pub fn add_to(
         builder: MachineBuilder,
         args: &Args,
+        transport: Transport,
         here: &EventLoop,
         started: Instant,
     ) -> Result<(MachineBuilder, Self)> {
@@ -72,8 +73,9 @@ impl Devices {
             builder = builder.device(timer);
         }
 
-        let mut virtio = Virtio::new(args.transport, here);
-        builder = builder.devices(virtio.bus().map(|bus| Box::new(bus.host("pci")) as Box<dyn Device>));
+        let mut virtio = Virtio::new(transport, here);
+        builder =
+            builder.devices(virtio.bus().map(|bus| Box::new(bus.host(snapshot::PCI)) as Box<dyn Device>));
         let limits = args.rng.map(|bytes| RateLimiter::new(RateLimits::new(Some(bytes), None)));
         let rng = limits.into_iter().fold(Rng::new(), Rng::with_limits);
         builder = builder.device(virtio.device("rng", Box::new(rng)));

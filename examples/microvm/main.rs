@@ -10,8 +10,8 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `report` what is said of the machine while it runs and
-//! when it has ended.
+//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `snapshot` how a machine becomes a file and goes on
+//! from one, `report` what is said of the machine while it runs and when it has ended.
 
 mod args;
 mod control;
@@ -19,6 +19,7 @@ mod devices;
 mod disk;
 mod nic;
 mod report;
+mod snapshot;
 
 use std::error::Error;
 use std::io::stdin;
@@ -38,6 +39,7 @@ use args::Args;
 use control::Control;
 use devices::Devices;
 use report::USER;
+use snapshot::Snapshots;
 
 /// How long a guest may take to power off once SIGTERM has pressed its power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -54,16 +56,23 @@ fn main() -> ExitCode {
 fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     block_io_signals()?;
     let builder = Machine::builder("microvm")
-        .cpus(args.cpus)
-        .memory(memory(args))
-        .payload(linux(args))
         .on_reset(args.on_reset)
         .on_triple_fault(args.on_triple_fault)
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?); // the process is ours: cheaper than masks
+    let builder = linux(args).into_iter().fold(builder, |builder, linux| builder.payload(linux));
+    let restored = snapshot::open(args)?;
+    let transport = snapshot::transport(args, restored.as_ref())?;
+    let builder = match restored {
+        Some(snapshot) => {
+            let builder = args.cpus.into_iter().fold(builder, |builder, cpus| builder.cpus(cpus));
+            builder.memory(memory(args, snapshot.memory_size())).restore(snapshot)
+        }
+        None => builder.cpus(args.cpus.unwrap_or(1)).memory(memory(args, MEMORY)),
+    };
 
     // Whatever waits for a descriptor has its turns on this thread.
     let here = EventLoop::new()?;
-    let (builder, devices) = Devices::add_to(builder, args, &here, started)?;
+    let (builder, devices) = Devices::add_to(builder, args, transport, &here, started)?;
     let kvm = Kvm::open()?;
     let machine = builder.build(&kvm).map_err(|errors| report::not_built(args, errors))?;
     if args.log >= log::Level::Warn {
@@ -75,7 +84,9 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
 
     let here = machine.guard(&here, "microvm's own code");
     let terminal = if args.reads_keyboard() { RawTerminal::new(stdin())?.map(Arc::new) } else { None };
-    let signals = signals(&machine, &devices, terminal.clone()).heed_on(&here)?;
+    let snapshots = Snapshots::new(&machine, args);
+    let signals = signals(&machine, &devices, terminal.clone());
+    let signals = snapshots.on_signal(args, signals).heed_on(&here)?;
     let stamps = devices.stamps.clone();
     let _events = report::events(&here, &machine, args.log)?;
     let control = args.control.as_ref().map(SocketFile::bind).transpose();
@@ -83,7 +94,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     machine.start()?;
     if let Some(listener) = listener {
         let Devices { button, virtio, disks, nics, .. } = devices;
-        Control::new(machine.handle(), button, virtio, disks, nics).serve(listener)?;
+        Control::new(machine.handle(), button, virtio, disks, nics, snapshots.clone()).serve(listener)?;
     }
     let outcome = machine.wait_on(&here)?;
     here.pass()?; // what happened last is told, too
@@ -93,6 +104,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
         report::times(&machine, started, stamps.take());
     }
     let code = report::outcome(&machine, outcome);
+    let _none_is_half_written = snapshots.end();
     drop(machine); // whatever signal has come, its files are removed
     signals.raise_deadly();
     Ok(code)
@@ -110,19 +122,22 @@ fn signals(machine: &Machine, devices: &Devices, terminal: Option<Arc<RawTermina
     signals.job_control(move || terminal.restore(), move || _ = again.raw())
 }
 
-/// The guest's RAM, and what backs it on the host.
-fn memory(args: &Args) -> RamConfig {
+/// Bytes of guest memory by default.
+const MEMORY: u64 = 256 << 20;
+
+/// The guest's RAM, of `default` bytes unless other flags say otherwise, and what backs it on the host.
+fn memory(args: &Args, default: u64) -> RamConfig {
     let shared = if args.shared_memory { Backing::Memfd } else { Backing::Anonymous };
-    RamConfig::new(args.memory).backing(args.hugepages.clone().unwrap_or(shared))
+    RamConfig::new(args.memory.unwrap_or(default)).backing(args.hugepages.clone().unwrap_or(shared))
 }
 
 /// The kernel with all that it is handed.
-fn linux(args: &Args) -> Linux {
+fn linux(args: &Args) -> Option<Linux> {
     let smbios = Smbios::new()
         .uuid(args.uuid.unwrap_or_default())
         .serial(args.serial_number.clone().unwrap_or_default());
     let smbios = args.oem_string.iter().cloned().fold(smbios, Smbios::oem_string);
-    let linux = Linux::new(&args.kernel).cmdline(&args.cmdline).smbios(smbios);
+    let linux = Linux::new(args.kernel.as_ref()?).cmdline(&args.cmdline).smbios(smbios);
     let linux = linux.protocol(args.boot).mapped(args.map_kernel);
-    args.initrd.iter().fold(linux, Linux::initrd)
+    Some(args.initrd.iter().fold(linux, Linux::initrd))
 }

@@ -15,8 +15,8 @@ use ossature::vmm::machine::{
 use ossature::vmm::program::Messages;
 use ossature::vmm::{VmError, error_chain};
 
-use crate::Result;
 use crate::args::Args;
+use crate::{Result, snapshot};
 
 /// The user, who may have gone, or may not read: nobody waits for that, as signals are blocked that would end the wait.
 pub const USER: Messages = Messages::new("microvm");
@@ -62,14 +62,22 @@ impl Error for Usage {}
 pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
     let usage = errors.errors().iter().find_map(|error| match error {
         BuildError::Vm(VmError::TooManyVcpus { max, .. }) => {
-            Some(format!("--cpus {}: this host's KVM has at most {max} for a machine", args.cpus))
+            let cpus = args.cpus.unwrap_or(1);
+            Some(format!("--cpus {cpus}: this host's KVM has at most {max} for a machine"))
         }
         BuildError::DuplicateId { id } | BuildError::ReservedId { id } => Some(format!(
             "--disk id={id}: something else in the machine has this id; give the disk another one"
         )),
+        BuildError::Snapshot(error) => snapshot::usage(args, error),
         _ => None,
     });
-    usage.map_or_else(|| errors.into(), |text| Usage(text).into())
+    match (usage, &args.restore) {
+        (Some(text), _) => Usage(text).into(),
+        (None, Some(path)) if errors.errors().iter().any(|e| matches!(e, BuildError::Snapshot(_))) => {
+            format!("--restore {}: {errors}", path.display()).into()
+        }
+        (None, _) => errors.into(),
+    }
 }
 
 /// Says why there is no machine, or no more of it.

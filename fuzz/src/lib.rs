@@ -9,6 +9,7 @@ mod pci;
 mod qcow2;
 mod queue;
 mod registers;
+mod snapshot;
 mod state;
 
 use std::cell::Cell;
@@ -39,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("unpack", boot::unpack),
     ("state_file", state::file),
     ("device_state", state::devices),
+    ("snapshot", snapshot::run),
 ];
 
 thread_local! {

@@ -16,7 +16,7 @@ use ossature_virtio::{Blk, LocalDevice, Net, Rng, Vsock};
 use crate::devices::Flaky;
 use crate::{Input, pci};
 
-fn crc32(parts: &[&[u8]]) -> u32 {
+pub(crate) fn crc32(parts: &[&[u8]]) -> u32 {
     let byte = |crc: u32, byte: &u8| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (crc & 1) * 0xedb8_8320)
     };
@@ -24,7 +24,7 @@ fn crc32(parts: &[&[u8]]) -> u32 {
 }
 
 /// Has the checksums of a file be right, as far as it is one.
-fn mend(file: &mut [u8]) -> Option<()> {
+pub(crate) fn mend(file: &mut [u8]) -> Option<()> {
     let crc = crc32(&[file.get(..Header::LEN - 4)?]);
     file.get_mut(Header::LEN - 4..Header::LEN)?.copy_from_slice(&crc.to_le_bytes());
     let mut start = Header::LEN;

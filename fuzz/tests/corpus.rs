@@ -54,6 +54,7 @@ targets!(
     unpack,
     state_file,
     device_state,
+    snapshot,
 );
 
 #[test]

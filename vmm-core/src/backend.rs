@@ -53,6 +53,10 @@ pub enum DoorbellAddress {
 pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
     /// A new, empty virtual machine.
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError>;
+
+    /// Fails if no vCPUs of a machine of `config` can be in these states here, by index: if the host's processor or its
+    /// kernel lacks a feature that they have. Changes nothing.
+    fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError>;
 }
 
 /// A virtual machine: RAM, interrupts, doorbells and vCPUs. Everything is released when it and its vCPUs

@@ -1,7 +1,8 @@
 //! What a virtual machine has from the start.
 
-use crate::KickSignal;
 use crate::arch::ArchConfig;
+use crate::state::VcpuStateOf;
+use crate::{KickSignal, VcpuState};
 
 /// Where the interrupt controllers of a machine are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +60,15 @@ impl VmConfig {
     pub fn dirty_ring(mut self, entries: u32) -> Self {
         self.dirty_ring = Some(entries);
         self
+    }
+
+    /// Has vCPUs be as those that were in these states, by index.
+    pub(crate) fn take_over(&mut self, vcpus: &[VcpuState]) {
+        let parts = vcpus.iter().filter_map(|state| match &state.0 {
+            VcpuStateOf::Kvm(parts) => Some(&**parts),
+            VcpuStateOf::Scripted(_) => None,
+        });
+        self.arch.take_over(parts);
     }
 
     /// Returns true if the machine is to have interrupt controllers.

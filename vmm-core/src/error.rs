@@ -140,6 +140,12 @@ pub enum VmError {
         /// The feature, and what is wrong with it.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The host lacks something that the vCPU had where its state was saved.
+    #[error("the host's processor, or its KVM, lacks what the guest has: {feature}")]
+    MissingFeature {
+        /// What.
+        feature: String,
+    },
     /// A state that this machine or vCPU cannot be in.
     #[error("the state cannot be taken over: its {part} is {reason}")]
     InvalidState {

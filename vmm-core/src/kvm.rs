@@ -30,7 +30,8 @@ use kvm_ioctls::Cap;
 use self::host::Host;
 use crate::arch;
 use crate::backend::sealed::Sealed;
-use crate::{Hypervisor, Vm, VmConfig, VmError};
+use crate::state::VcpuStateOf;
+use crate::{Hypervisor, VcpuState, Vm, VmConfig, VmError};
 
 pub use emulation::Emulation;
 pub use signal::install_kick_handler;
@@ -138,6 +139,14 @@ impl Sealed for Kvm {}
 impl Hypervisor for Kvm {
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError> {
         Ok(Box::new(vm::KvmVm::new(&self.host, config, None)?))
+    }
+
+    fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
+        for (index, state) in (0..).zip(vcpus) {
+            let VcpuStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
+            parts.check_features(index, (&self.host.kvm, &self.host.facts), config)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@
 //! - A [`Vcpu`] runs the guest step by step, on whatever thread calls [`Vcpu::run_once`], and has the two
 //!   [`Buses`] answer the guest's accesses. A [`Kicker`] makes it leave the guest, from any thread.
 //! - [`machine`] builds whole machines from devices and a kernel, with vCPU threads and a life cycle: start, pause,
-//!   reset in place, stop; devices that come and go; handles and events for other threads.
+//!   reset in place, stop; snapshots; devices that come and go; handles and events for other threads.
 //!
 //! [`program`] is for a VMM that is a process of its own: signals, messages, arguments.
 //!

@@ -60,7 +60,8 @@ use ossature_bus::Size;
 use ossature_memory::vm_memory::GuestAddress;
 
 use crate::backend::sealed::Sealed;
-use crate::{Hypervisor, Vm, VmConfig, VmError};
+use crate::state::VcpuStateOf;
+use crate::{Hypervisor, VcpuState, Vm, VmConfig, VmError};
 
 /// What one vCPU does, in order. After the last step it is idle: it waits to be kicked, for ever.
 #[derive(Clone, Debug, Default)]
@@ -209,6 +210,11 @@ impl Hypervisor for Scripted {
         let scripts =
             scripts.ok_or(VmError::Unsupported { what: "a second machine from the same scripts" })?;
         Ok(Box::new(vm::ScriptedVm::new(config, scripts, Arc::clone(&self.remaining))?))
+    }
+
+    fn check_states(&self, _: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
+        let foreign = vcpus.iter().any(|state| !matches!(state.0, VcpuStateOf::Scripted(_)));
+        if foreign { Err(VmError::foreign_state()) } else { Ok(()) }
     }
 }
 

@@ -21,6 +21,7 @@ use self::claims::RamClaims;
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
 use super::plan::{self, Asked, Place};
+use super::snapshot::{Shape, SnapshotError};
 use super::status::Status;
 use super::wiring::{Stock, WiredRange, Wiring};
 use crate::{Buses, StatsReader, Vm};
@@ -46,6 +47,36 @@ pub(super) struct Placed {
 /// is in the way.
 pub(super) fn place(devices: Vec<Box<dyn Device>>, ram_end: u64) -> Result<Vec<Placed>, Vec<BuildError>> {
     place_beside(&[], devices, ram_end)
+}
+
+/// The same at the places where they were in the machine of a snapshot.
+pub(super) fn place_again(
+    devices: Vec<Box<dyn Device>>,
+    shape: &Shape,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let ids: BTreeSet<&str> = devices.iter().map(|device| device.id()).collect();
+    let (missing, extra) = shape.difference(&ids);
+    if !(missing.is_empty() && extra.is_empty()) {
+        return Err(vec![SnapshotError::OtherDevices { missing, extra }.into()]);
+    }
+    let mut pinned = Vec::new();
+    let mut errors = Vec::new();
+    for device in &devices {
+        match shape.pinned(device.id(), &device.requires()) {
+            Some(requires) => pinned.push(requires),
+            None => errors.push(SnapshotError::OtherDevice { id: device.id().to_owned() }.into()),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let placed = place_requires(&[], devices, pinned, ram_end)?;
+    let moved = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place));
+    match moved {
+        Some(moved) => Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]),
+        None => Ok(placed),
+    }
 }
 
 pub(super) struct Board {
@@ -118,6 +149,12 @@ impl Board {
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
             slots.iter().filter_map(Slot::node).collect(),
         )
+    }
+
+    /// What has to be the same where the machine's state is restored.
+    pub(super) fn shape(&self, cpus: u32) -> Shape {
+        let slots = lock(&self.slots);
+        Shape::new(cpus, slots.iter().map(|slot| (slot.device.id().to_owned(), slot.place.clone())).collect())
     }
 
     /// Adds a device beside those that are there, which keep their places.
@@ -450,7 +487,17 @@ fn place_beside(
     devices: Vec<Box<dyn Device>>,
     ram_end: u64,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
-    let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
+    let requires = devices.iter().map(|device| device.requires()).collect();
+    place_requires(slots, devices, requires, ram_end)
+}
+
+/// The same for devices that ask for `requires`.
+fn place_requires(
+    slots: &[Slot],
+    devices: Vec<Box<dyn Device>>,
+    requires: Vec<Requires>,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
     let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
     let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
         id: slot.device.id(),

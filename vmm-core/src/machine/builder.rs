@@ -12,6 +12,8 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
+use super::snapshot::{Snapshot, SnapshotError};
+use super::state::MachineState;
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
@@ -36,8 +38,10 @@ use crate::{Hypervisor, KickSignal, VmConfig};
 pub struct MachineBuilder {
     name: String,
     vm: VmConfig,
-    ram: RamConfig,
+    cpus: Option<u32>,
+    ram: Option<RamConfig>,
     given: Option<Ram>,
+    snapshot: Option<Snapshot>,
     payload: Option<Box<dyn Payload>>,
     devices: Vec<Box<dyn Device>>,
     statistics: bool,
@@ -52,8 +56,10 @@ impl MachineBuilder {
         Self {
             name,
             vm: VmConfig::default(),
-            ram: RamConfig::new(128 << 20),
+            cpus: None,
+            ram: None,
             given: None,
+            snapshot: None,
             payload: None,
             devices: Vec::new(),
             statistics: false,
@@ -72,7 +78,7 @@ impl MachineBuilder {
 
     /// The number of vCPUs; 1 by default.
     pub fn cpus(mut self, cpus: u32) -> Self {
-        self.vm.cpus = cpus;
+        self.cpus = Some(cpus);
         self
     }
 
@@ -92,7 +98,7 @@ impl MachineBuilder {
 
     /// Guest memory; 128 MiB by default.
     pub fn memory(mut self, ram: RamConfig) -> Self {
-        self.ram = ram;
+        self.ram = Some(ram);
         self
     }
 
@@ -111,6 +117,15 @@ impl MachineBuilder {
     /// ```
     pub fn ram(mut self, ram: Ram) -> Self {
         self.given = Some(ram);
+        self
+    }
+
+    /// Goes on where the machine of `snapshot` was: with its memory, its vCPUs and its clock, and the states of its
+    /// devices. The devices are the caller's, each of the same kind and with the same id, on whatever the host has for
+    /// them now; they are where they were. The number of vCPUs, their CPUID and the size of memory are the snapshot's:
+    /// what is said of them here must be the same. A [payload](Self::payload) is loaded when the machine is reset.
+    pub fn restore(mut self, snapshot: Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
         self
     }
 
@@ -168,26 +183,40 @@ impl MachineBuilder {
 
     /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
-        let Self { name, vm, ram, given, mut payload, devices, statistics, shared, .. } = self;
+        let Self {
+            name, mut vm, cpus, ram, given, snapshot, mut payload, devices, statistics, shared, ..
+        } = self;
         let Self { on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
+        vm.cpus = cpus.unwrap_or(vm.cpus);
+        let state =
+            snapshot.as_ref().map(|snapshot| decode(snapshot, cpus, &mut vm, hypervisor)).transpose()?;
         let cpus = vm.cpus;
         let mut errors = Vec::new();
         if cpus == 0 {
             errors.push(BuildError::NoCpu);
         }
         // With the hole that RAM leaves for devices.
+        let size = snapshot.as_ref().map(Snapshot::memory_size).or(ram.as_ref().map(|ram| ram.size));
         let ram_end = match &given {
             Some(ram) => ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or(0),
-            None => ram.size.saturating_add(4 << 30),
+            None => size.unwrap_or(DEFAULT_MEMORY).saturating_add(4 << 30),
         };
-        let placed = super::board::place(devices, ram_end).map_err(|conflicts| errors.extend(conflicts)).ok();
+        let placed = match &snapshot {
+            Some(snapshot) => super::board::place_again(devices, snapshot.shape(), ram_end),
+            None => super::board::place(devices, ram_end),
+        };
+        let placed = placed.map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
-        let ram = given
-            .map_or_else(|| Ram::new(&ram), Ok)
-            .map(Arc::new)
-            .map_err(|error| errors.push(BuildError::Ram(error)))
-            .ok();
+        let ram = match (&snapshot, given) {
+            (Some(snapshot), given) => snapshot.ram(given, ram).map_err(BuildError::Snapshot),
+            (None, Some(ram)) => Ok(ram),
+            (None, None) => {
+                let config = ram.unwrap_or_else(|| RamConfig::new(DEFAULT_MEMORY));
+                Ram::new(&config).map_err(BuildError::Ram)
+            }
+        };
+        let ram = ram.map(Arc::new).map_err(|error| errors.push(error)).ok();
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };
@@ -206,6 +235,7 @@ impl MachineBuilder {
         let platform = board.platform(cpus);
         let start = payload
             .as_mut()
+            .filter(|_| state.is_none())
             .map(|payload| payload.load(&ram.map(), &platform))
             .transpose()
             .map_err(|source| BuildError::Payload { source })?;
@@ -226,18 +256,46 @@ impl MachineBuilder {
             board.set_statistics(all);
         }
         watch.lap("vcpus");
-        shared.built(Control {
+        let mut control = Control {
             name,
             vcpus,
             threads: Vec::new(),
             cpus,
             payload,
             on_thread_start,
-            phases: watch.phases(),
+            phases: Vec::new(),
             pauses: 0,
             status,
             board: Arc::new(board),
-        });
+        };
+        if let Some(state) = state {
+            control.restore(state).map_err(SnapshotError::Machine)?;
+            watch.lap("state");
+        }
+        control.phases = watch.phases();
+        shared.built(control);
         Ok(Machine { handle: MachineHandle { shared }, ram })
     }
+}
+
+/// Bytes of memory by default.
+const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// The state in a snapshot, with `vm` as its vCPUs were. Fails if the host cannot have such vCPUs, or if others were asked
+/// for.
+fn decode(
+    snapshot: &Snapshot,
+    asked: Option<u32>,
+    vm: &mut VmConfig,
+    hypervisor: &dyn Hypervisor,
+) -> Result<MachineState, SnapshotError> {
+    let found = snapshot.cpus();
+    if let Some(asked) = asked.filter(|asked| *asked != found) {
+        return Err(SnapshotError::OtherCpus { found, asked });
+    }
+    let state = snapshot.state()?;
+    vm.cpus = found;
+    hypervisor.check_states(vm, &state.vcpus)?;
+    vm.take_over(&state.vcpus);
+    Ok(state)
 }

@@ -10,6 +10,7 @@ use ossature_memory::layout::Conflict;
 
 use super::LifecycleState;
 use super::payload::PayloadError;
+use super::snapshot::SnapshotError;
 use crate::VmError;
 
 /// One thing that keeps a machine from being built.
@@ -100,6 +101,9 @@ pub enum BuildError {
         /// Why.
         source: PayloadError,
     },
+    /// The machine cannot go on from its snapshot.
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] SnapshotError),
     /// The host has no descriptor or no page left for a device.
     #[error("device {id:?}: no event or page to be had: {source}")]
     Host {

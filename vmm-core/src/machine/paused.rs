@@ -1,10 +1,14 @@
 //! A paused machine: its vCPUs can be read and changed, its state saved and restored.
 
+use std::fs::File;
 use std::ops::Deref;
+use std::path::Path;
 
 use super::LifecycleState;
+use super::control::Control;
 use super::error::LifecycleError;
 use super::handle::MachineHandle;
+use super::snapshot::{self, NewFile, SnapshotError};
 use super::state::MachineState;
 use crate::{Registers, VcpuState};
 
@@ -65,6 +69,12 @@ impl Paused {
         })
     }
 
+    /// Writes a [`Snapshot`](super::Snapshot) into an open, empty file, such as a memfd, while the machine is paused. When it
+    /// lasts is up to the caller; [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
+    pub fn snapshot_to(&self, file: &File) -> Result<(), SnapshotError> {
+        self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file)))?
+    }
+
     /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
     /// fit, the error names what does not; after an error that is not about a device, the machine can only be reset.
     pub fn restore(&self, state: MachineState) -> Result<(), LifecycleError> {
@@ -72,6 +82,45 @@ impl Paused {
             control.expect(&[LifecycleState::Paused], "restore")?;
             control.restore(state)
         })
+    }
+}
+
+impl MachineHandle {
+    /// Writes the machine, which is paused meanwhile, to a [`Snapshot`](super::Snapshot) at `path`. It goes on when all is
+    /// written, before that is known to last; one that is paused, or has not started, stays so.
+    ///
+    /// The file is written beside its place, made to last, and renamed. So it is there in full, or on any error not at
+    /// all, and a snapshot that was there is replaced, or is left as it was. Any other file at `path` is refused. Only its
+    /// owner may read it: it has all that the guest knows.
+    ///
+    /// What is on disks is no part of it. Copy them while the machine is [paused](Self::pause), or stop it before its guest
+    /// goes on.
+    pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<(), SnapshotError> {
+        let file = NewFile::create(path.as_ref())?;
+        self.shared.control(SNAPSHOT, |control| {
+            let runs = control.state() == LifecycleState::Running;
+            if runs {
+                control.pause()?;
+            }
+            let written = control.snapshot_to(file.file());
+            if runs {
+                control.resume()?;
+            }
+            Ok(written)
+        })??;
+        file.commit()
+    }
+}
+
+/// What a call is named that writes a snapshot.
+const SNAPSHOT: &str = "write a snapshot of";
+
+impl Control {
+    /// Writes a snapshot of the machine, which does not run, into an empty file.
+    fn snapshot_to(&mut self, file: &File) -> Result<(), SnapshotError> {
+        self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
+        let state = self.save()?;
+        snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram())
     }
 }
 

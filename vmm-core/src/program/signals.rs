@@ -87,12 +87,13 @@ pub struct Signals {
     button: Option<(Duration, Press)>,
     job_control: Option<(Callback, Callback)>,
     window_change: Option<Callback>,
+    others: Vec<(c_int, Callback)>,
 }
 
 impl Signals {
     /// Signals that stop this machine.
     pub fn new(machine: MachineHandle) -> Self {
-        Self { machine, button: None, job_control: None, window_change: None }
+        Self { machine, button: None, job_control: None, window_change: None, others: Vec::new() }
     }
 
     /// SIGTERM calls `press`, and the guest has the time of `grace` to power off. If `press` fails, the machine is
@@ -123,6 +124,13 @@ impl Signals {
         self
     }
 
+    /// Calls `on_signal` when `signal` comes, such as SIGUSR1, instead of what else is done about it. It runs on the event
+    /// loop: what waits for the machine goes to a thread of its own.
+    pub fn on_signal(mut self, signal: c_int, on_signal: impl FnMut() + Send + 'static) -> Self {
+        self.others.push((signal, Box::new(on_signal)));
+        self
+    }
+
     /// Heeds the signals on `event_loop` from now on, for as long as the result lives. They are blocked for this thread
     /// and for all that it starts from now on, also after that.
     ///
@@ -133,7 +141,8 @@ impl Signals {
         let job_control: &[c_int] =
             if self.job_control.is_some() { &[libc::SIGTSTP, libc::SIGCONT] } else { &[] };
         let window: &[c_int] = if self.window_change.is_some() { &[libc::SIGWINCH] } else { &[] };
-        let set = sigset::set_of(&[&REQUESTS, &DEADLY[..], job_control, window].concat())?;
+        let others: Vec<c_int> = self.others.iter().map(|(signal, _)| *signal).collect();
+        let set = sigset::set_of(&[&REQUESTS, &DEADLY[..], job_control, window, &others].concat())?;
         sigset::block(&set)?;
         let deadly = Arc::new(AtomicI32::new(0));
         let handler = SignalHandler {
@@ -193,9 +202,14 @@ struct SignalHandler {
 
 impl SignalHandler {
     fn heed(&mut self, signal: c_int) {
+        // What is ignored arrives all the same while it is blocked.
+        if sigset::is_ignored(signal) {
+            return;
+        }
+        if let Some((_, on_signal)) = self.signals.others.iter_mut().find(|(other, _)| *other == signal) {
+            return on_signal();
+        }
         match signal {
-            // What is ignored arrives all the same while it is blocked.
-            _ if sigset::is_ignored(signal) => {}
             libc::SIGTERM if self.press() => {}
             libc::SIGTSTP => {
                 self.signals.job_control.iter_mut().for_each(|(on_stop, _)| on_stop());

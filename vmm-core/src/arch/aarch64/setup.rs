@@ -3,11 +3,17 @@
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::registers::Registers;
+use super::state::VcpuParts;
 use crate::{Capability, VmConfig, VmError};
 
 /// What a machine has on this architecture only: nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ArchConfig;
+
+impl ArchConfig {
+    /// There is nothing to take over.
+    pub(crate) fn take_over<'a>(&mut self, _: impl Iterator<Item = &'a VcpuParts>) {}
+}
 
 /// What is asked of the host once: nothing yet.
 #[derive(Debug, Default)]

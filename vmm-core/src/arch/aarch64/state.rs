@@ -40,6 +40,10 @@ impl VcpuParts {
         match *self {}
     }
 
+    pub(crate) fn check_features(&self, _: u32, _: (&Kvm, &HostFacts), _: &VmConfig) -> Result<(), VmError> {
+        match *self {}
+    }
+
     pub(crate) fn for_reset(self) -> Self {
         self
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::cpuid::{Cpuid, CpuidError, CpuidHook};
+use super::vcpu_state::VcpuParts;
 
 /// The part of a [`VmConfig`](crate::VmConfig) that other architectures have not.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +11,19 @@ pub(crate) struct ArchConfig {
     /// True if there is an i8254 timer.
     pub(crate) pit: bool,
     pub(crate) cpuid: Option<CpuidHook>,
+}
+
+impl ArchConfig {
+    /// Gives vCPUs the CPUID that those had which were in these states, by index.
+    pub(crate) fn take_over<'a>(&mut self, vcpus: impl Iterator<Item = &'a VcpuParts>) {
+        let saved: Vec<Cpuid> = vcpus.map(|parts| parts.cpuid.clone()).collect();
+        self.cpuid = Some(CpuidHook(Arc::new(move |cpuid, index| {
+            if let Some(saved) = saved.get(index as usize) {
+                cpuid.clone_from(saved);
+            }
+            Ok(())
+        })));
+    }
 }
 
 impl crate::VmConfig {

@@ -161,6 +161,30 @@ impl Cpuid {
     }
 }
 
+/// Numbers of an entry in a saved state.
+const WORDS: usize = 7;
+
+impl Cpuid {
+    /// Bytes that a saved one has at most.
+    pub(super) const MAX_BYTES: usize = KVM_MAX_CPUID_ENTRIES * WORDS * 4;
+
+    /// Its entries as bytes.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let words = |e: &kvm_cpuid_entry2| [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx];
+        self.entries.iter().flat_map(words).flat_map(u32::to_le_bytes).collect()
+    }
+
+    /// The entry that has these bytes.
+    pub(super) fn entry(bytes: [u8; WORDS * 4]) -> kvm_cpuid_entry2 {
+        let mut words = [0; WORDS];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks(4)) {
+            *word = bytes.try_into().map_or(0, u32::from_le_bytes);
+        }
+        let [function, index, flags, eax, ebx, ecx, edx] = words;
+        kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() }
+    }
+}
+
 impl fmt::Debug for Cpuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let leaf = |e: &kvm_cpuid_entry2| {

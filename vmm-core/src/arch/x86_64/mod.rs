@@ -3,6 +3,7 @@
 mod boot;
 mod config;
 mod cpuid;
+mod features;
 mod guest_cpuid;
 mod host;
 mod irq;

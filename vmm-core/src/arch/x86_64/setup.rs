@@ -90,21 +90,39 @@ pub(crate) fn init_vcpu(
     (kvm, host): (&Kvm, &HostFacts),
     config: &VmConfig,
 ) -> Result<(), VmError> {
-    let lapic = config.has_irqchip();
-    let features = CpuFeatures { cpus: config.cpus, lapic };
-    let default = cpuid(host.cpuid(kvm)?, index, features);
-    match &config.arch.cpuid {
-        None => set_cpuid(vcpu, &default)?,
-        Some(hook) => {
-            let mut edited = default.clone();
-            let failed = |source: CpuidError| VmError::VcpuConfig { index, source: source.into() };
-            hook.0(&mut edited, index).map_err(failed)?;
-            if let Err(error) = set_cpuid(vcpu, &edited) {
-                return Err(culprit(vcpu, &default, &edited).map_or(error, failed));
-            }
-        }
+    let cpuid = config_cpuid(index, (kvm, host), config)?;
+    if let Err(error) = set_cpuid(vcpu, &cpuid) {
+        let default = default_cpuid(index, (kvm, host), config)?;
+        return Err(culprit(vcpu, &default, &cpuid).map_or(error, |source| failed(index, source)));
     }
     msrs::write_all(vcpu, index, &msrs::boot())
+}
+
+fn failed(index: u32, source: CpuidError) -> VmError {
+    VmError::VcpuConfig { index, source: source.into() }
+}
+
+/// The CPUID that vCPU `index` has if nobody changes it: all that this host offers.
+pub(super) fn default_cpuid(
+    index: u32,
+    (kvm, host): (&Kvm, &HostFacts),
+    config: &VmConfig,
+) -> Result<Cpuid, VmError> {
+    let features = CpuFeatures { cpus: config.cpus, lapic: config.has_irqchip() };
+    Ok(cpuid(host.cpuid(kvm)?, index, features))
+}
+
+/// The CPUID of vCPU `index`.
+pub(super) fn config_cpuid(
+    index: u32,
+    (kvm, host): (&Kvm, &HostFacts),
+    config: &VmConfig,
+) -> Result<Cpuid, VmError> {
+    let mut cpuid = default_cpuid(index, (kvm, host), config)?;
+    if let Some(hook) = &config.arch.cpuid {
+        hook.0(&mut cpuid, index).map_err(|source| failed(index, source))?;
+    }
+    Ok(cpuid)
 }
 
 fn set_cpuid(vcpu: &VcpuFd, cpuid: &Cpuid) -> Result<(), VmError> {

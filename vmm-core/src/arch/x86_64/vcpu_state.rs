@@ -9,10 +9,12 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
+use super::cpuid::Cpuid;
 use super::host::HostFacts;
 use super::page::KvmRegisters;
 use super::plain::Plain;
-use super::{msrs, xsave};
+use super::setup::{config_cpuid, default_cpuid};
+use super::{features, msrs, xsave};
 use crate::call::call;
 use crate::{VmConfig, VmError};
 
@@ -28,6 +30,7 @@ const MSRS: Field = Field::new(7, "MSRs");
 const TSC_KHZ: Field = Field::new(8, "TSC frequency");
 const LAPIC: Field = Field::new(9, "local APIC");
 const MP_STATE: Field = Field::new(10, "multiprocessing state");
+const CPUID: Field = Field::new(11, "CPUID");
 
 /// More than any processor has: AMX takes 11 KiB, and there are some 300 MSRs.
 const MAX_XSAVE: usize = 1 << 16;
@@ -46,6 +49,8 @@ pub(crate) struct VcpuAccess<'a> {
     irqchip: bool,
     /// The MSRs that exist, in the order in which they are to be written.
     msrs: &'a [u32],
+    host: (&'a Kvm, &'a HostFacts),
+    config: &'a VmConfig,
 }
 
 impl<'a> VcpuAccess<'a> {
@@ -53,10 +58,16 @@ impl<'a> VcpuAccess<'a> {
     pub(crate) fn new(
         vm: &'a VmFd,
         (vcpu, index): (&'a VcpuFd, u32),
-        (kvm, host): (&Kvm, &'a HostFacts),
-        config: &VmConfig,
+        host: (&'a Kvm, &'a HostFacts),
+        config: &'a VmConfig,
     ) -> Result<Self, VmError> {
-        Ok(Self { vm, vcpu, index, irqchip: config.has_irqchip(), msrs: host.state_msrs(kvm, vcpu)? })
+        let msrs = host.1.state_msrs(host.0, vcpu)?;
+        Ok(Self { vm, vcpu, index, irqchip: config.has_irqchip(), msrs, host, config })
+    }
+
+    /// The CPUID that the vCPU has.
+    fn cpuid(self) -> Result<Cpuid, VmError> {
+        config_cpuid(self.index, self.host, self.config)
     }
 }
 
@@ -75,6 +86,8 @@ pub(crate) struct VcpuParts {
     mp_state: Option<u32>,
     /// Frequency of the TSC; 0 where the host does not say.
     tsc_khz: u32,
+    /// What it was made with.
+    pub(super) cpuid: Cpuid,
 }
 
 impl VcpuParts {
@@ -101,6 +114,7 @@ impl VcpuParts {
             },
             mp_state,
             tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
+            cpuid: from.cpuid()?,
         })
     }
 
@@ -109,6 +123,9 @@ impl VcpuParts {
         if self.lapic.is_some() != to.irqchip || self.mp_state.is_some() != to.irqchip {
             let reason = "of a machine with other interrupt controllers";
             return Err(VmError::InvalidState { part: "local APIC", reason });
+        }
+        if self.cpuid != to.cpuid()? {
+            return Err(VmError::InvalidState { part: "CPUID", reason: "not that of this vCPU" });
         }
         let mut known = to.msrs.iter();
         if !self.msrs.iter().all(|(msr, _)| known.any(|other| other == msr)) {
@@ -137,6 +154,16 @@ impl VcpuParts {
         vcpu.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
     }
 
+    /// Fails if this host cannot have a vCPU `index` of a machine of `config` with all the features that this one has.
+    pub(crate) fn check_features(
+        &self,
+        index: u32,
+        host: (&Kvm, &HostFacts),
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
+        features::check(&self.cpuid, &default_cpuid(index, host, config)?)
+    }
+
     /// The state as bytes.
     pub(crate) fn to_saved(&self) -> SavedState<'static> {
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
@@ -158,6 +185,7 @@ impl VcpuParts {
         if let Some(mp_state) = self.mp_state {
             fields.u32(MP_STATE, mp_state);
         }
+        fields.bytes(CPUID, &self.cpuid.to_bytes());
         fields.finish()
     }
 
@@ -175,8 +203,10 @@ impl VcpuParts {
         let tsc_khz = fields.u32(TSC_KHZ)?;
         let lapic = fields.optional(LAPIC, Plain::decode)?;
         let mp_state = fields.optional(MP_STATE, Decoder::u32)?;
+        let cpuid = pieces(fields.bytes(CPUID, Cpuid::MAX_BYTES)?, "CPUID", Cpuid::entry)?;
+        let cpuid = Cpuid { entries: cpuid };
         fields.finish()?;
-        Ok(Self { regs, sregs, xsave, xcrs, debug, events, msrs, lapic, mp_state, tsc_khz })
+        Ok(Self { regs, sregs, xsave, xcrs, debug, events, msrs, lapic, mp_state, tsc_khz, cpuid })
     }
 
     /// The state as a reset writes it. The TSC goes on, in step with the other vCPUs': it never goes backwards, and
@@ -214,6 +244,7 @@ impl PartialEq for VcpuParts {
             && self.xsave == other.xsave
             && self.msrs == other.msrs
             && (self.mp_state, self.tsc_khz) == (other.mp_state, other.tsc_khz)
+            && self.cpuid == other.cpuid
     }
 }
 

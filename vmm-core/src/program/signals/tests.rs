@@ -124,3 +124,17 @@ fn e5_io_signals_are_blocked_for_the_thread_and_those_that_it_starts() {
     .join()
     .unwrap();
 }
+
+#[test]
+fn a_signal_that_a_vmm_heeds_itself_stops_nothing() {
+    let (machine, here) = machine();
+    let (count, on_signal) = counted();
+    let heeded = Signals::new(machine.handle()).on_signal(libc::SIGUSR1, on_signal).heed_on(&here).unwrap();
+    machine.start().unwrap();
+    raise(libc::SIGUSR1);
+    turns(&here);
+    assert_eq!((count.load(Ordering::Relaxed), machine.outcome()), (1, None));
+    raise(libc::SIGUSR2);
+    assert_eq!(machine.wait_on(&here).unwrap(), Outcome::Stopped);
+    assert_eq!(heeded.deadly.load(Ordering::Relaxed), libc::SIGUSR2);
+}

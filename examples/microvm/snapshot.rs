@@ -1,0 +1,144 @@
+//! `--restore`, and snapshots on a signal or on request: a machine becomes a file, and goes on from one.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+
+use ossature::vmm::error_chain;
+use ossature::vmm::machine::{Machine, MachineHandle, Snapshot, SnapshotError};
+use ossature::vmm::program::Signals;
+
+use crate::Result;
+use crate::args::{Args, Transport};
+use crate::report::{USER, Usage};
+
+/// The id of the PCI bus.
+pub const PCI: &str = "pci";
+
+/// The snapshot that the machine goes on from, if there is to be one.
+pub fn open(args: &Args) -> Result<Option<Snapshot>> {
+    let Some(path) = &args.restore else { return Ok(None) };
+    Ok(Some(Snapshot::open(path).map_err(|error| format!("--restore {}", failed(path, &error)))?))
+}
+
+/// The file, and what is wrong with it.
+fn failed(path: &Path, error: &SnapshotError) -> String {
+    match error {
+        // It names the file itself.
+        SnapshotError::File { .. } | SnapshotError::Taken { .. } => error_chain(error),
+        error => format!("{}: {}", path.display(), error_chain(error)),
+    }
+}
+
+/// Where virtio devices are: a guest goes on where they were.
+pub fn transport(args: &Args, snapshot: Option<&Snapshot>) -> Result<Transport> {
+    let Some(snapshot) = snapshot else { return Ok(args.transport.unwrap_or(Transport::Mmio)) };
+    let is_pci = snapshot.devices().any(|id| id == PCI);
+    let (found, name) = if is_pci { (Transport::Pci, "pci") } else { (Transport::Mmio, "mmio") };
+    if args.transport.is_some_and(|asked| asked != found) {
+        let text = format!("--transport: the machine of the snapshot has {name}; leave the flag out");
+        return Err(Usage(text).into());
+    }
+    Ok(found)
+}
+
+/// What of the command line does not fit the snapshot, in its own words.
+pub fn usage(args: &Args, error: &SnapshotError) -> Option<String> {
+    let path = args.restore.as_deref().unwrap_or(Path::new("")).display();
+    match error {
+        SnapshotError::OtherCpus { found, asked } => {
+            Some(format!("--cpus {asked}: the machine of {path} has {found}; leave the flag out"))
+        }
+        SnapshotError::OtherMemory { found, asked } => {
+            Some(format!("--memory {asked}: the machine of {path} has {found} bytes; leave the flag out"))
+        }
+        SnapshotError::OtherDevices { missing, extra } => {
+            let list = |ids: &[String]| {
+                let flags: Vec<_> = ids.iter().map(|id| format!("{id} ({})", flag(id))).collect();
+                flags.join(", ")
+            };
+            let mut text = format!("--restore {path}: give the flags of the devices that its machine has");
+            if !missing.is_empty() {
+                text += &format!("; missing: {}", list(missing));
+            }
+            if !extra.is_empty() {
+                text += &format!("; too much: {}", list(extra));
+            }
+            Some(text)
+        }
+        _ => None,
+    }
+}
+
+/// The flag that a device comes from.
+fn flag(id: &str) -> String {
+    let numbered = |kind| id.strip_prefix(kind).is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_digit()));
+    match id {
+        "com1" => "--serial".to_owned(),
+        "vsock" => "--vsock".to_owned(),
+        "console" => "--console or --port".to_owned(),
+        "boot-timer" => "--boot-timer".to_owned(),
+        _ if numbered("net") => "--net".to_owned(),
+        _ if numbered("disk") => "--disk".to_owned(),
+        _ => format!("--disk path=FILE,id={id}"),
+    }
+}
+
+/// Writes snapshots of a machine, one at a time.
+#[derive(Clone)]
+pub struct Snapshots {
+    machine: MachineHandle,
+    /// The guest changes disks that no snapshot has.
+    changes_disks: bool,
+    busy: Arc<Mutex<()>>,
+}
+
+impl Snapshots {
+    pub fn new(machine: &Machine, args: &Args) -> Self {
+        let changes_disks = args.disk.iter().any(|disk| !disk.readonly);
+        Self { machine: machine.handle(), changes_disks, busy: Arc::default() }
+    }
+
+    /// Writes one. A machine that runs is paused meanwhile.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.machine.snapshot(path).map_err(|error| failed(path, &error))?)
+    }
+
+    /// Waits for the one that is being written. There are no more until the result is dropped.
+    pub fn end(&self) -> MutexGuard<'_, ()> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes one when the signal comes that the command line names.
+    pub fn on_signal(&self, args: &Args, signals: Signals) -> Signals {
+        let (Some(path), Some(signal)) = (&args.snapshot_to, args.snapshot_on) else { return signals };
+        let (snapshots, path) = (self.clone(), path.clone());
+        signals.on_signal(signal, move || {
+            let (snapshots, path) = (snapshots.clone(), path.clone());
+            // The thread that runs the devices must not wait for vCPUs.
+            let thread = thread::Builder::new().name("snapshot".to_owned());
+            if let Err(e) = thread.spawn(move || snapshots.write_and_tell(path)) {
+                USER.say_or_drop(format!("no thread for a snapshot: {e}"));
+            }
+        })
+    }
+
+    fn write_and_tell(&self, path: PathBuf) {
+        let Ok(_busy) = self.busy.try_lock().or_else(|error| match error {
+            TryLockError::Poisoned(poisoned) => Ok(poisoned.into_inner()),
+            TryLockError::WouldBlock => Err(()),
+        }) else {
+            return USER.say_or_drop("a snapshot is being written already");
+        };
+        match self.machine.snapshot(&path) {
+            Ok(()) if self.changes_disks => USER.say_or_drop(format!(
+                "snapshot {} written. The guest goes on and changes its disks, which are no part of it: to keep both, \
+                 pause, snapshot and resume by --control, and copy the disks in between",
+                path.display()
+            )),
+            Ok(()) => USER.say_or_drop(format!("snapshot {} written", path.display())),
+            Err(error) => USER.say_or_drop(format!("--snapshot-to {}", failed(&path, &error))),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Why there is no snapshot, or why one cannot be used.
+
+use std::io;
+use std::path::PathBuf;
+
+use ossature_bus::state::StateError;
+use ossature_bus::state_file::{Architecture, FormatError};
+use ossature_memory::{DmaError, MapFileError, RamError};
+
+use crate::VmError;
+use crate::machine::error::LifecycleError;
+
+/// Why a snapshot cannot be written, read or restored. A snapshot that cannot be written leaves no file behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The file cannot be opened, made, or put in its place.
+    #[error("{}: {call}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        call: &'static str,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// There is something else where the snapshot is to be, which is left alone.
+    #[error("{}: it exists and is no snapshot; name another file, or remove it", path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A snapshot is written into an empty file.
+    #[error("a snapshot is written into an empty file, and this one has {len} bytes")]
+    NotEmpty {
+        /// Its length.
+        len: u64,
+    },
+    /// The file cannot be read or written.
+    #[error("its {part}: {source}")]
+    Io {
+        /// The part of the file.
+        part: &'static str,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The machine has too much memory or state for any file.
+    #[error("the machine has more state or memory than a snapshot takes")]
+    TooLarge,
+    /// The machine cannot be saved, or does not take what was saved.
+    #[error(transparent)]
+    Machine(#[from] LifecycleError),
+    /// Guest memory cannot be read or written.
+    #[error("guest memory: {0}")]
+    Dma(#[from] DmaError),
+    /// The file is something else.
+    #[error("it is no snapshot")]
+    NotASnapshot,
+    /// The format has another version.
+    #[error("it has version {found} of the format; known is version {known}")]
+    Version {
+        /// The file's version.
+        found: u16,
+        /// What is known here.
+        known: u16,
+    },
+    /// It is of a guest on another architecture.
+    #[error("it is of a guest on {found}, and this host is {here}")]
+    Architecture {
+        /// The file's.
+        found: Architecture,
+        /// What would be right.
+        here: Architecture,
+    },
+    /// The file ends too early.
+    #[error("it is truncated: {has} bytes of {needs}")]
+    Truncated {
+        /// How many bytes there should be.
+        needs: u64,
+        /// How many there are.
+        has: u64,
+    },
+    /// The bytes are not those that were written.
+    #[error("it is damaged: its {part} has a wrong checksum")]
+    Checksum {
+        /// Of which part.
+        part: &'static str,
+    },
+    /// Guest memory is not what was written.
+    #[error("it is damaged: guest memory at {addr:#x} has a wrong checksum")]
+    MemoryChecksum {
+        /// The first guest address of the piece.
+        addr: u64,
+    },
+    /// A field says what cannot be.
+    #[error("its {field}: {reason}")]
+    Damaged {
+        /// The field.
+        field: &'static str,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The state is not one, or is damaged.
+    #[error("its state is damaged: {0}")]
+    Format(#[from] FormatError),
+    /// A part of the state is not there.
+    #[error("it has no section {id:?}")]
+    Missing {
+        /// The section.
+        id: String,
+    },
+    /// A part of the state is wrong.
+    #[error("its section {id:?}: {source}")]
+    Section {
+        /// The section.
+        id: String,
+        /// Why.
+        source: StateError,
+    },
+    /// A section belongs to no device of the machine's.
+    #[error("it has a section {id:?}, and its machine has no such device")]
+    Foreign {
+        /// The section.
+        id: String,
+    },
+    /// The host cannot run a guest that has seen these features.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The machine that is to be restored has another number of vCPUs.
+    #[error("it has {found} vCPUs, and {asked} are asked for")]
+    OtherCpus {
+        /// The snapshot's.
+        found: u32,
+        /// The builder's.
+        asked: u32,
+    },
+    /// The machine that is to be restored has other memory.
+    #[error("it has {found} bytes of memory, and {asked} are asked for, or at other addresses")]
+    OtherMemory {
+        /// The snapshot's.
+        found: u64,
+        /// The builder's.
+        asked: u64,
+    },
+    /// The machine that is to be restored has other devices.
+    #[error("{}", devices(missing, extra))]
+    OtherDevices {
+        /// Those that the snapshot has, and the machine has not.
+        missing: Vec<String>,
+        /// Those that the machine has, and the snapshot has not.
+        extra: Vec<String>,
+    },
+    /// A device is not what it was.
+    #[error("device {id:?} asks for other registers or interrupts than the one in the snapshot")]
+    OtherDevice {
+        /// The device.
+        id: String,
+    },
+    /// Memory cannot be mapped from the file.
+    #[error("its memory: {0}")]
+    Map(#[from] MapFileError),
+    /// There is no memory for the guest.
+    #[error("memory: {0}")]
+    Ram(#[from] RamError),
+}
+
+fn devices(missing: &[String], extra: &[String]) -> String {
+    let say = |ids: &[String], what: &str| {
+        let ids = ids.iter().map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
+        if ids.is_empty() { Vec::new() } else { vec![format!("{what} {ids}")] }
+    };
+    let mut parts = say(missing, "it has the devices that this machine has not:");
+    parts.extend(say(extra, "it has not the devices that this machine has:"));
+    parts.join("; ")
+}

@@ -1,0 +1,90 @@
+//! A file that is there in full or not at all, whatever happens.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::error::SnapshotError;
+use super::header::MAGIC;
+
+/// A file that is written beside the one whose place it takes in the end. Dropped before that, it is removed.
+#[derive(Debug)]
+pub(in crate::machine) struct NewFile {
+    file: File,
+    /// Where it is now; `None` once it has its place.
+    beside: Option<PathBuf>,
+    path: PathBuf,
+}
+
+impl NewFile {
+    /// An empty file for what is to be at `path`, which only its owner may read: it has all that the guest knows. What
+    /// is there already is left alone until [`commit`](Self::commit); if that is no snapshot, it is refused.
+    pub(in crate::machine) fn create(path: &Path) -> Result<Self, SnapshotError> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let failed = |call| move |source| SnapshotError::File { path: path.to_owned(), call, source };
+        let Some(name) = path.file_name() else {
+            return Err(failed("create")(io::ErrorKind::IsADirectory.into()));
+        };
+        match replaceable(path) {
+            Ok(true) => {}
+            Ok(false) => return Err(SnapshotError::Taken { path: path.to_owned() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed("open")(source)),
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut beside = std::ffi::OsString::from(".");
+        beside.push(name);
+        beside.push(format!(".{}-{number}.part", std::process::id()));
+        let beside = path.with_file_name(beside);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&beside);
+        Ok(Self { file: file.map_err(failed("create"))?, beside: Some(beside), path: path.to_owned() })
+    }
+
+    pub(in crate::machine) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes what was written last, and puts it in its place.
+    pub(in crate::machine) fn commit(mut self) -> Result<(), SnapshotError> {
+        let failed = |call| {
+            let path = self.path.clone();
+            move |source| SnapshotError::File { path, call, source }
+        };
+        self.file.sync_all().map_err(failed("sync"))?;
+        let folder = match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let folder = File::open(folder).map_err(failed("open its folder"))?;
+        let Some(beside) = &self.beside else { return Ok(()) };
+        fs::rename(beside, &self.path).map_err(failed("rename"))?;
+        let synced = folder.sync_all().map_err(failed("sync its folder"));
+        self.beside = None;
+        synced
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(beside) = &self.beside {
+            // The error that brought us here is the one to tell.
+            let _ = fs::remove_file(beside);
+        }
+    }
+}
+
+/// Returns true if there is a snapshot at `path`, which another one may replace.
+fn replaceable(path: &Path) -> io::Result<bool> {
+    let about = fs::symlink_metadata(path)?;
+    if !about.is_file() {
+        return Ok(false);
+    }
+    let mut magic = [0; MAGIC.len()];
+    match File::open(path)?.read_exact(&mut magic) {
+        Ok(()) => Ok(magic == MAGIC),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e),
+    }
+}
