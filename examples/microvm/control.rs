@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ossature::legacy::PowerButton;
+use ossature::boot::x86_64::smbios::Uuid;
+use ossature::legacy::{Generation, GenerationId, PowerButton};
 use ossature::virtio::blk::BlkHandle;
 use ossature::virtio::net::NetHandle;
 use ossature::vmm::error_chain;
@@ -28,6 +29,7 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
   remove ID       ask the guest to give a device up, and wait until it has
   resize ID SIZE  make a disk larger or smaller
   link ID up|down plug a network card's cable in, or pull it out
+  new-generation  give the guest another generation ID, and tell it so; needs --generation-id
   pause, resume, power-button, quit";
 
 /// The longest request in bytes.
@@ -41,6 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Control {
     machine: MachineHandle,
     button: PowerButton,
+    generation: Option<Generation>,
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
     nics: Mutex<BTreeMap<String, NetHandle>>,
@@ -50,11 +53,13 @@ impl Control {
     pub fn new(
         machine: MachineHandle,
         button: PowerButton,
+        generation: Option<Generation>,
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
         nics: BTreeMap<String, NetHandle>,
     ) -> Self {
-        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks), nics: Mutex::new(nics) }
+        let (virtio, disks, nics) = (Mutex::new(virtio), Mutex::new(disks), Mutex::new(nics));
+        Self { machine, button, generation, virtio, disks, nics }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -112,6 +117,7 @@ impl Control {
             ["resize", id, size] => self.resize(id, size),
             ["link", id, "up"] => self.link(id, true),
             ["link", id, "down"] => self.link(id, false),
+            ["new-generation"] => self.new_generation(),
             ["pause"] => {
                 self.machine.pause()?.keep();
                 ok()
@@ -130,7 +136,7 @@ impl Control {
             }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
-                              resize ID SIZE, link ID up|down, pause, resume, power-button, quit"
+                              resize ID SIZE, link ID up|down, new-generation, pause, resume, power-button, quit"
             )
             .into()),
         }
@@ -209,6 +215,15 @@ impl Control {
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
         ok()
+    }
+
+    fn new_generation(&self) -> Result<String> {
+        let generation = self.generation.as_ref();
+        let generation =
+            generation.ok_or("the guest has no generation ID: start microvm with --generation-id")?;
+        let id = GenerationId::random()?;
+        generation.set(id)?;
+        Ok(format!("ok {}", Uuid(id.0)))
     }
 
     fn link(&self, id: &str, up: bool) -> Result<String> {
