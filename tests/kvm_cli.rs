@@ -65,6 +65,17 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--log", "loud"], 2, &["--log"]);
     refuses(&["--kernel", "k", "--rng", "limit=64K"], 2, &["--rng", "limit", "100M/s"]);
     refuses(&["--kernel", "k", "--rng", "limit=0/s"], 2, &["--rng", "limit", "100M/s"]);
+    let fw_cfg = |value: &str, parts: &[&str]| {
+        refuses(&["--kernel", "k", "--fw-cfg", value], 2, &[&["--fw-cfg"], parts].concat());
+    };
+    fw_cfg("string=a", &["name=opt/NAME is missing"]);
+    fw_cfg("name=opt/a", &["string=VALUE or file=PATH is missing"]);
+    fw_cfg("name=opt/a,string=a,file=f", &["string", "only one of"]);
+    fw_cfg("name=opt/a,text=a", &["text", "string=VALUE", "file=PATH"]);
+    fw_cfg("name=etc/a,string=a", &["name", "begins with opt/", "etc/a"]);
+    fw_cfg("name=opt/,string=a", &["name", "opt/org.example/token"]);
+    fw_cfg(&format!("name=opt/{},string=a", "n".repeat(52)), &["name", "1 to 55"]);
+    refuses(&["--kernel", "k", "--generation-id", "1234"], 2, &["--generation-id", "8-4-4-4-12", "auto"]);
     refuses(&["--kernel", "k", "--port", "socket=s"], 2, &["name=NAME is missing"]);
     refuses(&["--kernel", "k", "--port", "name=a"], 2, &["socket=PATH is missing"]);
     for name in ["a b", "a/b", ".a"] {
@@ -100,6 +111,22 @@ fn ids_and_addresses_that_are_none_are_wrong_usage() {
     let ports = ["--port", &port("one"), "--port", &port("two")];
     refuses(&[&args[..], &ports].concat(), 2, &["--port", "same"]);
     assert!(!files.0.path().join("one").exists(), "nothing is left behind");
+}
+
+#[test]
+fn files_for_the_guest_that_cannot_be_are_named() {
+    let files = Files::new();
+    let kernel = files.with("kernel", &elf(X86_64));
+    let args = ["--memory", "16M", "--kernel", &kernel];
+    let with = |values: &[&str], code: i32, parts: &[&str]| {
+        let flags = values.iter().flat_map(|value| ["--fw-cfg", value]);
+        refuses(&args.into_iter().chain(flags).collect::<Vec<_>>(), code, &[&["--fw-cfg"], parts].concat());
+    };
+    with(&["name=opt/a,file=/no/such/file"], 1, &["file=/no/such/file", "No such file"]);
+    with(&["name=opt/a,string=a", "name=opt/a,string=b"], 2, &["opt/a", "twice"]);
+    with(&["name=opt/a,string=a", "name=opt/a/b,string=b"], 2, &["opt/a", "folder", "opt/a/b"]);
+    // A file without an end is not read to its end.
+    with(&["name=opt/zero,file=/dev/zero"], 2, &["opt/zero", "longer than 16777216 bytes"]);
 }
 
 #[test]

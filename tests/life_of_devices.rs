@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use ossature::bus::{Device, DeviceState, Syscall};
-use ossature::legacy::{AcpiPower, DebugPort, I8042, Pvpanic, Rtc, Serial, SerialPort, backend};
+use ossature::legacy::{
+    AcpiPower, DebugPort, FwCfg, GenerationId, I8042, Pvpanic, Rtc, Serial, SerialPort, VmGenId, backend,
+};
 use ossature::memory::{Dma, DmaIoError, RamConfig, Segments};
 use ossature::virtio::blk::{NullDisk, OpenMode, RawFile};
 use ossature::virtio::console::ConsoleOutput;
@@ -85,6 +87,8 @@ fn devices(io: &Arc<SharedLoop>, image: &std::path::Path) -> Vec<Box<dyn Device>
         Box::new(Rtc::new("rtc")),
         Box::new(AcpiPower::new("power")),
         Box::new(Pvpanic::new("pvpanic")),
+        Box::new(VmGenId::new("generation", GenerationId([7; 16]))),
+        Box::new(FwCfg::new("fw-cfg").file("opt/a", "a").unwrap()),
         Box::new(DebugPort::new("stamps", std::time::Instant::now())),
     ];
     for (id, device) in virtio {

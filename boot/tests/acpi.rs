@@ -38,6 +38,17 @@ fn everything() -> Platform {
     Platform::new(vec![0, 1, 2, 300], Vec::new(), nodes)
 }
 
+/// What a clone of a machine has its identity from, with the page above 4 GiB.
+fn identity() -> Platform {
+    let page = NodeRange::Memory { base: 0x40_0000_2000, len: 0x1000 };
+    let nodes = vec![
+        node(NodeKind::VmGenId, vec![page], vec![10]),
+        node(NodeKind::FwCfg, vec![io(0x510, 12)], vec![]),
+        node(NodeKind::AcpiPower, vec![io(0x600, 3)], vec![9]),
+    ];
+    Platform::new(vec![0], Vec::new(), nodes)
+}
+
 /// Three virtio devices with level-triggered interrupts, of which two share one.
 fn levels() -> Platform {
     let virtio = |base, number| {
@@ -127,8 +138,14 @@ fn iasl_accepts_every_table() {
     let dir = tempfile::tempdir().unwrap();
     let many = Platform::new((0..255).collect(), Vec::new(), everything().nodes);
     let bare = Platform::new(vec![0], Vec::new(), Vec::new());
-    let cases =
-        [("everything", everything()), ("many", many), ("bare", bare), ("levels", levels()), ("pci", pci())];
+    let cases = [
+        ("everything", everything()),
+        ("many", many),
+        ("bare", bare),
+        ("levels", levels()),
+        ("pci", pci()),
+        ("identity", identity()),
+    ];
     for (case, platform) in cases {
         let dir = dir.path().join(case);
         fs::create_dir(&dir).unwrap();
@@ -165,15 +182,36 @@ fn the_dsdt_reads_as_it_is_meant() {
     }
 }
 
+/// The source of a table, with single spaces.
+fn words(platform: &Platform, name: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let tables = tables(platform);
+    let (name, table) = tables.iter().find(|(found, _)| found == name).unwrap();
+    let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
+    source.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn identity_reads_as_it_is_meant() {
+    let dsdt = words(&identity(), "dsdt");
+    for part in [
+        "Device (VGEN) { Name (_HID, \"OSSA0001\") // _HID: Hardware ID Name (_CID, \"VM_Gen_Counter\")",
+        "Name (_DDN, \"VM_Gen_Counter\")",
+        "Name (ADDR, Package (0x02) { 0x2000, 0x40 })",
+        "Device (VGGE) { Name (_HID, \"ACPI0013\"",
+        "Notify (VGEN, 0x80)",
+        "Device (FWCF) { Name (_HID, \"QEMU0002\")",
+        "IO (Decode16, 0x0510, // Range Minimum 0x0510, // Range Maximum 0x01, // Alignment 0x0C, // Length )",
+    ] {
+        assert!(dsdt.contains(part), "{part} is not in {dsdt}");
+    }
+    // Each event device has a _UID of its own.
+    assert!(dsdt.contains("Name (_UID, 0x02)") && dsdt.contains("Name (_UID, Zero)"), "{dsdt}");
+}
+
 #[test]
 fn level_triggered_lines_read_as_they_are_meant() {
-    let dir = tempfile::tempdir().unwrap();
-    let words = |name: &str| {
-        let tables = tables(&levels());
-        let (name, table) = tables.iter().find(|(found, _)| found == name).unwrap();
-        let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
-        source.split_whitespace().collect::<Vec<_>>().join(" ")
-    };
+    let words = |name: &str| words(&levels(), name);
     let dsdt = words("dsdt");
     let shared = "Interrupt (ResourceConsumer, Level, ActiveHigh, Shared, ,, ) { 0x00000005, }";
     let exclusive = "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive, ,, ) { 0x00000014, }";
@@ -187,13 +225,7 @@ fn level_triggered_lines_read_as_they_are_meant() {
 
 #[test]
 fn a_pci_root_bus_reads_as_it_is_meant() {
-    let dir = tempfile::tempdir().unwrap();
-    let words = |name: &str| {
-        let tables = tables(&pci());
-        let (name, table) = tables.iter().find(|(found, _)| found == name).unwrap();
-        let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
-        source.split_whitespace().collect::<Vec<_>>().join(" ")
-    };
+    let words = |name: &str| words(&pci(), name);
     let dsdt = words("dsdt");
     for part in [
         "Name (_HID, EisaId (\"PNP0A08\")",

@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
+use ossature::legacy::GenerationId;
 use ossature::memory::Backing;
 use ossature::virtio::console::PortName;
 use ossature::virtio::vsock::Cid;
@@ -18,6 +19,7 @@ use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
 use crate::control;
 use crate::disk::{self, Disk};
+use crate::identity::{self, ConfigFile};
 use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
@@ -51,6 +53,12 @@ pub struct Args {
     /// An OEM string there, such as io.systemd.credential:NAME=VALUE; repeatable
     #[arg(long, value_name = "TEXT")]
     pub oem_string: Vec<String>,
+    /// A file for the guest, which Linux shows as /sys/firmware/qemu_fw_cfg/by_name/opt/NAME/raw; repeatable
+    #[arg(long, value_name = identity::FILE, value_parser = OsStringValueParser::new().try_map(ConfigFile::parse))]
+    pub fw_cfg: Vec<ConfigFile>,
+    /// Give the guest a VM generation ID, by which it learns that it is a copy of another: a UUID, or auto for a new one
+    #[arg(long, value_name = "UUID|auto", value_parser = identity::generation)]
+    pub generation_id: Option<GenerationId>,
     /// Number of vCPUs [default: 1, or the snapshot's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,

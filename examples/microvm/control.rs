@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ossature::legacy::PowerButton;
+use ossature::boot::x86_64::smbios::Uuid;
+use ossature::legacy::{Generation, GenerationId, PowerButton};
 use ossature::virtio::blk::BlkHandle;
 use ossature::virtio::net::NetHandle;
 use ossature::vmm::error_chain;
@@ -31,6 +32,7 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
   resize ID SIZE  make a disk larger or smaller
   link ID up|down plug a network card's cable in, or pull it out
   snapshot PATH   write the machine to a file, for --restore; one that is not paused goes on
+  new-generation  give the guest another generation ID, and tell it so; needs --generation-id
   pause, resume, power-button, quit";
 
 /// The longest request in bytes.
@@ -44,6 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Control {
     machine: MachineHandle,
     button: PowerButton,
+    generation: Option<Generation>,
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
     nics: Mutex<BTreeMap<String, NetHandle>>,
@@ -54,13 +57,14 @@ impl Control {
     pub fn new(
         machine: MachineHandle,
         button: PowerButton,
+        generation: Option<Generation>,
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
         nics: BTreeMap<String, NetHandle>,
         snapshots: Snapshots,
     ) -> Self {
         let (virtio, disks, nics) = (Mutex::new(virtio), Mutex::new(disks), Mutex::new(nics));
-        Self { machine, button, virtio, disks, nics, snapshots }
+        Self { machine, button, generation, virtio, disks, nics, snapshots }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -124,6 +128,7 @@ impl Control {
                 self.snapshots.write(Path::new(path))?;
                 ok()
             }
+            ["new-generation"] => self.new_generation(),
             ["pause"] => {
                 self.machine.pause()?.keep();
                 ok()
@@ -142,7 +147,7 @@ impl Control {
             }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
-                              resize ID SIZE, link ID up|down, snapshot PATH, pause, resume, power-button, quit"
+                              resize ID SIZE, link ID up|down, snapshot PATH, new-generation, pause, resume, power-button, quit"
             )
             .into()),
         }
@@ -227,6 +232,15 @@ impl Control {
         let disk = self.disks().get(id).cloned();
         disk.ok_or_else(|| format!("there is no disk {id:?}"))?.resize(bytes)?;
         ok()
+    }
+
+    fn new_generation(&self) -> Result<String> {
+        let generation = self.generation.as_ref();
+        let generation =
+            generation.ok_or("the guest has no generation ID: start microvm with --generation-id")?;
+        let id = GenerationId::random()?;
+        generation.set(id)?;
+        Ok(format!("ok {}", Uuid(id.0)))
     }
 
     fn link(&self, id: &str, up: bool) -> Result<String> {

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use ossature::bus::{Device, EventLoop, Hosted, RateLimiter, RateLimits};
 use ossature::legacy::{
-    AcpiPower, DebugPort, Escape, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial, SerialPort, Stamps,
-    backend, window_size,
+    AcpiPower, DebugPort, Escape, Generation, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial,
+    SerialPort, Stamps, VmGenId, backend, window_size,
 };
 use ossature::pci::PciBus;
 use ossature::virtio::blk::BlkHandle;
@@ -25,7 +25,7 @@ use ossature::vmm::program::raise_descriptor_limit;
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
 use crate::report::{USER, Usage};
-use crate::{disk, snapshot};
+use crate::{disk, identity, snapshot};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
@@ -34,6 +34,8 @@ const OWN_LINES: usize = 12;
 pub struct Devices {
     /// The guest's power button.
     pub button: PowerButton,
+    /// The guest's generation, if it has one.
+    pub generation: Option<Generation>,
     /// What the guest wrote to the boot timer's port.
     pub stamps: Stamps,
     /// The window of the console, if there is one.
@@ -67,6 +69,11 @@ impl Devices {
             .device(Pvpanic::new("pvpanic"))
             .device(power)
             .devices(serial(args, &machine, here)?);
+        let generation = args.generation_id.map(|id| VmGenId::new("generation", id));
+        let handle = generation.as_ref().map(VmGenId::generation);
+        builder = builder.devices(generation.map(|device| Box::new(device) as Box<dyn Device>));
+        let files = identity::fw_cfg(&args.fw_cfg)?;
+        builder = builder.devices(files.map(|device| Box::new(device) as Box<dyn Device>));
         let timer = DebugPort::new("boot-timer", started);
         let stamps = timer.stamps();
         if args.boot_timer {
@@ -119,7 +126,8 @@ impl Devices {
             }
             builder = builder.device(virtio.device("console", Box::new(console)));
         }
-        Ok((builder, Self { button, stamps, window, virtio, disks, nics, _keyboard: keyboard }))
+        let generation = handle;
+        Ok((builder, Self { button, generation, stamps, window, virtio, disks, nics, _keyboard: keyboard }))
     }
 }
 

@@ -10,13 +10,15 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `snapshot` how a machine becomes a file and goes on
-//! from one, `report` what is said of the machine while it runs and when it has ended.
+//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `identity` by what it knows which guest it
+//! is, `snapshot` how a machine becomes a file and goes on from one, `report` what is said of the machine while it runs and
+//! when it has ended.
 
 mod args;
 mod control;
 mod devices;
 mod disk;
+mod identity;
 mod nic;
 mod report;
 mod snapshot;
@@ -93,8 +95,9 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
     machine.start()?;
     if let Some(listener) = listener {
-        let Devices { button, virtio, disks, nics, .. } = devices;
-        Control::new(machine.handle(), button, virtio, disks, nics, snapshots.clone()).serve(listener)?;
+        let Devices { button, generation, virtio, disks, nics, .. } = devices;
+        Control::new(machine.handle(), button, generation, virtio, disks, nics, snapshots.clone())
+            .serve(listener)?;
     }
     let outcome = machine.wait_on(&here)?;
     here.pass()?; // what happened last is told, too

@@ -3,6 +3,7 @@
 
 mod boot;
 mod devices;
+mod fw_cfg;
 mod guest;
 mod input;
 mod pci;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     ("console", devices::console),
     ("console_control", devices::console_control),
     ("rng", devices::rng),
+    ("fw_cfg", fw_cfg::run),
     ("qcow2", qcow2::run),
     ("kernel", boot::kernel),
     ("unpack", boot::unpack),

@@ -6,7 +6,7 @@ use ossature_bus::state::SavedState;
 use ossature_bus::state_file::{self, Architecture, Header, StateFile};
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{Device, DeviceState, Handover};
-use ossature_legacy::{I8042, Rtc};
+use ossature_legacy::{FwCfg, GenerationId, I8042, Rtc, VmGenId};
 use ossature_pci::PciBus;
 use ossature_virtio::console::{Console, ConsoleOutput};
 use ossature_virtio::net::StreamSocket;
@@ -136,6 +136,8 @@ pub fn devices(bytes: &[u8]) {
             machine.device.resume().expect("the device goes on");
             return;
         }
+        4 => Box::new(FwCfg::new("fw-cfg").file("opt/a", "a").expect("a file")),
+        5 => Box::new(VmGenId::new("generation", GenerationId([7; 16])).keep_when_restored()),
         _ => {
             let transport = if form & 0x10 != 0 { Transport::Pci } else { Transport::Mmio };
             ossature_virtio::testing::with(transport, Default::default(), || driven(form, &mut input));

@@ -49,6 +49,7 @@ targets!(
     console,
     console_control,
     rng,
+    fw_cfg,
     qcow2,
     kernel,
     unpack,

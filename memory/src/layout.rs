@@ -53,6 +53,11 @@ pub enum NodeKind {
     /// for each slot); an interrupt that tells of changes in the first two of these. Its windows are memory that it
     /// hands on to its functions.
     PciHost,
+    /// A VM generation ID (Microsoft's "Virtual Machine Generation ID"): memory that is not RAM and begins with the ID,
+    /// and an interrupt that tells of a new one.
+    VmGenId,
+    /// A firmware configuration device (QEMU's `docs/specs/fw_cfg`): 12 ports.
+    FwCfg,
 }
 
 /// How an interrupt line is raised.

@@ -68,10 +68,17 @@ pub fn kernel() -> Kernel {
     kernels::cached(Flavour::Cloud).expect("the kernel is fetched before guests run: cargo xtask test")
 }
 
+/// Debian's generic kernel, which has drivers that the cloud kernel lacks.
+pub fn generic_kernel() -> Kernel {
+    kernels::cached(Flavour::Generic).expect("the kernel of the nested machine is fetched before guests run")
+}
+
 /// A guest to be: the VMM's command line, and what the guest runs before it powers off.
 pub struct Guest {
     program: PathBuf,
     kernel: PathBuf,
+    /// What it has its modules of.
+    debian: Kernel,
     cmdline: String,
     args: Vec<OsString>,
     script: String,
@@ -84,9 +91,15 @@ pub struct Guest {
 impl Guest {
     /// Debian's kernel as ELF file, and otherwise what the VMM has by default.
     pub fn new() -> Self {
+        Self::on(kernel())
+    }
+
+    /// The same with this kernel of Debian's.
+    pub fn on(debian: Kernel) -> Self {
         Self {
             program: vmm::program(),
-            kernel: kernel().vmlinux(),
+            kernel: debian.vmlinux(),
+            debian,
             cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
             args: Vec::new(),
             script: String::new(),
@@ -185,7 +198,7 @@ impl Guest {
 
     /// An initramfs that runs the guest's commands.
     pub fn initrd(&self) -> PathBuf {
-        let mut tree = guest::tree_with_modules(&kernel(), &self.modules).unwrap();
+        let mut tree = guest::tree_with_modules(&self.debian, &self.modules).unwrap();
         tree.file("/job", 0o755, self.script.as_str());
         for (path, data) in &self.files {
             tree.file(path, 0o755, data.as_slice());

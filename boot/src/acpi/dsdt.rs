@@ -2,7 +2,6 @@
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Memory32Fixed, Method, Name, Notify, ONE, Package, Path, ResourceTemplate, Scope,
-    ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 
@@ -14,9 +13,14 @@ use crate::platform::{Node, NodeKind, NodeRange, Platform};
 
 /// `Notify` value for a pressed power button (ACPI 6.5, table 5.162).
 const BUTTON_PRESSED: u8 = 0x80;
+/// `Notify` value for a new VM generation ID.
+const NEW_GENERATION: u8 = 0x80;
+
+/// `_STA` of a device that is there and works, and that users need not see.
+const WORKS_UNSEEN: u8 = 0b1011;
 
 /// How many devices of a kind have names: four characters each.
-const LIMITS: [(NodeKind, usize); 7] = [
+const LIMITS: [(NodeKind, usize); 9] = [
     (NodeKind::VirtioMmio, 0x1000),
     (NodeKind::Serial16550, 0xf),
     (NodeKind::Rtc, 1),
@@ -24,7 +28,14 @@ const LIMITS: [(NodeKind, usize); 7] = [
     (NodeKind::AcpiPower, 1),
     (NodeKind::Pvpanic, 1),
     (NodeKind::PciHost, 1),
+    (NodeKind::VmGenId, 1),
+    (NodeKind::FwCfg, 1),
 ];
+
+/// The `_UID`s of event devices.
+const POWER_EVENTS: u8 = 0;
+pub(super) const PCI_EVENTS: u8 = 1;
+const GENERATION_EVENTS: u8 = 2;
 
 /// What most devices take, in bytes.
 const ENCODED: usize = 128;
@@ -96,6 +107,13 @@ impl Devices<'_> {
                 PciHost::new(node)?.describe(|line| self.lines.interrupt(line), &mut self.aml.0);
                 Ok(())
             }
+            NodeKind::VmGenId => self.generation(node),
+            NodeKind::FwCfg => {
+                let &[NodeRange::Io { len: 12, .. }] = &*node.ranges else {
+                    return Err(node.invalid("12 ports"));
+                };
+                self.device("FWCF", &"QEMU0002", node, &[&Name::new("_STA".into(), &WORKS_UNSEEN)])
+            }
             NodeKind::Hidden => Ok(()),
             kind => Err(AcpiError::UnknownKind { id: node.id.clone(), kind }),
         }
@@ -113,18 +131,36 @@ impl Devices<'_> {
         Ok(())
     }
 
-    /// A button, and the generic event device (5.6.9) whose interrupt means that it was pressed.
+    /// A button, and the event device whose interrupt means that it was pressed.
     fn power_button(&mut self, node: &Node) {
         let Some(&line) = node.interrupts.first() else { return };
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
         Device::new("PWRB".into(), vec![&hid]).to_aml_bytes(&mut self.aml.0);
-        let hid = Name::new("_HID".into(), &"ACPI0013");
-        let uid = Name::new("_UID".into(), &ZERO);
-        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.lines.interrupt(line)]));
         let button = Path::new("PWRB");
         let pressed = Notify::new(&button, &BUTTON_PRESSED);
-        let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
-        Device::new("GED_".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(&mut self.aml.0);
+        event_device("GED_", POWER_EVENTS, &self.lines.interrupt(line), &pressed, &mut self.aml.0);
+    }
+
+    /// The address of the VM generation ID, and the event device whose interrupt means that there is a new one. Guests
+    /// know it by its _CID and by ADDR: two halves, the lower one first (Microsoft's paper of 2012).
+    fn generation(&mut self, node: &Node) -> Result<(), AcpiError> {
+        let (&[NodeRange::Memory { base, len }], &[line]) = (&*node.ranges, &*node.interrupts) else {
+            return Err(node.invalid("one memory range and one interrupt"));
+        };
+        if !base.is_multiple_of(8) || len < 16 || base.checked_add(len - 1).is_none() {
+            return Err(node.invalid("16 bytes at a multiple of 8"));
+        }
+        let (low, high) = (base as u32, (base >> 32) as u32);
+        let hid = Name::new("_HID".into(), &"OSSA0001");
+        let [cid, ddn] = ["_CID", "_DDN"].map(|name| Name::new(name.into(), &"VM_Gen_Counter"));
+        let address = Package::new(vec![&low, &high]);
+        let address = Name::new("ADDR".into(), &address);
+        Device::new("VGEN".into(), vec![&hid, &cid, &ddn, &address]).to_aml_bytes(&mut self.aml.0);
+        let generation = Path::new("VGEN");
+        let changed = Notify::new(&generation, &NEW_GENERATION);
+        let interrupt = self.lines.interrupt(line);
+        event_device("VGGE", GENERATION_EVENTS, &interrupt, &changed, &mut self.aml.0);
+        Ok(())
     }
 
     fn resources(&self, node: &Node) -> Result<Encoded, AcpiError> {
@@ -158,6 +194,15 @@ impl Devices<'_> {
         }
         Ok(Encoded(out))
     }
+}
+
+/// A generic event device (ACPI 6.5, 5.6.9), which does `action` when there is an interrupt.
+pub(super) fn event_device(name: &str, uid: u8, interrupt: &dyn Aml, action: &dyn Aml, out: &mut Vec<u8>) {
+    let hid = Name::new("_HID".into(), &"ACPI0013");
+    let uid = Name::new("_UID".into(), &uid);
+    let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![interrupt]));
+    let event = Method::new("_EVT".into(), 1, true, vec![action]);
+    Device::new(name.into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(out);
 }
 
 /// An i8042 answers 0x60 and 0x64 only, whatever range the machine gave it; drivers want two resources.

@@ -9,7 +9,7 @@ use acpi_tables::aml::{
     Uuid, ZERO,
 };
 
-use super::dsdt::{Encoded, Memory64Fixed};
+use super::dsdt::{Encoded, Memory64Fixed, PCI_EVENTS, event_device};
 use super::error::AcpiError;
 use crate::platform::{Node, NodeInterrupt, NodeRange};
 
@@ -129,15 +129,10 @@ impl<'a> PciHost<'a> {
         Device::new("PCMB".into(), vec![&hid, &uid, &crs]).to_aml_bytes(out);
     }
 
-    /// The generic event device (ACPI 6.5, 5.6.9) whose interrupt means that a slot has changed or is to.
+    /// The event device whose interrupt means that a slot has changed or is to.
     fn events(&self, interrupt: &dyn Aml, out: &mut Vec<u8>) {
-        let hid = Name::new("_HID".into(), &"ACPI0013");
-        // The power button's is 0.
-        let uid = Name::new("_UID".into(), &1u8);
-        let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![interrupt]));
         let scan = MethodCall::new("\\_SB_.PCI0.SCAN".into(), Vec::new());
-        let event = Method::new("_EVT".into(), 1, true, vec![&scan]);
-        Device::new("PCGE".into(), vec![&hid, &uid, &crs, &event]).to_aml_bytes(out);
+        event_device("PCGE", PCI_EVENTS, interrupt, &scan, out);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::error::BootError;
 use super::layout;
-use crate::platform::{NodeKind, NodeRange, Platform};
+use crate::platform::{Node, NodeKind, NodeRange, Platform};
 
 /// What a range of the memory map is; the numbers are those of e820 and of PVH alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +29,7 @@ pub struct MemoryMapEntry {
 pub const MAX_ENTRIES: usize = 80;
 
 /// The memory map of a machine: all RAM except the last part of the first MiB, which is reserved for what PCs have there
-/// and holds the ACPI tables; and the configuration space of PCI, which is reserved.
+/// and holds the ACPI tables; and the configuration space of PCI and the VM generation ID, which are reserved.
 ///
 /// # Errors
 /// RAM has to begin at 0, reach beyond the first MiB, ascend without overlap, and have few enough ranges.
@@ -39,8 +39,9 @@ pub fn memory_map(platform: &Platform) -> Result<Vec<MemoryMapEntry>, BootError>
     if first.base != 0 || first.len <= layout::HIGH_RAM {
         return Err(BootError::NoLowRam { len: if first.base == 0 { first.len } else { 0 } });
     }
-    let hosts = platform.nodes.iter().filter(|node| node.kind == NodeKind::PciHost);
-    let reserved: Vec<_> = hosts.filter_map(|node| node.ranges.first()).collect();
+    let is_reserved = |node: &&Node| matches!(node.kind, NodeKind::PciHost | NodeKind::VmGenId);
+    let reserved = platform.nodes.iter().filter(is_reserved);
+    let reserved: Vec<_> = reserved.filter_map(|node| node.ranges.first()).collect();
     let limit = (MAX_ENTRIES - 3).saturating_sub(reserved.len());
     if rest.len() > limit {
         return Err(BootError::TooManyRamRanges { count: ram.len(), limit: limit + 1 });

@@ -7,6 +7,8 @@
 //! | [`I8042`] | reset, Ctrl-Alt-Del | ports 0x60 and 0x64, IRQ 1 |
 //! | [`Rtc`] | the time of day | ports 0x70 and 0x71 |
 //! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
+//! | [`VmGenId`] | the guest learns that it is a copy | a page of memory, any IRQ |
+//! | [`FwCfg`] | files for the guest: a name, a token | ports 0x510 to 0x51b |
 //! | [`Pvpanic`] | the guest says that it has panicked | port 0x505 |
 //! | [`DebugPort`] | boot times | port 0x3f0 |
 //!
@@ -14,9 +16,9 @@
 //! guest through the registers that it is assigned when it is attached. No device knows the hypervisor or another
 //! device. It may be detached and attached again, to the same machine or another one.
 //!
-//! What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`], [`Stamps`]),
-//! which may be cloned, used from any thread, and kept longer than the device. While the device is not attached they
-//! do nothing and say so.
+//! What the VMM does with a device goes through handles ([`SerialInput`], [`Keyboard`], [`PowerButton`], [`Stamps`],
+//! [`Generation`], [`FwCfgFiles`]), which may be cloned, used from any thread, and kept longer than the device. What
+//! needs a machine does nothing while the device is not attached, and says so.
 //!
 //! Beside the devices: [`RawTerminal`] and [`window_size`] for the user's terminal, [`EscapeFilter`] and [`KeyFilter`] for
 //! the keys that mean the VMM.
@@ -68,6 +70,7 @@ mod acpi_power;
 pub mod backend;
 mod debug_port;
 mod escape;
+mod fw_cfg;
 mod i8042;
 mod key_filter;
 mod pvpanic;
@@ -77,17 +80,20 @@ mod serial;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod vm_gen_id;
 
 pub use acpi_power::{AcpiPower, PowerButton};
 pub use backend::Backend;
 pub use debug_port::{DebugPort, Stamp, Stamps};
 pub use escape::{Escape, EscapeFilter};
+pub use fw_cfg::{FwCfg, FwCfgError, FwCfgFiles};
 pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
 pub use serial::{Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
 pub use terminal::{RawTerminal, window_size};
+pub use vm_gen_id::{Generation, GenerationId, VmGenId};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

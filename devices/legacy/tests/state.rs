@@ -15,7 +15,7 @@ use ossature_bus::state::SavedState;
 use ossature_bus::state_file::{self, Architecture, StateFile};
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{Access, Device, DeviceState, Effect, Handover, Mmio, Size};
-use ossature_legacy::{Escape, I8042, Rtc, Serial, SerialPort, backend};
+use ossature_legacy::{Escape, FwCfg, GenerationId, I8042, Rtc, Serial, SerialPort, VmGenId, backend};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -143,6 +143,27 @@ fn rtc() -> SavedState<'static> {
     saved(&mut device)
 }
 
+/// A generation whose guest, which is paused, has not been told of it.
+fn generation() -> SavedState<'static> {
+    let mut device = VmGenId::new("generation", GenerationId([0; 16]));
+    start(&mut device);
+    device.quiesce().unwrap();
+    device.generation().set(GenerationId(*b"0123456789abcdef")).unwrap();
+    saved(&mut device)
+}
+
+/// Two files, of which the guest has read a part of one, and half of an address for DMA.
+fn fw_cfg() -> (FwCfg, SavedState<'static>) {
+    let device = || FwCfg::new("fw-cfg").file("opt/a", "contents").unwrap().file("opt/folder/b", "").unwrap();
+    let mut first = device();
+    let port = &start(&mut first)[0];
+    let write = |offset, size, value| port.write(Access { offset, size }, value).unwrap();
+    assert_eq!(write(0, Size::B2, 0x4020), Effect::None);
+    assert_eq!(write(4, Size::B4, 0x0403_0201), Effect::None);
+    assert_eq!([read(port, 1), read(port, 1)], *b"co");
+    (device(), saved(&mut first))
+}
+
 /// 29 February 2024, 12:34:56 UTC.
 fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_709_210_096)
@@ -156,6 +177,8 @@ fn clock() -> Rtc {
 const SERIAL: &str = include_str!("golden/serial-1.hex");
 const I8042_: &str = include_str!("golden/i8042-1.hex");
 const RTC: &str = include_str!("golden/rtc-2.hex");
+const GENERATION: &str = include_str!("golden/generation-1.hex");
+const FW_CFG: &str = include_str!("golden/fw-cfg-1.hex");
 const MACHINE: &str = include_str!("golden/machine-2.hex");
 /// Of a clock without interrupts.
 const MACHINE_1: &str = include_str!("golden/machine-1.hex");
@@ -167,6 +190,8 @@ fn each_devices_payload_is_the_golden_one() {
         (serial(), "ossature.serial16550", 1, SERIAL),
         (i8042(), "ossature.i8042", 1, I8042_),
         (rtc(), "ossature.rtc", 2, RTC),
+        (generation(), "ossature.vmgenid", 1, GENERATION),
+        (fw_cfg().1, "ossature.fw_cfg", 1, FW_CFG),
     ] {
         assert_eq!((&*state.kind, state.version), (kind, version));
         assert_golden(&state.payload, text);
@@ -237,6 +262,22 @@ fn is_restored(text: &str) {
     };
     assert_eq!(register(0x0a), 0x26);
     assert_eq!([0x04, 0x02, 0x00, 0x7f, 0x38].map(register), [11, 34, 57, 0xa5, 0x5a]);
+}
+
+#[test]
+fn a_golden_generation_and_files_are_restored() {
+    let golden = |kind: &'static str, text| Handover::new(SavedState::new(kind, 1, golden(text)));
+    let mut moved = VmGenId::new("generation", GenerationId([0; 16])).keep_when_restored();
+    let mut clone = VmGenId::new("generation", GenerationId([1; 16]));
+    for (device, id) in [(&mut moved, b"0123456789abcdef"), (&mut clone, &[1; 16])] {
+        attach(device);
+        device.restore(golden("ossature.vmgenid", GENERATION)).unwrap();
+        assert_eq!(device.generation().get(), GenerationId(*id));
+    }
+    let (mut device, _) = fw_cfg();
+    let port = &attach(&mut device)[0];
+    device.restore(golden("ossature.fw_cfg", FW_CFG)).unwrap();
+    assert_eq!([(); 7].map(|()| read(port, 1)), *b"ntents\0");
 }
 
 #[test]

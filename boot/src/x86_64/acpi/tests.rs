@@ -159,6 +159,13 @@ fn nodes_that_are_not_what_their_kind_is() {
         node(NodeKind::Pvpanic, &[io(0xffff, 2)], &[]),
         node(NodeKind::Rtc, &[], &[]),
         node(NodeKind::AcpiPower, &[io(0x600, 2)], &[]),
+        node(NodeKind::VmGenId, &[memory], &[]),
+        node(NodeKind::VmGenId, &[io(0x600, 16)], &[5]),
+        node(NodeKind::VmGenId, &[NodeRange::Memory { base: 0xd000_0004, len: 16 }], &[5]),
+        node(NodeKind::VmGenId, &[NodeRange::Memory { base: 0xd000_0000, len: 15 }], &[5]),
+        node(NodeKind::VmGenId, &[NodeRange::Memory { base: u64::MAX - 7, len: 16 }], &[5]),
+        node(NodeKind::FwCfg, &[io(0x510, 2)], &[]),
+        node(NodeKind::FwCfg, &[memory], &[]),
     ];
     for node in cases {
         let expected = (node.kind, node.ranges.clone());
@@ -172,7 +179,10 @@ fn nodes_that_are_not_what_their_kind_is() {
 
 #[test]
 fn devices_of_which_there_is_one() {
+    let page = NodeRange::Memory { base: 0xd000_0000, len: 0x1000 };
     for (kind, ranges, at_most) in [
+        (NodeKind::VmGenId, [page], 1),
+        (NodeKind::FwCfg, [io(0x510, 12)], 1),
         (NodeKind::Rtc, [io(0x70, 2)], 1),
         (NodeKind::I8042, [io(0x60, 5)], 1),
         (NodeKind::AcpiPower, [io(0x600, 3)], 1),
@@ -262,6 +272,8 @@ fn any_node() -> impl Strategy<Value = Node> {
         NodeKind::I8042,
         NodeKind::AcpiPower,
         NodeKind::Pvpanic,
+        NodeKind::VmGenId,
+        NodeKind::FwCfg,
     ];
     let range = prop_oneof![
         (any::<u64>(), any::<u64>()).prop_map(|(base, len)| NodeRange::Memory { base, len }),

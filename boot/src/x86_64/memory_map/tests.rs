@@ -55,3 +55,12 @@ fn the_configuration_space_of_pci_is_reserved_where_it_is() {
     assert_eq!(map[3], entry((0xd000_0000, 1 << 20, Reserved)));
     assert_eq!((map.len(), map[4].base), (5, 1 << 32));
 }
+
+#[test]
+fn the_page_of_the_generation_id_is_reserved_where_it_is() {
+    let mut platform = ram(&[(0, 0xc000_0000), (1 << 32, 2 << 30)]);
+    let page = NodeRange::Memory { base: 0xd000_3000, len: 0x1000 };
+    platform.nodes.push(Node::new("generation", NodeKind::VmGenId, vec![page], Vec::new()));
+    let map = memory_map(&platform).unwrap();
+    assert_eq!((map.len(), map[3]), (5, entry((0xd000_3000, 0x1000, Reserved))));
+}
