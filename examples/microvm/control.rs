@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use ossature::legacy::PowerButton;
 use ossature::virtio::blk::BlkHandle;
-use ossature::virtio::net::NetHandle;
+use ossature::virtio::net::LinkHandle;
 use ossature::vmm::error_chain;
 use ossature::vmm::machine::{MachineEvent, MachineHandle};
 use ossature::vmm::program::parse_size;
 
-use crate::devices::{self, Virtio};
+use crate::devices::{self, VSOCK, Virtio};
 use crate::disk::Disk;
 use crate::nic::Nic;
 use crate::{Result, args};
@@ -43,7 +43,7 @@ pub struct Control {
     button: PowerButton,
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
-    nics: Mutex<BTreeMap<String, NetHandle>>,
+    links: Mutex<BTreeMap<String, LinkHandle>>,
 }
 
 impl Control {
@@ -52,9 +52,15 @@ impl Control {
         button: PowerButton,
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
-        nics: BTreeMap<String, NetHandle>,
+        links: BTreeMap<String, LinkHandle>,
     ) -> Self {
-        Self { machine, button, virtio: Mutex::new(virtio), disks: Mutex::new(disks), nics: Mutex::new(nics) }
+        Self {
+            machine,
+            button,
+            virtio: Mutex::new(virtio),
+            disks: Mutex::new(disks),
+            links: Mutex::new(links),
+        }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -150,17 +156,18 @@ impl Control {
         let nic = Nic::parse(OsString::from(keys))?;
         let mut virtio = self.virtio()?;
         let id = virtio.next("net");
-        let (device, handle) = nic.device()?;
-        self.machine.add_device(virtio.device(id.clone(), device))?;
-        self.nics().insert(id.clone(), handle);
+        let (device, link) = nic.device(&id, virtio.runtime())?;
+        self.machine.add_device(virtio.plug(id.clone(), device))?;
+        self.links().insert(id.clone(), link);
         Ok(format!("ok {id}"))
     }
 
     fn add_vsock(&self, keys: &str) -> Result<String> {
         let sockets = args::vsock(OsString::from(keys))?;
-        let device = self.virtio()?.device("vsock", devices::vsock(&sockets)?);
-        self.machine.add_device(device)?;
-        Ok("ok vsock".to_owned())
+        let mut virtio = self.virtio()?;
+        let device = devices::vsock(&sockets, virtio.runtime())?;
+        self.machine.add_device(virtio.plug(VSOCK, device))?;
+        Ok(format!("ok {VSOCK}"))
     }
 
     /// The way onto the PCI bus: nowhere else do guests notice what comes and goes.
@@ -176,8 +183,8 @@ impl Control {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn nics(&self) -> MutexGuard<'_, BTreeMap<String, NetHandle>> {
-        self.nics.lock().unwrap_or_else(PoisonError::into_inner)
+    fn links(&self) -> MutexGuard<'_, BTreeMap<String, LinkHandle>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, id: &str) -> Result<String> {
@@ -194,7 +201,7 @@ impl Control {
             match events.next_timeout(left) {
                 Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
                     self.disks().remove(id);
-                    self.nics().remove(id);
+                    self.links().remove(id);
                     return ok();
                 }
                 Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
@@ -212,8 +219,8 @@ impl Control {
     }
 
     fn link(&self, id: &str, up: bool) -> Result<String> {
-        let card = self.nics().get(id).cloned();
-        card.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
+        let link = self.links().get(id).cloned();
+        link.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
         ok()
     }
 }

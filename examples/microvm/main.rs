@@ -82,8 +82,8 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
     machine.start()?;
     if let Some(listener) = listener {
-        let Devices { button, virtio, disks, nics, .. } = devices;
-        Control::new(machine.handle(), button, virtio, disks, nics).serve(listener)?;
+        let Devices { button, virtio, disks, links, .. } = devices;
+        Control::new(machine.handle(), button, virtio, disks, links).serve(listener)?;
     }
     let outcome = machine.wait_on(&here)?;
     here.pass()?; // what happened last is told, too

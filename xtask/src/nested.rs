@@ -19,8 +19,19 @@ use crate::process::{command, quote, quote_path, stty, terminal_size};
 use crate::{Context, Error, Result, guest, paths};
 
 /// What Debian's generic kernel has as modules and the nested machine needs.
-const MODULES: &[&str] =
-    &["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "kvm-amd", "tun", "loop", "ext4"];
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "kvm-amd",
+    "tun",
+    "loop",
+    "ext4",
+    "vhost_net",
+    "vhost_vsock",
+];
 
 /// Environment of the calling process that jobs see too.
 const PASSED_ON: &[&str] =
