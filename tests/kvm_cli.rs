@@ -58,6 +58,17 @@ fn flags_that_do_not_exist_or_make_no_sense_are_wrong_usage() {
     nic("tap=t,limit=fast", &["--net", "limit", "100M/s"]);
     nic("tap=t,packets=0/s", &["--net", "packets", "2000/s"]);
     nic("fd=three", &["--net", "fd"]);
+    nic("tap=t,vhost=perhaps", &["--net", "vhost is on, off"]);
+    nic("socket=s,vhost", &["--net", "vhost", "not on a socket"]);
+    for key in ["limit=1M/s", "packets=100/s", "pcap=f"] {
+        let name = key.split('=').next().unwrap();
+        nic(&format!("tap=t,vhost,{key}"), &["--net", &format!("{name}: with vhost")]);
+    }
+    for key in ["socket", "seqpacket"] {
+        let keys = format!("cid=3,vhost,{key}=s");
+        refuses(&["--kernel", "k", "--vsock", &keys], 2, &["--vsock", &format!("{key}: with vhost")]);
+    }
+    refuses(&["--kernel", "k", "--vsock", "cid=3,vhost=off"], 2, &["--vsock", "socket=PATH is missing"]);
     refuses(&["--kernel", "k", "--serial", "tcp=1"], 2, &["--serial", "socket=PATH"]);
     refuses(&["--kernel", "k", "--serial", "stdio", "--console"], 2, &["--console", "--serial"]);
     refuses(&["--kernel", "k", "--on-reset", "again"], 2, &["--on-reset <restart|exit>", "again"]);
@@ -299,5 +310,22 @@ fn a_tap_without_permission_is_told_so() {
     assert_eq!(code, 1, "{text}");
     for part in ["tap \"tap0\"", "ermission"] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+#[test]
+fn a_host_without_vhost_is_told_which_module_to_load() {
+    let setup = "ip tuntap add mode tap name tap0 && mount -t tmpfs none /dev && mkdir /dev/net \
+                 && mknod /dev/net/tun c 10 200 && mknod /dev/kvm c 10 232";
+    for (flag, value, module) in
+        [("--net", "tap=tap0,vhost", "vhost_net"), ("--vsock", "cid=3,vhost", "vhost_vsock")]
+    {
+        let (code, text) = in_namespaces(setup, &microvm(), None, &[flag, value]);
+        assert_eq!(code, 1, "{text}");
+        let said = format!(
+            "{flag} vhost: /dev/{} does not exist; load the kernel module {module}",
+            module.replace('_', "-")
+        );
+        assert!(text.contains(&said), "{text}");
     }
 }

@@ -79,14 +79,15 @@ pub struct Args {
     #[arg(long, value_name = disk::SYNTAX, long_help = disk::HELP, value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     pub disk: Vec<Disk>,
     /// A network card on an existing tap or macvtap, on a socket where passt or QEMU listens, or on the open descriptor of
-    /// one of them; repeatable
+    /// one of them; repeatable. With vhost the host's kernel moves the packets (vhost-net)
     #[arg(long, value_name = nic::VALUE, value_parser = OsStringValueParser::new().try_map(Nic::parse))]
     pub net: Vec<Nic>,
     /// How many random bytes a second the guest may draw, such as 64K/s, and with +SIZE how many once at any speed
     #[arg(long, value_name = "limit=RATE", value_parser = OsStringValueParser::new().try_map(rng))]
     pub rng: Option<RateLimit>,
-    /// A socket device: programs connect to the Unix socket at PATH, the guest to those at PATH_PORT
-    #[arg(long, value_name = "cid=N,socket=PATH[,seqpacket=PATH]", value_parser = OsStringValueParser::new().try_map(vsock))]
+    /// A socket device: programs connect to the Unix socket at PATH, the guest to those at PATH_PORT; or with vhost both
+    /// to the host's AF_VSOCK, which its kernel serves
+    #[arg(long, value_name = "cid=N,socket=PATH[,seqpacket=PATH]|cid=N,vhost", value_parser = OsStringValueParser::new().try_map(vsock))]
     pub vsock: Option<Sockets>,
     /// Where the serial port goes: stdio, none, file=FILE or socket=PATH [default: stdio, or none with --console]
     #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(serial))]
@@ -152,8 +153,8 @@ pub struct Port {
 #[derive(Clone, Debug)]
 pub struct Sockets {
     pub cid: Cid,
-    /// For streams.
-    pub socket: PathBuf,
+    /// For streams; without one the host's kernel serves the device.
+    pub socket: Option<PathBuf>,
     /// For sequential packets.
     pub seqpacket: Option<PathBuf>,
 }
@@ -209,14 +210,21 @@ fn rng(text: OsString) -> Result<RateLimit, KeyValueError> {
 }
 
 pub fn vsock(text: OsString) -> Result<Sockets, KeyValueError> {
-    let keys = KeyValues::parse(&text, &["cid=N", "socket=PATH", "seqpacket=PATH"])?;
+    let keys = KeyValues::parse(&text, &["cid=N", "socket=PATH", "seqpacket=PATH", "vhost"])?;
     let missing = |key| KeyValueError::Missing { key };
     let path = |key| keys.value(key).map(PathBuf::from);
-    Ok(Sockets {
-        cid: keys.parsed("cid")?.ok_or(missing("cid=N"))?,
-        socket: path("socket").ok_or(missing("socket=PATH"))?,
-        seqpacket: path("seqpacket"),
-    })
+    let vhost = keys.flag("vhost")?;
+    for key in ["socket", "seqpacket"] {
+        if vhost && keys.value(key).is_some() {
+            let reason = "with vhost programs use the host's AF_VSOCK, not Unix sockets".to_owned();
+            return Err(KeyValueError::Wrong { key: key.to_owned(), reason });
+        }
+    }
+    let socket = path("socket");
+    if !vhost && socket.is_none() {
+        return Err(missing("socket=PATH"));
+    }
+    Ok(Sockets { cid: keys.parsed("cid")?.ok_or(missing("cid=N"))?, socket, seqpacket: path("seqpacket") })
 }
 
 fn serial(text: OsString) -> Result<SerialLine, String> {

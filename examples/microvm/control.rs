@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use ossature::boot::x86_64::smbios::Uuid;
 use ossature::legacy::{Generation, GenerationId, PowerButton};
 use ossature::virtio::blk::BlkHandle;
-use ossature::virtio::net::NetHandle;
+use ossature::virtio::net::LinkHandle;
 use ossature::vmm::error_chain;
 use ossature::vmm::machine::{MachineEvent, MachineHandle};
 use ossature::vmm::program::parse_size;
 
-use crate::devices::{self, Virtio};
+use crate::devices::{self, VSOCK, Virtio};
 use crate::disk::Disk;
 use crate::nic::Nic;
 use crate::snapshot::Snapshots;
@@ -49,7 +49,7 @@ pub struct Control {
     generation: Option<Generation>,
     virtio: Mutex<Virtio>,
     disks: Mutex<BTreeMap<String, BlkHandle>>,
-    nics: Mutex<BTreeMap<String, NetHandle>>,
+    links: Mutex<BTreeMap<String, LinkHandle>>,
     snapshots: Snapshots,
 }
 
@@ -60,11 +60,11 @@ impl Control {
         generation: Option<Generation>,
         virtio: Virtio,
         disks: BTreeMap<String, BlkHandle>,
-        nics: BTreeMap<String, NetHandle>,
+        links: BTreeMap<String, LinkHandle>,
         snapshots: Snapshots,
     ) -> Self {
-        let (virtio, disks, nics) = (Mutex::new(virtio), Mutex::new(disks), Mutex::new(nics));
-        Self { machine, button, generation, virtio, disks, nics, snapshots }
+        let (virtio, disks, links) = (Mutex::new(virtio), Mutex::new(disks), Mutex::new(links));
+        Self { machine, button, generation, virtio, disks, links, snapshots }
     }
 
     /// Serves whoever connects, each on a thread of its own, until the process ends: requests wait for vCPUs, which the
@@ -167,17 +167,18 @@ impl Control {
         let nic = Nic::parse(OsString::from(keys))?;
         let mut virtio = self.virtio()?;
         let id = virtio.next("net");
-        let (device, handle) = nic.device()?;
-        self.machine.add_device(virtio.device(id.clone(), device))?;
-        self.nics().insert(id.clone(), handle);
+        let (device, link) = nic.device(&id, virtio.runtime())?;
+        self.machine.add_device(virtio.plug(id.clone(), device))?;
+        self.links().insert(id.clone(), link);
         Ok(format!("ok {id}"))
     }
 
     fn add_vsock(&self, keys: &str) -> Result<String> {
         let sockets = args::vsock(OsString::from(keys))?;
-        let device = self.virtio()?.device("vsock", devices::vsock(&sockets)?);
-        self.machine.add_device(device)?;
-        Ok("ok vsock".to_owned())
+        let mut virtio = self.virtio()?;
+        let device = devices::vsock(&sockets, virtio.runtime())?;
+        self.machine.add_device(virtio.plug(VSOCK, device))?;
+        Ok(format!("ok {VSOCK}"))
     }
 
     /// The way onto the PCI bus: nowhere else do guests notice what comes and goes.
@@ -193,8 +194,8 @@ impl Control {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn nics(&self) -> MutexGuard<'_, BTreeMap<String, NetHandle>> {
-        self.nics.lock().unwrap_or_else(PoisonError::into_inner)
+    fn links(&self) -> MutexGuard<'_, BTreeMap<String, LinkHandle>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, id: &str) -> Result<String> {
@@ -219,11 +220,11 @@ impl Control {
 
     /// A guest gives devices up without being asked, too: those have no metrics any more.
     fn forget_what_has_gone(&self) {
-        let (mut disks, mut nics) = (self.disks(), self.nics());
+        let (mut disks, mut links) = (self.disks(), self.links());
         let mut there = BTreeSet::new();
         self.machine.metrics(&mut |scope, _, _| _ = there.insert(scope.to_owned()));
         disks.retain(|id, _| there.contains(id));
-        nics.retain(|id, _| there.contains(id));
+        links.retain(|id, _| there.contains(id));
     }
 
     fn resize(&self, id: &str, size: &str) -> Result<String> {
@@ -245,8 +246,8 @@ impl Control {
 
     fn link(&self, id: &str, up: bool) -> Result<String> {
         self.forget_what_has_gone();
-        let card = self.nics().get(id).cloned();
-        card.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
+        let link = self.links().get(id).cloned();
+        link.ok_or_else(|| format!("there is no network card {id:?}"))?.set_link(up);
         ok()
     }
 }

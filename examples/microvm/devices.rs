@@ -16,9 +16,11 @@ use ossature::virtio::blk::BlkHandle;
 use ossature::virtio::console::{
     Console, ConsoleInput, ConsoleOutput, ConsolePort, ConsoleWindow, PortSocket,
 };
-use ossature::virtio::net::NetHandle;
-use ossature::virtio::vsock::{HostSocket, Vsock};
-use ossature::virtio::{LocalDevice, MmioInterrupt, Rng, VirtioMmio, VirtioPci};
+use ossature::virtio::net::LinkHandle;
+use ossature::virtio::vsock::{HostSocket, VhostVsock, Vsock};
+use ossature::virtio::{
+    Local, LocalDevice, MmioInterrupt, Rng, Runtime, VirtioDevice, VirtioMmio, VirtioPci,
+};
 use ossature::vmm::machine::{MachineBuilder, MachineHandle};
 use ossature::vmm::program::raise_descriptor_limit;
 
@@ -29,6 +31,8 @@ use crate::{disk, identity, snapshot};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
 const OWN_LINES: usize = 12;
+/// The id of the socket device, of which there is one.
+pub const VSOCK: &str = "vsock";
 
 /// What is left to its VMM of the devices that a machine has.
 pub struct Devices {
@@ -44,8 +48,8 @@ pub struct Devices {
     pub virtio: Virtio,
     /// The disks, by id.
     pub disks: BTreeMap<String, BlkHandle>,
-    /// The network cards, by id.
-    pub nics: BTreeMap<String, NetHandle>,
+    /// The links of network cards, by id.
+    pub links: BTreeMap<String, LinkHandle>,
     /// Feeds the console for as long as it lives.
     _keyboard: Option<Hosted<KeyFilter>>,
 }
@@ -95,15 +99,16 @@ impl Devices {
             disks.insert(id.to_string(), handle);
             builder = builder.device(virtio.device(id.to_string(), device));
         }
-        let mut nics = BTreeMap::new();
+        let mut links = BTreeMap::new();
         for nic in &args.net {
             let id = virtio.next("net");
-            let (device, handle) = nic.device()?;
-            nics.insert(id.clone(), handle);
-            builder = builder.device(virtio.device(id, device));
+            let (device, link) = nic.device(&id, virtio.runtime())?;
+            links.insert(id.clone(), link);
+            builder = builder.device(virtio.plug(id, device));
         }
         if let Some(sockets) = &args.vsock {
-            builder = builder.device(virtio.device("vsock", vsock(sockets)?));
+            let device = vsock(sockets, virtio.runtime())?;
+            builder = builder.device(virtio.plug(VSOCK, device));
         }
         let (mut keyboard, mut window, mut ports) = (None, None, Vec::new());
         if args.console {
@@ -127,7 +132,7 @@ impl Devices {
             builder = builder.device(virtio.device("console", Box::new(console)));
         }
         let generation = handle;
-        Ok((builder, Self { button, generation, stamps, window, virtio, disks, nics, _keyboard: keyboard }))
+        Ok((builder, Self { button, generation, stamps, window, virtio, disks, links, _keyboard: keyboard }))
     }
 }
 
@@ -160,16 +165,27 @@ impl Virtio {
         name
     }
 
-    /// The device behind its transport.
+    /// What serves them.
+    pub fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::new(self.here.clone())
+    }
+
+    /// The device, served here, behind its transport.
     pub fn device(&mut self, id: impl Into<String>, device: Box<dyn LocalDevice>) -> Box<dyn Device> {
-        let here = Arc::new(self.here.clone());
+        let id = id.into();
+        let device = Local::new(id.clone(), device, self.runtime());
+        self.plug(id, Box::new(device))
+    }
+
+    /// The device, wherever it is served, behind its transport.
+    pub fn plug(&mut self, id: impl Into<String>, device: Box<dyn VirtioDevice>) -> Box<dyn Device> {
         if let Some(bus) = &self.bus {
-            return Box::new(VirtioPci::new(id, device, here, bus));
+            return Box::new(VirtioPci::from_device(id, device, bus));
         }
         // Linux needs no true interrupt status, and then no interrupt costs an exit.
         let interrupt = if self.lines > 0 { MmioInterrupt::AlwaysSet } else { MmioInterrupt::SharedLine };
         self.lines = self.lines.saturating_sub(1);
-        Box::new(VirtioMmio::new(id, device, here).with_interrupt(interrupt))
+        Box::new(VirtioMmio::from_device(id, device).with_interrupt(interrupt))
     }
 }
 
@@ -199,17 +215,22 @@ fn console_port(port: &Port) -> Result<ConsolePort> {
     Ok(if port.hold { made.hold_output() } else { made })
 }
 
-pub fn vsock(sockets: &Sockets) -> Result<Box<dyn LocalDevice>> {
+/// The socket device, served on `runtime` or by the host's kernel.
+pub fn vsock(sockets: &Sockets, runtime: Arc<dyn Runtime>) -> Result<Box<dyn VirtioDevice>> {
+    let Some(path) = &sockets.socket else {
+        let device = VhostVsock::new(sockets.cid).map_err(|e| format!("--vsock vhost: {e}"))?;
+        return Ok(device.on(VSOCK, runtime)?);
+    };
     // Each connection takes a descriptor.
     raise_descriptor_limit()?;
     let mut device = Vsock::new(sockets.cid)?;
-    let socket = HostSocket::bind(&sockets.socket).map_err(|e| format!("--vsock socket: {e}"))?;
+    let socket = HostSocket::bind(path).map_err(|e| format!("--vsock socket: {e}"))?;
     device = device.with_socket(socket)?;
     if let Some(path) = &sockets.seqpacket {
         let socket = HostSocket::bind_seqpacket(path).map_err(|e| format!("--vsock seqpacket: {e}"))?;
         device = device.with_socket(socket)?;
     }
-    Ok(Box::new(device))
+    Ok(Box::new(Local::new(VSOCK, Box::new(device), runtime)))
 }
 
 fn on_key(machine: &MachineHandle) -> impl Fn(Escape) + Send + 'static {

@@ -95,8 +95,8 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
     machine.start()?;
     if let Some(listener) = listener {
-        let Devices { button, generation, virtio, disks, nics, .. } = devices;
-        Control::new(machine.handle(), button, generation, virtio, disks, nics, snapshots.clone())
+        let Devices { button, generation, virtio, disks, links, .. } = devices;
+        Control::new(machine.handle(), button, generation, virtio, disks, links, snapshots.clone())
             .serve(listener)?;
     }
     let outcome = machine.wait_on(&here)?;

@@ -3,17 +3,18 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ossature::bus::RateLimits;
-use ossature::virtio::LocalDevice;
-use ossature::virtio::net::{Mac, Mtu, Net, NetHandle, NetIo, StreamSocket, Tap};
+use ossature::virtio::net::{LinkHandle, Mac, Mtu, Net, NetIo, StreamSocket, Tap, VhostNet};
+use ossature::virtio::{Local, Runtime, VirtioDevice};
 use ossature::vmm::program::{KeyValueError, KeyValues, inherited_descriptor, parse_rate};
 
 use crate::Result;
 
-pub const VALUE: &str = "tap=NAME|macvtap=NAME|socket=PATH|fd=N[,mac=MAC][,queues=N][,mtu=N][,limit=RATE][,packets=RATE][,pcap=FILE]";
+pub const VALUE: &str = "tap=NAME|macvtap=NAME|socket=PATH|fd=N[,mac=MAC][,queues=N][,mtu=N][,limit=RATE][,packets=RATE][,pcap=FILE][,vhost[=on|off]]";
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "tap=NAME",
     "macvtap=NAME",
     "socket=PATH",
@@ -24,6 +25,7 @@ const KEYS: [&str; 10] = [
     "limit=RATE",
     "packets=RATE",
     "pcap=FILE",
+    "vhost",
 ];
 const ONE_OF: &str = "one of tap=NAME, macvtap=NAME, socket=PATH and fd=N";
 /// Bytes of each packet in a capture: all of the longest.
@@ -39,6 +41,8 @@ pub struct Nic {
     mtu: Option<Mtu>,
     limits: RateLimits,
     pcap: Option<PathBuf>,
+    /// The host's kernel moves the packets.
+    vhost: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +52,9 @@ enum Network {
     Socket(PathBuf),
     Descriptor(u32),
 }
+
+/// A network card, and what controls its link.
+pub type Card = (Box<dyn VirtioDevice>, LinkHandle);
 
 fn wrong(key: &str, reason: &str) -> KeyValueError {
     KeyValueError::Wrong { key: key.to_owned(), reason: reason.to_owned() }
@@ -75,6 +82,20 @@ impl Nic {
         if queues > 1 && !matches!(network, Network::Tap(_) | Network::Macvtap(_)) {
             return Err(wrong("queues", "only a tap or macvtap has more than one pair"));
         }
+        let vhost = keys.flag("vhost")?;
+        if vhost {
+            if let Network::Socket(_) = network {
+                return Err(wrong("vhost", "vhost-net works on a tap or macvtap, not on a socket"));
+            }
+            for key in ["limit", "packets", "pcap"] {
+                if keys.value(key).is_some() {
+                    return Err(wrong(
+                        key,
+                        "with vhost the host's kernel moves the packets, and nobody counts or sees them",
+                    ));
+                }
+            }
+        }
         Ok(Self {
             mac: keys.parsed("mac")?.unwrap_or_else(|| Mac::derived(&name)),
             mtu: keys.parsed("mtu")?,
@@ -83,36 +104,51 @@ impl Nic {
                 keys.parsed_by("packets", parse_rate)?,
             ),
             pcap: keys.value("pcap").map(PathBuf::from),
+            vhost,
             network,
             queues,
         })
     }
 
-    /// The card, plugged in, and what controls it while it runs.
-    pub fn device(&self) -> Result<(Box<dyn LocalDevice>, NetHandle)> {
-        match &self.network {
-            Network::Tap(name) if self.queues == 1 => self.plug_in([Tap::open(name)?]),
-            Network::Tap(name) => self.plug_in(Tap::open_queues(name, self.queues)?),
-            Network::Macvtap(name) => self.plug_in(Tap::open_macvtap(name, self.queues)?),
-            Network::Socket(path) => self.plug_in([StreamSocket::connect(path)?]),
+    /// The card `id`, plugged in and served on `runtime`, and what controls its link while it runs.
+    pub fn device(&self, id: &str, runtime: Arc<dyn Runtime>) -> Result<Card> {
+        let taps = match &self.network {
+            Network::Tap(name) if self.queues == 1 => vec![Tap::open(name)?],
+            Network::Tap(name) => Tap::open_queues(name, self.queues)?,
+            Network::Macvtap(name) => Tap::open_macvtap(name, self.queues)?,
+            Network::Socket(path) => return self.plug_in([StreamSocket::connect(path)?], id, runtime),
             Network::Descriptor(number) => {
                 let failed = |e: &dyn std::fmt::Display| format!("--net fd={number}: {e}");
                 let open = || inherited_descriptor(*number).map_err(|e| failed(&e));
                 match Tap::from_fd(open()?) {
-                    Ok(tap) => self.plug_in([tap]),
+                    Ok(tap) => vec![tap],
+                    Err(tap_error) if self.vhost => return Err(failed(&tap_error).into()),
                     Err(tap_error) => match StreamSocket::from_fd(open()?) {
-                        Ok(socket) => self.plug_in([socket]),
-                        Err(socket_error) => Err(format!("{}; {socket_error}", failed(&tap_error)).into()),
+                        Ok(socket) => return self.plug_in([socket], id, runtime),
+                        Err(socket_error) => {
+                            return Err(format!("{}; {socket_error}", failed(&tap_error)).into());
+                        }
                     },
                 }
             }
+        };
+        if !self.vhost {
+            return self.plug_in(taps, id, runtime);
         }
+        let mut card = VhostNet::new(taps, self.mac).map_err(|e| format!("--net vhost: {e}"))?;
+        if let Some(mtu) = self.mtu {
+            card = card.with_mtu(mtu);
+        }
+        let link = card.link();
+        Ok((card.on(id, runtime), link))
     }
 
     fn plug_in<I: NetIo>(
         &self,
         ios: impl IntoIterator<Item = I>,
-    ) -> Result<(Box<dyn LocalDevice>, NetHandle)> {
+        id: &str,
+        runtime: Arc<dyn Runtime>,
+    ) -> Result<Card> {
         let mut card = Net::with_pairs(ios, self.mac)?.with_limits(self.limits, self.limits);
         if let Some(mtu) = self.mtu {
             card = card.with_mtu(mtu);
@@ -122,6 +158,6 @@ impl Nic {
             let file = File::create(path).map_err(|e| format!("--net pcap={}: {e}", path.display()))?;
             handle.start_capture(file, SNAP).map_err(|e| format!("--net pcap={}: {e}", path.display()))?;
         }
-        Ok((Box::new(card), handle))
+        Ok((Box::new(Local::new(id, Box::new(card), runtime)), handle.link()))
     }
 }

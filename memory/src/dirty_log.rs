@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::published::Published;
 use crate::slot::RamSlot;
-use crate::{Ram, host_page_size};
+use crate::{Dma, Ram, host_page_size};
 
 const BITS: usize = u64::BITS as usize;
 
@@ -16,6 +16,11 @@ pub enum DirtyLogError {
     /// The dirty pages of this RAM are logged already.
     #[error("the dirty pages of this guest's memory are already logged")]
     Running,
+    /// The host's kernel writes this RAM for a device ([`UnloggedWrites`]), and no log would be complete.
+    #[error(
+        "the host's kernel writes this guest's memory for a device (vhost), and no log of dirty pages sees that"
+    )]
+    Unlogged,
     /// A page that is said to be dirty is not RAM, or not any more.
     #[error("guest memory {addr:#x} is said to be dirty, and is not RAM")]
     NotRam {
@@ -95,9 +100,7 @@ impl DirtyLog {
     /// paused, or treat all RAM as dirty once afterwards.
     pub fn start(ram: &Ram) -> Result<Self, DirtyLogError> {
         let published = ram.published();
-        if !published.begin_log() {
-            return Err(DirtyLogError::Running);
-        }
+        published.begin_log()?;
         let (slots, generation) = published.slots();
         Ok(Self {
             published: published.clone(),
@@ -189,6 +192,40 @@ impl Drop for DirtyLog {
     fn drop(&mut self) {
         self.slots.iter().for_each(|slot| slot.ram.dirty().stop());
         self.published.end_log();
+    }
+}
+
+/// Somebody writes guest memory where no [`DirtyLog`] sees it, such as the host's kernel for a vhost device. While it
+/// exists, no log can be started.
+///
+/// ```
+/// use ossature_memory::{DirtyLog, DirtyLogError, Ram, RamConfig, UnloggedWrites};
+///
+/// let ram = Ram::new(&RamConfig::new(1 << 20))?;
+/// let writes = UnloggedWrites::begin(&ram.dma())?;
+/// assert_eq!(DirtyLog::start(&ram).unwrap_err(), DirtyLogError::Unlogged);
+/// drop(writes);
+/// let log = DirtyLog::start(&ram)?;
+/// assert_eq!(UnloggedWrites::begin(&ram.dma()).unwrap_err(), DirtyLogError::Running);
+/// # drop(log);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "logs can be started again when this is dropped"]
+pub struct UnloggedWrites(Arc<Published>);
+
+impl UnloggedWrites {
+    /// Says that the memory that `dma` shows is going to be written. Fails while a log exists, which would miss it.
+    pub fn begin(dma: &Dma) -> Result<Self, DirtyLogError> {
+        let published = dma.published();
+        published.begin_unlogged()?;
+        Ok(Self(published.clone()))
+    }
+}
+
+impl Drop for UnloggedWrites {
+    fn drop(&mut self) {
+        self.0.end_unlogged();
     }
 }
 

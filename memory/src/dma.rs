@@ -76,6 +76,10 @@ impl Dma {
         Self { now: published.snapshot(), published }
     }
 
+    pub(crate) fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
     /// Makes it a view of RAM as it is now, with all slots that were added and without those that were removed. Returns
     /// true if anything has changed: what was made of the view before, such as a [`Window`] or a [`Run`], is then of
     /// the past.

@@ -80,7 +80,7 @@ mod window;
 
 pub use config::{Backing, FileBacking, MMIO_GAP, RamConfig};
 pub use dirty::DirtyBitmap;
-pub use dirty_log::{DirtyLog, DirtyLogError, DirtyPages};
+pub use dirty_log::{DirtyLog, DirtyLogError, DirtyPages, UnloggedWrites};
 pub use discard::DiscardError;
 pub use dma::{Dma, DmaError};
 pub use error::RamError;

@@ -1,11 +1,11 @@
 //! The memory map that all views of a guest's RAM follow: a version of it, and where the newest one is.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::{GuestMmap, RamSlot, Window};
+use crate::{DirtyLogError, GuestMmap, RamSlot, Window};
 
 /// Guest-physical addresses that are RAM from the first to the last, as [`Dma::run`](crate::Dma::run) finds them. To
 /// check one range after the other, look into the run of the one before first: it nearly always holds the next one too.
@@ -65,9 +65,12 @@ impl Snapshot {
 pub(crate) struct Published {
     generation: AtomicU64,
     newest: Mutex<Newest>,
-    /// True if a [`DirtyLog`](crate::DirtyLog) takes the marks of the map's regions.
-    logged: AtomicBool,
+    /// [`LOGGED`] if a [`DirtyLog`](crate::DirtyLog) takes the marks of the map's regions, or else how many write where
+    /// none would see it.
+    writers: AtomicU32,
 }
+
+const LOGGED: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Newest {
@@ -80,7 +83,7 @@ impl Published {
     /// Publishes the first version.
     pub(crate) fn new(mem: Arc<GuestMmap>, slots: Vec<RamSlot>) -> Self {
         let newest = Newest { map: Snapshot::new(mem, 0), slots: slots.into() };
-        Self { generation: AtomicU64::new(0), newest: Mutex::new(newest), logged: AtomicBool::new(false) }
+        Self { generation: AtomicU64::new(0), newest: Mutex::new(newest), writers: AtomicU32::new(0) }
     }
 
     /// Returns true if the version of that generation is the newest. Whoever was told of a change by the thread that
@@ -110,13 +113,28 @@ impl Published {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
-    /// Returns true if writes were not logged before.
-    pub(crate) fn begin_log(&self) -> bool {
-        !self.logged.swap(true, Ordering::AcqRel)
+    /// Has writes logged, of which there must be none that the log would not see.
+    pub(crate) fn begin_log(&self) -> Result<(), DirtyLogError> {
+        match self.writers.compare_exchange(0, LOGGED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(LOGGED) => Err(DirtyLogError::Running),
+            Err(_) => Err(DirtyLogError::Unlogged),
+        }
     }
 
     pub(crate) fn end_log(&self) {
-        self.logged.store(false, Ordering::Release);
+        self.writers.store(0, Ordering::Release);
+    }
+
+    /// Counts one more who writes where no log sees it.
+    pub(crate) fn begin_unlogged(&self) -> Result<(), DirtyLogError> {
+        let more = |writers: u32| writers.checked_add(1).filter(|more| *more < LOGGED);
+        let counted = self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        counted.map(drop).map_err(|_| DirtyLogError::Running)
+    }
+
+    pub(crate) fn end_unlogged(&self) {
+        self.writers.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn newest(&self) -> MutexGuard<'_, Newest> {

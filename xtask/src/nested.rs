@@ -30,6 +30,8 @@ const MODULES: &[&str] = &[
     "loop",
     "dm-mod",
     "ext4",
+    "vhost_net",
+    "vhost_vsock",
 ];
 
 /// Environment of the calling process that jobs see too.

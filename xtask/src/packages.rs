@@ -29,6 +29,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("socat", "socat"),
     ("strace", "strace"),
     ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
     ("valgrind", "valgrind"),
     ("xz", "xz-utils"),
 ];

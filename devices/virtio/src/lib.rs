@@ -130,6 +130,8 @@ mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod transport;
+#[cfg(feature = "vhost")]
+pub mod vhost;
 #[cfg(test)]
 mod virtio_queue_traps;
 pub mod vsock;

@@ -40,6 +40,11 @@ pub(super) fn show<'a>(
     show("tx_packets", "Packets from the guest that were sent.", |c| c.tx_packets.get());
     show("tx_bytes", "Bytes in packets from the guest that were sent.", |c| c.tx_bytes.get());
     show("tx_dropped_packets", "Packets from the guest that were dropped.", |c| c.tx_dropped.get());
+    show_control(sum(|c| c.host_errors.get()), control, visitor);
+}
+
+/// Shows what a control queue has counted, and the host's errors with those `beside` it.
+pub(super) fn show_control(beside: u64, control: &ControlCounters, visitor: &mut dyn MetricVisitor) {
     visitor.counter(
         "control_commands",
         "Commands of the driver that were carried out.",
@@ -50,6 +55,6 @@ pub(super) fn show<'a>(
         "Commands of the driver that were refused.",
         control.refused.get(),
     );
-    let errors = sum(|c| c.host_errors.get()).wrapping_add(control.host_errors.get());
+    let errors = beside.wrapping_add(control.host_errors.get());
     visitor.counter("host_errors", "Failures of the host that the device met.", errors);
 }

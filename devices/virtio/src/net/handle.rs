@@ -8,15 +8,16 @@ use ossature_bus::RateLimits;
 
 use super::shared::Card;
 
-/// Controls a network card from any thread, for as long as one likes.
+/// Controls the link of a network card from any thread, whoever moves its packets.
 #[derive(Clone, Debug)]
-pub struct NetHandle(pub(super) Arc<Card>);
+pub struct LinkHandle(pub(super) Arc<Card>);
 
-impl NetHandle {
+impl LinkHandle {
     /// Plugs the cable in or pulls it out: the guest is told. While the link is down, packets are lost in both
     /// directions. The card is made with its link up.
     pub fn set_link(&self, up: bool) {
         self.0.change(|set| set.link_down = !up);
+        self.0.link_changed();
         self.0.raise();
     }
 
@@ -24,6 +25,27 @@ impl NetHandle {
     pub fn announce(&self) {
         self.0.change(|set| set.announce = true);
         self.0.raise();
+    }
+}
+
+/// Controls a network card from any thread, for as long as one likes.
+#[derive(Clone, Debug)]
+pub struct NetHandle(pub(super) Arc<Card>);
+
+impl NetHandle {
+    /// What controls its link alone.
+    pub fn link(&self) -> LinkHandle {
+        LinkHandle(Arc::clone(&self.0))
+    }
+
+    /// See [`LinkHandle::set_link`].
+    pub fn set_link(&self, up: bool) {
+        self.link().set_link(up);
+    }
+
+    /// See [`LinkHandle::announce`].
+    pub fn announce(&self) {
+        self.link().announce();
     }
 
     /// Other limits on packets to the guest, and on packets from it. An operation is a packet.

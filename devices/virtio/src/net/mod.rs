@@ -33,6 +33,8 @@ mod shared;
 mod stream;
 mod tap;
 mod tx;
+#[cfg(feature = "vhost")]
+mod vhost;
 mod worker;
 
 use std::sync::Arc;
@@ -53,13 +55,15 @@ use self::settings::{Settings, VERSION};
 use self::shared::{Card, Pair, Shared};
 use self::worker::NetWorker;
 use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
-pub use handle::NetHandle;
+pub use handle::{LinkHandle, NetHandle};
 pub use header::HEADER_LEN;
 pub use io::{NetIo, Offloads, Unsent};
 pub use mac::{Mac, MacError};
 pub use mtu::{Mtu, MtuError};
 pub use stream::{StreamError, StreamSocket};
 pub use tap::{Tap, TapError};
+#[cfg(feature = "vhost")]
+pub use vhost::VhostNet;
 
 const QUEUE_SIZE: u16 = 256;
 /// Commands are few, and Linux sends one after the other.

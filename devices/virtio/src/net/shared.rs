@@ -1,7 +1,7 @@
 //! What the parts of a card have in common: its workers, the control plane, and the VMM's handles.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use ossature_bus::{Event, EventSink, RateLimiter, RateLimits};
 
@@ -19,12 +19,23 @@ pub(super) struct Card {
     generation: AtomicU32,
     /// Tells a driver that runs.
     config: Mutex<Option<ConfigInterrupt>>,
+    /// Where no worker of ours looks at the link.
+    on_link: OnceLock<OnLink>,
     pub(super) counters: ControlCounters,
     pub(super) capture: Capture,
     /// Of packets to the guest.
     pub(super) rx_limiter: RateLimiter,
     /// Of packets from the guest.
     pub(super) tx_limiter: RateLimiter,
+}
+
+/// Called when the link has gone up or down.
+pub(super) struct OnLink(pub(super) Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnLink")
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -37,6 +48,7 @@ impl Card {
             settings: Mutex::new(settings),
             generation: AtomicU32::new(1),
             config: Mutex::default(),
+            on_link: OnceLock::new(),
             counters: ControlCounters::default(),
             capture: Capture::default(),
             rx_limiter: RateLimiter::new(RateLimits::default()),
@@ -70,6 +82,20 @@ impl Card {
     /// Tells a driver of changes from now on, or none.
     pub(super) fn connect(&self, config: Option<ConfigInterrupt>) {
         *lock(&self.config) = config;
+    }
+
+    /// Has `f` called when the link has gone up or down. Once for a card.
+    #[cfg(feature = "vhost")]
+    pub(super) fn on_link(&self, f: impl Fn() + Send + Sync + 'static) {
+        // There is no second time.
+        let _ = self.on_link.set(OnLink(Box::new(f)));
+    }
+
+    /// The link has gone up or down.
+    pub(super) fn link_changed(&self) {
+        if let Some(OnLink(f)) = self.on_link.get() {
+            f();
+        }
     }
 
     /// Tells the driver that configuration space reads otherwise.

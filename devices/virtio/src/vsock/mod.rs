@@ -22,6 +22,8 @@ mod packet;
 mod rx;
 mod table;
 mod tx;
+#[cfg(feature = "vhost")]
+mod vhost;
 mod worker;
 
 use std::io;
@@ -37,6 +39,8 @@ use self::worker::{VsockWorker, lock};
 use crate::{Activation, DeviceInfo, DeviceType, LocalDevice, Worker};
 pub use cid::{Cid, CidError};
 pub use host::{Connect, HostSocket, HostSocketError};
+#[cfg(feature = "vhost")]
+pub use vhost::VhostVsock;
 
 /// The queue of buffers for packets to the guest.
 const RX: u16 = 0;

@@ -52,7 +52,8 @@ fn ip(args: &str) {
 fn taps_of_the_kernel() {
     match std::env::var(INSIDE).as_deref() {
         // Others than root are root in a namespace of theirs, and know no second user there.
-        Err(_) if root() => again(&["unshare", "--net"], "root"),
+        // With a /sys that shows the namespace's interfaces.
+        Err(_) if root() => again(&["unshare", "--net", "--mount"], "root"),
         Err(_) => again(&["unshare", "--map-root-user", "--net"], "user"),
         Ok(stage @ ("root" | "user")) => {
             names_and_kinds();
@@ -67,7 +68,9 @@ fn taps_of_the_kernel() {
             several_queues();
             offloads_given_up();
             bursts();
+            segments_of_udp();
             if stage == "root" {
+                macvtaps();
                 ip("tuntap add mode tap name tap9 user 12345");
                 again(&["setpriv", "--bounding-set=-net_admin"], "unprivileged");
             }
@@ -144,8 +147,13 @@ fn frame(to: [u8; 6], kind: u16, body: &[u8]) -> Vec<u8> {
 
 /// Who has 10.0.0.1? Tell 10.0.0.2.
 fn arp_request() -> Vec<u8> {
+    arp_request_in(0)
+}
+
+/// The same in 10.`net`.0.0.
+fn arp_request_in(net: u8) -> Vec<u8> {
     let guest = GUEST.parse::<Mac>().unwrap().bytes();
-    let body = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[10, 0, 0, 2], &[0; 6], &[10, 0, 0, 1]].concat();
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &guest, &[10, net, 0, 2], &[0; 6], &[10, net, 0, 1]].concat();
     frame([0xff; 6], 0x0806, &body)
 }
 
@@ -158,10 +166,6 @@ fn send(rig: &mut Rig, packet: &[u8]) {
 
 fn packets_both_ways(net: &mut Net<Tap>) {
     ip("addr add 10.0.0.1/24 dev tap0");
-    let epoll = Epoll::new().unwrap();
-    epoll
-        .ctl(ControlOperation::Add, net.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0))
-        .unwrap();
     let mut rig = Rig::new(net, MRG_RXBUF);
 
     // Down: what the guest sends is lost, and the card goes on.
@@ -169,12 +173,21 @@ fn packets_both_ways(net: &mut Net<Tap>) {
     assert_eq!((counter(net, "tx_dropped_packets"), counter(net, "host_errors")), (1, 1));
 
     ip("link set tap0 up");
+    is_answered(net, rig, 0);
+}
+
+/// The host has 10.`net`.0.1, and says so.
+fn is_answered(card: &Net<Tap>, mut rig: Rig, net: u8) {
+    let epoll = Epoll::new().unwrap();
+    epoll
+        .ctl(ControlOperation::Add, card.pairs[0].io.fd().as_raw_fd(), EpollEvent::new(EventSet::IN, 0))
+        .unwrap();
     let buffers: Vec<_> = (0..32).map(|_| rig.put(&[0xcc; 2048])).collect();
     for buffer in &buffers {
         rig.offer(0, &[], &[*buffer]);
     }
-    send(&mut rig, &arp_request());
-    assert_eq!(counter(net, "tx_packets"), 1);
+    send(&mut rig, &arp_request_in(net));
+    assert_eq!(counter(card, "tx_packets"), 1);
     // The kernel's answer comes among what it sends when a link comes up.
     for buffer in buffers {
         let used = loop {
@@ -190,7 +203,7 @@ fn packets_both_ways(net: &mut Net<Tap>) {
         if frame[12..14] == [8, 6] {
             assert_eq!(frame[..6], GUEST.parse::<Mac>().unwrap().bytes());
             assert_eq!(frame[20..22], [0, 2], "an answer");
-            assert_eq!(frame[28..32], [10, 0, 0, 1]);
+            assert_eq!(frame[28..32], [10, net, 0, 1]);
             return;
         }
     }
@@ -378,4 +391,118 @@ fn bursts() {
     assert!(forbidden || sent <= PACKETS as u64 / 20, "{sent} calls for {PACKETS} packets");
     // One turn ends after 128 packets, and bursts begin with single ones.
     assert!(forbidden || received <= 20, "{received} calls for {BURST} packets");
+}
+
+/// A macvtap is one end of a veth pair, and the host has the other.
+fn macvtaps() {
+    let mounted = Command::new("mount").args(["-t", "sysfs", "sys", "/sys"]).status().unwrap();
+    assert!(mounted.success());
+    ip("link add veth0 type veth peer name veth1");
+    ip(&format!("link add link veth0 name macvtap0 address {GUEST} type macvtap mode bridge"));
+    for name in ["veth0", "veth1", "macvtap0"] {
+        ip(&format!("link set {name} up"));
+    }
+    ip("address add 10.4.0.1/24 dev veth1");
+    assert!(matches!(Tap::open_macvtap("veth0", 1).unwrap_err(), TapError::NotAMacvtap { .. }));
+    let taps = Tap::open_macvtap("macvtap0", 2).unwrap();
+    assert_eq!(taps.len(), 2);
+    drop(taps);
+    let mut taps = Tap::open_macvtap("macvtap0", 1).unwrap();
+    let mut net = Net::new(taps.remove(0), GUEST.parse().unwrap());
+    let rig = Rig::new(&mut net, MRG_RXBUF | CSUM | HOST_TSO4);
+    is_answered(&net, rig, 4);
+    assert_eq!(counter(&net, "host_errors"), 0);
+}
+
+/// The sum of big-endian words, as the checksums of IP have it.
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
+    let sum = words.fold(0, |sum, word| sum + word);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum + (sum >> 16)) as u16
+}
+
+/// USO: a datagram that is to be cut goes as one packet, either way, and is cut by whoever gets it.
+fn segments_of_udp() {
+    const SIZE: usize = 1000;
+    const COUNT: usize = 5;
+    const GUEST_CSUM: u128 = 1 << 1;
+    const GUEST_USO: u128 = 1 << 54 | 1 << 55;
+    const HOST_USO: u128 = 1 << 56;
+    const GSO_UDP_L4: u8 = 5;
+    ip("tuntap add mode tap name tap5");
+    ip("link set tap5 address 52:54:00:00:00:05 mtu 1500 up");
+    ip("address add 10.5.0.1/24 dev tap5");
+    ip("neigh replace 10.5.0.2 lladdr 52:54:00:12:34:56 dev tap5");
+    let tap = Tap::open("tap5").unwrap();
+    if !tap.offloads().uso {
+        println!("this kernel is older than Linux 6.2: it has no segments of UDP");
+        return;
+    }
+    let mut net = Net::new(tap, GUEST.parse().unwrap());
+    let offered = crate::LocalDevice::info(&net).features;
+    assert_eq!(offered & (HOST_USO | GUEST_USO), HOST_USO | GUEST_USO);
+    let datagrams: Vec<Vec<u8>> = (0..COUNT).map(|i| vec![b'a' + i as u8; SIZE]).collect();
+    let data = datagrams.concat();
+    let socket = UdpSocket::bind("10.5.0.1:0").unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+
+    // From the guest.
+    let mut rig = Rig::new(&mut net, MRG_RXBUF | CSUM | HOST_USO | GUEST_CSUM | GUEST_USO);
+    let udp_len = (8 + data.len() as u16).to_be_bytes();
+    let addresses = [10, 5, 0, 2, 10, 5, 0, 1];
+    let pseudo = [&addresses[..], &[0, 17], &udp_len].concat();
+    let port = socket.local_addr().unwrap().port().to_be_bytes();
+    let udp = [&[0x12, 0x34][..], &port, &udp_len, &sum(&pseudo).to_be_bytes(), &data].concat();
+    let len = (20 + udp.len() as u16).to_be_bytes();
+    let mut ip_header = [&[0x45, 0][..], &len, &[0, 0, 0, 0, 64, 17, 0, 0], &addresses].concat();
+    let checksum = !sum(&ip_header);
+    ip_header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut packet = frame([0x52, 0x54, 0, 0, 0, 5], 0x0800, &[ip_header, udp].concat());
+    let size = (SIZE as u16).to_le_bytes();
+    packet[..10].copy_from_slice(&[1, GSO_UDP_L4, 42, 0, size[0], size[1], 34, 0, 6, 0]);
+    send(&mut rig, &packet);
+    assert_eq!(counter(&net, "tx_packets"), 1, "one packet");
+    let mut buf = [0; 10_000];
+    for datagram in &datagrams {
+        let len = socket.recv(&mut buf).unwrap();
+        assert_eq!(buf[..len], **datagram);
+    }
+
+    // To the guest: in one packet if it accepts that, or else in several. Among what the kernel sends by itself.
+    segment(&socket, SIZE as libc::c_int);
+    let mut received = |rig: &mut Rig| {
+        let buffers: Vec<_> = (0..32).map(|_| rig.put(&[0xcc; 8000])).collect();
+        buffers.iter().for_each(|buffer| _ = rig.offer(0, &[], &[*buffer]));
+        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
+        let before: Vec<_> = std::iter::from_fn(|| rig.used(0)).collect();
+        socket.send_to(&data, "10.5.0.2:9").unwrap();
+        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
+        let used: Vec<_> = std::iter::from_fn(|| rig.used(0)).collect();
+        let packets = used.iter().zip(&buffers[before.len()..]).map(|(used, buffer)| {
+            let mut packet = rig.get(*buffer);
+            packet.truncate(used.len as usize);
+            packet
+        });
+        packets.filter(|packet| packet[24..26] == [8, 0] && packet[35] == 17).collect::<Vec<_>>()
+    };
+    let packets = received(&mut rig);
+    let [packet] = &*packets else { panic!("{} packets", packets.len()) };
+    assert_eq!((packet[1], &packet[4..6]), (GSO_UDP_L4, &size[..]));
+    assert!(packet[54..] == data);
+    drop(rig);
+    let mut rig = Rig::new(&mut net, MRG_RXBUF | CSUM | GUEST_CSUM);
+    let packets = received(&mut rig);
+    assert_eq!(packets.iter().map(|packet| packet[54..].to_vec()).collect::<Vec<_>>(), datagrams);
+    assert!(packets.iter().all(|packet| packet[1] == 0));
+}
+
+/// Has the kernel cut what is sent into datagrams of `size` bytes (`UDP_SEGMENT`, see udp(7)).
+#[allow(unsafe_code)]
+fn segment(socket: &UdpSocket, size: libc::c_int) {
+    let len = size_of_val(&size) as libc::socklen_t;
+    let size = (&raw const size).cast();
+    // SAFETY: the kernel reads one int, which outlives the call.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, size, len) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
