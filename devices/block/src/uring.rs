@@ -6,12 +6,13 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use ossature_bus::{DeviceError, DeviceEvent, Event, EventSink};
 use ossature_memory::{Dma, DmaIoError, Pinned};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::raw::space;
 use crate::{Completion, Engine, EngineSetup, Finished, Operation, RawFile, Submitted, SyncEngine};
@@ -27,8 +28,12 @@ const TRIES: u8 = 100;
 pub struct UringEngine {
     disk: Arc<RawFile>,
     events: EventSink,
-    /// The kernel signals it for each completion.
-    ready: Event,
+    /// Watches the ring, so that it is readable while completions wait in there, and not because of some that were read in
+    /// the turn that submitted them: those end no wait of the thread's, as an event that the kernel signals would.
+    ready: OwnedFd,
+    /// Watched too: the kernel is to be asked again.
+    retry: Event,
+    retries: bool,
     state: State,
     make_ring: fn(&UringEngine) -> io::Result<IoUring>,
     /// The memory of the newest request; others share it if theirs is the same.
@@ -87,11 +92,13 @@ impl std::fmt::Debug for UringEngine {
 impl UringEngine {
     /// An engine on `disk`.
     pub fn new(disk: Arc<RawFile>, setup: &EngineSetup) -> Result<Self, DeviceError> {
-        let ready = Event::new().map_err(|e| DeviceError::new("eventfd failed").with_source(e))?;
+        let (ready, retry) = watched().map_err(|e| DeviceError::new("epoll failed").with_source(e))?;
         Ok(Self {
             disk,
             events: setup.events.clone(),
             ready,
+            retry,
+            retries: false,
             state: State::New,
             make_ring: Self::ring,
             dma: None,
@@ -120,7 +127,10 @@ impl UringEngine {
         unsafe { ring.submission().push(&opcode::Nop::new().build()) }.map_err(io::Error::other)?;
         ring.submit_and_wait(1)?;
         ring.completion().next().ok_or(io::ErrorKind::Unsupported)?;
-        ring.submitter().register_eventfd(self.ready.as_raw_fd())?;
+        // SAFETY: the ring owns the descriptor, and lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        // Forgotten when the ring is closed.
+        epoll::add(&self.ready, fd, EventData::new_u64(0), EventFlags::IN)?;
         Ok(ring)
     }
 
@@ -170,6 +180,12 @@ impl UringEngine {
         Some(Completion::new(slot.token, Finished::new(moved, ended)))
     }
 
+    /// Has the thread make a turn, which asks the kernel again.
+    fn ask_again(&mut self) {
+        let _ = self.retry.signal();
+        self.retries = true;
+    }
+
     fn next_completion(&mut self) -> Option<cqueue::Entry> {
         match &mut self.state {
             State::Ring(ring) => ring.completion().next(),
@@ -207,6 +223,13 @@ impl UringEngine {
         self.free.pop();
         Ok(index)
     }
+}
+
+/// An epoll(7) instance that watches an event.
+fn watched() -> io::Result<(OwnedFd, Event)> {
+    let (epoll, event) = (epoll::create(CreateFlags::CLOEXEC)?, Event::new()?);
+    epoll::add(&epoll, &event, EventData::new_u64(0), EventFlags::IN)?;
+    Ok((epoll, event))
 }
 
 /// The ring is not there, or a slot: it cannot be.
@@ -336,14 +359,16 @@ impl Engine for UringEngine {
 
     fn start(&mut self) {
         let State::Ring(ring) = &self.state else { return };
+        if mem::take(&mut self.retries) {
+            let _ = self.retry.take();
+        }
         while self.queued > 0 {
             match ring.submit() {
                 Ok(taken) if taken > 0 => self.queued = self.queued.saturating_sub(taken),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
-                    // The kernel is short of something: it is asked again in the next turn.
-                    let _ = self.ready.signal();
-                    return;
+                    // The kernel is short of something.
+                    return self.ask_again();
                 }
             }
         }
