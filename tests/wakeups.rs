@@ -68,6 +68,11 @@ fn a_batch_on_a_file_costs_one_call_of_io_uring_where_it_takes_one_for_each_requ
         (uring.len() - none) as f64 / requests,
         sync.len() as f64 / requests,
     );
-    // One more tries the ring.
-    assert!(enters <= BATCHES as usize + 1, "{enters} calls for {BATCHES} batches");
+    // One more tries the ring. A turn that finds the next batch there already ends in the middle of it, and takes two calls
+    // for that one, and no wait.
+    assert!(2 * enters <= 3 * BATCHES as usize + 2, "{enters} calls for {BATCHES} batches");
+    // A wait, a submission and an interrupt. The file is in the page cache, so that the submission's own turn finds what
+    // was read, and nothing else ends a wait: a few batches may need one more.
+    let all = uring.len() - none;
+    assert!(2 * all <= 7 * BATCHES as usize, "{all} calls for {BATCHES} batches: {uring:?}");
 }

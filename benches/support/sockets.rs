@@ -18,6 +18,8 @@ const PACKET: u32 = 60 << 10;
 /// Of a batch: what a socket has room for.
 pub const BYTES: usize = 2 * PACKET as usize;
 const HEADER: u32 = 44;
+/// Where a header says how many bytes its sender has used.
+const FWD_CNT: u64 = 40;
 /// Of the guest's receive buffers: Linux's.
 const BUFFER: u32 = 4096;
 
@@ -77,10 +79,9 @@ impl Sockets {
         sockets.turn(HOST);
         sockets.rig.drivers[1].offer();
         sockets.turn(1);
-        if sends {
-            for place in headers {
-                sockets.rig.dma.write(place.addr, &header(WRITE, PACKET, 0)).unwrap();
-            }
+        let (op, len) = if sends { (WRITE, PACKET) } else { (CREDIT, 0) };
+        for place in headers {
+            sockets.rig.dma.write(place.addr, &header(op, len, 0)).unwrap();
         }
         sockets
     }
@@ -109,8 +110,9 @@ impl Sockets {
         self.rig.drivers[0].refill();
         self.turn(HOST);
         self.given = self.given.wrapping_add(BYTES as u32);
+        // The rest of the headers says CREDIT since the connection was made.
         for place in self.headers {
-            self.rig.dma.write(place.addr, &header(CREDIT, 0, self.given)).unwrap();
+            self.rig.dma.write_obj(GuestAddress(place.addr.0 + FWD_CNT), self.given.to_le()).unwrap();
         }
         self.rig.drivers[1].offer();
         self.turn(1);

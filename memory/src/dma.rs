@@ -205,6 +205,11 @@ impl Dma {
         Window::new(region.get_mmap(), addr.0, offset, len).ok_or(split)
     }
 
+    /// Returns true if writes to any of the RAM are tracked.
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.now.regions.iter().any(Window::is_tracked)
+    }
+
     /// Copies the bytes of `segments` into `buf`, as many as both have; returns how many.
     pub fn gather<'a>(&self, segments: impl Into<Segments<'a>>, buf: &mut [u8]) -> Result<usize, DmaError> {
         let mut rest = buf;

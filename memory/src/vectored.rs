@@ -27,23 +27,14 @@ const MANY: usize = 1024;
 /// Enough pieces for most transfers: a quarter of a KiB of stack instead of sixteen.
 const FEW: usize = 16;
 
-/// Pieces of guest memory as the kernel takes them, on the stack.
-struct IoVecs<const N: usize> {
-    array: [MaybeUninit<iovec>; N],
+/// Pieces of guest memory as the kernel takes them, in an array on the stack: one of [`MANY`] takes longer to move than to
+/// fill, so it stays where it is.
+struct IoVecs<'a> {
+    array: &'a mut [MaybeUninit<iovec>],
     len: usize,
 }
 
-impl<const N: usize> IoVecs<N> {
-    /// The first pieces of `segments`, as many as there is room for.
-    #[inline]
-    fn new(dma: &Dma, ends: Ends, segments: Segments<'_>) -> Result<Self, DmaError> {
-        let mut vecs = Self { array: [const { MaybeUninit::uninit() }; N], len: 0 };
-        vecs.extend(ends.head);
-        dma.pieces(segments, |piece| vecs.extend(Some(piece)))?;
-        vecs.extend(ends.tail);
-        Ok(vecs)
-    }
-
+impl IoVecs<'_> {
     /// Adds a piece if there is one, and room for it: once there is none, nothing further is added.
     #[inline]
     fn extend(&mut self, piece: Option<iovec>) {
@@ -51,10 +42,6 @@ impl<const N: usize> IoVecs<N> {
             room.write(piece);
             self.len += 1;
         }
-    }
-
-    fn as_ptr(&self) -> *const iovec {
-        self.array.as_ptr().cast()
     }
 }
 
@@ -191,12 +178,17 @@ impl Dma {
         segments: Segments<'_>,
         call: impl Fn(*const iovec, c_int) -> ssize_t,
     ) -> Result<usize, DmaIoError> {
-        let vecs = IoVecs::<N>::new(self, ends, segments)?;
-        if vecs.len == 0 {
+        let mut array = [const { MaybeUninit::uninit() }; N];
+        let mut vecs = IoVecs { array: &mut array, len: 0 };
+        vecs.extend(ends.head);
+        self.pieces(segments, |piece| vecs.extend(Some(piece)))?;
+        vecs.extend(ends.tail);
+        let len = vecs.len;
+        if len == 0 {
             return Ok(0);
         }
         loop {
-            if let Ok(done) = usize::try_from(call(vecs.as_ptr(), vecs.len as c_int)) {
+            if let Ok(done) = usize::try_from(call(array.as_ptr().cast(), len as c_int)) {
                 return Ok(done);
             }
             let error = io::Error::last_os_error();
@@ -226,6 +218,9 @@ impl Dma {
     }
 
     pub(crate) fn mark_dirty(&self, segments: Segments<'_>) {
+        if !self.is_tracked() {
+            return;
+        }
         for segment in segments.iter() {
             let len = segment.len as usize;
             if self.in_region(segment.addr, |region, at| region.mark_dirty(at, len)).is_some() {

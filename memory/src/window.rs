@@ -218,9 +218,15 @@ impl Window {
         Ok(at)
     }
 
+    /// Returns true if writes are tracked.
+    #[inline]
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.region.bitmap().is_on()
+    }
+
     #[inline]
     fn wrote(&self, offset: usize, len: usize) {
-        if self.region.bitmap().is_on() {
+        if self.is_tracked() {
             self.mark(offset, len);
         }
     }

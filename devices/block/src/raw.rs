@@ -279,14 +279,18 @@ const THREAD: &[Syscall] = beside_those_of_sync![
     "sigaltstack"
 ];
 
-/// The engine falls back to that of [`SYNC`]. Each queue that a driver starts has a ring and an event.
+/// The engine falls back to that of [`SYNC`]. Each queue that a driver starts has a ring, and what watches
+/// it.
 const URING: &[Syscall] = beside_those_of_sync![
+    "epoll_create1",
+    "epoll_ctl",
     "eventfd2",
     "io_uring_setup",
     "io_uring_register",
     "io_uring_enter",
     "mmap",
-    "munmap"
+    "munmap",
+    "read"
 ];
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use ossature_bus::{DeviceError, DeviceEvent, Event, EventSink};
 use ossature_memory::{Dma, DmaIoError, Pinned};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::raw::space;
 use crate::{Completion, Engine, EngineSetup, Finished, Operation, RawFile, Submitted, SyncEngine};
@@ -28,8 +29,12 @@ const TRIES: u8 = 100;
 pub struct UringEngine {
     disk: Arc<RawFile>,
     events: EventSink,
-    /// The kernel signals it for each completion.
-    ready: Event,
+    /// Watches the ring, so that it is readable while completions wait in there, and not because of some that were read in
+    /// the turn that submitted them: those end no wait of the thread's, as an event that the kernel signals would.
+    ready: OwnedFd,
+    /// Watched too: the kernel is to be asked again.
+    retry: Event,
+    retries: bool,
     state: State,
     make_ring: fn(&UringEngine) -> io::Result<IoUring>,
     /// The memory of the newest request; others share it if theirs is the same.
@@ -99,11 +104,13 @@ impl std::fmt::Debug for UringEngine {
 impl UringEngine {
     /// An engine on `disk`.
     pub fn new(disk: Arc<RawFile>, setup: &EngineSetup) -> Result<Self, DeviceError> {
-        let ready = Event::new().map_err(|e| DeviceError::new("eventfd failed").with_source(e))?;
+        let (ready, retry) = watched().map_err(|e| DeviceError::new("epoll failed").with_source(e))?;
         Ok(Self {
             disk,
             events: setup.events.clone(),
             ready,
+            retry,
+            retries: false,
             state: State::New,
             make_ring: Self::ring,
             dma: None,
@@ -134,7 +141,10 @@ impl UringEngine {
         unsafe { ring.submission().push(&opcode::Nop::new().build()) }.map_err(io::Error::other)?;
         ring.submit_and_wait(1)?;
         ring.completion().next().ok_or(io::ErrorKind::Unsupported)?;
-        ring.submitter().register_eventfd(self.ready.as_raw_fd())?;
+        // SAFETY: the ring owns the descriptor, and lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        // Forgotten when the ring is closed.
+        epoll::add(&self.ready, fd, EventData::new_u64(0), EventFlags::IN)?;
         Ok(ring)
     }
 
@@ -169,7 +179,7 @@ impl UringEngine {
         self.queued = 0;
         self.state = self.fallback(Some(ring), not_taken);
         // Whoever waits for completions finds those that have failed. An event of ours cannot fail.
-        let _ = self.ready.signal();
+        self.ask_again();
     }
 
     /// Puts the slot's entry into the ring.
@@ -207,6 +217,12 @@ impl UringEngine {
         slot.pinned.release();
         self.free.push(index);
         Some(Completion::new(slot.token, Finished::new(moved, ended)))
+    }
+
+    /// Has the thread make a turn, which asks the kernel again.
+    fn ask_again(&mut self) {
+        let _ = self.retry.signal();
+        self.retries = true;
     }
 
     /// The slot and the result of a request that the kernel has done with, or will never begin with.
@@ -253,6 +269,13 @@ impl UringEngine {
         self.free.pop();
         Ok(index)
     }
+}
+
+/// An epoll(7) instance that watches an event.
+fn watched() -> io::Result<(OwnedFd, Event)> {
+    let (epoll, event) = (epoll::create(CreateFlags::CLOEXEC)?, Event::new()?);
+    epoll::add(&epoll, &event, EventData::new_u64(0), EventFlags::IN)?;
+    Ok((epoll, event))
 }
 
 /// The ring is not there, or a slot: it cannot be.
@@ -381,6 +404,9 @@ impl Engine for UringEngine {
     }
 
     fn start(&mut self) {
+        if mem::take(&mut self.retries) {
+            let _ = self.retry.take();
+        }
         while self.queued > 0 {
             let State::Ring(ring) = &self.state else { return };
             match ring.submit() {
@@ -397,8 +423,7 @@ impl Engine for UringEngine {
                         return self.give_up(&error);
                     }
                     self.refused += 1;
-                    let _ = self.ready.signal();
-                    return;
+                    return self.ask_again();
                 }
             }
         }

@@ -210,36 +210,51 @@ impl Throttle {
 
     /// Takes one operation of so many bytes. Returns false if that is not allowed yet; nothing is taken then, and the
     /// source wakes when it is worth asking again.
+    #[inline]
     pub fn admit(&self, bytes: u64) -> bool {
-        self.ask(bytes, 1, true)
+        !self.is_limited() || self.ask(bytes, true)
     }
 
     /// Returns true if an operation may begin whose bytes are not known before: it is to be
     /// [charged](Self::charge) afterwards. Otherwise the source wakes when it is worth asking again.
+    #[inline]
     pub fn is_open(&self) -> bool {
-        self.ask(0, 1, false)
+        !self.is_limited() || self.ask(0, false)
     }
 
     /// Takes one operation of so many bytes that has taken place. What is too much is waited for by those that follow.
+    #[inline]
     pub fn charge(&self, bytes: u64) {
-        if self.limits.limited.load(Ordering::Relaxed) {
-            self.limits.inner().charge(bytes, 1, Instant::now());
+        if self.is_limited() {
+            self.take(bytes);
         }
     }
 
-    fn ask(&self, bytes: u64, operations: u64, take: bool) -> bool {
-        if !self.limits.limited.load(Ordering::Relaxed) {
-            return true;
-        }
+    #[inline]
+    fn is_limited(&self) -> bool {
+        self.limits.limited.load(Ordering::Relaxed)
+    }
+
+    // Out of line, so that a device without limits pays for a look.
+
+    #[cold]
+    #[inline(never)]
+    fn take(&self, bytes: u64) {
+        self.limits.inner().charge(bytes, 1, Instant::now());
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ask(&self, bytes: u64, take: bool) -> bool {
         let now = Instant::now();
         // Locked until the timer is set: who changes the limits sets it after that.
         let mut inner = self.limits.inner();
-        match inner.check(bytes, operations, now) {
+        match inner.check(bytes, 1, now) {
             // If the host cannot set a timer, nothing would wake the worker.
             Err(delay) if self.timer.set(delay).is_ok() => false,
             _ => {
                 if take {
-                    inner.charge(bytes, operations, now);
+                    inner.charge(bytes, 1, now);
                 }
                 true
             }

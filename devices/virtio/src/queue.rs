@@ -109,6 +109,15 @@ impl VirtQueue {
         }
     }
 
+    /// Returns true if the next [`pop`](Self::pop) has nothing to take, as far as that can be seen at a glance: for a device
+    /// that has chains at hand and would take more.
+    #[inline]
+    pub(crate) fn is_drained(&self) -> bool {
+        self.broken.is_none()
+            && self.returned.is_empty()
+            && self.rings.avail_index().is_ok_and(|index| index == self.next_avail)
+    }
+
     #[cold]
     #[inline(never)]
     fn pop_unready(&mut self) -> Result<Option<Chain>, QueueBroken> {

@@ -114,6 +114,12 @@ fn the_descriptor_is_readable_once_something_is_there_to_reap() {
     engine.start();
     wait_for("the descriptor", || is_readable(&engine));
     assert_eq!(reap(&mut engine, 1)[0].token, 1);
+    assert!(!is_readable(&engine), "what was reaped wakes nobody");
+    // The kernel had no room: that ends a wait, once.
+    engine.ask_again();
+    assert!(is_readable(&engine));
+    engine.start();
+    assert!(!is_readable(&engine));
 }
 
 #[test]

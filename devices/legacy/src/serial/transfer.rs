@@ -259,16 +259,15 @@ impl<U: Uart> Transfer<U> {
         // Behind output that waits for room, it is the loop's turn.
         let burst = written == Written::Sent && self.uart.in_burst();
         let running = self.activity == Activity::Running;
-        let sends = !self.stalled && !burst && running;
-        if sends {
+        if !self.stalled && !burst && running && self.uart.output_len() > 0 {
             self.send();
             self.raise();
+            if self.uart.output_len() > 0 {
+                self.counters.stalls += 1;
+                self.rewatch();
+            }
         }
         let drained = running && self.uart.rx_is_empty() && self.uart.rx_room() > 0;
-        if sends && !self.uart.output().is_empty() {
-            self.counters.stalls += 1;
-            self.rewatch();
-        }
         if drained && self.unread && !self.woken && self.input_room() > 0 {
             self.woken = true;
             self.wake();

@@ -172,7 +172,7 @@ impl<D: Disk> Worker for BlkWorker<D> {
     fn turn(&mut self, _token: u16) -> Result<Turn, QueueBroken> {
         let Self { queue, leaving, engine, in_flight, again, held, throttle, parts, .. } = self;
         let Some(queue) = queue else { return Ok(Turn::Sleep) };
-        let context = parts.context();
+        let (context, throttle) = (parts.context(), throttle.as_ref());
         if engine.in_flight() > 0 {
             reap(engine, in_flight, held, queue, &context)?;
             if *leaving {

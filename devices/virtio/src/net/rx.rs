@@ -25,7 +25,7 @@ const SEGMENTS_ENOUGH: usize = 512;
 #[derive(Debug)]
 pub(super) struct Rx {
     queue: VirtQueue,
-    posted: VecDeque<Posted>,
+    posted: VecDeque<Chain>,
     /// The writable segments of all that is posted, in order, behind `gone` that packets have used.
     segments: Vec<Segment>,
     gone: usize,
@@ -49,12 +49,6 @@ struct View {
     mac: [u8; 6],
     /// None where all packets pass.
     filter: Option<Filter>,
-}
-
-#[derive(Debug)]
-struct Posted {
-    chain: Chain,
-    room: u64,
 }
 
 impl Rx {
@@ -187,14 +181,17 @@ impl Rx {
                 self.gone = 0;
             }
             self.segments.extend_from_slice(chain.writable());
-            self.posted.push_back(Posted { chain, room });
+            self.posted.push_back(chain);
         }
         Ok(())
     }
 
     fn wants_more(&self) -> bool {
         self.posted.is_empty()
-            || self.merge && self.room < MAX_PACKET && self.segments.len() - self.gone < SEGMENTS_ENOUGH
+            || self.merge
+                && self.room < MAX_PACKET
+                && self.segments.len() - self.gone < SEGMENTS_ENOUGH
+                && !self.queue.is_drained()
     }
 
     /// What is posted.
@@ -207,13 +204,15 @@ impl Rx {
         let (start, room) = (self.gone, self.room);
         let (mut rest, mut taken) = (len, 0u16);
         while rest != 0 {
-            let Some(Posted { chain, room }) = self.posted.pop_front() else { break };
+            let Some(chain) = self.posted.pop_front() else { break };
+            let room = u64::from(chain.writable_len());
             let here = rest.min(room);
             rest -= here;
             taken += 1;
             self.room -= room;
             self.gone += chain.writable().len();
-            self.queue.complete(chain, u32::try_from(here).unwrap_or(u32::MAX))?;
+            // No more than the chain's room.
+            self.queue.complete(chain, here as u32)?;
         }
         // The driver sees none of this before the flush. The first chain has room for a header, and the queue has
         // found it in RAM.
@@ -230,7 +229,7 @@ impl Rx {
 
     /// Gives back what no packet has used, and the queue.
     pub(super) fn finish(mut self) -> VirtQueue {
-        while let Some(Posted { chain, .. }) = self.posted.pop_back() {
+        while let Some(chain) = self.posted.pop_back() {
             self.queue.unpop(chain);
         }
         self.queue

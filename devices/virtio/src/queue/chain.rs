@@ -31,6 +31,8 @@ pub(super) struct Parsed {
     readable: u16,
     readable_len: u32,
     writable_len: u32,
+    /// Address of the last byte.
+    last: u64,
     segments: Vec<Segment>,
 }
 
@@ -72,10 +74,8 @@ impl Chain {
     /// Where the last byte of [`writable`](Self::writable) is, if it has any.
     #[inline]
     pub(crate) fn last_byte(&self) -> Option<GuestAddress> {
-        let Parsed { segments, count, writable_len, .. } = &*self.0;
-        let last = segments.get(usize::from(*count).wrapping_sub(1)).filter(|_| *writable_len != 0)?;
-        // In RAM, which does not wrap, and not empty.
-        Some(GuestAddress(last.addr.0.wrapping_add(last.len.into()).wrapping_sub(1)))
+        // The readable part comes first.
+        (self.0.writable_len != 0).then_some(GuestAddress(self.0.last))
     }
 
     /// Bytes in [`readable`](Self::readable).
@@ -142,14 +142,15 @@ impl Parsed {
             if !run.holds(addr, len.into()) {
                 return None;
             }
-            *place = Segment { addr, len };
+            let segment = Segment { addr, len };
+            *place = segment;
             count += 1;
             total += u64::from(len);
             if flags & NEXT == 0 {
                 if direction != WRITE {
                     (self.readable, self.readable_len) = (count, total as u32);
                 }
-                return self.end(head, count, total).ok();
+                return self.end(head, count, total, segment).ok();
             }
             desc = Descriptor::fetch(table, desc.next())?;
         }
@@ -175,21 +176,24 @@ impl Parsed {
                 (indirect, next) = (false, 0);
                 continue;
             }
-            *run = walk.add(self, rings, desc)?;
+            let last;
+            (last, *run) = walk.add(self, rings, desc)?;
             if desc.flags() & NEXT == 0 {
                 let (readable, readable_len) = walk.readable.unwrap_or((walk.count, walk.total));
                 (self.readable, self.readable_len) = (readable, readable_len as u32);
-                return self.end(head, walk.count, walk.total);
+                return self.end(head, walk.count, walk.total, last);
             }
             next = desc.next();
         }
     }
 
-    /// Notes what a walk has found beside the readable part: how many segments, and their bytes.
+    /// Notes what a walk has found beside the readable part: how many segments, their bytes, and the last segment.
     #[inline(always)]
-    fn end(&mut self, head: u16, count: u16, total: u64) -> Result<(), QueueBroken> {
+    fn end(&mut self, head: u16, count: u16, total: u64, last: Segment) -> Result<(), QueueBroken> {
         let Ok(total) = u32::try_from(total) else { return Err(QueueBroken::ChainBytes) };
         (self.head, self.count) = (head, count);
+        // In RAM, which does not wrap, and not empty.
+        self.last = last.addr.0.wrapping_add(last.len.into()).wrapping_sub(1);
         self.writable_len = total - self.readable_len;
         Ok(())
     }
@@ -251,8 +255,13 @@ struct Walk {
 }
 
 impl Walk {
-    /// Adds any descriptor of a buffer; returns the RAM that it lies in.
-    fn add(&mut self, chain: &mut Parsed, rings: &Rings, desc: Descriptor) -> Result<Run, QueueBroken> {
+    /// Adds any descriptor of a buffer; returns its segment, and the RAM that it lies in.
+    fn add(
+        &mut self,
+        chain: &mut Parsed,
+        rings: &Rings,
+        desc: Descriptor,
+    ) -> Result<(Segment, Run), QueueBroken> {
         let (addr, len, writable) = (desc.addr(), desc.len(), desc.flags() & WRITE != 0);
         if len == 0 {
             return Err(QueueBroken::EmptyDescriptor);
@@ -274,6 +283,6 @@ impl Walk {
         }
         self.count += 1;
         self.total += u64::from(len);
-        Ok(run)
+        Ok((segment, run))
     }
 }

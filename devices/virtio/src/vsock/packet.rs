@@ -124,6 +124,12 @@ impl Header {
     }
 }
 
+/// Says that `len` bytes of data follow.
+#[inline]
+pub(super) fn set_len(raw: &mut PacketHeader, len: u32) {
+    put(raw.as_mut_slice(), 24, len.to_le_bytes());
+}
+
 // The offsets are constants inside of a header.
 
 #[inline]

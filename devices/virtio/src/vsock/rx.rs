@@ -3,20 +3,23 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DmaIoError, Segment, Segments};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 
 use super::connection::Connection;
 use super::hub::{Entry, Hub, Message};
-use super::packet::{END_OF_MESSAGE, HEADER_LEN, Header, Kind, MAX_DATA, op};
+use super::packet::{self, END_OF_MESSAGE, HEADER_LEN, Header, Kind, MAX_DATA, op};
 use super::table::Id;
 use crate::{Chain, QueueBroken, Turn, VirtQueue};
 
 /// Packets that a turn sends at most, about.
 const TURN_PACKETS: usize = 64;
 /// Buffers that one read fills at most.
-const MAX_BATCH: usize = 16;
+const MAX_BATCH: usize = 64;
+/// Pieces of buffers after which no further one is added: readv(2) takes as many.
+const SEGMENTS_ENOUGH: usize = 1024;
 /// Bytes of one read, after which others have their turn.
 const MAX_READ: u32 = 256 << 10;
 /// The longest message from the host, which is kept here while the guest has buffers for a part of it only.
@@ -26,7 +29,8 @@ const MAX_MESSAGE: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Rx {
     queue: VirtQueue,
-    chains: Vec<Chain>,
+    /// With the bytes of data that the read has room for in each.
+    chains: Vec<(Chain, u32)>,
     segments: Vec<Segment>,
     /// A reset was last.
     replied: bool,
@@ -146,14 +150,26 @@ impl Rx {
             let room = Self::room(&chain).min(wanted - total);
             if room == 0 {
                 // It is of no use for data, and neither is one behind it.
-                self.chains.push(chain);
+                self.chains.push((chain, 0));
                 break;
             }
-            let place = Segments::first_bytes(chain.writable(), chain.writable_len().into());
-            self.segments.extend(place.skip(HEADER_LEN as u64).take(room.into()).iter());
+            match chain.writable() {
+                // Nearly always.
+                [one] => {
+                    // In RAM, which does not wrap.
+                    let addr = GuestAddress(one.addr.0.wrapping_add(HEADER_LEN as u64));
+                    self.segments.push(Segment { addr, len: room });
+                }
+                all => {
+                    let place = Segments::first_bytes(all, chain.writable_len().into());
+                    self.segments.extend(place.skip(HEADER_LEN as u64).take(room.into()).iter());
+                }
+            }
             total += room;
-            self.chains.push(chain);
-            let more = self.chains.len() < connection.batch && total < wanted;
+            self.chains.push((chain, room));
+            let more = self.chains.len() < connection.batch
+                && total < wanted
+                && self.segments.len() < SEGMENTS_ENOUGH;
             next = if more { self.queue.pop()? } else { None };
         }
         let read = match connection.socket() {
@@ -164,15 +180,12 @@ impl Rx {
             _ => Ok(0),
         };
         self.segments.clear();
-        let mut rest = match read {
+        let read = match read {
             Ok(0) if total == 0 => {
-                // Waiting for another would keep the stream waiting.
-                let useless = self.give_back(1)?;
                 hub.counters.dropped.add(1);
                 hub.settle(id);
-                return useless.map_or(Ok(Done::Used(1)), |chain| {
-                    self.queue.complete(chain, 0).map(|()| Done::Used(1))
-                });
+                // Waiting for another would keep the stream waiting.
+                return self.drop_chain().map(|()| Done::Used(1));
             }
             Ok(0) => {
                 connection.end_of_data();
@@ -185,56 +198,55 @@ impl Rx {
             }
             Err(DmaIoError::Io(e)) if connection.read_failed(&e).is_ok() => 0,
             Err(_) => {
-                self.give_back(0)?;
+                self.give_back(total);
                 hub.reset(id);
                 return Ok(Done::Used(1));
             }
         };
-        let (mut used, read) = (0, rest);
-        let (key, kind) = (connection.key, connection.kind.to_wire());
-        while rest > 0 {
-            let Some(chain) = self.chains.get(used) else { break };
-            let len = Self::room(chain).min(rest);
-            let mut header = Header::to_guest(cid, key, kind, op::RW);
-            header.len = len;
-            connection.credit.tell(&mut header);
-            let place = Segments::first_bytes(chain.writable(), chain.writable_len().into());
-            let _ = self.queue.dma().scatter_obj(place, header.raw());
-            rest -= len;
-            used += 1;
-        }
+        let unused = total - read;
+        self.give_back(unused);
+        let used = self.chains.len();
         if read > 0 {
+            let mut header = Header::to_guest(cid, connection.key, connection.kind.to_wire(), op::RW);
+            connection.credit.tell(&mut header);
             connection.sent(read);
-            connection.batch = if read == total { (2 * used).min(MAX_BATCH) } else { used };
+            // Slowly down, so that what comes in bursts is read with one call again.
+            let batch = if unused == 0 { 2 * used } else { (connection.batch + used).div_ceil(2) };
+            connection.batch = batch.min(MAX_BATCH);
+            self.complete(header, read)?;
+            hub.counters.rx_packets.add(used as u64);
+            hub.counters.rx_bytes.add(read.into());
         }
-        self.complete(used, read)?;
-        hub.counters.rx_packets.add(used as u64);
-        hub.counters.rx_bytes.add(read.into());
         hub.settle(id);
         Ok(Done::Used(used))
     }
 
-    /// Gives the driver the first `used` chains, with `data` bytes in all, and takes the others back.
-    fn complete(&mut self, used: usize, mut data: u32) -> Result<(), QueueBroken> {
-        for chain in self.chains.split_off(used).into_iter().rev() {
-            self.queue.unpop(chain);
-        }
-        for chain in self.chains.drain(..) {
-            let len = Self::room(&chain).min(data);
+    /// Gives the driver the chains that were read into, with `data` bytes in all.
+    fn complete(&mut self, header: Header, mut data: u32) -> Result<(), QueueBroken> {
+        let mut raw = header.raw();
+        for (chain, room) in self.chains.drain(..) {
+            let len = room.min(data);
             data -= len;
+            packet::set_len(&mut raw, len);
+            let place = Segments::first_bytes(chain.writable(), chain.writable_len().into());
+            // The queue has found it in RAM.
+            let _ = self.queue.dma().scatter_obj(place, raw);
             self.queue.complete(chain, HEADER_LEN as u32 + len)?;
         }
         Ok(())
     }
 
-    /// Takes all chains back but the first `kept`, of which it returns the last.
-    fn give_back(&mut self, kept: usize) -> Result<Option<Chain>, QueueBroken> {
-        while self.chains.len() > kept {
-            if let Some(chain) = self.chains.pop() {
-                self.queue.unpop(chain);
-            }
+    /// Takes back the last chains, which only `unused` bytes of the room for data are in.
+    fn give_back(&mut self, mut unused: u32) {
+        while let Some((chain, room)) = self.chains.pop_if(|(_, room)| *room <= unused) {
+            unused -= room;
+            self.queue.unpop(chain);
         }
-        Ok(self.chains.pop())
+    }
+
+    /// Uses up the only chain, in which there is no room for data.
+    fn drop_chain(&mut self) -> Result<(), QueueBroken> {
+        self.chains.pop().map_or(Ok(()), |(chain, _)| self.queue.complete(chain, 0))
     }
 
     /// Begins with the next message, if the guest has credit for all of it.

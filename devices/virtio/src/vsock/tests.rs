@@ -487,6 +487,46 @@ fn b1_buffers_that_are_too_small() {
 }
 
 #[test]
+fn bursts_arrive_in_buffers_of_all_shapes() {
+    const SHAPES: [&[u32]; 7] =
+        [&[4096], &[44, 4096], &[100], &[44], &[30, 1014], &[45], &[20, 20, 4, 7, 900]];
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    let mut stream = guest.connect(1000, 80, &listener);
+    let mut posted: HashMap<u16, Vec<Segment>> =
+        guest.posted.drain().map(|(head, segment)| (head, vec![segment])).collect();
+    let sent = pattern(200 << 10);
+    let (mut arrived, mut left, mut shapes) = (Vec::new(), &sent[..], SHAPES.iter().cycle());
+    for round in 1.. {
+        let burst = left.len().min(round * 2741 % 20_000);
+        stream.write_all(&left[..burst]).unwrap();
+        left = &left[burst..];
+        guest.run();
+        while let Some(used) = guest.rig.used(0) {
+            let segments = posted.remove(&(used.head as u16)).expect("a buffer that was posted");
+            let bytes: Vec<u8> = segments.iter().flat_map(|segment| guest.rig.get(*segment)).collect();
+            if used.len == 0 {
+                assert_eq!(bytes.len(), HEADER_LEN, "a buffer with room was not used");
+                continue;
+            }
+            let mut raw = PacketHeader::default();
+            raw.as_mut_slice().copy_from_slice(&bytes[..HEADER_LEN]);
+            let header = Header::parse(&raw);
+            assert_eq!((header.op, used.len), (op::RW, HEADER_LEN as u32 + header.len));
+            arrived.extend_from_slice(&bytes[HEADER_LEN..used.len as usize]);
+        }
+        if arrived.len() == sent.len() {
+            break;
+        }
+        while posted.len() < 24 {
+            let segments: Vec<_> = shapes.next().unwrap().iter().map(|len| guest.rig.alloc(*len)).collect();
+            posted.insert(guest.rig.offer(0, &[], &segments), segments);
+        }
+    }
+    assert_eq!(arrived, sent);
+}
+
+#[test]
 fn b1_counters_that_lie() {
     let mut guest = Guest::new();
     let listener = guest.listen(1);
