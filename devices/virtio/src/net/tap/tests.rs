@@ -471,7 +471,7 @@ fn segments_of_udp() {
 
     // To the guest: in one packet if it accepts that, or else in several. Among what the kernel sends by itself.
     segment(&socket, SIZE as libc::c_int);
-    let mut received = |rig: &mut Rig| {
+    let received = |rig: &mut Rig| {
         let buffers: Vec<_> = (0..32).map(|_| rig.put(&[0xcc; 8000])).collect();
         buffers.iter().for_each(|buffer| _ = rig.offer(0, &[], &[*buffer]));
         while rig.turn(HOST).unwrap() == crate::Turn::Again {}

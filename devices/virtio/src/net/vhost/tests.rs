@@ -79,6 +79,10 @@ impl Rig {
         let fake = self.fakes[usize::from(pair)].clone();
         let [rx, tx] = [2 * pair, 2 * pair + 1];
         self.driver.interrupts();
+        for queue in [rx, tx] {
+            let next = self.driver.ring(queue).next_used();
+            self.driver.ring(queue).set_used_event(next);
+        }
         let sent = self.driver.request(tx, &[&[7; 60]], &[]);
         self.driver.kick(tx);
         let buffer = self.driver.request(rx, &[], &[1526]);

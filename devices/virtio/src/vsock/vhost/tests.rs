@@ -37,6 +37,10 @@ impl Rig {
     /// A packet each way.
     fn exchange(&mut self) {
         self.driver.interrupts();
+        for queue in [0, 1] {
+            let next = self.driver.ring(queue).next_used();
+            self.driver.ring(queue).set_used_event(next);
+        }
         let sent = self.driver.request(1, &[&[7; 44]], &[]);
         self.driver.kick(1);
         let buffer = self.driver.request(0, &[], &[64]);
