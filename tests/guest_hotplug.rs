@@ -128,7 +128,10 @@ fn a_disk_that_the_guest_ejects_unasked_is_forgotten_and_its_name_is_free() {
     let job = "for turn in 1 2; do
         until [ -b /dev/vdb ]; do sleep 0.05; done
         until [ $(cat /sys/block/vdb/size) = $((2048 + turn * 2048)) ]; do sleep 0.05; done
-        echo 1 >$(readlink -f /sys/block/vdb/device/..)/firmware_node/eject
+        function=$(basename $(readlink -f /sys/block/vdb/device/..))
+        for slot in /sys/bus/pci/slots/*; do
+            [ $(cat $slot/address) != ${function%.*} ] || echo 0 >$slot/power
+        done
         until [ ! -b /dev/vdb ]; do sleep 0.05; done
         done";
     let running = busy_guest(folder.path(), job);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ossature::block::{ImageFormat, NewQcow2};
 use rustix::process::Signal;
@@ -40,32 +41,31 @@ fn killed(
         }
         file
     };
+    let start = Instant::now();
     for life in 1..=times {
+        println!("life {life} of {times} on {options} begins after {:.1} s", start.elapsed().as_secs_f32());
         let running = Guest::new()
             .transport(transport)
             .disk(image, options)
-            .run(
-                "load",
-                &format!(
-                    "(while true; do
-                        dd if=/bin/busybox of=/dev/vda bs=64k seek=64 count=16 conv=notrunc,fsync 2>/dev/null
-                        blkdiscard -o 4718592 -l 524288 /dev/vda
-                     done) &
-                     number=1
-                     while [ $number -le 24 ]; do
-                        printf '%04d%04d' {life} $number |
-                            dd of=/dev/vda bs=4096 seek=$((number * {})) conv=notrunc,fsync 2>/dev/null
-                        printf 'flushed %d.\\n' $number
-                        number=$((number + 1))
-                     done
-                     wait",
-                    STRIDE / 4096
-                ),
-            )
+            .init(&format!(
+                "(while true; do
+                    dd if=/bin/busybox of=/dev/vda bs=64k seek=64 count=16 conv=notrunc,fsync 2>/dev/null
+                    blkdiscard -o 4718592 -l 524288 /dev/vda
+                done) &
+                number=1
+                while [ $number -le 24 ]; do
+                    printf '%04d%04d' {life} $number |
+                        dd of=/dev/vda bs=4096 seek=$((number * {})) conv=notrunc,fsync 2>/dev/null
+                    printf 'flushed %d.\\n' $number
+                    number=$((number + 1))
+                done
+                wait",
+                STRIDE / 4096
+            ))
             .start();
         // At another point of the load each time.
         let least = 1 + life * 7 % 6;
-        running.wait_for(&format!("flushed {least}.\n"));
+        running.wait_for(&format!("flushed {least}."));
         running.signal(Signal::KILL);
         running.wait_for_exit();
         let said = running.out.text();

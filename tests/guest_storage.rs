@@ -240,11 +240,11 @@ fn transfers_past_the_page_cache_are_what_the_guest_wrote_on_files_and_block_dev
 fn direct(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let below = LoopDevice::new(&sparse(folder, "below", 64 * MIB), 512);
+    let below = LoopDevice::new(&sparse(folder, "below", 32 * MIB), 512);
     let mounted = Mounted::ext4(&below, &folder.join("ext4"));
-    let files = ["sync", "thread", "uring"].map(|engine| (sparse(&mounted.0, engine, 8 * MIB), engine));
+    let files = ["sync", "thread", "uring"].map(|engine| (sparse(&mounted.0, engine, 2 * MIB), engine));
     let devices = [("sync", 512), ("uring", 512), ("uring", 4096)].map(|(engine, block)| {
-        let file = sparse(folder, &format!("{engine}{block}"), 8 * MIB);
+        let file = sparse(folder, &format!("{engine}{block}"), 2 * MIB);
         (LoopDevice::new(&file, block), engine)
     });
     let devices_at = devices.iter().map(|(device, engine)| (device.0.clone(), *engine));
@@ -260,11 +260,11 @@ fn direct(transport: Transport) {
         // Past the guest's cache and through it; what is no block of the host's disk, too.
         .run(
             "write",
-            "dd if=/dev/urandom of=/random bs=64k count=128
+            "dd if=/dev/urandom of=/random bs=64k count=32
             for d in a b c d e f; do
-                dd if=/random of=/dev/vd$d bs=64k count=64 oflag=direct
-                dd if=/random of=/dev/vd$d bs=8k skip=512 seek=512 count=256 conv=fsync
-                dd if=/random of=/dev/vd$d bs=4096 skip=1536 seek=1536 oflag=direct conv=fsync
+                dd if=/random of=/dev/vd$d bs=64k count=16 oflag=direct
+                dd if=/random of=/dev/vd$d bs=8k skip=128 seek=128 count=64 conv=fsync
+                dd if=/random of=/dev/vd$d bs=4096 skip=384 seek=384 oflag=direct conv=fsync
             done",
         )
         .run(

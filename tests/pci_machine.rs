@@ -165,7 +165,7 @@ fn a_function_is_replaced_and_its_bar_its_vectors_and_its_queue_stay() {
 #[test]
 fn the_host_of_a_bus_is_not_replaced_whatever_the_bus_of_the_other() {
     let (io, bus) = (Arc::new(SharedLoop::new("io").unwrap()), PciBus::new());
-    let script = request(meet(request(set_up(), 1), 1).await_interrupt(LINE), 2);
+    let script = request(meet(request(set_up(), 1), 1), 2);
     let (machine, scripted) = machine(script, &bus, vec![rng(&io, &bus)]);
     machine.start().unwrap();
     met(&machine, 1);

@@ -85,6 +85,8 @@ pub struct Guest {
     names: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
     modules: Vec<&'static str>,
+    /// The first process, if it is not the one that runs the commands.
+    init: Option<String>,
     folder: TempDir,
 }
 
@@ -106,6 +108,7 @@ impl Guest {
             names: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
+            init: None,
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -185,6 +188,19 @@ impl Guest {
         self
     }
 
+    /// Runs a shell script as the guest's first and only one, where the drivers of virtio disks are all that is loaded: a boot
+    /// takes a third of the time. It must not end.
+    pub fn init(mut self, script: &str) -> Self {
+        self.init = Some(format!(
+            "#!/bin/busybox sh
+            export PATH=/bin
+            mount -t devtmpfs dev /dev
+            while read -r module parameters; do insmod \"$module\" $parameters; done </etc/modules
+            {script}"
+        ));
+        self
+    }
+
     /// The guest prints `ready` and goes on when a line is typed on its console.
     pub fn hold(mut self) -> Self {
         self.script += "printf 'ready\\n'\nread -r line </dev/console\n";
@@ -198,7 +214,16 @@ impl Guest {
 
     /// An initramfs that runs the guest's commands.
     pub fn initrd(&self) -> PathBuf {
-        let mut tree = guest::tree_with_modules(&self.debian, &self.modules).unwrap();
+        let mut tree = match &self.init {
+            None => guest::tree_with_modules(&self.debian, &self.modules).unwrap(),
+            Some(init) => {
+                let mut tree = guest::busybox_tree().unwrap();
+                let modules = self.debian.modules(&["virtio_mmio", "virtio_pci", "virtio_blk"]).unwrap();
+                guest::add_modules(&mut tree, &modules, |module| module).unwrap();
+                tree.file("/init", 0o755, init.as_str());
+                tree
+            }
+        };
         tree.file("/job", 0o755, self.script.as_str());
         for (path, data) in &self.files {
             tree.file(path, 0o755, data.as_slice());
