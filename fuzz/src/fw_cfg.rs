@@ -69,8 +69,8 @@ impl Guest {
             // Both ways bring the same, but for where the answer is.
             let bytes = self.ram(address, length as usize);
             self.write(0, Size::B2, (control >> 16).into());
-            for (place, byte) in (address..).zip(bytes) {
-                let read = self.data();
+            for (index, byte) in (0..).zip(bytes) {
+                let (place, read) = (address + index, self.data());
                 assert!(read == byte || (at..at + 4).contains(&place), "{place:#x}");
             }
         }

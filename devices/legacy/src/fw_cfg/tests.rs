@@ -200,7 +200,7 @@ fn the_upper_half_of_the_address_is_for_one_transfer() {
     let guest = Guest::new(device());
     let write = |offset, value: u32| {
         let at = Access { offset, size: Size::B4 };
-        guest.port.write(at, value.swap_bytes().into()).unwrap();
+        assert_eq!(guest.port.write(at, value.swap_bytes().into()), Ok(Effect::None));
     };
     assert_eq!(guest.transfer_at(0x1_0000_0000, 0x20 << 16 | SELECT, 0, 0), 0);
     // Without the upper half again, this is another request.
@@ -379,7 +379,8 @@ fn d2_states_are_refused_or_become_what_they_say() {
     let state = saved(&mut device);
     d2_mutations(self::device, &state, |_, machine| {
         machine.read(0, 1);
-        machine.ports[0].write(Access { offset: 8, size: Size::B4 }, 0).unwrap();
+        let transfer = machine.ports[0].write(Access { offset: 8, size: Size::B4 }, 0);
+        assert_eq!(transfer, Ok(Effect::None));
     });
 }
 
@@ -388,7 +389,8 @@ fn a_reset_device_is_as_new() {
     reset_is_complete(device);
     let guest = Guest::new(device());
     guest.select(0x20);
-    guest.port.write(Access { offset: 4, size: Size::B4 }, 1).unwrap();
+    let half = guest.port.write(Access { offset: 4, size: Size::B4 }, 1);
+    assert_eq!(half, Ok(Effect::None));
     let mut device = guest.device;
     device.quiesce().unwrap();
     device.reset().unwrap();
@@ -399,14 +401,16 @@ fn a_reset_device_is_as_new() {
 fn a_detached_device_lets_go_of_its_machine_and_works_in_another() {
     lives_twice(&mut device(), |device, machine| {
         device.files().set(NAME, "again").unwrap();
-        machine.ports[0].write(Access { offset: 0, size: Size::B2 }, 0x20).unwrap();
+        let select = machine.ports[0].write(Access { offset: 0, size: Size::B2 }, 0x20);
+        assert_eq!(select, Ok(Effect::None));
         assert_eq!([machine.read(0, 1), machine.read(0, 1)], [b'a', b'g']);
     });
     // Late requests for DMA reach nobody's RAM.
     let guest = Guest::new(device());
     let mut device = guest.device;
     device.detach().unwrap();
-    guest.port.write(Access { offset: 8, size: Size::B4 }, 0).unwrap();
+    let late = guest.port.write(Access { offset: 8, size: Size::B4 }, 0);
+    assert_eq!(late, Ok(Effect::None));
     assert_eq!(metric(&device, "transfers"), 1);
 }
 
