@@ -55,12 +55,11 @@ fn pause_and_resume(control: &Path) {
     ask(control, "resume");
 }
 
-/// The kernel's threads that serve this process have its number in their names.
-fn kernel_threads(guest: &Running) -> usize {
-    let name = format!("vhost-{}", guest.pid());
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let names = processes.filter_map(|process| fs::read_to_string(process.path().join("comm")).ok());
-    names.filter(|comm| comm.trim_end() == name).count()
+/// The vhost devices that this process has open.
+fn vhost_devices(guest: &Running) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", guest.pid())).unwrap().flatten();
+    let files = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    files.filter(|file| file.to_string_lossy().starts_with("/dev/vhost-")).count()
 }
 
 /// Bytes of this process that have gone through system calls.
@@ -132,7 +131,7 @@ fn net(transport: Transport) {
     guest.wait_for("nothing arrives");
     ask(&control, "link net0 up");
     accept(&listener).0.write_all(b"data over the link").unwrap();
-    guest.while_held(|guest| assert_eq!(kernel_threads(guest), 1));
+    guest.while_held(|guest| assert_eq!(vhost_devices(guest), 1));
     let ended = guest.wait();
     ended.expect(0);
     assert_eq!(ended.err, "");
@@ -282,10 +281,10 @@ fn devices_come_and_go() {
         accept(&listener).0.write_all(&data).unwrap();
         vsock_send(2000, &folder.path().join("data"));
         guest.wait_for(&format!("turn {turn}"));
-        assert_eq!(kernel_threads(&guest), 2);
+        assert_eq!(vhost_devices(&guest), 2);
         ask(&control, &format!("remove net{}", turn - 1));
         ask(&control, "remove vsock");
-        assert_eq!(kernel_threads(&guest), 0);
+        assert_eq!(vhost_devices(&guest), 0);
     }
     let ended = guest.wait();
     ended.expect(0);

@@ -1,7 +1,7 @@
 //! What the parts of a card have in common: its workers, the control plane, and the VMM's handles.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ossature_bus::{Event, EventSink, RateLimiter, RateLimits};
 
@@ -20,7 +20,8 @@ pub(super) struct Card {
     /// Tells a driver that runs.
     config: Mutex<Option<ConfigInterrupt>>,
     /// Where no worker of ours looks at the link.
-    on_link: OnceLock<OnLink>,
+    #[cfg(feature = "vhost")]
+    on_link: std::sync::OnceLock<OnLink>,
     pub(super) counters: ControlCounters,
     pub(super) capture: Capture,
     /// Of packets to the guest.
@@ -30,8 +31,10 @@ pub(super) struct Card {
 }
 
 /// Called when the link has gone up or down.
-pub(super) struct OnLink(pub(super) Box<dyn Fn() + Send + Sync>);
+#[cfg(feature = "vhost")]
+struct OnLink(Box<dyn Fn() + Send + Sync>);
 
+#[cfg(feature = "vhost")]
 impl std::fmt::Debug for OnLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("OnLink")
@@ -48,7 +51,8 @@ impl Card {
             settings: Mutex::new(settings),
             generation: AtomicU32::new(1),
             config: Mutex::default(),
-            on_link: OnceLock::new(),
+            #[cfg(feature = "vhost")]
+            on_link: std::sync::OnceLock::new(),
             counters: ControlCounters::default(),
             capture: Capture::default(),
             rx_limiter: RateLimiter::new(RateLimits::default()),
@@ -93,6 +97,7 @@ impl Card {
 
     /// The link has gone up or down.
     pub(super) fn link_changed(&self) {
+        #[cfg(feature = "vhost")]
         if let Some(OnLink(f)) = self.on_link.get() {
             f();
         }
