@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::control::{answer, ask};
-use support::{Guest, LIMIT, Running};
+use support::{Guest, LIMIT, Running, Transport};
 
 /// How often devices come and go.
 const TIMES: u32 = 50;
@@ -130,12 +130,17 @@ fn a_disk_that_the_guest_ejects_unasked_is_forgotten_and_its_name_is_free() {
         until [ $(cat /sys/block/vdb/size) = $((2048 + turn * 2048)) ]; do sleep 0.05; done
         function=$(basename $(readlink -f /sys/block/vdb/device/..))
         for slot in /sys/bus/pci/slots/*; do
-            [ $(cat $slot/address) != ${function%.*} ] || echo 0 >$slot/power
+            read -r address <$slot/address
+            [ $address != ${function%.*} ] || echo 0 >$slot/power
         done
         until [ ! -b /dev/vdb ]; do sleep 0.05; done
         done";
-    let running = busy_guest(folder.path(), job);
     let control = folder.path().join("control");
+    let load = folder.path().join("first");
+    File::create(&load).unwrap().set_len(1 << 20).unwrap();
+    let guest = Guest::new().transport(Transport::Pci).control(&control).disk(&load, "");
+    let running = guest.run("begins", "echo the job begins").run("job", job).run("log", "dmesg").start();
+    running.wait_for("the job begins");
     let add = format!("add disk path={},id=plug", image.display());
     for turn in 1..=2 {
         ask(&control, &add);
