@@ -48,7 +48,7 @@ fn a_guest_on_pci_draws_new_random_numbers_with_each_new_generation() {
 fn draws_new_random_numbers(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let (control, blob) = (folder.path().join("control"), folder.path().join("blob"));
-    fs::write(&blob, (0..9000u32).map(|n| (n * n >> 3) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(&blob, (0..9000u32).map(|n| ((n * n) >> 3) as u8).collect::<Vec<_>>()).unwrap();
     let blob_flag = format!("name=opt/org.example/blob,file={}", blob.display());
     let driver = "/sys/bus/acpi/devices/OSSA0001:00";
     let guest = Guest::on(generic_kernel())
