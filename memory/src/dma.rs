@@ -238,7 +238,7 @@ impl Dma {
     }
 
     /// The value at the start of `segments`, read once; `None` where they are shorter.
-    #[inline]
+    #[inline(always)] // the header of every request, whatever else its device does with one
     pub fn gather_obj<'a, T: ByteValued>(
         &self,
         segments: impl Into<Segments<'a>>,

@@ -93,7 +93,7 @@ fn vsock() -> Box<dyn LocalDevice> {
 type Row = (fn() -> Box<dyn LocalDevice>, u16, &'static str);
 
 const ROWS: [Row; 5] = [
-    (blk, 0, include_str!("golden/virtio-blk-2.hex")),
+    (blk, 0, include_str!("golden/virtio-blk-3.hex")),
     (net, 1, include_str!("golden/virtio-net-2.hex")),
     (console, 1, include_str!("golden/virtio-console-3.hex")),
     (rng, 0, include_str!("golden/virtio-rng-1.hex")),
@@ -101,8 +101,9 @@ const ROWS: [Row; 5] = [
 ];
 
 /// What was saved by earlier versions.
-const EARLIER: [Row; 4] = [
+const EARLIER: [Row; 5] = [
     (blk, 0, include_str!("golden/virtio-blk-1.hex")),
+    (blk, 0, include_str!("golden/virtio-blk-2.hex")),
     (net, 1, include_str!("golden/virtio-net-1.hex")),
     (console, 1, include_str!("golden/virtio-console-1.hex")),
     (console, 1, include_str!("golden/virtio-console-2.hex")),

@@ -170,7 +170,10 @@ impl<D: Disk> Context<'_, D> {
             return self.finish_read(mem, chain, finished);
         }
         let Finished { moved, result, .. } = finished;
-        let status = self.status_of(kind, result)?;
+        let status = match result {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(error) => self.failed(kind, &error)?,
+        };
         match kind {
             Kind::Read => {}
             Kind::Write => {
@@ -187,19 +190,21 @@ impl<D: Disk> Context<'_, D> {
     #[inline(always)] // as what follows
     fn finish_read(&self, mem: &Dma, chain: &Chain, finished: Finished) -> Option<Done> {
         let Finished { moved, result, .. } = finished;
-        let status = self.status_of(Kind::Read, result)?;
+        if let Err(error) = result {
+            return self.finish_failed_read(mem, chain, moved, &error);
+        }
         self.counters.reads.add(1);
         self.counters.read_bytes.add(moved);
-        Some(Done { moved, ..self.answer(mem, chain, status, moved) })
+        Some(Done { moved, ..self.answer(mem, chain, VIRTIO_BLK_S_OK, moved) })
     }
 
-    /// What the driver is told, unless the request is to be tried again.
-    #[inline(always)]
-    fn status_of(&self, kind: Kind, result: Result<(), DmaIoError>) -> Option<u32> {
-        match result {
-            Ok(()) => Some(VIRTIO_BLK_S_OK),
-            Err(error) => self.failed(kind, &error),
-        }
+    #[cold]
+    #[inline(never)]
+    fn finish_failed_read(&self, mem: &Dma, chain: &Chain, moved: u64, error: &DmaIoError) -> Option<Done> {
+        let status = self.failed(Kind::Read, error)?;
+        self.counters.reads.add(1);
+        self.counters.read_bytes.add(moved);
+        Some(Done { moved, ..self.answer_other(mem, chain, status, moved) })
     }
 
     #[cold]

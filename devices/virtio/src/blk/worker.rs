@@ -104,10 +104,16 @@ fn reap<D: Disk>(
         let Some((chain, kind)) = in_flight.take(completion.token) else { continue };
         match context.finish(queue.dma(), &chain, kind, completion.finished) {
             Some(done) => queue.complete(chain, done.written)?,
-            None => held.push(chain),
+            None => hold(held, chain),
         }
     }
     Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn hold(held: &mut Vec<Chain>, chain: Chain) {
+    held.push(chain);
 }
 
 /// Begins again with what had failed on the host; returns what that counts for in a turn.
@@ -210,7 +216,7 @@ impl<D: Disk> Worker for BlkWorker<D> {
                         in_flight.put(chain, kind);
                     }
                     Begun::Held => {
-                        held.push(chain);
+                        hold(held, chain);
                         break;
                     }
                 }
