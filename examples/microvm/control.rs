@@ -210,7 +210,10 @@ impl Control {
         let deadline = Instant::now() + PATIENCE;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             match events.next_timeout(left) {
-                Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => return ok(),
+                Some(MachineEvent::DeviceRemoved { id: gone }) if gone == id => {
+                    self.forget_what_has_gone();
+                    return ok();
+                }
                 Some(MachineEvent::Ended(_)) => return Err("the machine has ended".into()),
                 _ => {}
             }

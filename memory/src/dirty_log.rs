@@ -196,14 +196,15 @@ impl Drop for DirtyLog {
 }
 
 /// Somebody writes guest memory where no [`DirtyLog`] sees it, such as the host's kernel for a vhost device. While it
-/// exists, no log can be started.
+/// exists, no log can be started, and no slot of RAM added or removed: whoever writes has a table of them.
 ///
 /// ```
-/// use ossature_memory::{DirtyLog, DirtyLogError, Ram, RamConfig, UnloggedWrites};
+/// use ossature_memory::{Backing, DirtyLog, DirtyLogError, Ram, RamConfig, RamError, UnloggedWrites};
 ///
 /// let ram = Ram::new(&RamConfig::new(1 << 20))?;
 /// let writes = UnloggedWrites::begin(&ram.dma())?;
 /// assert_eq!(DirtyLog::start(&ram).unwrap_err(), DirtyLogError::Unlogged);
+/// assert!(matches!(ram.add_slot(4 << 30, 1 << 20, &Backing::Anonymous), Err(RamError::InUse)));
 /// drop(writes);
 /// let log = DirtyLog::start(&ram)?;
 /// assert_eq!(UnloggedWrites::begin(&ram.dma()).unwrap_err(), DirtyLogError::Running);

@@ -74,6 +74,10 @@ pub enum RamError {
         /// What it returned.
         source: io::Error,
     },
+    /// The host's kernel serves a device from this memory ([`UnloggedWrites`](crate::UnloggedWrites)), and would not notice
+    /// that it changes.
+    #[error("memory cannot be added or removed while the host's kernel (vhost) serves a device from it")]
+    InUse,
     /// A slot would not begin with a page.
     #[error("a memory slot at {guest_addr:#x} does not begin with a page of {page_size} bytes")]
     SlotUnaligned {

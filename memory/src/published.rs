@@ -133,6 +133,11 @@ impl Published {
         counted.map(drop).map_err(|_| DirtyLogError::Running)
     }
 
+    /// Returns true if somebody else, who would not notice a change of the map, writes.
+    pub(crate) fn is_used_elsewhere(&self) -> bool {
+        !matches!(self.writers.load(Ordering::Acquire), 0 | LOGGED)
+    }
+
     pub(crate) fn end_unlogged(&self) {
         self.writers.fetch_sub(1, Ordering::AcqRel);
     }

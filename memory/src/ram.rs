@@ -139,6 +139,9 @@ impl Ram {
     /// RAM is refused. A machine's listener refuses what overlaps a device; telling the guest is up to the caller.
     pub fn add_slot(&self, guest_addr: u64, size: u64, backing: &Backing) -> Result<SlotId, RamError> {
         let listeners = self.lock();
+        if self.published.is_used_elsewhere() {
+            return Err(RamError::InUse);
+        }
         let page_size = backing.page_size();
         if !guest_addr.is_multiple_of(page_size) {
             return Err(RamError::SlotUnaligned { guest_addr, page_size });
@@ -170,6 +173,9 @@ impl Ram {
         let at = slots.iter().position(|slot| slot.id == id).ok_or(RamError::NoSlot { slot: id })?;
         if id.0 < self.permanent {
             return Err(RamError::Permanent { slot: id });
+        }
+        if self.published.is_used_elsewhere() {
+            return Err(RamError::InUse);
         }
         let slot = slots.remove(at);
         let start = GuestAddress(slot.guest_addr);

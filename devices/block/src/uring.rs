@@ -8,6 +8,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use ossature_bus::{DeviceError, DeviceEvent, Event, EventSink};
@@ -19,6 +20,8 @@ use crate::{Completion, Engine, EngineSetup, Finished, Operation, RawFile, Submi
 
 /// How often in a row the kernel may say that a request, or a batch, has to be made again.
 const TRIES: u8 = 100;
+/// How long the kernel may be short of what a batch needs before it is given up.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Requests of a [`RawFile`] with io_uring: as many in flight as the queue has, started with one system call a batch. The
 /// file is registered with the ring.
@@ -46,8 +49,8 @@ pub struct UringEngine {
     queued: usize,
     /// Entries that were ever put into the ring.
     pushed: u64,
-    /// Batches in a row that the kernel has not taken.
-    refused: u8,
+    /// Since when the kernel has taken no batch.
+    refused: Option<Instant>,
 }
 
 enum State {
@@ -118,7 +121,7 @@ impl UringEngine {
             free: (0..setup.depth).rev().collect(),
             queued: 0,
             pushed: 0,
-            refused: 0,
+            refused: None,
         })
     }
 
@@ -412,17 +415,17 @@ impl Engine for UringEngine {
             match ring.submit() {
                 Ok(taken) if taken > 0 => {
                     self.queued = self.queued.saturating_sub(taken);
-                    self.refused = 0;
+                    self.refused = None;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 refused => {
                     // The kernel is short of something: it is asked again in the next turn.
                     let error = refused.err().unwrap_or_else(|| io::ErrorKind::ResourceBusy.into());
                     let is_short = matches!(error.raw_os_error(), None | Some(libc::EAGAIN | libc::EBUSY));
-                    if !is_short || self.refused >= TRIES {
+                    let since = *self.refused.get_or_insert_with(Instant::now);
+                    if !is_short || since.elapsed() >= SHORT {
                         return self.give_up(&error);
                     }
-                    self.refused += 1;
                     return self.ask_again();
                 }
             }
@@ -458,7 +461,7 @@ impl Engine for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        let mut in_flight = self.slots.len() - self.free.len();
+        let (mut in_flight, start) = (self.slots.len() - self.free.len(), Instant::now());
         while in_flight > 0 {
             let ring = match &mut self.state {
                 State::Ring(ring) => ring,
@@ -475,7 +478,10 @@ impl Drop for UringEngine {
             }
             match ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e)
+                    if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+                        && start.elapsed() < SHORT => {}
                 Err(_) => break,
             }
         }

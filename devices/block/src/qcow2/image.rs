@@ -229,6 +229,9 @@ impl Image {
             if unmap {
                 self.give_up(&used, start, stop)?;
             } else {
+                if self.gives_up(start, stop - start)? {
+                    self.freed.store(true, Ordering::Relaxed);
+                }
                 self.access.write_zeroes(start, stop - start)?;
             }
         }
@@ -237,15 +240,29 @@ impl Image {
 
     /// Writes zeros as data, for parts of clusters: `imago` 0.2.6 miscounts where such a part is in the disk's last one.
     fn write_zero_data(&mut self, from: u64, to: u64) -> io::Result<()> {
-        if from < to && self.has_freed() {
-            self.settle()?;
-        }
         for at in (from..to).step_by(ZEROS.len()) {
             let len = (to - at).min(ZEROS.len() as u64);
+            self.write_bytes_alone(ZEROS.get(..len as usize).unwrap_or_default(), at)?;
+        }
+        Ok(())
+    }
+
+    /// As [`write_alone`](Self::write_alone), of bytes that no guest has.
+    pub(super) fn write_bytes_alone(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        // Cluster after cluster: one may give up what the next would take.
+        let (mut at, mut left) = (at, bytes);
+        while !left.is_empty() {
+            let len = (self.cluster - at % self.cluster).min(left.len() as u64);
+            let (piece, rest) = left.split_at(len as usize);
+            if self.has_freed() {
+                self.settle()?;
+            }
             if self.gives_up(at, len)? {
                 self.freed.store(true, Ordering::Relaxed);
             }
-            self.access.write(ZEROS.get(..len as usize).unwrap_or_default(), at)?;
+            self.changed.store(true, Ordering::Release);
+            self.access.write(piece, at)?;
+            (at, left) = (at + len, rest);
         }
         Ok(())
     }

@@ -211,7 +211,7 @@ fn merge(image: &FormatAccess<ImageStorage>, base: &mut Image) -> io::Result<()>
             _ => {
                 let mut data = vec![0; len.min(PIECE) as usize];
                 image.read(&mut data, at)?;
-                base.access().write(&data, at)?;
+                base.write_bytes_alone(&data, at)?;
                 at += data.len() as u64;
             }
         }

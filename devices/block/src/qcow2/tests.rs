@@ -339,6 +339,34 @@ fn zeros_in_a_part_of_a_cluster_that_the_disk_ends_in_are_written_there_only() {
 }
 
 #[test]
+fn zeros_over_compressed_clusters_give_them_up_before_anything_takes_their_place() {
+    let dir = dir();
+    let (raw, path) = (dir.path().join("raw"), dir.path().join("packed.qcow2"));
+    let mut want = noise(6, 1 << 20);
+    // So that it is worth compressing.
+    want.chunks_mut(2).for_each(|pair| pair[1] = 0);
+    fs::write(&raw, &want).unwrap();
+    qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", text(&raw), text(&path)]);
+    let guest = Guest::open(&path, &read_write());
+    let has_freed = || guest.disk.image.read().unwrap().as_ref().unwrap().has_freed();
+    // Whole clusters, parts of two, and data that takes their place.
+    for (number, (at, len)) in
+        [(0, 65_536), (131_072 - 512, 1024), (262_144, 131_072)].into_iter().enumerate()
+    {
+        guest.disk.write_zeroes(at, len, false).unwrap();
+        want[at as usize..][..len as usize].fill(0);
+        assert!(has_freed(), "{at}");
+        let data = 524_288 + 65_536 * number;
+        guest.write(data as u64, &[7; 65_536]);
+        want[data..][..65_536].fill(7);
+        assert!(guest.all() == want, "{at}");
+    }
+    drop(guest);
+    check(&path);
+    assert!(contents(&path) == want);
+}
+
+#[test]
 fn discarding_what_is_not_there_takes_no_space() {
     let dir = dir();
     let path = new_image(&dir, 1 << 40);

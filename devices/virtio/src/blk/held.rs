@@ -84,10 +84,15 @@ impl Held {
         self.heads().remove(&queue).unwrap_or_default()
     }
 
-    /// No driver waits for them.
+    /// Returns true if some are kept while their queue does not run.
+    pub fn waits(&self) -> bool {
+        !self.heads().is_empty()
+    }
+
+    /// No driver waits for them. The VMM is not told again before the device resumes: guests reset devices as often as they
+    /// like.
     pub fn clear(&self) {
         self.heads().clear();
-        self.resume();
     }
 
     pub fn save(&self, fields: &mut Encoder, field: Field) {

@@ -263,7 +263,11 @@ impl<D: Disk> LocalDevice for Blk<D> {
         if let Some(limiter) = &self.limiter {
             limiter.pause();
         }
-        self.shared.disk.unlock()
+        match self.shared.disk.unlock() {
+            // A disk that cannot write what it has left stays locked, or no pause could mend it. The VMM knows.
+            Err(_) if self.shared.held.waits() => Ok(()),
+            unlocked => unlocked,
+        }
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {

@@ -33,6 +33,7 @@ struct MemDisk {
     script: Mutex<Vec<Option<usize>>>,
     flushes: AtomicU64,
     fail_flush: bool,
+    fail_unlock: bool,
 }
 
 impl MemDisk {
@@ -123,7 +124,7 @@ impl Disk for MemDisk {
     }
 
     fn unlock(&self) -> Result<(), DeviceError> {
-        Ok(())
+        if self.fail_unlock { Err(DeviceError::new("scripted")) } else { Ok(()) }
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

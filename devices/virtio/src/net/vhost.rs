@@ -191,8 +191,11 @@ impl Inner {
     }
 
     fn stop(&mut self, ring: usize) -> Result<QueueState, DeviceError> {
-        if self.runs.get_mut(ring).is_some_and(std::mem::take) {
+        if let Some(runs) = self.runs.get_mut(ring)
+            && *runs
+        {
             self.vhost.backend().set_tap(ring as u32, None)?;
+            *runs = false;
         }
         self.vhost.take_down(ring)
     }
@@ -300,6 +303,8 @@ impl VirtioDevice for Device {
             inner.events = activation.events.clone();
             inner.vhost.activate(&activation, KERNELS, (&self.name, first, &*self.runtime))?;
         }
+        // The driver hears of the link without a control queue, too.
+        self.card.connect(Some(activation.config.clone()));
         self.activation = Some(activation.clone());
         self.local.activate(activation)
     }

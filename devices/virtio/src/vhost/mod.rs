@@ -7,8 +7,8 @@
 //! device need a reset.
 //!
 //! What the kernel writes, no [`DirtyLog`](ossature_memory::DirtyLog) sees. None can be started while a driver uses such a
-//! device, and no driver can begin to use one while there is a log: both are errors that say so. RAM that is added is seen
-//! when a queue next starts.
+//! device, and no driver can begin to use one while there is a log: both are errors that say so. Nor
+//! can RAM be added or removed meanwhile: the kernel has a table of it.
 
 #[allow(unsafe_code)] // see the module
 mod kernel;

@@ -27,13 +27,13 @@ impl Wire {
     /// Says what calls raise from now on; raises what nobody has passed on before.
     pub(super) fn connect(&self, interrupt: Option<Interrupt>) {
         let mut now = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *now, interrupt);
-        drop(now);
-        self.pass_on(before.as_ref());
+        self.pass_on(now.as_ref());
+        *now = interrupt;
     }
 
     fn relay(&self) {
-        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Locked until it is passed on: what is saved after `connect` has it.
+        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
         self.pass_on(interrupt.as_ref());
     }
 

@@ -69,6 +69,23 @@ fn what_fails_again_is_kept_again_and_the_vmm_is_told_again() {
 }
 
 #[test]
+fn a_disk_that_cannot_be_given_up_keeps_no_machine_from_the_pause_that_is_to_mend_it() {
+    let disk = |script| MemDisk { fail_unlock: true, ..MemDisk::scripted(16, script) };
+    let mut blk = blk(disk(&[None])).with_on_error(OnHostError::Hold);
+    let mut rig = Rig::new(&mut blk, FLUSH_BIT);
+    let to = rig.alloc(512);
+    let (_, status) = put(&mut rig, &header(IN, 0), &[], &[to]);
+    rig.run(0);
+    assert_eq!(stalled(&rig), 1);
+    rig.restart(&mut blk);
+    rig.run(0);
+    assert_eq!(rig.get(status), [OK]);
+    // Nothing is kept any more.
+    let _ = rig.stop();
+    assert!(blk.quiesce().is_err());
+}
+
+#[test]
 fn a_flush_and_a_guests_own_mistake_are_never_kept() {
     let mut blk = blk(MemDisk { fail_flush: true, ..MemDisk::new(16) }).with_on_error(OnHostError::Hold);
     let mut rig = Rig::new(&mut blk, FLUSH_BIT);
