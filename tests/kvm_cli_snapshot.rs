@@ -123,7 +123,11 @@ fn a_machine_goes_on_from_its_file_and_what_does_not_fit_is_said_in_flags() {
     assert!(request(control, "snapshot /no/such/folder/f").starts_with("error: /no/such/folder/f: "));
     let taken = request(control, &format!("snapshot {guest}"));
     assert!(taken.contains("it exists and is no snapshot"), "{taken}");
+    let warned = request(control, &format!("snapshot {snapshot}"));
+    assert!(warned.starts_with("ok. ") && warned.contains("changes its disks"), "{warned}");
+    assert_eq!(request(control, "pause"), "ok");
     assert_eq!(request(control, &format!("snapshot {snapshot}")), "ok");
+    assert_eq!(request(control, "resume"), "ok");
     // On a signal, too, and the guest goes on.
     assert_eq!(answer(&mut vmm), b'c');
     kill_process(Pid::from_child(&vmm.0), Signal::USR2).unwrap();

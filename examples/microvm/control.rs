@@ -125,8 +125,8 @@ impl Control {
             ["snapshot", _, ..] => {
                 // Paths have spaces, too.
                 let path = line.strip_prefix("snapshot").unwrap_or_default().trim();
-                self.snapshots.write(Path::new(path))?;
-                ok()
+                let warning = self.snapshots.write(Path::new(path))?;
+                warning.map_or_else(ok, |warning| Ok(format!("ok. {warning}")))
             }
             ["new-generation"] => self.new_generation(),
             ["pause"] => {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 
 use ossature::vmm::error_chain;
-use ossature::vmm::machine::{Machine, MachineHandle, Snapshot, SnapshotError};
+use ossature::vmm::machine::{LifecycleState, Machine, MachineHandle, Snapshot, SnapshotError};
 use ossature::vmm::program::Signals;
 
 use crate::Result;
@@ -99,10 +99,19 @@ impl Snapshots {
         Self { machine: machine.handle(), changes_disks, busy: Arc::default() }
     }
 
-    /// Writes one. A machine that runs is paused meanwhile.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    /// Writes one. A machine that runs is paused meanwhile. Returns what the user should know, if there is anything.
+    pub fn write(&self, path: &Path) -> Result<Option<&'static str>> {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.machine.snapshot(path).map_err(|error| failed(path, &error))?)
+        self.machine.snapshot(path).map_err(|error| failed(path, &error))?;
+        Ok(self.warning())
+    }
+
+    /// After a snapshot: what will not fit it soon.
+    fn warning(&self) -> Option<&'static str> {
+        (self.changes_disks && self.machine.state() == LifecycleState::Running).then_some(
+            "The guest goes on and changes its disks, which are no part of it: to keep both, pause, snapshot and resume \
+             by --control, and copy the disks in between",
+        )
     }
 
     /// Waits for the one that is being written. There are no more until the result is dropped.
@@ -132,12 +141,10 @@ impl Snapshots {
             return USER.say_or_drop("a snapshot is being written already");
         };
         match self.machine.snapshot(&path) {
-            Ok(()) if self.changes_disks => USER.say_or_drop(format!(
-                "snapshot {} written. The guest goes on and changes its disks, which are no part of it: to keep both, \
-                 pause, snapshot and resume by --control, and copy the disks in between",
-                path.display()
-            )),
-            Ok(()) => USER.say_or_drop(format!("snapshot {} written", path.display())),
+            Ok(()) => {
+                let warning = self.warning().map_or_else(String::new, |warning| format!(". {warning}"));
+                USER.say_or_drop(format!("snapshot {} written{warning}", path.display()));
+            }
             Err(error) => USER.say_or_drop(format!("--snapshot-to {}", failed(&path, &error))),
         }
     }

@@ -26,7 +26,8 @@ use state::FwCfgState;
 /// else, is answered with the error bit and has moved nothing.
 ///
 /// Contents are the VMM's to say, at any time; they are not part of a saved state. A device that a state is restored into
-/// has files of the same names, and keeps its own contents: a clone finds its own.
+/// has files of the same names, and keeps its own contents: a clone finds its own. A guest that was saved in the middle of
+/// reading a file byte by byte goes on at the same offset of the clone's contents.
 ///
 /// ```
 /// use ossature_legacy::FwCfg;

@@ -47,8 +47,9 @@ impl GenerationId {
 ///
 /// [`restore`](Device::restore) changes the ID. It becomes the one that the device was given since the machine last
 /// ran, if there is one and the saved state has another; a random one otherwise. The guest is told when the machine goes
-/// on. With [`keep_when_restored`](Self::keep_when_restored) it is the saved one instead. Pauses, resets and reboots
-/// change nothing.
+/// on. With [`keep_when_restored`](Self::keep_when_restored) it is the saved one instead. A machine that refuses a state
+/// because of another device may have restored this one before: putting it back is a restore, too, and the ID another
+/// one. Pauses, resets and reboots change nothing.
 #[derive(Debug)]
 pub struct VmGenId {
     id: String,

@@ -123,7 +123,8 @@ impl MachineBuilder {
     /// Goes on where the machine of `snapshot` was: with its memory, its vCPUs and its clock, and the states of its
     /// devices. The devices are the caller's, each of the same kind and with the same id, on whatever the host has for
     /// them now; they are where they were. The number of vCPUs, their CPUID and the size of memory are the snapshot's:
-    /// what is said of them here must be the same. A [payload](Self::payload) is loaded when the machine is reset.
+    /// what is said of the number and the size here must be the same, and a hook for the CPUID is not asked. A
+    /// [payload](Self::payload) is loaded when the machine is reset.
     pub fn restore(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
         self

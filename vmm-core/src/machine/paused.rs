@@ -70,7 +70,8 @@ impl Paused {
     }
 
     /// Writes a [`Snapshot`](super::Snapshot) into an open, empty file, such as a memfd, while the machine is paused. When it
-    /// lasts is up to the caller; [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
+    /// lasts is up to the caller, as is what is in the file after an error, which is no snapshot;
+    /// [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
     pub fn snapshot_to(&self, file: &File) -> Result<(), SnapshotError> {
         self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file)))?
     }
@@ -90,8 +91,9 @@ impl MachineHandle {
     /// written, before that is known to last; one that is paused, or has not started, stays so.
     ///
     /// The file is written beside its place, made to last, and renamed. So it is there in full, or on any error not at
-    /// all, and a snapshot that was there is replaced, or is left as it was. Any other file at `path` is refused. Only its
-    /// owner may read it: it has all that the guest knows.
+    /// all, and a snapshot that was there is replaced, or is left as it was. The one exception is the last step: if the
+    /// folder cannot be synced, the new snapshot is in its place, and an error says that it may not last. Any other file at
+    /// `path` is refused. Only its owner may read it: it has all that the guest knows.
     ///
     /// What is on disks is no part of it. Copy them while the machine is [paused](Self::pause), or stop it before its guest
     /// goes on.

@@ -36,8 +36,9 @@ impl crate::VmConfig {
     }
 
     /// With a CPUID that `edit` changes: it is called for each vCPU with what the vCPU would have (the host's, with the
-    /// guest's topology, caches as the topology shares them) and with the vCPU's index, whenever one is created, and again
-    /// at the first reset. It must do the same each time.
+    /// guest's topology, caches as the topology shares them) and with the vCPU's index, whenever one is created, its state
+    /// is read or set, and at the first reset. It must do the same each time. For a machine that is restored from a
+    /// snapshot it is not called: its vCPUs have the CPUID that they were saved with.
     ///
     /// ```
     /// use ossature_core::VmConfig;

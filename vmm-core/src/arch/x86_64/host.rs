@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::{msrs, native};
 use crate::VmError;
@@ -14,6 +14,7 @@ use crate::call::call;
 pub(crate) struct HostFacts {
     cpuid: OnceLock<Vec<kvm_cpuid_entry2>>,
     msrs: OnceLock<Vec<u32>>,
+    nested: OnceLock<bool>,
 }
 
 impl HostFacts {
@@ -37,5 +38,10 @@ impl HostFacts {
         let listed = kvm.get_msr_index_list().map_err(call("KVM_GET_MSR_INDEX_LIST"))?;
         let msrs = msrs::of_state(vcpu, listed.as_slice())?;
         Ok(self.msrs.get_or_init(|| msrs))
+    }
+
+    /// True if KVM can say whether a vCPU's guest is a hypervisor itself.
+    pub(super) fn has_nested_state(&self, kvm: &Kvm) -> bool {
+        *self.nested.get_or_init(|| kvm.check_extension(Cap::NestedState))
     }
 }

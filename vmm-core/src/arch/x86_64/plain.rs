@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 
+use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
     kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_pit_state2, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs,
@@ -43,6 +44,7 @@ macro_rules! plain {
 }
 
 plain!(
+    KvmNestedStateBuffer,
     kvm_clock_data,
     kvm_debugregs,
     kvm_irqchip,

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs,
+    KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GUEST_MODE, KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
@@ -91,9 +92,14 @@ pub(crate) struct VcpuParts {
 }
 
 impl VcpuParts {
-    /// Reads everything. `set` is what was set and the kernel has not taken yet.
+    /// Reads everything, which fails if the guest runs guests of its own. `set` is what was set and the kernel has not taken yet.
     pub(crate) fn read(from: VcpuAccess<'_>, set: Option<KvmRegisters>) -> Result<Self, VmError> {
         let vcpu = from.vcpu;
+        if from.host.1.has_nested_state(from.host.0) {
+            let mut nested = KvmNestedStateBuffer::empty();
+            vcpu.nested_state(&mut nested).map_err(call("KVM_GET_NESTED_STATE"))?;
+            check_nested(&nested)?;
+        }
         // First: an event that waits for the vCPU (INIT, a start) becomes part of the other registers.
         let mp_state = match from.irqchip {
             true => Some(vcpu.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?.mp_state),
@@ -236,6 +242,17 @@ impl VcpuParts {
             ("local APIC", self.lapic.as_ref().map_or(&[], Plain::to_bytes)),
         ]
     }
+}
+
+/// Fails if there is more in the state of nested virtualization than what a vCPU begins with: no other part has it.
+fn check_nested(state: &KvmNestedStateBuffer) -> Result<(), VmError> {
+    // Where the guest has put its VMXON region: all ones if VMX is off.
+    let vmxon = state.to_bytes().get(8..16) != Some(&[0xff; 8]);
+    let is_vmx = u32::from(state.format) == KVM_STATE_NESTED_FORMAT_VMX;
+    if u32::from(state.flags) & KVM_STATE_NESTED_GUEST_MODE != 0 || is_vmx && vmxon {
+        return Err(VmError::Unsupported { what: "saving a vCPU whose guest is a hypervisor itself" });
+    }
+    Ok(())
 }
 
 impl PartialEq for VcpuParts {

@@ -10,7 +10,10 @@ use ossature_memory::{DmaError, MapFileError, RamError};
 use crate::VmError;
 use crate::machine::error::LifecycleError;
 
-/// Why a snapshot cannot be written, read or restored. A snapshot that cannot be written leaves no file behind.
+/// Why a snapshot cannot be written, read or restored. One that cannot be written leaves no file behind, with two
+/// exceptions. If only its folder cannot be synced, the snapshot is in its place, but may be gone after a power cut. And
+/// [`snapshot_to`](crate::machine::Paused::snapshot_to) leaves what it has written in the caller's file, which is no
+/// snapshot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -142,6 +145,9 @@ pub enum SnapshotError {
         /// The builder's.
         asked: u64,
     },
+    /// The memory of the machine that is to be restored would be part of another file, which has contents of its own.
+    #[error("its memory cannot be restored into a file: use another backing, such as a memfd")]
+    FileMemory,
     /// The machine that is to be restored has other devices.
     #[error("{}", devices(missing, extra))]
     OtherDevices {

@@ -1,5 +1,6 @@
 //! A file that is there in full or not at all, whatever happens.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,10 +14,14 @@ use super::header::MAGIC;
 #[derive(Debug)]
 pub(in crate::machine) struct NewFile {
     file: File,
-    /// Where it is now; `None` once it has its place.
-    beside: Option<PathBuf>,
+    /// Where it is until it has its place.
+    beside: PathBuf,
+    placed: bool,
     path: PathBuf,
 }
+
+/// How many files that were left beside a snapshot, by VMMs that were killed, are passed over.
+const MAX_LEFT: u32 = 128;
 
 impl NewFile {
     /// An empty file for what is to be at `path`, which only its owner may read: it has all that the guest knows. What
@@ -33,13 +38,8 @@ impl NewFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(failed("open")(source)),
         }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut beside = std::ffi::OsString::from(".");
-        beside.push(name);
-        beside.push(format!(".{}-{number}.part", std::process::id()));
-        let beside = path.with_file_name(beside);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&beside);
-        Ok(Self { file: file.map_err(failed("create"))?, beside: Some(beside), path: path.to_owned() })
+        let (file, beside) = create_beside(path, name, &NUMBER).map_err(failed("create"))?;
+        Ok(Self { file, beside, placed: false, path: path.to_owned() })
     }
 
     pub(in crate::machine) fn file(&self) -> &File {
@@ -58,19 +58,34 @@ impl NewFile {
             _ => Path::new("."),
         };
         let folder = File::open(folder).map_err(failed("open its folder"))?;
-        let Some(beside) = &self.beside else { return Ok(()) };
-        fs::rename(beside, &self.path).map_err(failed("rename"))?;
-        let synced = folder.sync_all().map_err(failed("sync its folder"));
-        self.beside = None;
-        synced
+        fs::rename(&self.beside, &self.path).map_err(failed("rename"))?;
+        self.placed = true;
+        folder.sync_all().map_err(failed("sync its folder"))
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(beside) = &self.beside {
+        if !self.placed {
             // The error that brought us here is the one to tell.
-            let _ = fs::remove_file(beside);
+            let _ = fs::remove_file(&self.beside);
+        }
+    }
+}
+
+/// Creates a file beside `path`, with the first of the `numbers` that is free. A process that was killed may have had the
+/// same id.
+fn create_beside(path: &Path, name: &OsStr, numbers: &AtomicU32) -> io::Result<(File, PathBuf)> {
+    let mut left = MAX_LEFT;
+    loop {
+        let number = numbers.fetch_add(1, Ordering::Relaxed);
+        let mut beside = OsString::from(".");
+        beside.push(name);
+        beside.push(format!(".{}-{number}.part", std::process::id()));
+        let beside = path.with_file_name(beside);
+        match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&beside) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && left > 0 => left -= 1,
+            created => return Ok((created?, beside)),
         }
     }
 }
@@ -86,5 +101,27 @@ fn replaceable(path: &Path) -> io::Result<bool> {
         Ok(()) => Ok(magic == MAGIC),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_were_left_are_passed_over_and_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.snap");
+        let left =
+            |number: u32| folder.path().join(format!(".guest.snap.{}-{number}.part", std::process::id()));
+        for number in 1..=MAX_LEFT {
+            fs::write(left(number), b"left").unwrap();
+        }
+        let create = |first: u32| create_beside(&path, OsStr::new("guest.snap"), &AtomicU32::new(first));
+        assert_eq!(create(0).unwrap().1, left(0));
+        assert_eq!(create(1).unwrap().1, left(MAX_LEFT + 1));
+        // Not for ever.
+        assert_eq!(create(0).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(left(1)).unwrap(), b"left");
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{FilePiece, MapFileError, Ram, RamConfig, map_file};
+use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, map_file};
 
 use super::error::SnapshotError;
 use super::header::ALIGN;
@@ -27,8 +27,8 @@ const SIZE: Field = Field::new(2, "size of a slot");
 const CHUNK: u64 = 2 << 20;
 /// What is zero within a chunk is a hole in pieces of this many bytes.
 const PAGE: usize = 4096;
-/// As many as KVM has for a machine.
-const MAX_SLOTS: usize = 32 << 10;
+/// More than machines have.
+const MAX_SLOTS: usize = 512;
 /// 2 TiB of memory.
 const MAX_CHUNKS: usize = 1 << 20;
 /// Into how many mappings memory is cut, so that what is zero is no page of the file. Each takes the kernel some
@@ -87,7 +87,8 @@ impl MemoryTable {
             offset = offset.checked_add(size)?.checked_next_multiple_of(ALIGN)?;
             chunks = chunks.checked_add(size.div_ceil(CHUNK)).filter(|all| *all <= MAX_CHUNKS as u64)?;
         }
-        (!placed.is_empty()).then(|| Self { slots: placed, chunks: vec![None; chunks as usize] })
+        let fits = (1..=MAX_SLOTS).contains(&placed.len());
+        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize] })
     }
 
     /// The longest that it can become.
@@ -219,6 +220,10 @@ impl MemoryTable {
         };
         if let Some(asked) = config.as_ref().map(|config| config.size).filter(|asked| *asked != size) {
             return Err(SnapshotError::OtherMemory { found: self.size(), asked });
+        }
+        // It would show where the snapshot has zeros, and once more in each slot that is added.
+        if config.as_ref().is_some_and(|config| matches!(config.backing, Backing::File(_))) {
+            return Err(SnapshotError::FileMemory);
         }
         Ok(config.unwrap_or_else(|| RamConfig::new(size)).gap(gap))
     }

@@ -29,7 +29,6 @@ mod shape;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -127,21 +126,14 @@ impl Snapshot {
         if !about.is_file() {
             return Err(SnapshotError::NotASnapshot);
         }
-        let mut bytes = [0; header::LEN];
-        match file.read_exact_at(&mut bytes, 0) {
-            // Of whatever is shorter than a header, too, the first bytes say what it is.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                let needs = header::LEN as u64;
-                let mut magic = [0; header::MAGIC.len()];
-                let is_ours = file.read_exact_at(&mut magic, 0).is_ok() && magic == header::MAGIC;
-                return Err(match is_ours {
-                    true => SnapshotError::Truncated { needs, has: about.len() },
-                    false => SnapshotError::NotASnapshot,
-                });
-            }
-            read => read.map_err(failed("header"))?,
+        let (mut bytes, needs, has) = ([0; header::LEN], header::LEN as u64, about.len());
+        let there = bytes.get_mut(..needs.min(has) as usize).unwrap_or_default();
+        file.read_exact_at(there, 0).map_err(failed("header"))?;
+        // Of whatever is shorter than a header, too, the first bytes say what it is.
+        if has < needs && bytes.starts_with(&header::MAGIC) {
+            return Err(SnapshotError::Truncated { needs, has });
         }
-        let header = Header::read(&bytes, about.len())?;
+        let header = Header::read(&bytes, has)?;
         let mut state = vec![0; header.state as usize];
         file.read_exact_at(&mut state, header::LEN as u64).map_err(failed("state"))?;
         let state = StateFile::parse(&state, header.architecture)?;

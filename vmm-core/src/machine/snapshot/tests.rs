@@ -9,7 +9,7 @@ use ossature_bus::Size;
 use ossature_bus::state_file;
 use ossature_legacy::{I8042, Rtc};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, RamConfig};
+use ossature_memory::{Backing, FileBacking, RamConfig};
 use tempfile::TempDir;
 
 use super::*;
@@ -209,6 +209,10 @@ fn another_shape_is_refused_by_name() {
     assert!(matches!(refusal(build(restore().cpus(1))), SnapshotError::OtherCpus { found: 2, asked: 1 }));
     let other = restore().memory(RamConfig::new(2 * RAM));
     assert!(matches!(refusal(build(other)), SnapshotError::OtherMemory { found: RAM, asked: 0x2_0000 }));
+    for backing in [FileBacking::shared, FileBacking::private].map(|of| of(file(&[7; RAM as usize]), 0)) {
+        let in_file = restore().memory(RamConfig::new(RAM).backing(Backing::File(backing)));
+        assert!(matches!(refusal(build(in_file)), SnapshotError::FileMemory));
+    }
     let given = ossature_memory::Ram::new(&RamConfig::new(2 * RAM)).unwrap();
     assert!(matches!(refusal(build(restore().ram(given))), SnapshotError::OtherMemory { .. }));
     let more = restore().device(I8042::new("second"));

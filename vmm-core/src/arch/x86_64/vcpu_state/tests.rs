@@ -29,6 +29,32 @@ fn a_state_survives_the_way_through_bytes() {
 }
 
 #[test]
+fn a_guest_that_is_a_hypervisor_is_refused() {
+    use kvm_bindings::{
+        KVM_STATE_NESTED_FORMAT_SVM, KVM_STATE_NESTED_GIF_SET, kvm_nested_state__bindgen_ty_1,
+    };
+    let check = |flags: u32, format: u32, vmxon_pa: u64| {
+        let mut state = KvmNestedStateBuffer::empty();
+        (state.flags, state.format) = (flags as u16, format as u16);
+        state.hdr = kvm_nested_state__bindgen_ty_1 { pad: [0; 120] };
+        state.hdr.vmx.vmxon_pa = vmxon_pa;
+        check_nested(&state)
+    };
+    let (vmx, svm) = (KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_FORMAT_SVM);
+    check(0, vmx, u64::MAX).unwrap();
+    check(KVM_STATE_NESTED_GIF_SET, svm, 0).unwrap();
+    for (flags, format, vmxon_pa) in [
+        (0, vmx, 0x1000),
+        (0, vmx, 0),
+        (KVM_STATE_NESTED_GUEST_MODE, vmx, u64::MAX),
+        (KVM_STATE_NESTED_GUEST_MODE | KVM_STATE_NESTED_GIF_SET, svm, 0),
+    ] {
+        let refused = check(flags, format, vmxon_pa).unwrap_err();
+        assert!(refused.to_string().contains("a hypervisor itself"), "{refused}");
+    }
+}
+
+#[test]
 fn d2_parts_of_other_lengths_are_refused() {
     let refused = |parts: VcpuParts| VcpuParts::from_saved(&parts.to_saved()).unwrap_err();
     refused(VcpuParts { xsave: vec![0; MAX_XSAVE / 4 + 1], ..parts() });

@@ -36,6 +36,9 @@ fn slots_that_cannot_be_are_refused() {
     for slots in none {
         assert_eq!(MemoryTable::with_slots(slots.iter().copied()), None, "{slots:x?}");
     }
+    let many = |count: usize| MemoryTable::with_slots((0..count as u64).map(|n| (n * MIB, 4096)));
+    assert!(MemoryTable::load(&many(MAX_SLOTS).unwrap().save()).is_ok());
+    assert_eq!(many(MAX_SLOTS + 1), None);
     for slots in [[(4096, MIB)], [(0, 4095)]] {
         let table = MemoryTable::with_slots(slots.into_iter()).unwrap();
         assert!(MemoryTable::load(&table.save()).is_err(), "{slots:x?}");
