@@ -366,11 +366,8 @@ fn a_guest_is_saved_on_a_signal_and_goes_on_here_and_in_two_others() {
         let whole = format!("{}{text}", before.expect("the same bytes were on their way here"));
         goes_on.push((fragment.to_owned(), next));
         let answers = Answers::parse(&whole, &names).unwrap_or_else(|what| panic!("{what}: {whole}"));
-        assert!(
-            !answers["log"].contains("lockup") && !answers["log"].contains("unstable"),
-            "{}",
-            &answers["log"]
-        );
+        // Not that its TSC is stable: an emulated host takes milliseconds from writing the clock to writing the TSC.
+        assert!(!answers["log"].contains("lockup"), "{}", &answers["log"]);
         let uptimes = answers["count"].split("uptime ").skip(1);
         let uptime = |rest: &str| rest.split_whitespace().next()?.trim_end_matches('.').parse().ok();
         let uptimes: Vec<f64> = uptimes.filter_map(uptime).collect();

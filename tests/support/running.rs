@@ -106,6 +106,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended.
         let _ = self.child.kill().and_then(|()| self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("The guest has said:\n{}\nThe VMM has said:\n{}", self.out.text(), self.err.text());
+        }
     }
 }
 
