@@ -28,7 +28,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("block read, direct, batch of 32", 296.8),
     ("block read, indirect, batch of 32", 326.5),
     ("floor: block read, direct, batch of 32", 106.7),
-    ("packet sent, batch of 32", 269.8),
+    ("packet sent, batch of 32", 300.0),
     ("packet received, batch of 32", 417.4),
     ("socket stream, sent by the guest, KiB", 21.2),
     ("socket stream, received in buffers of 4 KiB, KiB", 126.4),
