@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ossature::block::NewQcow2;
 use support::control::{answer, ask_until_done};
 use support::devices::{BadDisk, LoopDevice, Mounted};
-use support::{Guest, Transport, hash_of, qemu, sparse};
+use support::{Guest, Transport, hash, hash_of, qemu, sparse};
 use xtask::process;
 
 const MIB: u64 = 1 << 20;
@@ -21,8 +21,14 @@ fn qcow2(folder: &Path, name: &str, len: u64) -> PathBuf {
     path
 }
 
-fn hash(file: &Path) -> String {
-    hash_of(&format!("cat {}", process::quote_path(file)))
+/// Two raw disks and one in a qcow2 image hold what the guest has hashed, first in its file and then on each.
+fn expect_same(hashes: &str, images: &[PathBuf; 3], contents: &Path) {
+    let hashes: Vec<&str> = hashes.lines().collect();
+    assert_eq!(hashes, [hashes[0]; 4]);
+    assert_eq!([hash(&images[0]), hash(&images[1])], [hashes[0], hashes[0]]);
+    qemu::is_clean(&images[2]);
+    qemu::to_raw(&images[2], contents);
+    assert_eq!(hash(contents), hashes[0]);
 }
 
 #[test]
@@ -66,13 +72,7 @@ fn a_full_host_fails_the_guests_writes_and_nothing_else() {
             ended.err.lines().any(|line| line.contains(disk) && line.contains("No space left on device"));
         assert!(told, "{disk}: {ended}");
     }
-    let hashes: Vec<&str> = answers["same"].lines().collect();
-    assert_eq!(hashes, [hashes[0]; 4]);
-    assert_eq!([hash(&images[0]), hash(&images[1])], [hashes[0], hashes[0]]);
-    qemu::is_clean(&images[2]);
-    let contents = folder.path().join("contents");
-    qemu::to_raw(&images[2], &contents);
-    assert_eq!(hash(&contents), hashes[0]);
+    expect_same(&answers["same"], &images, &folder.path().join("contents"));
 }
 
 #[test]
@@ -126,13 +126,7 @@ fn pauses(transport: Transport) {
     ended.expect(0);
     let answers = ended.answers();
     assert!(!answers["log"].contains("I/O error"), "{}", &answers["log"]);
-    let hashes: Vec<&str> = answers["same"].lines().collect();
-    assert_eq!(hashes, [hashes[0]; 4]);
-    assert_eq!([hash(&images[0]), hash(&images[1])], [hashes[0], hashes[0]]);
-    qemu::is_clean(&images[2]);
-    let contents = folder.path().join("contents");
-    qemu::to_raw(&images[2], &contents);
-    assert_eq!(hash(&contents), hashes[0]);
+    expect_same(&answers["same"], &images, &folder.path().join("contents"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ossature::vmm::machine::Snapshot;
 use rustix::process::Signal;
-use support::{Answers, Guest, LIMIT, Log, Tap, Transport, hash_in_ext4};
+use support::{Answers, Guest, LIMIT, Log, Tap, Transport, echo, hash_in_ext4};
 use tempfile::TempDir;
 use xtask::process;
 use xtask::tree::Tree;
@@ -288,22 +288,6 @@ fn under_load_guest(tap: &Tap, listener: &TcpListener, data: &[u8]) -> Guest {
         .run("traffic", &traffic)
         .run("hash", "sha256sum </data")
         .run("log", "dmesg")
-}
-
-/// Sends back what the guest sends, connection by connection, until one brings nothing; returns how many brought `data`.
-fn echo(listener: &TcpListener, data: &[u8]) -> u64 {
-    let mut connections = 0;
-    loop {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut received = Vec::with_capacity(data.len());
-        stream.read_to_end(&mut received).unwrap();
-        if received.is_empty() {
-            return connections;
-        }
-        assert!(received == data, "{} bytes came, not those that were sent", received.len());
-        stream.write_all(&received).unwrap();
-        connections += 1;
-    }
 }
 
 /// Longer than a guest takes for a round of its loop, in its own time.

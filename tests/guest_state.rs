@@ -21,7 +21,7 @@ use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, MmioInterrupt, Net, Rng, SharedLoop};
 use ossature::vmm::machine::{Linux, Machine, Outcome, Payload, PayloadError};
 use ossature::vmm::{Kvm, Registers};
-use support::{Guest, LIMIT, Tap, Transport, Virtio, hash_in_ext4};
+use support::{Guest, LIMIT, Tap, Transport, Virtio, echo, hash_in_ext4};
 use xtask::tree::Tree;
 
 const ROUNDS: u32 = 50;
@@ -156,23 +156,6 @@ fn guest(tap: &Tap, listener: &TcpListener, data: &[u8]) -> Guest {
         .run("traffic", &traffic)
         .run("hash", "sha256sum </data")
         .run("log", "dmesg")
-}
-
-/// Sends back what the guest sends, connection by connection, until one brings nothing; returns how many brought `data`.
-fn echo(listener: &TcpListener, data: &[u8]) -> u64 {
-    let mut connections = 0;
-    loop {
-        // However long that takes: the guest's clock does not run while the machine is paused.
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut received = Vec::with_capacity(data.len());
-        stream.read_to_end(&mut received).unwrap();
-        if received.is_empty() {
-            return connections;
-        }
-        assert!(received == data, "{} bytes came, not those that were sent", received.len());
-        stream.write_all(&received).unwrap();
-        connections += 1;
-    }
 }
 
 /// Types lines that do not repeat, and checks that each comes back, until `done`; returns how many.

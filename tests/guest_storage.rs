@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ossature::block::NewQcow2;
 use support::devices::{LoopDevice, Mounted};
-use support::{Guest, Running, Transport, hash_of, qemu, sparse};
+use support::{Guest, Running, Transport, hash, qemu, sparse};
 use xtask::process;
 
 const MIB: u64 = 1 << 20;
@@ -18,10 +18,6 @@ fn qcow2(folder: &Path, name: &str, len: u64) -> PathBuf {
     let path = folder.join(name);
     NewQcow2::new(len).create(&path).unwrap();
     path
-}
-
-fn hash(file: &Path) -> String {
-    hash_of(&format!("cat {}", process::quote_path(file)))
 }
 
 #[test]

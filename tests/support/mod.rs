@@ -30,7 +30,7 @@ pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
-pub use tap::{Tap, accept};
+pub use tap::{Tap, accept, echo};
 pub use transport::{Transport, Virtio};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.
@@ -49,6 +49,11 @@ pub fn hash_of(command: &str) -> String {
         .unwrap()
         .trim()
         .to_owned()
+}
+
+/// The same of a file or block device of the host.
+pub fn hash(file: &Path) -> String {
+    hash_of(&format!("cat {}", process::quote_path(file)))
 }
 
 /// Checks an ext4 file system that nobody uses, and returns the SHA-256 of one of its files.

@@ -1,5 +1,6 @@
 //! A tap of the host's kernel with a network of its own.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 
@@ -78,6 +79,23 @@ pub fn accept(listener: &TcpListener) -> (TcpStream, String) {
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream.set_write_timeout(Some(LIMIT)).unwrap();
     (stream, peer.ip().to_string())
+}
+
+/// Sends back what the guest sends, connection by connection, until one brings nothing; returns how many brought `data`.
+pub fn echo(listener: &TcpListener, data: &[u8]) -> u64 {
+    let mut connections = 0;
+    loop {
+        // However long that takes: the guest's clock does not run while the machine is paused.
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = Vec::with_capacity(data.len());
+        stream.read_to_end(&mut received).unwrap();
+        if received.is_empty() {
+            return connections;
+        }
+        assert!(received == data, "{} bytes came, not those that were sent", received.len());
+        stream.write_all(&received).unwrap();
+        connections += 1;
+    }
 }
 
 /// A capture that ends with the first packet.
