@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ossature_bus::EventSink;
@@ -9,13 +10,12 @@ use super::*;
 use crate::testing::{guest_ram, wait_for};
 use crate::{OpenMode, RawFile};
 
-/// A disk whose first read panics.
-#[derive(Default)]
-struct Panicking(AtomicU32);
+/// A disk that does this when it is read.
+struct OnRead<F>(F);
 
-impl DiskIo for Panicking {
+impl<F: Fn() + Send + Sync + 'static> DiskIo for OnRead<F> {
     fn read(&self, _: &Dma, to: Segments<'_>, _: u64) -> Result<usize, DmaIoError> {
-        assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "the first read");
+        (self.0)();
         Ok(to.len() as usize)
     }
 
@@ -43,7 +43,9 @@ fn setup(depth: u16) -> EngineSetup {
 #[test]
 fn e1_a_panic_of_the_disk_fails_that_request_alone() {
     let mem = guest_ram(&[(0, 0x1000)]);
-    let mut engine = ThreadEngine::new(Arc::new(Panicking::default()), &setup(4)).unwrap();
+    let reads = AtomicU32::new(0);
+    let disk = OnRead(move || assert!(reads.fetch_add(1, Ordering::Relaxed) > 0, "the first read"));
+    let mut engine = ThreadEngine::new(Arc::new(disk), &setup(4)).unwrap();
     let to = [Segment { addr: GuestAddress(0), len: 512 }];
     for token in 0..2 {
         assert!(matches!(
@@ -81,39 +83,16 @@ fn an_engine_that_is_dropped_waits_for_what_is_in_flight() {
     assert_eq!(fs::read(image.path()).unwrap(), [0x5a; 0x8000]);
 }
 
-/// A disk whose reads find which signals the thread blocks.
-#[derive(Default)]
-struct Signals(std::sync::OnceLock<u64>);
-
-impl DiskIo for Signals {
-    fn read(&self, _: &Dma, to: Segments<'_>, _: u64) -> Result<usize, DmaIoError> {
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
-        self.0.set(u64::from_str_radix(mask.trim(), 16).unwrap()).unwrap();
-        Ok(to.len() as usize)
-    }
-
-    fn write(&self, _: &Dma, from: Segments<'_>, _: u64) -> Result<usize, DmaIoError> {
-        Ok(from.len() as usize)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn t4_the_thread_takes_no_signals_to_the_process() {
-    let (mem, disk) = (guest_ram(&[(0, 0x1000)]), Arc::new(Signals::default()));
-    let mut engine = ThreadEngine::new(Arc::clone(&disk), &setup(1)).unwrap();
+    let (mem, found) = (guest_ram(&[(0, 0x1000)]), Arc::new(OnceLock::new()));
+    let blocked = Arc::clone(&found);
+    let disk = OnRead(move || {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        blocked.set(u64::from_str_radix(mask.trim(), 16).unwrap()).unwrap();
+    });
+    let mut engine = ThreadEngine::new(Arc::new(disk), &setup(1)).unwrap();
     let to = [Segment { addr: GuestAddress(0), len: 512 }];
     assert!(matches!(
         engine.submit(&mem, 0, Operation::Read { to: (&to).into(), offset: 0 }),
@@ -121,6 +100,6 @@ fn t4_the_thread_takes_no_signals_to_the_process() {
     ));
     wait_for("the completion", || engine.reap().is_some());
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGWINCH] {
-        assert!(disk.0.get().unwrap() & 1 << (signal - 1) != 0, "signal {signal}");
+        assert!(found.get().unwrap() & 1 << (signal - 1) != 0, "signal {signal}");
     }
 }
