@@ -78,7 +78,11 @@ pub fn mmio(bytes: &[u8]) {
             }
             5 => poke(driver.dma(), &mut input),
             6 => driver.doorbell(u16::from(op >> 3 & 1)).signal().expect("an event"),
-            _ if op & 8 != 0 => driver.save_and_restore(),
+            _ if op & 8 != 0 => {
+                driver.save_and_restore();
+                // It resets the device on the way.
+                resets += 1;
+            }
             _ => driver.pump(),
         }
         // The page that a guest reads says what the registers do.
