@@ -12,6 +12,7 @@ pub mod qemu;
 mod running;
 mod tap;
 mod tools;
+mod traffic;
 mod transport;
 
 use std::ffi::{OsStr, OsString};
@@ -31,6 +32,7 @@ pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
 pub use tap::{Tap, accept, echo};
+pub use traffic::{Traffic, Underway};
 pub use transport::{Transport, Virtio};
 
 /// What any wait may take, the boot included: far more than an emulated processor needs.

@@ -25,20 +25,33 @@ impl Transport {
         devices: impl IntoIterator<Item = Virtio<'a>>,
         runtime: &Arc<impl Runtime + 'static>,
     ) -> Vec<Box<dyn Device>> {
-        let bus = PciBus::new();
-        let virtio = |(id, device, interrupt): Virtio<'a>| -> Box<dyn Device> {
-            match self {
-                Self::Mmio => {
-                    Box::new(VirtioMmio::new(id, device, runtime.clone()).with_interrupt(interrupt))
-                }
-                Self::Pci => Box::new(VirtioPci::new(id, device, runtime.clone(), &bus)),
-            }
-        };
-        let mut plugged: Vec<Box<dyn Device>> = devices.into_iter().map(virtio).collect();
-        if self == Self::Pci {
-            plugged.insert(0, Box::new(bus.host("pci")));
+        self.plug_into(&PciBus::new(), devices, runtime)
+    }
+
+    /// The same on a bus of the caller's.
+    pub fn plug_into<'a>(
+        self,
+        bus: &PciBus,
+        devices: impl IntoIterator<Item = Virtio<'a>>,
+        runtime: &Arc<impl Runtime + 'static>,
+    ) -> Vec<Box<dyn Device>> {
+        let host: Option<Box<dyn Device>> =
+            (self == Self::Pci).then(|| Box::new(bus.host("pci")) as Box<dyn Device>);
+        let devices = devices.into_iter().map(|device| self.plug_one(bus, device, runtime));
+        host.into_iter().chain(devices).collect()
+    }
+
+    /// One device, to come to a bus that is there or to take another one's place.
+    pub fn plug_one(
+        self,
+        bus: &PciBus,
+        (id, device, interrupt): Virtio,
+        runtime: &Arc<impl Runtime + 'static>,
+    ) -> Box<dyn Device> {
+        match self {
+            Self::Mmio => Box::new(VirtioMmio::new(id, device, runtime.clone()).with_interrupt(interrupt)),
+            Self::Pci => Box::new(VirtioPci::new(id, device, runtime.clone(), bus)),
         }
-        plugged
     }
 }
 

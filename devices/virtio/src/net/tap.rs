@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::Syscall;
 use ossature_memory::{Dma, DmaIoError, Segments};
@@ -115,11 +115,11 @@ pub struct Tap {
     /// It has several queues, of which this is one.
     several: bool,
     /// The kernel gives packets to this queue.
-    active: Mutex<bool>,
+    active: Arc<Mutex<bool>>,
     /// What the host's kernel has.
     offloads: Offloads,
     /// Packets that wait may be of this kind.
-    set: Mutex<Offloads>,
+    set: Arc<Mutex<Offloads>>,
     /// Packets on their way, which one thread moves.
     batch: Mutex<Batch>,
     /// What was lost since the last flush.
@@ -203,6 +203,21 @@ impl Tap {
         Self::connected(file, &name, flags)
     }
 
+    /// The same tap for a network card that takes the place of this one's, with a machine's `replace_device`. Opening it
+    /// again fails while this is open, and [`from_fd`](Self::from_fd) changes which packets the kernel sends to a card that
+    /// goes on. One of the two is used at a time.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            several: self.several,
+            active: Arc::clone(&self.active),
+            offloads: self.offloads,
+            set: Arc::clone(&self.set),
+            batch: Mutex::default(),
+            unsent: Mutex::default(),
+        })
+    }
+
     fn connected(file: File, name: &str, flags: libc::c_int) -> Result<Self, TapError> {
         sys::tap_header_len(file.as_fd(), HEADER_LEN as libc::c_int)
             .map_err(io_error(name, "set its header length"))?;
@@ -213,10 +228,10 @@ impl Tap {
         Ok(Self {
             file,
             several,
-            active: Mutex::new(true),
+            active: Arc::new(Mutex::new(true)),
             offloads,
             // Whoever had it before may have set any.
-            set: Mutex::new(Offloads::all()),
+            set: Arc::new(Mutex::new(Offloads::all())),
             batch: Mutex::default(),
             unsent: Mutex::default(),
         })
