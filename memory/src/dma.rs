@@ -244,9 +244,16 @@ impl Dma {
         segments: impl Into<Segments<'a>>,
     ) -> Result<Option<T>, DmaError> {
         let segments = segments.into();
-        if let Some(addr) = segments.front(size_of::<T>()) {
-            return self.read_obj(addr).map(Some);
+        match segments.front(size_of::<T>()) {
+            Some(addr) => self.read_obj(addr).map(Some),
+            None => self.gather_pieces(segments),
         }
+    }
+
+    /// The same where it lies in pieces, which drivers hardly ever do.
+    #[cold]
+    #[inline(never)]
+    fn gather_pieces<T: ByteValued>(&self, segments: Segments<'_>) -> Result<Option<T>, DmaError> {
         let mut value = T::zeroed();
         let bytes = value.as_mut_slice();
         let whole = bytes.len();

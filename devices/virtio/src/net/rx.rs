@@ -169,6 +169,11 @@ impl Rx {
             let Some(chain) = self.queue.pop()? else { break };
             let room = u64::from(chain.writable_len());
             if room < HEADER_LEN as u64 {
+                // Not before those that are posted: they may yet be given back, and then come again from the first.
+                if !self.posted.is_empty() {
+                    self.queue.unpop(chain);
+                    break;
+                }
                 *budget -= 1;
                 counters.rx_dropped.add(1);
                 self.queue.complete(chain, 0)?;

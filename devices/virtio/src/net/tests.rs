@@ -335,6 +335,27 @@ fn a9_buffers_without_room_for_a_header_go_back_empty() {
 }
 
 #[test]
+fn b4_a_buffer_without_room_for_a_header_goes_back_once_in_its_turn() {
+    let (net, other) = card();
+    let mut driver = TestDriver::new(net);
+    driver.start(MRG_RXBUF | GUEST_CSUM);
+    // The first waits for a packet when the card is restored.
+    let heads = [100, 11, 200].map(|len| u32::from(driver.request(0, &[], &[len]).head));
+    driver.kick(0);
+    for _ in 0..2 {
+        driver.save_and_restore();
+        driver.pump();
+    }
+    assert_eq!(driver.used(0), None, "those before it have not been used");
+    for len in [100, 200] {
+        other.send(&packet(len)).unwrap();
+        driver.pump();
+    }
+    let used: Vec<_> = std::iter::from_fn(|| driver.used(0)).map(|used| (used.head, used.len)).collect();
+    assert_eq!(used, [(heads[0], 100), (heads[1], 0), (heads[2], 200)]);
+}
+
+#[test]
 fn a17_receiving_goes_on_when_buffers_come() {
     for event_idx in [false, true] {
         let (mut net, other) = card();

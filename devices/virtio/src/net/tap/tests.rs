@@ -474,17 +474,26 @@ fn segments_of_udp() {
     let received = |rig: &mut Rig| {
         let buffers: Vec<_> = (0..32).map(|_| rig.put(&[0xcc; 8000])).collect();
         buffers.iter().for_each(|buffer| _ = rig.offer(0, &[], &[*buffer]));
-        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
-        let before: Vec<_> = std::iter::from_fn(|| rig.used(0)).collect();
-        socket.send_to(&data, "10.5.0.2:9").unwrap();
-        while rig.turn(HOST).unwrap() == crate::Turn::Again {}
-        let used: Vec<_> = std::iter::from_fn(|| rig.used(0)).collect();
-        let packets = used.iter().zip(&buffers[before.len()..]).map(|(used, buffer)| {
-            let mut packet = rig.get(*buffer);
-            packet.truncate(used.len as usize);
-            packet
-        });
-        packets.filter(|packet| packet[24..26] == [8, 0] && packet[35] == 17).collect::<Vec<_>>()
+        let mut buffers = buffers.iter();
+        let (mut packets, mut tries) = (Vec::<Vec<u8>>::new(), 0);
+        while packets.iter().map(|packet| packet.len() - 54).sum::<usize>() < data.len() {
+            // The kernel drops what is sent before it has noticed that the cable is plugged in.
+            if packets.is_empty() && tries % 1000 == 0 {
+                socket.send_to(&data, "10.5.0.2:9").unwrap();
+            }
+            tries += 1;
+            assert!(tries < 60_000, "{packets:?}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            while rig.turn(HOST).unwrap() == crate::Turn::Again {}
+            for used in std::iter::from_fn(|| rig.used(0)).collect::<Vec<_>>() {
+                let mut packet = rig.get(*buffers.next().unwrap());
+                packet.truncate(used.len as usize);
+                if packet[24..26] == [8, 0] && packet[35] == 17 {
+                    packets.push(packet);
+                }
+            }
+        }
+        packets
     };
     let packets = received(&mut rig);
     let [packet] = &*packets else { panic!("{} packets", packets.len()) };
