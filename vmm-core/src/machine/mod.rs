@@ -23,6 +23,7 @@
 
 mod board;
 mod builder;
+mod checkpoint;
 mod control;
 mod error;
 mod events;
@@ -52,6 +53,7 @@ use ossature_memory::Ram;
 
 pub use crate::arch::Linux;
 pub use builder::MachineBuilder;
+pub use checkpoint::Checkpoint;
 pub use error::{BuildError, BuildErrors, LifecycleError};
 pub use events::{EventStream, FollowedEvents, MachineEvent, PollableEvents, Severity};
 pub use handle::MachineHandle;

@@ -162,6 +162,9 @@ pub enum SnapshotError {
         /// The device.
         id: String,
     },
+    /// A checkpoint belongs to the machine that it was taken of.
+    #[error("the checkpoint is of another machine")]
+    OtherMachine,
     /// Memory cannot be mapped from the file.
     #[error("its memory: {0}")]
     Map(#[from] MapFileError),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
@@ -61,6 +62,16 @@ struct Chunk {
     addr: u64,
     offset: u64,
     len: usize,
+}
+
+/// Some of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Guest address.
+    pub(super) addr: u64,
+    pub(super) len: u64,
+    /// Of its first byte, from the beginning of the file's memory. `None` if it is zero.
+    pub(super) offset: Option<u64>,
 }
 
 /// What the file has of guest memory.
@@ -164,6 +175,32 @@ impl MemoryTable {
         chunks.zip(self.chunks.iter().copied())
     }
 
+    /// Where the file has what of memory, in pieces that are in one chunk.
+    pub(super) fn pieces_of(&self, range: &Range<u64>) -> impl Iterator<Item = Piece> {
+        let (start, end) = (range.start, range.end);
+        let mut before = 0;
+        let slots = self.slots.iter().map(move |slot| {
+            let first: usize = before;
+            before += slot.size.div_ceil(CHUNK) as usize;
+            (*slot, first)
+        });
+        slots.flat_map(move |(slot, first)| {
+            let (from, to) = (start.max(slot.addr), end.min(slot.addr + slot.size));
+            let to = to.saturating_sub(slot.addr);
+            let from = from.saturating_sub(slot.addr).min(to);
+            let last = if from < to { to.div_ceil(CHUNK) } else { 0 };
+            (from / CHUNK..last).map(move |chunk| {
+                let (from, to) = (from.max(chunk * CHUNK), to.min((chunk + 1) * CHUNK));
+                let present = self.chunks.get(first + chunk as usize).is_some_and(Option::is_some);
+                Piece {
+                    addr: slot.addr + from,
+                    len: to - from,
+                    offset: present.then_some(slot.offset + from),
+                }
+            })
+        })
+    }
+
     /// Writes what is not zero of `ram` to the empty part of `file` from `start` on.
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
@@ -236,13 +273,19 @@ impl MemoryTable {
         Ok(())
     }
 
+    /// Fails if `ram` has other slots.
+    pub(super) fn expect_slots(&self, ram: &Ram) -> Result<(), SnapshotError> {
+        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
+        if same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size))) {
+            return Ok(());
+        }
+        Err(SnapshotError::OtherMemory { found: self.size(), asked: ram.size() })
+    }
+
     /// Fills `ram`, which is zero and has the same slots, with what is in the file: mapped copy on write where that can
     /// be, otherwise copied.
     pub(super) fn fill(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
-        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
-        if !same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size))) {
-            return Err(SnapshotError::OtherMemory { found: self.size(), asked: ram.size() });
-        }
+        self.expect_slots(ram)?;
         match map_file(&ram.map(), file, &self.pieces(start)) {
             Err(MapFileError::Backing { .. }) => self.copy(ram, file, start),
             mapped => Ok(mapped?),

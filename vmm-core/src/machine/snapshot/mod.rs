@@ -23,6 +23,7 @@
 mod error;
 mod file;
 mod header;
+mod in_place;
 mod memory;
 mod save;
 mod shape;
@@ -43,6 +44,7 @@ use crate::{VcpuState, VmState};
 pub use error::SnapshotError;
 pub(super) use file::NewFile;
 use header::Header;
+pub(super) use in_place::Originals;
 use memory::MemoryTable;
 pub(super) use save::write;
 pub(super) use shape::Shape;
