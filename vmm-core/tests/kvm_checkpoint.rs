@@ -171,3 +171,45 @@ fn a_guest_that_was_restored_goes_back_to_the_snapshot() {
         assert!(rounds(&machine, &mut checkpoint, &done, 100) == before);
     }
 }
+
+#[test]
+fn a_chain_of_diffs_is_what_full_snapshots_are() {
+    let _alone = board::alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for config in both_kinds() {
+        let (builder, done) = machine(config);
+        let machine = builder.build(&Kvm::open().unwrap()).unwrap();
+        machine.start().unwrap();
+        done.recv_timeout(LIMIT).unwrap();
+        let mut chain = vec![path("base")];
+        let mut checkpoint = machine.checkpoint_at(&chain[0]).unwrap();
+        for number in 1..=5_u32 {
+            while done.try_recv().is_ok() {}
+            // The guest writes, and so does this process.
+            machine.ram().dma().write_obj(GuestAddress(SEED), number).unwrap();
+            machine.ram().dma().write(GuestAddress(0x8000 * u64::from(number)), b"device").unwrap();
+            (0..2).for_each(|_| done.recv_timeout(LIMIT).unwrap());
+            let paused = machine.pause().unwrap();
+            chain.push(path(&format!("{number}")));
+            machine.snapshot_diff(&mut checkpoint, &chain[number as usize]).unwrap();
+            let (now, full) = (memory(&machine), path("full"));
+            machine.snapshot(&full).unwrap();
+            let registers = paused.vcpus().registers(0).unwrap();
+            paused.resume().unwrap();
+            let open = || Snapshot::open_chain(&chain).unwrap();
+            open().verify_memory().unwrap();
+            assert!(open().memory_in_file() < RAM / 2, "a diff");
+            open().merge(path("merged")).unwrap();
+            for snapshot in [open(), Snapshot::open(path("merged")).unwrap(), Snapshot::open(full).unwrap()] {
+                let (builder, done) = devices(Machine::builder("restored").restore(snapshot));
+                let restored = builder.build(&Kvm::open().unwrap()).unwrap();
+                assert!(memory(&restored) == now, "diff {number}");
+                restored.start().unwrap();
+                done.recv_timeout(LIMIT).unwrap();
+                let fs = restored.pause().unwrap().vcpus().registers(0).unwrap().fs;
+                assert_eq!(fs, registers.fs, "it goes on in the same loop");
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use super::LifecycleState;
 use super::control::{Control, Shared};
 use super::events::MachineEvent;
 use super::handle::MachineHandle;
-use super::snapshot::{NewFile, Originals, Snapshot, SnapshotError};
+use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError};
 use crate::{GuestDirtyLog, VmError};
 
 /// A moment in a machine's life to which it can [go back](MachineHandle::reset_to), any number of times, in place: the
@@ -53,7 +53,7 @@ pub struct Checkpoint {
 
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Checkpoint").field("snapshot", self.originals.snapshot()).finish_non_exhaustive()
+        f.debug_struct("Checkpoint").field("snapshot", self.snapshot()).finish_non_exhaustive()
     }
 }
 
@@ -65,6 +65,11 @@ impl Checkpoint {
     ) -> Result<Self, SnapshotError> {
         let originals = Originals::new(snapshot)?;
         Ok(Self { originals, log, dirty: Vec::new(), machine: Arc::downgrade(machine) })
+    }
+
+    /// The snapshot that it is, to write it to a file ([`Snapshot::merge`]) or to ask for its id.
+    pub fn snapshot(&self) -> &Snapshot {
+        self.originals.snapshot()
     }
 
     fn expect_of(&self, machine: &MachineHandle) -> Result<(), SnapshotError> {
@@ -89,6 +94,13 @@ impl Checkpoint {
     }
 }
 
+/// Takes pages out of the log, as a diff does that then fails.
+#[cfg(test)]
+pub(super) fn collected(checkpoint: &mut Checkpoint) -> &[Range<u64>] {
+    checkpoint.collect().ok();
+    &checkpoint.dirty
+}
+
 /// Adds ranges to others, all of them ascending.
 fn add(ranges: &mut Vec<Range<u64>>, more: impl Iterator<Item = Range<u64>>) {
     if ranges.is_empty() {
@@ -108,6 +120,7 @@ fn add(ranges: &mut Vec<Range<u64>>, more: impl Iterator<Item = Range<u64>>) {
 /// What calls are named.
 const CHECKPOINT: &str = "take a checkpoint of";
 const RESET: &str = "reset";
+const DIFF: &str = "write a snapshot of";
 
 impl MachineHandle {
     /// Takes a checkpoint of the machine, which is paused meanwhile. Its memory is copied into a memfd. Fails while there
@@ -156,7 +169,70 @@ impl MachineHandle {
     }
 }
 
+impl MachineHandle {
+    /// Writes a diff to `path`: the machine, which is paused meanwhile, and of its memory the pages only that were written
+    /// since the checkpoint, by vCPUs or devices. It is restored together with the snapshot of the checkpoint, see
+    /// [`Snapshot::open_chain`]: the file that it was [written to](Self::checkpoint_at), or that the machine was restored
+    /// from. From then on, the checkpoint is this diff: [`reset_to`](Self::reset_to) goes back to it,
+    /// and the next diff is based on it.
+    ///
+    /// The file is there in full or not at all, as what [`snapshot`](Self::snapshot) writes. After an error, the
+    /// checkpoint is what it was.
+    ///
+    /// ```
+    /// use ossature_core::machine::{Machine, Snapshot};
+    /// use ossature_core::scripted::{Script, Scripted};
+    /// use ossature_memory::vm_memory::GuestAddress;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = |name: &str| folder.path().join(name);
+    /// let machine = Machine::builder("first").build(&Scripted::new([Script::new()]))?;
+    /// machine.start()?;
+    /// let mut checkpoint = machine.checkpoint_at(path("base.snap"))?;
+    /// machine.ram().dma().write(GuestAddress(0x1000), b"one")?;
+    /// machine.snapshot_diff(&mut checkpoint, path("1.diff"))?; // one page
+    /// machine.ram().dma().write(GuestAddress(0x2000), b"two")?;
+    /// machine.snapshot_diff(&mut checkpoint, path("2.diff"))?; // another one
+    ///
+    /// let chain = Snapshot::open_chain(["base.snap", "1.diff", "2.diff"].map(path))?;
+    /// chain.merge(path("whole.snap"))?; // or restore it as it is:
+    /// let again = Machine::builder("again").restore(chain).build(&Scripted::new([Script::new()]))?;
+    /// assert_eq!(again.ram().dma().read_obj::<[u8; 3]>(GuestAddress(0x1000))?, *b"one");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn snapshot_diff(
+        &self,
+        checkpoint: &mut Checkpoint,
+        path: impl AsRef<Path>,
+    ) -> Result<(), SnapshotError> {
+        checkpoint.expect_of(self)?;
+        let base = checkpoint.snapshot();
+        base.id().ok_or(SnapshotError::NoId)?;
+        let file = NewFile::create(path.as_ref())?;
+        let same =
+            file.file().try_clone().map_err(|source| SnapshotError::Io { part: "descriptor", source })?;
+        self.shared.control(DIFF, |control| {
+            Ok(control.at_rest(DIFF, |control| control.diff_to(checkpoint, file.file())))
+        })??;
+        let diff = Snapshot::from_file(same)?.on(checkpoint.snapshot().duplicate())?;
+        let originals = Originals::new(diff)?;
+        file.commit()?;
+        checkpoint.originals = originals;
+        checkpoint.dirty.clear();
+        Ok(())
+    }
+}
+
 impl Control {
+    fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<(), SnapshotError> {
+        let base = checkpoint.snapshot();
+        base.expect_slots(self.board.ram())?;
+        let state = self.save()?;
+        checkpoint.collect()?;
+        let (shape, ram) = (self.board.shape(self.cpus), self.board.ram());
+        snapshot::write_diff(file, &shape, &state, ram, checkpoint.snapshot(), &checkpoint.dirty)
+    }
+
     /// Does something with the machine while it does not run.
     pub(super) fn at_rest<R>(
         &mut self,
@@ -175,7 +251,7 @@ impl Control {
 
     fn reset_to(&mut self, checkpoint: &mut Checkpoint) -> Result<(), SnapshotError> {
         self.expect(&[LifecycleState::Running, LifecycleState::Paused], RESET)?;
-        let snapshot = checkpoint.originals.snapshot();
+        let snapshot = checkpoint.snapshot();
         snapshot.expect_machine(&self.board.shape(self.cpus), self.board.ram())?;
         let state = snapshot.state()?;
         let ran = self.entered() == LifecycleState::Running;

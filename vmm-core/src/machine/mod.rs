@@ -61,7 +61,7 @@ pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};
 pub use reporter::EventReporter;
-pub use snapshot::{Snapshot, SnapshotError, SnapshotSection};
+pub use snapshot::{Snapshot, SnapshotError, SnapshotId, SnapshotSection};
 pub use state::MachineState;
 pub use status::{OnReset, OnTripleFault};
 pub use timeline::BuildPhase;

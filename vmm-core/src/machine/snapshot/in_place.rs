@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ossature_memory::vm_memory::mmap::MmapRegion;
 use ossature_memory::vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use ossature_memory::{Dma, Ram};
 
+use super::chain::Layer;
+use super::memory::{MemoryTable, PAGE};
 use super::{Shape, Snapshot, SnapshotError};
 
 /// A snapshot whose memory is mapped, to be copied from: for a page, that takes a fraction of what a system call does, and
@@ -14,19 +17,23 @@ use super::{Shape, Snapshot, SnapshotError};
 #[derive(Debug)]
 pub(in crate::machine) struct Originals {
     snapshot: Snapshot,
-    memory: MmapRegion,
+    /// Each file of the chain, the last one first.
+    layers: Vec<(Arc<MemoryTable>, MmapRegion)>,
 }
 
 impl Originals {
     pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
-        let failed = |source| SnapshotError::Io { part: "memory", source };
-        let file = snapshot.file.try_clone().map_err(failed)?;
-        let place = FileOffset::new(file, snapshot.header.memory);
-        let len = usize::try_from(snapshot.memory.len()).map_err(|_| SnapshotError::TooLarge)?;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let memory = MmapRegion::build(Some(place), len, libc::PROT_READ, flags);
-        let memory = memory.map_err(|error| failed(std::io::Error::other(error)))?;
-        Ok(Self { snapshot, memory })
+        snapshot.expect_whole()?;
+        let layers = snapshot.layers().map(|Layer { file, start, memory }| {
+            let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
+            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            let mapped =
+                MmapRegion::build(Some(FileOffset::from_arc(file, start)), len, libc::PROT_READ, flags);
+            let failed = |error| SnapshotError::Io { part: "memory", source: std::io::Error::other(error) };
+            Ok((memory, mapped.map_err(failed)?))
+        });
+        let layers = layers.collect::<Result<_, SnapshotError>>()?;
+        Ok(Self { snapshot, layers })
     }
 
     pub(in crate::machine) fn snapshot(&self) -> &Snapshot {
@@ -35,21 +42,44 @@ impl Originals {
 
     /// Makes the pages at these guest addresses, ascending, what they are in the snapshot.
     pub(in crate::machine) fn copy_to(&self, ram: &Ram, pages: &[Range<u64>]) -> Result<(), SnapshotError> {
+        let Some(((full, _), diffs)) = self.layers.split_last() else { return Ok(()) };
         let dma = ram.dma();
-        for range in pages {
-            for piece in self.snapshot.memory.pieces_of(range) {
-                match piece.offset {
-                    Some(offset) => self.copy(&dma, piece.addr, offset, piece.len)?,
-                    None => zero(&dma, piece.addr, piece.len)?,
-                }
+        for piece in pages.iter().flat_map(|range| full.pieces_of(range)) {
+            let in_full = piece.present.then_some(diffs.len());
+            if diffs.is_empty() {
+                self.copy(&dma, in_full, piece.addr, piece.offset, piece.len)?;
+                continue;
+            }
+            // Runs of pages that are in the same file.
+            let first = piece.at as usize / PAGE;
+            let pages: Vec<usize> = (first..first + piece.len as usize / PAGE).collect();
+            let source = |page: &usize| {
+                diffs.iter().position(|(memory, _)| memory.has(piece.chunk, *page)).or(in_full)
+            };
+            for run in pages.chunk_by(|one, next| source(one) == source(next)) {
+                let Some(page) = run.first() else { continue };
+                let at = ((page - first) * PAGE) as u64;
+                let len = (run.len() * PAGE) as u64;
+                self.copy(&dma, source(page), piece.addr + at, piece.offset + at, len)?;
             }
         }
         Ok(())
     }
 
-    fn copy(&self, dma: &Dma, addr: u64, offset: u64, len: u64) -> Result<(), SnapshotError> {
+    /// Copies from a file to guest memory, or zeros if there is none.
+    fn copy(
+        &self,
+        dma: &Dma,
+        layer: Option<usize>,
+        addr: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), SnapshotError> {
+        let Some((_, memory)) = layer.and_then(|layer| self.layers.get(layer)) else {
+            return zero(dma, addr, len);
+        };
         let damaged = || SnapshotError::Damaged { field: "memory", reason: "as long as its slots are not" };
-        let from = self.memory.get_slice(offset as usize, len as usize).map_err(|_| damaged())?;
+        let from = memory.get_slice(offset as usize, len as usize).map_err(|_| damaged())?;
         let to = dma.memory().get_slice(GuestAddress(addr), len as usize).map_err(|_| damaged())?;
         from.copy_to_volatile_slice(to);
         Ok(())
@@ -67,9 +97,14 @@ fn zero(dma: &Dma, addr: u64, len: u64) -> Result<(), SnapshotError> {
 }
 
 impl Snapshot {
+    /// Fails if RAM came or went.
+    pub(in crate::machine) fn expect_slots(&self, ram: &Ram) -> Result<(), SnapshotError> {
+        self.memory.expect_slots(ram).map_err(|_| SnapshotError::OtherSlots)
+    }
+
     /// Fails if a machine of this shape and memory is not what it is of.
     pub(in crate::machine) fn expect_machine(&self, shape: &Shape, ram: &Ram) -> Result<(), SnapshotError> {
-        self.memory.expect_slots(ram)?;
+        self.expect_slots(ram)?;
         let (found, asked) = (self.shape.cpus, shape.cpus);
         if found != asked {
             return Err(SnapshotError::OtherCpus { found, asked });

@@ -1,6 +1,7 @@
 //! Guest memory in a snapshot: what of it is there, how it gets there, and how it gets out again. Its section is
 //! `memory`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -12,29 +13,32 @@ use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, map_file
 
 use super::error::SnapshotError;
 use super::header::ALIGN;
+use super::pages::{self, PageSet};
 
 /// The section's id.
 pub(super) const ID: &str = "memory";
 
 const KIND: &str = "org.ossature.memory";
-const VERSION: u16 = 1;
+/// Of a diff; all others have version 1.
+const VERSION: u16 = 2;
 const SLOTS: Field = Field::new(1, "slots");
 const PRESENT: Field = Field::new(2, "chunks that are not zero");
 const CHECKSUMS: Field = Field::new(3, "checksums");
+const PAGES: Field = Field::new(4, "pages that were written");
 const ADDRESS: Field = Field::new(1, "address of a slot");
 const SIZE: Field = Field::new(2, "size of a slot");
 
 /// Memory is checked, and left out if it is zero, in pieces of this many bytes.
-const CHUNK: u64 = 2 << 20;
+pub(super) const CHUNK: u64 = 2 << 20;
 /// What is zero within a chunk is a hole in pieces of this many bytes.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// More than machines have.
 const MAX_SLOTS: usize = 512;
 /// 2 TiB of memory.
 const MAX_CHUNKS: usize = 1 << 20;
 /// Into how many mappings memory is cut, so that what is zero is no page of the file. Each takes the kernel some
 /// microseconds.
-const MAX_PIECES: usize = 256;
+pub(super) const MAX_PIECES: usize = 256;
 
 /// Contiguous guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,28 +62,35 @@ impl Slot {
 
 /// What is checked, and left out if it is zero, as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Chunk {
-    addr: u64,
-    offset: u64,
-    len: usize,
+pub(super) struct Chunk {
+    pub(super) addr: u64,
+    pub(super) offset: u64,
+    pub(super) len: usize,
 }
 
 /// Some of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
+    /// Which chunk, and how far it is from its beginning.
+    pub(super) chunk: usize,
+    pub(super) at: u64,
     /// Guest address.
     pub(super) addr: u64,
     pub(super) len: u64,
-    /// Of its first byte, from the beginning of the file's memory. `None` if it is zero.
-    pub(super) offset: Option<u64>,
+    /// Of its first byte, from the beginning of the file's memory.
+    pub(super) offset: u64,
+    /// True if the file has something of the chunk.
+    pub(super) present: bool,
 }
 
 /// What the file has of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemoryTable {
     slots: Vec<Slot>,
-    /// For each chunk: its checksum if it is not zero.
+    /// For each chunk: its checksum if it is not zero; in a diff, that of the pages that are there, if there are some.
     chunks: Vec<Option<u32>>,
+    /// In a diff: the pages of each chunk that has some.
+    pages: Option<BTreeMap<usize, PageSet>>,
 }
 
 impl MemoryTable {
@@ -99,12 +110,16 @@ impl MemoryTable {
             chunks = chunks.checked_add(size.div_ceil(CHUNK)).filter(|all| *all <= MAX_CHUNKS as u64)?;
         }
         let fits = (1..=MAX_SLOTS).contains(&placed.len());
-        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize] })
+        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize], pages: None })
     }
 
     /// The longest that it can become.
     pub(super) fn full(&self) -> Self {
-        Self { slots: self.slots.clone(), chunks: vec![Some(0); self.chunks.len()] }
+        let chunks = match &self.pages {
+            Some(_) => self.chunks.clone(),
+            None => vec![Some(0); self.chunks.len()],
+        };
+        Self { chunks, ..self.clone() }
     }
 
     /// Bytes of the file that memory takes.
@@ -117,6 +132,46 @@ impl MemoryTable {
         self.slots.iter().map(|slot| slot.size).sum()
     }
 
+    /// A table of a diff with these pages, guest addresses of which are ascending, whose checksums are not known yet.
+    pub(super) fn of_pages(ram: &Ram, dirty: &[Range<u64>]) -> Option<Self> {
+        let mut table = Self::of(ram)?;
+        let mut pages = BTreeMap::<usize, PageSet>::new();
+        for piece in dirty.iter().flat_map(|range| table.pieces_of(range)) {
+            let first = piece.at as usize / PAGE;
+            pages.entry(piece.chunk).or_default().insert(first..first + piece.len as usize / PAGE);
+        }
+        for chunk in pages.keys() {
+            table.chunks.get_mut(*chunk).into_iter().for_each(|chunk| *chunk = Some(0));
+        }
+        table.pages = Some(pages);
+        Some(table)
+    }
+
+    /// A table of the same slots, of memory that is zero.
+    pub(super) fn empty(&self) -> Self {
+        Self { slots: self.slots.clone(), chunks: vec![None; self.chunks.len()], pages: None }
+    }
+
+    /// Returns true if it is of a diff.
+    pub(super) fn is_diff(&self) -> bool {
+        self.pages.is_some()
+    }
+
+    /// Returns true if it has the same slots.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.slots == other.slots
+    }
+
+    /// The pages of a diff, by chunk.
+    pub(super) fn pages(&self) -> impl Iterator<Item = (usize, &PageSet)> {
+        self.pages.iter().flatten().map(|(chunk, pages)| (*chunk, pages))
+    }
+
+    /// Returns true if a diff has this page of a chunk.
+    pub(super) fn has(&self, chunk: usize, page: usize) -> bool {
+        self.pages.as_ref().and_then(|pages| pages.get(&chunk)).is_some_and(|pages| pages.contains(page))
+    }
+
     pub(super) fn save(&self) -> SavedState<'static> {
         let mut present = vec![0u8; self.chunks.len().div_ceil(8)];
         for (index, _) in self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.is_some()) {
@@ -125,11 +180,16 @@ impl MemoryTable {
             }
         }
         let checksums: Vec<u8> = self.chunks.iter().flatten().flat_map(|crc| crc.to_le_bytes()).collect();
-        let mut fields = Encoder::new(KIND, VERSION);
+        let version = if self.is_diff() { VERSION } else { 1 };
+        let mut fields = Encoder::new(KIND, version);
         fields.list(SLOTS, &self.slots, |fields, slot| {
             fields.u64(ADDRESS, slot.addr).u64(SIZE, slot.size);
         });
         fields.bytes(PRESENT, &present).bytes(CHECKSUMS, &checksums);
+        if let Some(pages) = &self.pages {
+            let pages: Vec<u8> = pages.values().flat_map(PageSet::save).collect();
+            fields.bytes(PAGES, &pages);
+        }
         fields.finish()
     }
 
@@ -139,6 +199,8 @@ impl MemoryTable {
         let slots = fields.list(SLOTS, MAX_SLOTS, |fields| Ok((fields.u64(ADDRESS)?, fields.u64(SIZE)?)))?;
         let present = fields.bytes(PRESENT, MAX_CHUNKS / 8)?;
         let checksums = fields.bytes(CHECKSUMS, MAX_CHUNKS * 4)?;
+        let is_diff = state.version > 1;
+        let pages = is_diff.then(|| fields.bytes(PAGES, MAX_CHUNKS * pages::BYTES)).transpose()?;
         fields.finish()?;
         if slots.iter().any(|(addr, size)| (addr | size) % PAGE as u64 != 0) {
             return Err(inconsistent("slots", "one does not consist of whole pages"));
@@ -166,11 +228,32 @@ impl MemoryTable {
         if beyond || checksums.next().is_some() {
             return Err(inconsistent("checksums", "there are more than chunks"));
         }
+        table.pages = pages.map(|pages| table.load_pages(pages)).transpose()?;
         Ok(table)
     }
 
+    fn load_pages(&self, bytes: &[u8]) -> Result<BTreeMap<usize, PageSet>, StateError> {
+        let wrong = |reason| StateError::Inconsistent { field: "pages that were written", reason };
+        let mut sets = bytes.chunks(pages::BYTES);
+        let mut pages = BTreeMap::new();
+        for (index, (chunk, checksum)) in self.chunks().enumerate() {
+            if checksum.is_none() {
+                continue;
+            }
+            let set = sets.next().and_then(|set| set.try_into().ok()).ok_or(wrong("some are missing"))?;
+            let set = PageSet::load(set);
+            let mut all = PageSet::default();
+            all.insert(0..chunk.len / PAGE);
+            if set.is_empty() || !set.without(&all).is_empty() {
+                return Err(wrong("a chunk has none, or one that is not in it"));
+            }
+            pages.insert(index, set);
+        }
+        if sets.next().is_some() { Err(wrong("there are more than chunks")) } else { Ok(pages) }
+    }
+
     /// Each chunk, and its checksum if it is not zero.
-    fn chunks(&self) -> impl Iterator<Item = (Chunk, Option<u32>)> {
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (Chunk, Option<u32>)> {
         let chunks = self.slots.iter().flat_map(|slot| slot.chunks());
         chunks.zip(self.chunks.iter().copied())
     }
@@ -192,41 +275,50 @@ impl MemoryTable {
             (from / CHUNK..last).map(move |chunk| {
                 let (from, to) = (from.max(chunk * CHUNK), to.min((chunk + 1) * CHUNK));
                 let present = self.chunks.get(first + chunk as usize).is_some_and(Option::is_some);
-                Piece {
-                    addr: slot.addr + from,
-                    len: to - from,
-                    offset: present.then_some(slot.offset + from),
-                }
+                let (addr, offset, len) = (slot.addr + from, slot.offset + from, to - from);
+                Piece { chunk: first + chunk as usize, at: from - chunk * CHUNK, addr, len, offset, present }
             })
         })
     }
 
-    /// Writes what is not zero of `ram` to the empty part of `file` from `start` on.
+    /// Writes what is not zero of `ram` to the empty part of `file` from `start` on; of a diff, what it has.
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
+        if !self.is_diff() {
+            return self.write_from(file, start, |_, chunk, bytes| {
+                dma.read(GuestAddress(chunk.addr), bytes)?;
+                Ok(true)
+            });
+        }
+        let all: Vec<(Chunk, Option<u32>)> = self.chunks().collect();
         let mut buffer = vec![0; CHUNK as usize];
-        let zeros = [0; PAGE];
+        for (index, pages) in self.pages.iter().flatten() {
+            let Some((chunk, _)) = all.get(*index) else { continue };
+            let mut hash = crc32fast::Hasher::new();
+            for run in pages.bytes() {
+                let bytes = buffer.get_mut(run.clone()).unwrap_or_default();
+                dma.read(GuestAddress(chunk.addr + run.start as u64), bytes)?;
+                hash.update(bytes);
+                write_nonzero(file, start + chunk.offset + run.start as u64, bytes)?;
+            }
+            self.chunks.get_mut(*index).into_iter().for_each(|sum| *sum = Some(hash.clone().finalize()));
+        }
+        Ok(())
+    }
+
+    /// Writes what `read` says of each chunk, if it says something. What it is not asked to fill is zero.
+    pub(super) fn write_from(
+        &mut self,
+        file: &File,
+        start: u64,
+        mut read: impl FnMut(usize, Chunk, &mut [u8]) -> Result<bool, SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let mut buffer = vec![0; CHUNK as usize];
         let all: Vec<Chunk> = self.slots.iter().flat_map(|slot| slot.chunks()).collect();
-        for (chunk, checksum) in all.into_iter().zip(&mut self.chunks) {
+        for (index, (chunk, checksum)) in all.into_iter().zip(&mut self.chunks).enumerate() {
             let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
-            dma.read(GuestAddress(chunk.addr), bytes)?;
-            // Runs of pages that are not zero.
-            let mut run = 0..0;
-            for (index, page) in bytes.chunks(PAGE).enumerate() {
-                if Some(page) != zeros.get(..page.len()) {
-                    let begin = if run.is_empty() { index * PAGE } else { run.start };
-                    run = begin..index * PAGE + page.len();
-                } else if !run.is_empty() {
-                    write_run(file, start + chunk.offset, bytes, std::mem::take(&mut run))?;
-                    *checksum = Some(0);
-                }
-            }
-            if !run.is_empty() {
-                write_run(file, start + chunk.offset, bytes, run)?;
-                *checksum = Some(0);
-            }
-            if let Some(checksum) = checksum {
-                *checksum = crc32fast::hash(bytes);
+            if read(index, chunk, bytes)? && write_nonzero(file, start + chunk.offset, bytes)? {
+                *checksum = Some(crc32fast::hash(bytes));
             }
         }
         Ok(())
@@ -235,6 +327,11 @@ impl MemoryTable {
     /// Compares what is in the file with its checksums. What is a hole has to be zero.
     pub(super) fn verify(&self, file: &File, start: u64) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
+        if self.is_diff() {
+            return self
+                .pages()
+                .try_for_each(|(index, _)| self.read_pages(file, start, index, &mut buffer).map(drop));
+        }
         for (chunk, checksum) in self.chunks() {
             let bytes = read(file, start, chunk, &mut buffer)?;
             let intact = match checksum {
@@ -246,6 +343,48 @@ impl MemoryTable {
             }
         }
         Ok(())
+    }
+
+    /// Reads a chunk and compares it with its checksum: all of it, or in a diff its pages, each to where it is in the
+    /// chunk. `None` if there is nothing of it.
+    pub(super) fn read_pages(
+        &self,
+        file: &File,
+        start: u64,
+        index: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<Chunk>, SnapshotError> {
+        let Some((chunk, Some(checksum))) = self.chunk(index) else { return Ok(None) };
+        let mut whole = PageSet::default();
+        let pages = self.pages.as_ref().and_then(|pages| pages.get(&index));
+        if pages.is_none() {
+            whole.insert(0..chunk.len / PAGE);
+        }
+        let mut hash = crc32fast::Hasher::new();
+        for run in pages.unwrap_or(&whole).bytes() {
+            let at = start + chunk.offset + run.start as u64;
+            let bytes = buffer.get_mut(run).unwrap_or_default();
+            file.read_exact_at(bytes, at).map_err(failed)?;
+            hash.update(bytes);
+        }
+        let intact = hash.finalize() == checksum;
+        if intact { Ok(Some(chunk)) } else { Err(SnapshotError::MemoryChecksum { addr: chunk.addr }) }
+    }
+
+    /// Chunk `index`, and its checksum if the file has something of it.
+    pub(super) fn chunk(&self, index: usize) -> Option<(Chunk, Option<u32>)> {
+        let mut left = index;
+        for slot in &self.slots {
+            let count = slot.size.div_ceil(CHUNK) as usize;
+            if left < count {
+                let at = left as u64 * CHUNK;
+                let len = CHUNK.min(slot.size - at) as usize;
+                let chunk = Chunk { addr: slot.addr + at, offset: slot.offset + at, len };
+                return Some((chunk, self.chunks.get(index).copied().flatten()));
+            }
+            left -= count;
+        }
+        None
     }
 
     /// The configuration of such memory: `config` is what the caller wants of it, which must be as large.
@@ -347,14 +486,27 @@ fn read<'a>(file: &File, start: u64, chunk: Chunk, buffer: &'a mut [u8]) -> Resu
     Ok(bytes)
 }
 
-fn write_run(
-    file: &File,
-    start: u64,
-    bytes: &[u8],
-    run: std::ops::Range<usize>,
-) -> Result<(), SnapshotError> {
-    let at = start + run.start as u64;
-    file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
+/// Writes the runs of pages that are not zero. Returns true if there are some.
+fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
+    let zeros = [0; PAGE];
+    let (mut run, mut some) = (0..0, false);
+    let write = |run: Range<usize>| {
+        let at = start + run.start as u64;
+        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
+    };
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        if Some(page) != zeros.get(..page.len()) {
+            let begin = if run.is_empty() { index * PAGE } else { run.start };
+            run = begin..index * PAGE + page.len();
+            some = true;
+        } else if !run.is_empty() {
+            write(std::mem::take(&mut run))?;
+        }
+    }
+    if !run.is_empty() {
+        write(run)?;
+    }
+    Ok(some)
 }
 
 fn failed(source: io::Error) -> SnapshotError {

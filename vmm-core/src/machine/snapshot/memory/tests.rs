@@ -49,7 +49,7 @@ fn slots_that_cannot_be_are_refused() {
 fn d2_checksums_and_chunks_that_do_not_fit_are_refused() {
     let good = table(&[(0, 20 * MIB)], &[0, 9]);
     let with = |present: &[u8], checksums: &[u8]| {
-        let mut fields = Encoder::new(KIND, VERSION);
+        let mut fields = Encoder::new(KIND, 1);
         fields.list(SLOTS, &good.slots, |fields, slot| {
             fields.u64(ADDRESS, slot.addr).u64(SIZE, slot.size);
         });
