@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, map_file};
+use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, RamSlot, map_file};
 
 use super::error::SnapshotError;
 use super::header::ALIGN;
@@ -285,8 +285,15 @@ impl MemoryTable {
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
         if !self.is_diff() {
+            let slots: Vec<RamSlot> = ram.slots().collect();
             return self.write_from(file, start, |_, chunk, bytes| {
-                dma.read(GuestAddress(chunk.addr), bytes)?;
+                let slot = slots.iter().rfind(|slot| slot.guest_addr <= chunk.addr);
+                let shared = slot.and_then(|slot| Some((slot.file()?, chunk.addr - slot.guest_addr)));
+                // Through its mapping, what nobody has touched would take memory for good. Devices may not be readable.
+                let read = shared.map(|(file, at)| file.file().read_exact_at(bytes, file.start() + at));
+                if !read.is_some_and(|read| read.is_ok()) {
+                    dma.read(GuestAddress(chunk.addr), bytes)?;
+                }
                 Ok(true)
             });
         }
