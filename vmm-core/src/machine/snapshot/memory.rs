@@ -15,6 +15,8 @@ use super::error::SnapshotError;
 use super::header::ALIGN;
 use super::pages::{self, PageSet};
 
+mod diff;
+
 /// The section's id.
 pub(super) const ID: &str = "memory";
 
@@ -132,46 +134,6 @@ impl MemoryTable {
         self.slots.iter().map(|slot| slot.size).sum()
     }
 
-    /// A table of a diff with these pages, guest addresses of which are ascending, whose checksums are not known yet.
-    pub(super) fn of_pages(ram: &Ram, dirty: &[Range<u64>]) -> Option<Self> {
-        let mut table = Self::of(ram)?;
-        let mut pages = BTreeMap::<usize, PageSet>::new();
-        for piece in dirty.iter().flat_map(|range| table.pieces_of(range)) {
-            let first = piece.at as usize / PAGE;
-            pages.entry(piece.chunk).or_default().insert(first..first + piece.len as usize / PAGE);
-        }
-        for chunk in pages.keys() {
-            table.chunks.get_mut(*chunk).into_iter().for_each(|chunk| *chunk = Some(0));
-        }
-        table.pages = Some(pages);
-        Some(table)
-    }
-
-    /// A table of the same slots, of memory that is zero.
-    pub(super) fn empty(&self) -> Self {
-        Self { slots: self.slots.clone(), chunks: vec![None; self.chunks.len()], pages: None }
-    }
-
-    /// Returns true if it is of a diff.
-    pub(super) fn is_diff(&self) -> bool {
-        self.pages.is_some()
-    }
-
-    /// Returns true if it has the same slots.
-    pub(super) fn is_beside(&self, other: &Self) -> bool {
-        self.slots == other.slots
-    }
-
-    /// The pages of a diff, by chunk.
-    pub(super) fn pages(&self) -> impl Iterator<Item = (usize, &PageSet)> {
-        self.pages.iter().flatten().map(|(chunk, pages)| (*chunk, pages))
-    }
-
-    /// Returns true if a diff has this page of a chunk.
-    pub(super) fn has(&self, chunk: usize, page: usize) -> bool {
-        self.pages.as_ref().and_then(|pages| pages.get(&chunk)).is_some_and(|pages| pages.contains(page))
-    }
-
     pub(super) fn save(&self) -> SavedState<'static> {
         let mut present = vec![0u8; self.chunks.len().div_ceil(8)];
         for (index, _) in self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.is_some()) {
@@ -232,26 +194,6 @@ impl MemoryTable {
         Ok(table)
     }
 
-    fn load_pages(&self, bytes: &[u8]) -> Result<BTreeMap<usize, PageSet>, StateError> {
-        let wrong = |reason| StateError::Inconsistent { field: "pages that were written", reason };
-        let mut sets = bytes.chunks(pages::BYTES);
-        let mut pages = BTreeMap::new();
-        for (index, (chunk, checksum)) in self.chunks().enumerate() {
-            if checksum.is_none() {
-                continue;
-            }
-            let set = sets.next().and_then(|set| set.try_into().ok()).ok_or(wrong("some are missing"))?;
-            let set = PageSet::load(set);
-            let mut all = PageSet::default();
-            all.insert(0..chunk.len / PAGE);
-            if set.is_empty() || !set.without(&all).is_empty() {
-                return Err(wrong("a chunk has none, or one that is not in it"));
-            }
-            pages.insert(index, set);
-        }
-        if sets.next().is_some() { Err(wrong("there are more than chunks")) } else { Ok(pages) }
-    }
-
     /// Each chunk, and its checksum if it is not zero.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (Chunk, Option<u32>)> {
         let chunks = self.slots.iter().flat_map(|slot| slot.chunks());
@@ -284,33 +226,20 @@ impl MemoryTable {
     /// Writes what is not zero of `ram` to the empty part of `file` from `start` on; of a diff, what it has.
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
-        if !self.is_diff() {
-            let slots: Vec<RamSlot> = ram.slots().collect();
-            return self.write_from(file, start, |_, chunk, bytes| {
-                let slot = slots.iter().rfind(|slot| slot.guest_addr <= chunk.addr);
-                let shared = slot.and_then(|slot| Some((slot.file()?, chunk.addr - slot.guest_addr)));
-                // Through its mapping, what nobody has touched would take memory for good. Devices may not be readable.
-                let read = shared.map(|(file, at)| file.file().read_exact_at(bytes, file.start() + at));
-                if !read.is_some_and(|read| read.is_ok()) {
-                    dma.read(GuestAddress(chunk.addr), bytes)?;
-                }
-                Ok(true)
-            });
+        if self.is_diff() {
+            return self.write_pages(ram, file, start);
         }
-        let all: Vec<(Chunk, Option<u32>)> = self.chunks().collect();
-        let mut buffer = vec![0; CHUNK as usize];
-        for (index, pages) in self.pages.iter().flatten() {
-            let Some((chunk, _)) = all.get(*index) else { continue };
-            let mut hash = crc32fast::Hasher::new();
-            for run in pages.bytes() {
-                let bytes = buffer.get_mut(run.clone()).unwrap_or_default();
-                dma.read(GuestAddress(chunk.addr + run.start as u64), bytes)?;
-                hash.update(bytes);
-                write_nonzero(file, start + chunk.offset + run.start as u64, bytes)?;
+        let slots: Vec<RamSlot> = ram.slots().collect();
+        self.write_from(file, start, |_, chunk, bytes| {
+            let slot = slots.iter().rfind(|slot| slot.guest_addr <= chunk.addr);
+            let shared = slot.and_then(|slot| Some((slot.file()?, chunk.addr - slot.guest_addr)));
+            // Through its mapping, what nobody has touched would take memory for good. Devices may not be readable.
+            let read = shared.map(|(file, at)| file.file().read_exact_at(bytes, file.start() + at));
+            if read.is_none_or(|read| read.is_err()) {
+                dma.read(GuestAddress(chunk.addr), bytes)?;
             }
-            self.chunks.get_mut(*index).into_iter().for_each(|sum| *sum = Some(hash.clone().finalize()));
-        }
-        Ok(())
+            Ok(true)
+        })
     }
 
     /// Writes what `read` says of each chunk, if it says something. What it is not asked to fill is zero.
@@ -350,32 +279,6 @@ impl MemoryTable {
             }
         }
         Ok(())
-    }
-
-    /// Reads a chunk and compares it with its checksum: all of it, or in a diff its pages, each to where it is in the
-    /// chunk. `None` if there is nothing of it.
-    pub(super) fn read_pages(
-        &self,
-        file: &File,
-        start: u64,
-        index: usize,
-        buffer: &mut [u8],
-    ) -> Result<Option<Chunk>, SnapshotError> {
-        let Some((chunk, Some(checksum))) = self.chunk(index) else { return Ok(None) };
-        let mut whole = PageSet::default();
-        let pages = self.pages.as_ref().and_then(|pages| pages.get(&index));
-        if pages.is_none() {
-            whole.insert(0..chunk.len / PAGE);
-        }
-        let mut hash = crc32fast::Hasher::new();
-        for run in pages.unwrap_or(&whole).bytes() {
-            let at = start + chunk.offset + run.start as u64;
-            let bytes = buffer.get_mut(run).unwrap_or_default();
-            file.read_exact_at(bytes, at).map_err(failed)?;
-            hash.update(bytes);
-        }
-        let intact = hash.finalize() == checksum;
-        if intact { Ok(Some(chunk)) } else { Err(SnapshotError::MemoryChecksum { addr: chunk.addr }) }
     }
 
     /// Chunk `index`, and its checksum if the file has something of it.
