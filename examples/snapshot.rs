@@ -1,7 +1,13 @@
-//! A machine in a file: saved, killed, restored twice, listed.
+//! A machine in a file: saved, killed, restored twice, listed; with a diff of what it wrote then, merged.
 //!
-//! `cargo run --release --example snapshot` shows all of it; `-- save FILE`, `restore FILE`, `list FILE` and `check FILE` are
-//! its steps. `list` and `check` take snapshots of any machine, such as `microvm`'s. It needs `/dev/kvm`.
+//! `cargo run --release --example snapshot` shows all of it; its steps are
+//!
+//! - `-- save FILE [DIFF]`: a full snapshot, and a diff of it;
+//! - `-- restore FILE...`, `-- list FILE...`, `-- check FILE...`: a full snapshot, and the diffs that are based on it, in
+//!   order;
+//! - `-- merge FILE... TO`: the same as one full snapshot.
+//!
+//! `list`, `check` and `merge` take snapshots of any machine, such as `microvm`'s. It needs `/dev/kvm`.
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
@@ -20,17 +26,20 @@ const CODE: GuestAddress = GuestAddress(0x1000);
 /// inc dword [0x2000]; jmp to itself
 const GUEST: &[u8] = &[0x66, 0xff, 0x06, 0x00, 0x20, 0xeb, 0xf9];
 
-const USAGE: &str = "usage: snapshot [save FILE | restore FILE | list FILE | check FILE]";
+const USAGE: &str =
+    "usage: snapshot [save FILE [DIFF] | restore FILE... | list FILE... | check FILE... | merge FILE... TO]";
 
 fn main() -> Result<ExitCode, Failure> {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         [] => tour()?,
-        ["save", file] => save(file)?,
-        ["restore", file] => drop(restore(file, "restored")?),
-        ["list", file] => list(file)?,
-        ["check", file] => check(file)?,
+        ["save", file] => save(file, None)?,
+        ["save", file, diff] => save(file, Some(diff))?,
+        ["restore", ref files @ ..] if !files.is_empty() => drop(restore(files, "restored")?),
+        ["list", ref files @ ..] if !files.is_empty() => files.iter().try_for_each(|file| list(file))?,
+        ["check", ref files @ ..] if !files.is_empty() => check(files)?,
+        ["merge", ref files @ .., to] if !files.is_empty() => merge(files, to)?,
         _ => {
             writeln!(io::stderr(), "{USAGE}")?;
             return Ok(ExitCode::from(2));
@@ -41,22 +50,32 @@ fn main() -> Result<ExitCode, Failure> {
 
 /// All of it: another process saves a machine and is killed, and its machine goes on here, twice.
 fn tour() -> Result<(), Failure> {
-    let file = env::temp_dir().join(format!("snapshot-example-{}", std::process::id()));
-    let name = file.to_str().ok_or("the folder for temporary files is not UTF-8")?;
+    let folder = env::temp_dir();
+    let folder = folder.to_str().ok_or("the folder for temporary files is not UTF-8")?;
+    let [full, diff, merged] = ["full", "diff", "merged"]
+        .map(|part| format!("{folder}/snapshot-example-{}-{part}", std::process::id()));
     let mut process =
-        Command::new(env::current_exe()?).args(["save", name]).stdout(Stdio::piped()).spawn()?;
+        Command::new(env::current_exe()?).args(["save", &full, &diff]).stdout(Stdio::piped()).spawn()?;
     // Each line that it says; then its guest counts on, until it is killed.
     let lines = BufReader::new(process.stdout.take().ok_or("no pipe")?).lines();
-    for line in lines.take(1) {
+    for line in lines.take(2) {
         writeln!(io::stdout(), "{}", line?)?;
     }
     process.kill()?;
     process.wait()?;
     writeln!(io::stdout(), "killed")?;
-    list(name)?;
-    // Both map the file's memory and see their own changes only.
-    let machines = ["one", "two"].map(|which| restore(name, which));
-    std::fs::remove_file(&file)?;
+    list(&full)?;
+    list(&diff)?;
+    merge(&[&full, &diff], &merged)?;
+    // All map the files' memory and see their own changes only.
+    let machines = [
+        restore(&[&full], "one"),
+        restore(&[&full, &diff], "two, of the diff"),
+        restore(&[&merged], "three, of what was merged"),
+    ];
+    for file in [full, diff, merged] {
+        std::fs::remove_file(file)?;
+    }
     for machine in machines {
         machine?.stop()?;
     }
@@ -67,8 +86,8 @@ fn count(machine: &Machine) -> Result<u32, Failure> {
     Ok(machine.ram().dma().read_obj(COUNTER)?)
 }
 
-/// Runs a guest that counts, saves it, and lets it go on until it is killed.
-fn save(file: &str) -> Result<(), Failure> {
+/// Runs a guest that counts, saves it, and then what it has changed, and lets it go on until it is killed.
+fn save(file: &str, diff: Option<&str>) -> Result<(), Failure> {
     let machine = Machine::builder("saved")
         .memory(RamConfig::new(64 << 20))
         .payload(|memory: &GuestMmap, _: &Platform| {
@@ -77,29 +96,45 @@ fn save(file: &str) -> Result<(), Failure> {
         })
         .build(&Kvm::open()?)?;
     machine.start()?;
-    while count(&machine)? < 1000 {
-        thread::yield_now();
-    }
-    machine.snapshot(file)?; // paused meanwhile, then it goes on
-    let saved = count(&machine)?;
-    while count(&machine)? == saved {
-        thread::yield_now();
-    }
-    writeln!(io::stdout(), "saved to {file}; the guest has gone on to {}", count(&machine)?)?;
+    wait_until(&machine, |count| count >= 1000)?;
+    // Paused meanwhile, then it goes on.
+    let Some(diff) = diff else {
+        machine.snapshot(file)?;
+        go_on(&machine, file)?;
+        machine.wait()?;
+        return Ok(());
+    };
+    let mut checkpoint = machine.checkpoint_at(file)?;
+    go_on(&machine, file)?;
+    machine.snapshot_diff(&mut checkpoint, diff)?;
+    go_on(&machine, diff)?;
     machine.wait()?;
     Ok(())
 }
 
-/// A machine that goes on from the file.
-fn restore(file: &str, name: &str) -> Result<Machine, Failure> {
+/// Waits until the guest has counted on.
+fn go_on(machine: &Machine, saved: &str) -> Result<(), Failure> {
+    let from = count(machine)?;
+    wait_until(machine, |count| count != from)?;
+    writeln!(io::stdout(), "saved to {saved}; the guest has gone on to {}", count(machine)?)?;
+    Ok(())
+}
+
+fn wait_until(machine: &Machine, is_there: impl Fn(u32) -> bool) -> Result<(), Failure> {
+    while !is_there(count(machine)?) {
+        thread::yield_now();
+    }
+    Ok(())
+}
+
+/// A machine that goes on from a full snapshot, or from the last one of a chain.
+fn restore(files: &[&str], name: &str) -> Result<Machine, Failure> {
     let start = Instant::now();
-    let machine = Machine::builder(name).restore(Snapshot::open(file)?).build(&Kvm::open()?)?;
+    let machine = Machine::builder(name).restore(Snapshot::open_chain(files)?).build(&Kvm::open()?)?;
     let saved = count(&machine)?;
     machine.start()?;
     let took = start.elapsed();
-    while count(&machine)? == saved {
-        thread::yield_now();
-    }
+    wait_until(&machine, |count| count != saved)?;
     writeln!(io::stdout(), "{name}: restored in {took:?}, goes on from {saved}, is at {}", count(&machine)?)?;
     Ok(machine)
 }
@@ -110,6 +145,12 @@ fn list(file: &str) -> Result<(), Failure> {
     let mut out = io::stdout();
     let (cpus, size) = (snapshot.cpus(), snapshot.memory_size());
     writeln!(out, "{file}: {}, {cpus} vCPU(s), {} MiB of memory", snapshot.architecture(), size >> 20)?;
+    match (snapshot.id(), snapshot.base()) {
+        (Some(id), Some(base)) => writeln!(out, "id: {id}, a diff of {base}")?,
+        (Some(id), None) => writeln!(out, "id: {id}")?,
+        (None, _) => writeln!(out, "id: none, as it has version 1 of the format")?,
+    }
+    writeln!(out, "memory in this file: {} KiB", snapshot.memory_in_file() >> 10)?;
     writeln!(out, "devices: {}", snapshot.devices().collect::<Vec<_>>().join(", "))?;
     writeln!(out, "{:<16} {:<32} {:>7} {:>7}", "section", "kind", "version", "bytes")?;
     for section in snapshot.sections() {
@@ -118,9 +159,16 @@ fn list(file: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compares all of the file with its checksums.
-fn check(file: &str) -> Result<(), Failure> {
-    Snapshot::open(file)?.verify_memory()?;
-    writeln!(io::stdout(), "{file} is intact")?;
+/// Compares all of the files with their checksums, and each diff with its base.
+fn check(files: &[&str]) -> Result<(), Failure> {
+    Snapshot::open_chain(files)?.verify_memory()?;
+    writeln!(io::stdout(), "{} is intact", files.join(", "))?;
+    Ok(())
+}
+
+/// Makes one full snapshot of a chain.
+fn merge(files: &[&str], to: &str) -> Result<(), Failure> {
+    Snapshot::open_chain(files)?.merge(to)?;
+    writeln!(io::stdout(), "{} is merged to {to}", files.join(", "))?;
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! What the host has: its page size, physical memory and huge pages.
+//! What the host has: its page size, physical memory, huge pages, files without a place.
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
 
 /// Bytes in a base page of the host: 4, 16 or 64 KiB. The host's kernel is asked once.
@@ -19,6 +19,17 @@ pub fn host_page_size() -> usize {
         // Linux always knows it; no supported architecture has smaller pages.
         usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
     })
+}
+
+/// An empty file in memory, without a name: a memfd. It is gone with its last descriptor and mapping.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: the name is a C string, and the call touches no other memory.
+    let fd = unsafe { libc::memfd_create(c"ossature".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// The page size of the pool that `file` takes its pages from; `None` where it consists of base pages.

@@ -84,7 +84,7 @@ pub use dirty_log::{DirtyLog, DirtyLogError, DirtyPages, UnloggedWrites};
 pub use discard::DiscardError;
 pub use dma::{Dma, DmaError};
 pub use error::RamError;
-pub use host::host_page_size;
+pub use host::{host_page_size, memory_file};
 pub use listener::{ListenerGuard, MemoryListener};
 pub use map_file::{FilePiece, MapFileError, map_file};
 pub use pinned::Pinned;

@@ -35,4 +35,9 @@ impl GuestDirtyLog {
         }
         Ok(self.log.take())
     }
+
+    /// Makes the pages clean that this process has written since the last take.
+    pub(crate) fn forget_own(&mut self) {
+        self.log.take();
+    }
 }

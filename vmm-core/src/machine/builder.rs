@@ -8,6 +8,7 @@ use ossature_memory::{Ram, RamConfig};
 
 use super::Machine;
 use super::board::Board;
+use super::checkpoint::Checkpoint;
 use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
@@ -17,7 +18,7 @@ use super::state::MachineState;
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
-use crate::{Hypervisor, KickSignal, VmConfig};
+use crate::{GuestDirtyLog, Hypervisor, KickSignal, VmConfig};
 
 /// The parts of a machine. Nothing happens on the host before [`build`](Self::build).
 ///
@@ -184,6 +185,29 @@ impl MachineBuilder {
 
     /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
+        Ok(self.build_logging(hypervisor, false)?.0)
+    }
+
+    /// As [`build`](Self::build), with a [`Checkpoint`] of the machine as it is built. For one that is
+    /// [restored](Self::restore), the snapshot is the checkpoint, and nothing is copied.
+    pub fn build_with_checkpoint(
+        self,
+        hypervisor: &dyn Hypervisor,
+    ) -> Result<(Machine, Checkpoint), BuildErrors> {
+        let (machine, restored) = self.build_logging(hypervisor, true)?;
+        let checkpoint = match restored {
+            Some((snapshot, log)) => Checkpoint::new(snapshot, log, &machine.shared),
+            None => machine.checkpoint(),
+        };
+        Ok((machine, checkpoint.map_err(BuildError::Snapshot)?))
+    }
+
+    /// Builds the machine. One that is restored has a log from then on, if there is to be one.
+    fn build_logging(
+        self,
+        hypervisor: &dyn Hypervisor,
+        log: bool,
+    ) -> Result<(Machine, Option<(Snapshot, GuestDirtyLog)>), BuildErrors> {
         let Self {
             name, mut vm, cpus, ram, given, snapshot, mut payload, devices, statistics, shared, ..
         } = self;
@@ -225,6 +249,8 @@ impl MachineBuilder {
 
         let vm: Arc<dyn crate::Vm> = Arc::from(hypervisor.create_vm(&vm)?);
         vm.set_memory(&ram)?;
+        let logs = log && snapshot.is_some();
+        let log = logs.then(|| vm.dirty_log(&ram)).transpose()?;
         watch.lap("vm");
         let status = Arc::clone(&shared.status);
         status.set_on_reset(on_reset);
@@ -275,7 +301,7 @@ impl MachineBuilder {
         }
         control.phases = watch.phases();
         shared.built(control);
-        Ok(Machine { handle: MachineHandle { shared }, ram })
+        Ok((Machine { handle: MachineHandle { shared }, ram }, snapshot.zip(log)))
     }
 }
 

@@ -90,12 +90,12 @@ impl Shared {
 }
 
 impl Control {
-    fn enter(&self, state: LifecycleState) {
+    pub(super) fn enter(&self, state: LifecycleState) {
         self.status.enter(state);
     }
 
     /// Where control has taken the machine, which may have ended by itself since then.
-    fn entered(&self) -> LifecycleState {
+    pub(super) fn entered(&self) -> LifecycleState {
         self.status.entered()
     }
 
@@ -205,7 +205,7 @@ impl Control {
         Ok(())
     }
 
-    fn pause_vcpus(&mut self, call: &'static str) -> Result<(), LifecycleError> {
+    pub(super) fn pause_vcpus(&mut self, call: &'static str) -> Result<(), LifecycleError> {
         self.status.order(Order::Pause);
         for peer in self.status.peers() {
             peer.mailbox.wait_paused();
@@ -225,7 +225,7 @@ impl Control {
 
     /// Devices first: a vCPU must find them working. If one cannot go on, the machine stays paused, and an event says
     /// why.
-    fn go_on(&mut self) -> Result<(), LifecycleError> {
+    pub(super) fn go_on(&mut self) -> Result<(), LifecycleError> {
         if let Err(error) = self.board.resume() {
             // The first error is the one to tell.
             let _ = self.board.quiesce();

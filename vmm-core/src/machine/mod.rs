@@ -23,6 +23,7 @@
 
 mod board;
 mod builder;
+mod checkpoint;
 mod control;
 mod error;
 mod events;
@@ -52,6 +53,7 @@ use ossature_memory::Ram;
 
 pub use crate::arch::Linux;
 pub use builder::MachineBuilder;
+pub use checkpoint::Checkpoint;
 pub use error::{BuildError, BuildErrors, LifecycleError};
 pub use events::{EventStream, FollowedEvents, MachineEvent, PollableEvents, Severity};
 pub use handle::MachineHandle;
@@ -59,7 +61,7 @@ pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};
 pub use reporter::EventReporter;
-pub use snapshot::{Snapshot, SnapshotError, SnapshotSection};
+pub use snapshot::{Snapshot, SnapshotError, SnapshotId, SnapshotSection};
 pub use state::MachineState;
 pub use status::{OnReset, OnTripleFault};
 pub use timeline::BuildPhase;

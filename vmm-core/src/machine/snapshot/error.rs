@@ -7,6 +7,7 @@ use ossature_bus::state::StateError;
 use ossature_bus::state_file::{Architecture, FormatError};
 use ossature_memory::{DmaError, MapFileError, RamError};
 
+use super::identity::SnapshotId;
 use crate::VmError;
 use crate::machine::error::LifecycleError;
 
@@ -60,11 +61,11 @@ pub enum SnapshotError {
     #[error("it is no snapshot")]
     NotASnapshot,
     /// The format has another version.
-    #[error("it has version {found} of the format; known is version {known}")]
+    #[error("it has version {found} of the format; known are versions up to {known}")]
     Version {
         /// The file's version.
         found: u16,
-        /// What is known here.
+        /// The newest one that is known here.
         known: u16,
     },
     /// It is of a guest on another architecture.
@@ -162,12 +163,51 @@ pub enum SnapshotError {
         /// The device.
         id: String,
     },
+    /// A diff is used without what it is based on.
+    #[error("it is a diff of snapshot {base}, which has to be opened with it, before it")]
+    NeedsBase {
+        /// The id of the base.
+        base: SnapshotId,
+    },
+    /// A snapshot that is no diff is put on another one.
+    #[error("it is not a diff, and goes on no other snapshot")]
+    NotADiff,
+    /// A diff is put on another snapshot than its base.
+    #[error("it is a diff of snapshot {expected}, and this one is {}", id(found.as_ref()))]
+    OtherBase {
+        /// The id of its base.
+        expected: SnapshotId,
+        /// The id of the other one, if it has one.
+        found: Option<SnapshotId>,
+    },
+    /// The base of a diff is not what it was when the diff was made.
+    #[error("it is a diff of snapshot {base}, whose file has been changed since")]
+    ChangedBase {
+        /// The id of the base.
+        base: SnapshotId,
+    },
+    /// A chain consists of a full snapshot at least.
+    #[error("a chain of snapshots without a file")]
+    EmptyChain,
+    /// No diff can be based on a snapshot of version 1 of the format.
+    #[error("the machine goes on from a snapshot of version 1, which has no id: write a full snapshot first")]
+    NoId,
+    /// RAM came or went.
+    #[error("slots of RAM were added or removed since then")]
+    OtherSlots,
+    /// A checkpoint belongs to the machine that it was taken of.
+    #[error("the checkpoint is of another machine")]
+    OtherMachine,
     /// Memory cannot be mapped from the file.
     #[error("its memory: {0}")]
     Map(#[from] MapFileError),
     /// There is no memory for the guest.
     #[error("memory: {0}")]
     Ram(#[from] RamError),
+}
+
+fn id(id: Option<&SnapshotId>) -> String {
+    id.map_or_else(|| "of version 1 of the format, without an id".to_owned(), ToString::to_string)
 }
 
 fn devices(missing: &[String], extra: &[String]) -> String {

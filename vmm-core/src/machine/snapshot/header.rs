@@ -7,7 +7,9 @@ use super::error::SnapshotError;
 /// The first bytes of every snapshot.
 pub(super) const MAGIC: [u8; 8] = *b"OSSASNAP";
 /// The version of the format that is written.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The oldest version that is read.
+const OLDEST: u16 = 1;
 /// Bytes of the header, behind which the state begins.
 pub(super) const LEN: usize = 44;
 /// Where memory may begin: pages of every host.
@@ -18,6 +20,8 @@ const MAX_STATE: u64 = 64 << 20;
 /// The beginning of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
+    /// Of the format.
+    pub(super) version: u16,
     /// Of the guest.
     pub(super) architecture: Architecture,
     /// Bytes of the state, which follows.
@@ -38,14 +42,14 @@ impl Header {
         let start = (LEN as u64).checked_add(state)?.checked_next_multiple_of(ALIGN)?;
         let end =
             start.checked_add(memory).filter(|end| i64::try_from(*end).is_ok() && state <= MAX_STATE)?;
-        Some(Self { architecture: HERE, state, memory: start, end })
+        Some(Self { version: VERSION, architecture: HERE, state, memory: start, end })
     }
 
     pub(super) fn to_bytes(self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         let fields = [
             &MAGIC[..],
-            &VERSION.to_le_bytes(),
+            &self.version.to_le_bytes(),
             &(self.architecture as u16).to_le_bytes(),
             &[0; 4],
             &self.state.to_le_bytes(),
@@ -66,7 +70,7 @@ impl Header {
         }
         let version = u16::from_le_bytes(take(&mut left));
         // Other versions may have put their checksum elsewhere.
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(SnapshotError::Version { found: version, known: VERSION });
         }
         let architecture = u16::from_le_bytes(take(&mut left));
@@ -105,7 +109,7 @@ impl Header {
         if len < end {
             return Err(SnapshotError::Truncated { needs: end, has: len });
         }
-        Ok(Self { architecture, state, memory, end })
+        Ok(Self { version, architecture, state, memory, end })
     }
 }
 

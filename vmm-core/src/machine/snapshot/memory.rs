@@ -1,39 +1,46 @@
 //! Guest memory in a snapshot: what of it is there, how it gets there, and how it gets out again. Its section is
 //! `memory`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, map_file};
+use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, RamSlot, map_file};
 
 use super::error::SnapshotError;
 use super::header::ALIGN;
+use super::pages::{self, PageSet};
+
+mod diff;
 
 /// The section's id.
 pub(super) const ID: &str = "memory";
 
 const KIND: &str = "org.ossature.memory";
-const VERSION: u16 = 1;
+/// Of a diff; all others have version 1.
+const VERSION: u16 = 2;
 const SLOTS: Field = Field::new(1, "slots");
 const PRESENT: Field = Field::new(2, "chunks that are not zero");
 const CHECKSUMS: Field = Field::new(3, "checksums");
+const PAGES: Field = Field::new(4, "pages that were written");
 const ADDRESS: Field = Field::new(1, "address of a slot");
 const SIZE: Field = Field::new(2, "size of a slot");
 
 /// Memory is checked, and left out if it is zero, in pieces of this many bytes.
-const CHUNK: u64 = 2 << 20;
+pub(super) const CHUNK: u64 = 2 << 20;
 /// What is zero within a chunk is a hole in pieces of this many bytes.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// More than machines have.
 const MAX_SLOTS: usize = 512;
 /// 2 TiB of memory.
 const MAX_CHUNKS: usize = 1 << 20;
 /// Into how many mappings memory is cut, so that what is zero is no page of the file. Each takes the kernel some
 /// microseconds.
-const MAX_PIECES: usize = 256;
+pub(super) const MAX_PIECES: usize = 256;
 
 /// Contiguous guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,18 +64,35 @@ impl Slot {
 
 /// What is checked, and left out if it is zero, as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Chunk {
-    addr: u64,
-    offset: u64,
-    len: usize,
+pub(super) struct Chunk {
+    pub(super) addr: u64,
+    pub(super) offset: u64,
+    pub(super) len: usize,
+}
+
+/// Some of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Which chunk, and how far it is from its beginning.
+    pub(super) chunk: usize,
+    pub(super) at: u64,
+    /// Guest address.
+    pub(super) addr: u64,
+    pub(super) len: u64,
+    /// Of its first byte, from the beginning of the file's memory.
+    pub(super) offset: u64,
+    /// True if the file has something of the chunk.
+    pub(super) present: bool,
 }
 
 /// What the file has of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemoryTable {
     slots: Vec<Slot>,
-    /// For each chunk: its checksum if it is not zero.
+    /// For each chunk: its checksum if it is not zero; in a diff, that of the pages that are there, if there are some.
     chunks: Vec<Option<u32>>,
+    /// In a diff: the pages of each chunk that has some.
+    pages: Option<BTreeMap<usize, PageSet>>,
 }
 
 impl MemoryTable {
@@ -88,12 +112,16 @@ impl MemoryTable {
             chunks = chunks.checked_add(size.div_ceil(CHUNK)).filter(|all| *all <= MAX_CHUNKS as u64)?;
         }
         let fits = (1..=MAX_SLOTS).contains(&placed.len());
-        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize] })
+        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize], pages: None })
     }
 
     /// The longest that it can become.
     pub(super) fn full(&self) -> Self {
-        Self { slots: self.slots.clone(), chunks: vec![Some(0); self.chunks.len()] }
+        let chunks = match &self.pages {
+            Some(_) => self.chunks.clone(),
+            None => vec![Some(0); self.chunks.len()],
+        };
+        Self { chunks, ..self.clone() }
     }
 
     /// Bytes of the file that memory takes.
@@ -114,11 +142,16 @@ impl MemoryTable {
             }
         }
         let checksums: Vec<u8> = self.chunks.iter().flatten().flat_map(|crc| crc.to_le_bytes()).collect();
-        let mut fields = Encoder::new(KIND, VERSION);
+        let version = if self.is_diff() { VERSION } else { 1 };
+        let mut fields = Encoder::new(KIND, version);
         fields.list(SLOTS, &self.slots, |fields, slot| {
             fields.u64(ADDRESS, slot.addr).u64(SIZE, slot.size);
         });
         fields.bytes(PRESENT, &present).bytes(CHECKSUMS, &checksums);
+        if let Some(pages) = &self.pages {
+            let pages: Vec<u8> = pages.values().flat_map(PageSet::save).collect();
+            fields.bytes(PAGES, &pages);
+        }
         fields.finish()
     }
 
@@ -128,6 +161,8 @@ impl MemoryTable {
         let slots = fields.list(SLOTS, MAX_SLOTS, |fields| Ok((fields.u64(ADDRESS)?, fields.u64(SIZE)?)))?;
         let present = fields.bytes(PRESENT, MAX_CHUNKS / 8)?;
         let checksums = fields.bytes(CHECKSUMS, MAX_CHUNKS * 4)?;
+        let is_diff = state.version > 1;
+        let pages = is_diff.then(|| fields.bytes(PAGES, MAX_CHUNKS * pages::BYTES)).transpose()?;
         fields.finish()?;
         if slots.iter().any(|(addr, size)| (addr | size) % PAGE as u64 != 0) {
             return Err(inconsistent("slots", "one does not consist of whole pages"));
@@ -155,41 +190,71 @@ impl MemoryTable {
         if beyond || checksums.next().is_some() {
             return Err(inconsistent("checksums", "there are more than chunks"));
         }
+        table.pages = pages.map(|pages| table.load_pages(pages)).transpose()?;
         Ok(table)
     }
 
     /// Each chunk, and its checksum if it is not zero.
-    fn chunks(&self) -> impl Iterator<Item = (Chunk, Option<u32>)> {
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (Chunk, Option<u32>)> {
         let chunks = self.slots.iter().flat_map(|slot| slot.chunks());
         chunks.zip(self.chunks.iter().copied())
     }
 
-    /// Writes what is not zero of `ram` to the empty part of `file` from `start` on.
+    /// Where the file has what of memory, in pieces that are in one chunk.
+    pub(super) fn pieces_of(&self, range: &Range<u64>) -> impl Iterator<Item = Piece> {
+        let (start, end) = (range.start, range.end);
+        let mut before = 0;
+        let slots = self.slots.iter().map(move |slot| {
+            let first: usize = before;
+            before += slot.size.div_ceil(CHUNK) as usize;
+            (*slot, first)
+        });
+        slots.flat_map(move |(slot, first)| {
+            let (from, to) = (start.max(slot.addr), end.min(slot.addr + slot.size));
+            let to = to.saturating_sub(slot.addr);
+            let from = from.saturating_sub(slot.addr).min(to);
+            let last = if from < to { to.div_ceil(CHUNK) } else { 0 };
+            (from / CHUNK..last).map(move |chunk| {
+                let (from, to) = (from.max(chunk * CHUNK), to.min((chunk + 1) * CHUNK));
+                let present = self.chunks.get(first + chunk as usize).is_some_and(Option::is_some);
+                let (addr, offset, len) = (slot.addr + from, slot.offset + from, to - from);
+                Piece { chunk: first + chunk as usize, at: from - chunk * CHUNK, addr, len, offset, present }
+            })
+        })
+    }
+
+    /// Writes what is not zero of `ram` to the empty part of `file` from `start` on; of a diff, what it has.
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
+        if self.is_diff() {
+            return self.write_pages(ram, file, start);
+        }
+        let slots: Vec<RamSlot> = ram.slots().collect();
+        self.write_from(file, start, |_, chunk, bytes| {
+            let slot = slots.iter().rfind(|slot| slot.guest_addr <= chunk.addr);
+            let shared = slot.and_then(|slot| Some((slot.file()?, chunk.addr - slot.guest_addr)));
+            // Through its mapping, what nobody has touched would take memory for good. Devices may not be readable.
+            let read = shared.map(|(file, at)| file.file().read_exact_at(bytes, file.start() + at));
+            if read.is_none_or(|read| read.is_err()) {
+                dma.read(GuestAddress(chunk.addr), bytes)?;
+            }
+            Ok(true)
+        })
+    }
+
+    /// Writes what `read` says of each chunk, if it says something. What it is not asked to fill is zero.
+    pub(super) fn write_from(
+        &mut self,
+        file: &File,
+        start: u64,
+        mut read: impl FnMut(usize, Chunk, &mut [u8]) -> Result<bool, SnapshotError>,
+    ) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
-        let zeros = [0; PAGE];
         let all: Vec<Chunk> = self.slots.iter().flat_map(|slot| slot.chunks()).collect();
-        for (chunk, checksum) in all.into_iter().zip(&mut self.chunks) {
+        for (index, (chunk, checksum)) in all.into_iter().zip(&mut self.chunks).enumerate() {
             let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
-            dma.read(GuestAddress(chunk.addr), bytes)?;
-            // Runs of pages that are not zero.
-            let mut run = 0..0;
-            for (index, page) in bytes.chunks(PAGE).enumerate() {
-                if Some(page) != zeros.get(..page.len()) {
-                    let begin = if run.is_empty() { index * PAGE } else { run.start };
-                    run = begin..index * PAGE + page.len();
-                } else if !run.is_empty() {
-                    write_run(file, start + chunk.offset, bytes, std::mem::take(&mut run))?;
-                    *checksum = Some(0);
-                }
-            }
-            if !run.is_empty() {
-                write_run(file, start + chunk.offset, bytes, run)?;
-                *checksum = Some(0);
-            }
-            if let Some(checksum) = checksum {
-                *checksum = crc32fast::hash(bytes);
+            if read(index, chunk, bytes)? && write_nonzero(file, start + chunk.offset, bytes)? {
+                *checksum = Some(crc32fast::hash(bytes));
             }
         }
         Ok(())
@@ -198,6 +263,11 @@ impl MemoryTable {
     /// Compares what is in the file with its checksums. What is a hole has to be zero.
     pub(super) fn verify(&self, file: &File, start: u64) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
+        if self.is_diff() {
+            return self
+                .pages()
+                .try_for_each(|(index, _)| self.read_pages(file, start, index, &mut buffer).map(drop));
+        }
         for (chunk, checksum) in self.chunks() {
             let bytes = read(file, start, chunk, &mut buffer)?;
             let intact = match checksum {
@@ -209,6 +279,22 @@ impl MemoryTable {
             }
         }
         Ok(())
+    }
+
+    /// Chunk `index`, and its checksum if the file has something of it.
+    pub(super) fn chunk(&self, index: usize) -> Option<(Chunk, Option<u32>)> {
+        let mut left = index;
+        for slot in &self.slots {
+            let count = slot.size.div_ceil(CHUNK) as usize;
+            if left < count {
+                let at = left as u64 * CHUNK;
+                let len = CHUNK.min(slot.size - at) as usize;
+                let chunk = Chunk { addr: slot.addr + at, offset: slot.offset + at, len };
+                return Some((chunk, self.chunks.get(index).copied().flatten()));
+            }
+            left -= count;
+        }
+        None
     }
 
     /// The configuration of such memory: `config` is what the caller wants of it, which must be as large.
@@ -236,13 +322,19 @@ impl MemoryTable {
         Ok(())
     }
 
+    /// Fails if `ram` has other slots.
+    pub(super) fn expect_slots(&self, ram: &Ram) -> Result<(), SnapshotError> {
+        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
+        if same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size))) {
+            return Ok(());
+        }
+        Err(SnapshotError::OtherMemory { found: self.size(), asked: ram.size() })
+    }
+
     /// Fills `ram`, which is zero and has the same slots, with what is in the file: mapped copy on write where that can
     /// be, otherwise copied.
     pub(super) fn fill(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
-        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
-        if !same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size))) {
-            return Err(SnapshotError::OtherMemory { found: self.size(), asked: ram.size() });
-        }
+        self.expect_slots(ram)?;
         match map_file(&ram.map(), file, &self.pieces(start)) {
             Err(MapFileError::Backing { .. }) => self.copy(ram, file, start),
             mapped => Ok(mapped?),
@@ -304,14 +396,27 @@ fn read<'a>(file: &File, start: u64, chunk: Chunk, buffer: &'a mut [u8]) -> Resu
     Ok(bytes)
 }
 
-fn write_run(
-    file: &File,
-    start: u64,
-    bytes: &[u8],
-    run: std::ops::Range<usize>,
-) -> Result<(), SnapshotError> {
-    let at = start + run.start as u64;
-    file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
+/// Writes the runs of pages that are not zero. Returns true if there are some.
+fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
+    let zeros = [0; PAGE];
+    let (mut run, mut some) = (0..0, false);
+    let write = |run: Range<usize>| {
+        let at = start + run.start as u64;
+        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
+    };
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        if Some(page) != zeros.get(..page.len()) {
+            let begin = if run.is_empty() { index * PAGE } else { run.start };
+            run = begin..index * PAGE + page.len();
+            some = true;
+        } else if !run.is_empty() {
+            write(std::mem::take(&mut run))?;
+        }
+    }
+    if !run.is_empty() {
+        write(run)?;
+    }
+    Ok(some)
 }
 
 fn failed(source: io::Error) -> SnapshotError {

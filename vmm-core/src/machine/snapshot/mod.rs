@@ -7,7 +7,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `OSSASNAP` |
-//! | 8 | 2 | version of the format: 1 |
+//! | 8 | 2 | version of the format: 2 |
 //! | 10 | 2 | [`Architecture`] |
 //! | 12 | 4 | 0 |
 //! | 16 | 8 | bytes of the state, at most 64 MiB |
@@ -19,11 +19,20 @@
 //! where they are), `memory` (slots, and a checksum for each 2 MiB that are not zero), `vm`, `vcpu0` and so on, and one
 //! for each device that has a state, under its id. Then the memory, slot after slot, each from a multiple of 64 KiB on.
 //! Pages of zeros are holes.
+//!
+//! Since version 2, the section `ossature.identity` has the snapshot's id, 16 random bytes. That of a diff also has the id
+//! of its base, and a checksum of the base's sections but `memory` and this one; its section `memory`, of version 2, has a
+//! bit for each page of the chunks of which some were written, and checksums of these pages only. All others are holes.
 
+mod chain;
 mod error;
 mod file;
 mod header;
+mod identity;
+mod in_place;
 mod memory;
+mod merge;
+mod pages;
 mod save;
 mod shape;
 
@@ -32,6 +41,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use ossature_bus::Handover;
 use ossature_bus::state::{SavedState, StateError};
@@ -40,11 +50,15 @@ use ossature_memory::{Ram, RamConfig};
 
 use super::MachineState;
 use crate::{VcpuState, VmState};
+use chain::Layer;
 pub use error::SnapshotError;
 pub(super) use file::NewFile;
 use header::Header;
+use identity::Identity;
+pub use identity::SnapshotId;
+pub(super) use in_place::Originals;
 use memory::MemoryTable;
-pub(super) use save::write;
+pub(super) use save::{write, write_diff};
 pub(super) use shape::Shape;
 
 /// The section of what the hypervisor has of the machine.
@@ -85,10 +99,14 @@ fn vcpu(index: u32) -> String {
 /// ```
 #[derive(Debug)]
 pub struct Snapshot {
-    file: File,
+    file: Arc<File>,
     header: Header,
+    /// None in version 1 of the format.
+    identity: Option<Identity>,
     shape: Shape,
-    memory: MemoryTable,
+    memory: Arc<MemoryTable>,
+    /// What it is based on, if it is a diff: its base first, a full snapshot last.
+    below: Vec<Layer>,
     sections: BTreeMap<String, SavedState<'static>>,
 }
 
@@ -139,22 +157,34 @@ impl Snapshot {
         let state = StateFile::parse(&state, header.architecture)?;
         let sections: BTreeMap<_, _> =
             state.iter().map(|(id, state)| (id.to_owned(), state.borrowed().into_owned())).collect();
+        let identity = match header.version {
+            1 => None,
+            _ => Some(load(&sections, identity::ID, Identity::load)?),
+        };
         let shape = load(&sections, shape::ID, Shape::load)?;
         let memory = load(&sections, memory::ID, MemoryTable::load)?;
         if header.end - header.memory != memory.len() {
             return Err(SnapshotError::Damaged { field: "memory", reason: "as long as its slots are not" });
         }
+        if identity.is_some_and(|identity| identity.base.is_some()) != memory.is_diff() {
+            return Err(SnapshotError::Damaged {
+                field: "memory",
+                reason: "a diff has a base, and no other",
+            });
+        }
         // Nothing is there that nobody would look at.
         let own = |id: &str| {
             let number = id.strip_prefix("vcpu").and_then(|number| number.parse().ok());
             matches!(id, shape::ID | memory::ID | VM)
+                || (id == identity::ID && identity.is_some())
                 || number.is_some_and(|index| index < shape.cpus && vcpu(index) == id)
         };
         let is_device = |id: &str| !is_reserved_id(id) && shape.devices.iter().any(|(other, _)| other == id);
         if let Some(id) = sections.keys().find(|id| !own(id) && !is_device(id)) {
             return Err(SnapshotError::Foreign { id: id.clone() });
         }
-        Ok(Self { file, header, shape, memory, sections })
+        let (file, memory) = (Arc::new(file), Arc::new(memory));
+        Ok(Self { file, header, identity, shape, memory, below: Vec::new(), sections })
     }
 
     /// The guest's architecture.
@@ -187,9 +217,9 @@ impl Snapshot {
         })
     }
 
-    /// Reads all memory and compares it with its checksums.
+    /// Reads all memory and compares it with its checksums; also that of what a diff is based on, as far as it was opened.
     pub fn verify_memory(&self) -> Result<(), SnapshotError> {
-        self.memory.verify(&self.file, self.header.memory)
+        self.layers().try_for_each(|layer| layer.memory.verify(&layer.file, layer.start))
     }
 
     pub(super) fn shape(&self) -> &Shape {
@@ -209,6 +239,7 @@ impl Snapshot {
 
     /// Guest memory, which is `given` or made as `config` says.
     pub(super) fn ram(&self, given: Option<Ram>, config: Option<RamConfig>) -> Result<Ram, SnapshotError> {
+        self.expect_whole()?;
         let ram = match given {
             Some(ram) => ram,
             None => {
@@ -218,7 +249,7 @@ impl Snapshot {
                 ram
             }
         };
-        self.memory.fill(&ram, &self.file, self.header.memory)?;
+        self.fill(&ram)?;
         Ok(ram)
     }
 }

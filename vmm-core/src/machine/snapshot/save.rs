@@ -1,6 +1,7 @@
 //! A paused machine becomes a file.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::SavedState;
@@ -9,9 +10,10 @@ use ossature_memory::Ram;
 
 use super::error::SnapshotError;
 use super::header::{self, HERE, Header};
+use super::identity::{self, Identity};
 use super::memory::{self, MemoryTable};
 use super::shape::{self, Shape};
-use super::{VM, vcpu};
+use super::{Snapshot, VM, vcpu};
 use crate::machine::MachineState;
 
 /// Writes a machine that is paused into `file`, which is empty.
@@ -21,36 +23,73 @@ pub(in crate::machine) fn write(
     state: &MachineState,
     ram: &Ram,
 ) -> Result<(), SnapshotError> {
+    let table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?;
+    write_parts(file, &Identity::new(None)?, &sections(shape, state), table, |table, start| {
+        table.write(ram, file, start)
+    })
+}
+
+/// Writes what has changed of it since `base`: its state, and the pages at these guest addresses, ascending.
+pub(in crate::machine) fn write_diff(
+    file: &File,
+    shape: &Shape,
+    state: &MachineState,
+    ram: &Ram,
+    base: &Snapshot,
+    dirty: &[Range<u64>],
+) -> Result<(), SnapshotError> {
+    let table = MemoryTable::of_pages(ram, dirty).ok_or(SnapshotError::TooLarge)?;
+    let identity = Identity::new(Some(base.as_base()?))?;
+    write_parts(file, &identity, &sections(shape, state), table, |table, start| table.write(ram, file, start))
+}
+
+/// Sections by id, beside those of identity and memory.
+type Sections<'a> = Vec<(String, SavedState<'a>)>;
+
+/// Writes a snapshot of these parts into `file`, which is empty; `write_memory` writes the table's memory from an offset
+/// on.
+pub(super) fn write_parts(
+    file: &File,
+    identity: &Identity,
+    sections: &Sections<'_>,
+    mut table: MemoryTable,
+    write_memory: impl FnOnce(&mut MemoryTable, u64) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
     let failed = |part| move |source| SnapshotError::Io { part, source };
     let len = file.metadata().map_err(failed("length"))?.len();
     if len != 0 {
         return Err(SnapshotError::NotEmpty { len });
     }
-    let mut table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?;
     // What a chunk takes in the table depends on what is in it: memory is placed behind all that the state may take.
-    let mut bytes = encode(shape, state, &table.full())?;
+    let mut bytes = encode(identity, sections, &table.full())?;
     let header = Header::new(bytes.len() as u64, table.len()).ok_or(SnapshotError::TooLarge)?;
     // One that is too long for the file system is refused before anything is written.
     file.set_len(header.end).map_err(failed("length"))?;
-    table.write(ram, file, header.memory)?;
-    bytes = encode(shape, state, &table)?;
+    write_memory(&mut table, header.memory)?;
+    bytes = encode(identity, sections, &table)?;
     let header = Header { state: bytes.len() as u64, ..header };
     file.write_all_at(&bytes, header::LEN as u64).map_err(failed("state"))?;
     // Last: until it is there, the file is no snapshot.
     file.write_all_at(&header.to_bytes(), 0).map_err(failed("header"))
 }
 
-fn encode(shape: &Shape, state: &MachineState, table: &MemoryTable) -> Result<Vec<u8>, SnapshotError> {
-    let mut sections: Vec<(String, SavedState<'_>)> = vec![
-        (shape::ID.to_owned(), shape.save()),
-        (memory::ID.to_owned(), table.save()),
-        (VM.to_owned(), state.vm.to_saved()),
-    ];
+fn sections<'a>(shape: &Shape, state: &'a MachineState) -> Sections<'a> {
+    let mut sections = vec![(shape::ID.to_owned(), shape.save()), (VM.to_owned(), state.vm.to_saved())];
     sections.extend((0..).zip(&state.vcpus).map(|(index, state)| (vcpu(index), state.to_saved())));
     let devices = state.devices.iter().map(|(id, handover)| (id.clone(), handover.state.borrowed()));
     sections.extend(devices);
-    let sections: Vec<_> = sections.iter().map(|(id, state)| (id.as_str(), state)).collect();
+    sections
+}
+
+fn encode(
+    identity: &Identity,
+    sections: &Sections<'_>,
+    table: &MemoryTable,
+) -> Result<Vec<u8>, SnapshotError> {
+    let (identity, table) = (identity.save(), table.save());
+    let mut all: Vec<_> = sections.iter().map(|(id, state)| (id.as_str(), state)).collect();
+    all.extend([(identity::ID, &identity), (memory::ID, &table)]);
     let mut bytes = Vec::new();
-    state_file::write(&mut bytes, HERE, &sections)?;
+    state_file::write(&mut bytes, HERE, &all)?;
     Ok(bytes)
 }

@@ -49,7 +49,7 @@ fn slots_that_cannot_be_are_refused() {
 fn d2_checksums_and_chunks_that_do_not_fit_are_refused() {
     let good = table(&[(0, 20 * MIB)], &[0, 9]);
     let with = |present: &[u8], checksums: &[u8]| {
-        let mut fields = Encoder::new(KIND, VERSION);
+        let mut fields = Encoder::new(KIND, 1);
         fields.list(SLOTS, &good.slots, |fields, slot| {
             fields.u64(ADDRESS, slot.addr).u64(SIZE, slot.size);
         });
@@ -125,4 +125,27 @@ fn memory_comes_back_as_it_was_with_holes_for_zeros() {
     // What was a hole is no hole any more.
     file.write_all_at(&[1], ALIGN + 2 * MIB + MIB).unwrap();
     table.verify(&file, ALIGN).unwrap_err();
+}
+
+#[test]
+fn shared_memory_that_nobody_has_touched_takes_nothing_when_it_is_saved() {
+    use std::os::unix::fs::MetadataExt;
+    let ram = Ram::new(&RamConfig::new(64 * MIB).backing(Backing::Memfd).gap(16 * MIB..32 * MIB)).unwrap();
+    let dma = ram.dma();
+    for at in [0, 16 * MIB - 1, 33 * MIB + 5] {
+        dma.write(GuestAddress(at), &[0xa5]).unwrap();
+    }
+    let taken = || ram.slots().next().unwrap().file().unwrap().file().metadata().unwrap().blocks() * 512;
+    let before = taken();
+    let file = tempfile::tempfile().unwrap();
+    let mut table = MemoryTable::of(&ram).unwrap();
+    file.set_len(ALIGN + table.len()).unwrap();
+    table.write(&ram, &file, ALIGN).unwrap();
+    assert_eq!(taken(), before);
+    assert!(before < MIB, "{before}");
+    let again = Ram::new(&table.config(None).unwrap()).unwrap();
+    table.fill(&again, &file, ALIGN).unwrap();
+    for at in [0, 16 * MIB - 1, 33 * MIB + 5] {
+        assert_eq!(again.dma().read_obj::<u8>(GuestAddress(at)).unwrap(), 0xa5, "{at:#x}");
+    }
 }

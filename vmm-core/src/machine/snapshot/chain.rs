@@ -1,0 +1,216 @@
+//! Diffs on what they are based on: which page is in which file, and how memory becomes all of them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use ossature_memory::vm_memory::GuestAddress;
+use ossature_memory::{FilePiece, MapFileError, Ram, map_file};
+
+use super::error::SnapshotError;
+use super::identity::{self, Base, SnapshotId};
+use super::memory::{CHUNK, MAX_PIECES, MemoryTable, PAGE};
+use super::pages::PageSet;
+use super::{Header, Snapshot};
+
+/// The memory of one file of a chain.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) file: Arc<File>,
+    /// The first byte of memory in there.
+    pub(super) start: u64,
+    pub(super) memory: Arc<MemoryTable>,
+}
+
+/// Pages of a chunk that no later file has.
+struct Visible {
+    layer: usize,
+    chunk: usize,
+    pages: PageSet,
+}
+
+/// A chunk is mapped if its runs of pages have at least so many on average: to map a run takes the kernel some
+/// microseconds, and about as many to copy a few pages.
+const LONG_RUNS: usize = 8;
+
+impl Snapshot {
+    /// Opens a chain: a full snapshot, a diff of it, a diff of that, and so on. It is the snapshot that the last one
+    /// stands for, and is used like any other. Nothing is merged or copied; each file must stay as it is while a machine
+    /// that was restored from it lives.
+    ///
+    /// Each file is the caller's choice: what a diff says of its base is compared, and opens nothing.
+    pub fn open_chain<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self, SnapshotError> {
+        let mut chain: Option<Self> = None;
+        for path in paths {
+            let next = Self::open(path)?;
+            chain = Some(match chain {
+                Some(base) => next.on(base)?,
+                None => next,
+            });
+        }
+        let chain = chain.ok_or(SnapshotError::EmptyChain)?;
+        chain.expect_whole()?;
+        Ok(chain)
+    }
+
+    /// Puts a diff on what it is based on: a full snapshot, or a diff that has its own base.
+    pub fn on(mut self, base: Self) -> Result<Self, SnapshotError> {
+        let Some(Base { id, seal }) = self.identity.and_then(|identity| identity.base) else {
+            return Err(SnapshotError::NotADiff);
+        };
+        base.expect_whole()?;
+        if base.id() != Some(id) {
+            return Err(SnapshotError::OtherBase { expected: id, found: base.id() });
+        }
+        if identity::seal(&base.sections) != seal || !self.memory.is_beside(&base.memory) {
+            return Err(SnapshotError::ChangedBase { base: id });
+        }
+        self.below = base.layers().collect();
+        Ok(self)
+    }
+
+    /// What names this snapshot in those that are based on it. `None` in version 1 of the format.
+    pub fn id(&self) -> Option<SnapshotId> {
+        Some(self.identity?.id)
+    }
+
+    /// The id of the snapshot that this is a diff of, if it is one.
+    pub fn base(&self) -> Option<SnapshotId> {
+        Some(self.identity?.base?.id)
+    }
+
+    /// How many bytes of memory are in this file, and not in those that it is based on, page by page. In a full snapshot,
+    /// memory counts in pieces of 2 MiB.
+    pub fn memory_in_file(&self) -> u64 {
+        if self.memory.is_diff() {
+            return self.memory.pages().map(|(_, pages)| (pages.count() * PAGE) as u64).sum();
+        }
+        self.memory.chunks().filter(|(_, sum)| sum.is_some()).map(|(chunk, _)| chunk.len as u64).sum()
+    }
+
+    /// The same files.
+    pub(in crate::machine) fn duplicate(&self) -> Self {
+        Self {
+            file: Arc::clone(&self.file),
+            header: self.header,
+            identity: self.identity,
+            shape: self.shape.clone(),
+            memory: Arc::clone(&self.memory),
+            below: self.below.clone(),
+            sections: self.sections.clone(),
+        }
+    }
+
+    /// What diffs of it say of it.
+    pub(super) fn as_base(&self) -> Result<Base, SnapshotError> {
+        let id = self.id().ok_or(SnapshotError::NoId)?;
+        Ok(Base { id, seal: identity::seal(&self.sections) })
+    }
+
+    /// Fails if it is a diff without its base.
+    pub(super) fn expect_whole(&self) -> Result<(), SnapshotError> {
+        match self.base() {
+            Some(base) if self.below.is_empty() => Err(SnapshotError::NeedsBase { base }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The memory of each file, the last one first.
+    pub(super) fn layers(&self) -> impl Iterator<Item = Layer> + use<'_> {
+        let Header { memory: start, .. } = self.header;
+        let own = Layer { file: Arc::clone(&self.file), start, memory: Arc::clone(&self.memory) };
+        std::iter::once(own).chain(self.below.iter().cloned())
+    }
+
+    /// Fills RAM, which is zero: the full snapshot first, then what of each diff no later one has.
+    pub(super) fn fill(&self, ram: &Ram) -> Result<(), SnapshotError> {
+        let mut diffs: Vec<Layer> = self.layers().collect();
+        let Some(full) = diffs.pop() else { return Ok(()) };
+        full.memory.fill(ram, &full.file, full.start)?;
+        let visible = visible(&diffs);
+        let (mapped, pieces) = plan(&diffs, &visible);
+        for (layer, pieces) in diffs.iter().zip(&pieces) {
+            match map_file(&ram.map(), &layer.file, pieces) {
+                // Shared memory, or huge pages: all of it is copied.
+                Err(MapFileError::Backing { .. }) => return copy(&diffs, ram, visible.iter()),
+                other => other?,
+            }
+        }
+        copy(&diffs, ram, visible.iter().filter(|part| !is_long(part, mapped)))
+    }
+}
+
+/// What of each diff is to be seen, by layer and chunk. Layers have the last one first.
+fn visible(diffs: &[Layer]) -> Vec<Visible> {
+    let mut covered = BTreeMap::<usize, PageSet>::new();
+    let mut parts = Vec::new();
+    for (layer, diff) in diffs.iter().enumerate() {
+        for (chunk, pages) in diff.memory.pages() {
+            let covered = covered.entry(chunk).or_default();
+            let pages = pages.without(covered);
+            covered.add(&pages);
+            if !pages.is_empty() {
+                parts.push(Visible { layer, chunk, pages });
+            }
+        }
+    }
+    parts
+}
+
+fn is_long(part: &Visible, run: usize) -> bool {
+    part.pages.count() >= run.saturating_mul(part.pages.runs().count())
+}
+
+/// What is to be mapped of each layer: chunks whose runs are so long, which is returned too, that there are not too many.
+fn plan(diffs: &[Layer], visible: &[Visible]) -> (usize, Vec<Vec<FilePiece>>) {
+    let mut run = LONG_RUNS;
+    loop {
+        let mut pieces: Vec<Vec<FilePiece>> = vec![Vec::new(); diffs.len()];
+        for part in visible.iter().filter(|part| is_long(part, run)) {
+            let Some((layer, pieces)) = diffs.get(part.layer).zip(pieces.get_mut(part.layer)) else {
+                continue;
+            };
+            let Some((chunk, _)) = layer.memory.chunk(part.chunk) else { continue };
+            for bytes in part.pages.bytes() {
+                let (addr, len) = (chunk.addr + bytes.start as u64, bytes.len() as u64);
+                let offset = layer.start + chunk.offset + bytes.start as u64;
+                let goes_on = |last: &&mut FilePiece| {
+                    last.addr.0 + last.len == addr && last.offset + last.len == offset
+                };
+                match pieces.last_mut().filter(goes_on) {
+                    Some(last) => last.len += len,
+                    None => pieces.push(FilePiece { addr: GuestAddress(addr), offset, len }),
+                }
+            }
+        }
+        if pieces.iter().map(Vec::len).sum::<usize>() <= MAX_PIECES {
+            return (run, pieces);
+        }
+        // No run of a chunk is longer than a chunk: in the end, none is mapped.
+        run *= 2;
+    }
+}
+
+/// Copies chunks whose pages have the right checksum.
+fn copy<'a>(
+    diffs: &[Layer],
+    ram: &Ram,
+    parts: impl Iterator<Item = &'a Visible>,
+) -> Result<(), SnapshotError> {
+    let dma = ram.dma();
+    let mut buffer = vec![0; CHUNK as usize];
+    for part in parts {
+        let Some(layer) = diffs.get(part.layer) else { continue };
+        let read = layer.memory.read_pages(&layer.file, layer.start, part.chunk, &mut buffer)?;
+        let Some(chunk) = read else { continue };
+        for bytes in part.pages.bytes() {
+            let addr = GuestAddress(chunk.addr + bytes.start as u64);
+            dma.write(addr, buffer.get(bytes).unwrap_or_default())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
