@@ -12,7 +12,7 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
-use super::snapshot::{Snapshot, SnapshotError};
+use super::snapshot::{Pager, Pages, Snapshot, SnapshotError};
 use super::state::MachineState;
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
@@ -221,6 +221,8 @@ impl MachineBuilder {
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };
+        let pages = Pages { machine: name.clone(), status: Arc::clone(&shared.status) };
+        let pager = snapshot.map(|snapshot| snapshot.into_pager(&ram, pages)).transpose()?.flatten();
         watch.lap("memory");
 
         let vm: Arc<dyn crate::Vm> = Arc::from(hypervisor.create_vm(&vm)?);
@@ -267,11 +269,15 @@ impl MachineBuilder {
             phases: Vec::new(),
             pauses: 0,
             status,
+            pager,
             board: Arc::new(board),
         };
         if let Some(state) = state {
             control.restore(state).map_err(SnapshotError::Machine)?;
             watch.lap("state");
+        }
+        if let Some(error) = control.pager.as_ref().and_then(Pager::failure) {
+            return Err(BuildError::Snapshot(error).into());
         }
         control.phases = watch.phases();
         shared.built(control);

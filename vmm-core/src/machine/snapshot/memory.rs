@@ -7,10 +7,11 @@ use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, map_file};
+use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, RamSlot, map_file};
 
 use super::error::SnapshotError;
 use super::header::ALIGN;
+use super::source::SnapshotSource;
 
 /// The section's id.
 pub(super) const ID: &str = "memory";
@@ -24,13 +25,13 @@ const ADDRESS: Field = Field::new(1, "address of a slot");
 const SIZE: Field = Field::new(2, "size of a slot");
 
 /// Memory is checked, and left out if it is zero, in pieces of this many bytes.
-const CHUNK: u64 = 2 << 20;
+pub(super) const CHUNK: u64 = 2 << 20;
 /// What is zero within a chunk is a hole in pieces of this many bytes.
 const PAGE: usize = 4096;
 /// More than machines have.
 const MAX_SLOTS: usize = 512;
 /// 2 TiB of memory.
-const MAX_CHUNKS: usize = 1 << 20;
+pub(super) const MAX_CHUNKS: usize = 1 << 20;
 /// Into how many mappings memory is cut, so that what is zero is no page of the file. Each takes the kernel some
 /// microseconds.
 const MAX_PIECES: usize = 256;
@@ -63,6 +64,15 @@ struct Chunk {
     len: usize,
 }
 
+/// A chunk where it is in the file, and its checksum if it is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PlacedChunk {
+    pub(super) addr: u64,
+    pub(super) offset: u64,
+    pub(super) len: usize,
+    pub(super) checksum: Option<u32>,
+}
+
 /// What the file has of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemoryTable {
@@ -74,7 +84,12 @@ pub(super) struct MemoryTable {
 impl MemoryTable {
     /// A table of memory that is zero. `None` if it is more than can be.
     pub(super) fn of(ram: &Ram) -> Option<Self> {
-        Self::with_slots(ram.slots().map(|slot| (slot.guest_addr, slot.size)))
+        Self::of_slots(&ram.slots().collect::<Vec<_>>())
+    }
+
+    /// The same of these slots.
+    pub(super) fn of_slots(slots: &[RamSlot]) -> Option<Self> {
+        Self::with_slots(slots.iter().map(|slot| (slot.guest_addr, slot.size)))
     }
 
     /// With each slot's beginning on a boundary in the file.
@@ -168,38 +183,50 @@ impl MemoryTable {
     pub(super) fn write(&mut self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         let dma = ram.dma();
         let mut buffer = vec![0; CHUNK as usize];
-        let zeros = [0; PAGE];
         let all: Vec<Chunk> = self.slots.iter().flat_map(|slot| slot.chunks()).collect();
-        for (chunk, checksum) in all.into_iter().zip(&mut self.chunks) {
+        for (index, chunk) in all.into_iter().enumerate() {
             let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
             dma.read(GuestAddress(chunk.addr), bytes)?;
-            // Runs of pages that are not zero.
-            let mut run = 0..0;
-            for (index, page) in bytes.chunks(PAGE).enumerate() {
-                if Some(page) != zeros.get(..page.len()) {
-                    let begin = if run.is_empty() { index * PAGE } else { run.start };
-                    run = begin..index * PAGE + page.len();
-                } else if !run.is_empty() {
-                    write_run(file, start + chunk.offset, bytes, std::mem::take(&mut run))?;
-                    *checksum = Some(0);
-                }
+            self.write_chunk(index, bytes, file, start + chunk.offset)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is not zero of a chunk to the empty part of `file` at `at`.
+    pub(super) fn write_chunk(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        file: &File,
+        at: u64,
+    ) -> Result<(), SnapshotError> {
+        let zeros = [0; PAGE];
+        let mut is_zero = true;
+        // Runs of pages that are not zero.
+        let mut run = 0..0;
+        for (index, page) in bytes.chunks(PAGE).enumerate() {
+            if Some(page) != zeros.get(..page.len()) {
+                let begin = if run.is_empty() { index * PAGE } else { run.start };
+                run = begin..index * PAGE + page.len();
+                is_zero = false;
+            } else if !run.is_empty() {
+                write_run(file, at, bytes, std::mem::take(&mut run))?;
             }
-            if !run.is_empty() {
-                write_run(file, start + chunk.offset, bytes, run)?;
-                *checksum = Some(0);
-            }
-            if let Some(checksum) = checksum {
-                *checksum = crc32fast::hash(bytes);
-            }
+        }
+        if !run.is_empty() {
+            write_run(file, at, bytes, run)?;
+        }
+        if let Some(chunk) = self.chunks.get_mut(index) {
+            *chunk = (!is_zero).then(|| crc32fast::hash(bytes));
         }
         Ok(())
     }
 
     /// Compares what is in the file with its checksums. What is a hole has to be zero.
-    pub(super) fn verify(&self, file: &File, start: u64) -> Result<(), SnapshotError> {
+    pub(super) fn verify(&self, source: &mut dyn SnapshotSource, start: u64) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
         for (chunk, checksum) in self.chunks() {
-            let bytes = read(file, start, chunk, &mut buffer)?;
+            let bytes = read(source, start, chunk, &mut buffer)?;
             let intact = match checksum {
                 Some(checksum) => crc32fast::hash(bytes) == checksum,
                 None => bytes.iter().all(|byte| *byte == 0),
@@ -239,18 +266,23 @@ impl MemoryTable {
     /// Fills `ram`, which is zero and has the same slots, with what is in the file: mapped copy on write where that can
     /// be, otherwise copied.
     pub(super) fn fill(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
-        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
-        if !same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size))) {
-            return Err(SnapshotError::OtherMemory { found: self.size(), asked: ram.size() });
-        }
+        self.check_slots(ram)?;
         match map_file(&ram.map(), file, &self.pieces(start)) {
-            Err(MapFileError::Backing { .. }) => self.copy(ram, file, start),
+            Err(MapFileError::Backing { .. }) => self.copy(ram, &mut { file }, start),
             mapped => Ok(mapped?),
         }
     }
 
+    /// Refuses RAM of other slots.
+    pub(super) fn check_slots(&self, ram: &Ram) -> Result<(), SnapshotError> {
+        let same = ram.slots().map(|slot| (slot.guest_addr, slot.size));
+        let same = same.eq(self.slots.iter().map(|slot| (slot.addr, slot.size)));
+        let other = || SnapshotError::OtherMemory { found: self.size(), asked: ram.size() };
+        same.then_some(()).ok_or_else(other)
+    }
+
     /// What of the file is to be mapped where: all that is not zero, in so few pieces that it does not take long.
-    fn pieces(&self, start: u64) -> Vec<FilePiece> {
+    pub(super) fn pieces(&self, start: u64) -> Vec<FilePiece> {
         let mut grain = 1;
         loop {
             let mut pieces: Vec<FilePiece> = Vec::new();
@@ -283,12 +315,28 @@ impl MemoryTable {
         }
     }
 
-    fn copy(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
+    /// All chunks, at their offsets in a file whose memory begins at `start`.
+    pub(super) fn placed(&self, start: u64) -> impl Iterator<Item = PlacedChunk> {
+        self.chunks().map(move |(Chunk { addr, offset, len }, checksum)| PlacedChunk {
+            addr,
+            offset: start + offset,
+            len,
+            checksum,
+        })
+    }
+
+    /// Copies all that is not zero into `ram`, which is zero.
+    pub(super) fn copy(
+        &self,
+        ram: &Ram,
+        source: &mut dyn SnapshotSource,
+        start: u64,
+    ) -> Result<(), SnapshotError> {
         let dma = ram.dma();
         let mut buffer = vec![0; CHUNK as usize];
         for (chunk, checksum) in self.chunks() {
             let Some(checksum) = checksum else { continue };
-            let bytes = read(file, start, chunk, &mut buffer)?;
+            let bytes = read(source, start, chunk, &mut buffer)?;
             if crc32fast::hash(bytes) != checksum {
                 return Err(SnapshotError::MemoryChecksum { addr: chunk.addr });
             }
@@ -298,9 +346,14 @@ impl MemoryTable {
     }
 }
 
-fn read<'a>(file: &File, start: u64, chunk: Chunk, buffer: &'a mut [u8]) -> Result<&'a [u8], SnapshotError> {
+fn read<'a>(
+    source: &mut dyn SnapshotSource,
+    start: u64,
+    chunk: Chunk,
+    buffer: &'a mut [u8],
+) -> Result<&'a [u8], SnapshotError> {
     let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
-    file.read_exact_at(bytes, start + chunk.offset).map_err(failed)?;
+    source.fetch(start + chunk.offset, bytes).map_err(failed)?;
     Ok(bytes)
 }
 

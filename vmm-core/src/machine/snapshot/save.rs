@@ -21,19 +21,42 @@ pub(in crate::machine) fn write(
     state: &MachineState,
     ram: &Ram,
 ) -> Result<(), SnapshotError> {
+    let mut table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?;
+    let header = begin(file, shape, state, &table)?;
+    table.write(ram, file, header.memory)?;
+    end(file, shape, state, &table, header)
+}
+
+/// Makes room in an empty file, and says where memory is to be written.
+pub(super) fn begin(
+    file: &File,
+    shape: &Shape,
+    state: &MachineState,
+    table: &MemoryTable,
+) -> Result<Header, SnapshotError> {
     let failed = |part| move |source| SnapshotError::Io { part, source };
     let len = file.metadata().map_err(failed("length"))?.len();
     if len != 0 {
         return Err(SnapshotError::NotEmpty { len });
     }
-    let mut table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?;
     // What a chunk takes in the table depends on what is in it: memory is placed behind all that the state may take.
-    let mut bytes = encode(shape, state, &table.full())?;
+    let bytes = encode(shape, state, &table.full())?;
     let header = Header::new(bytes.len() as u64, table.len()).ok_or(SnapshotError::TooLarge)?;
     // One that is too long for the file system is refused before anything is written.
     file.set_len(header.end).map_err(failed("length"))?;
-    table.write(ram, file, header.memory)?;
-    bytes = encode(shape, state, &table)?;
+    Ok(header)
+}
+
+/// Writes the rest to a file that has all memory.
+pub(super) fn end(
+    file: &File,
+    shape: &Shape,
+    state: &MachineState,
+    table: &MemoryTable,
+    header: Header,
+) -> Result<(), SnapshotError> {
+    let failed = |part| move |source| SnapshotError::Io { part, source };
+    let bytes = encode(shape, state, table)?;
     let header = Header { state: bytes.len() as u64, ..header };
     file.write_all_at(&bytes, header::LEN as u64).map_err(failed("state"))?;
     // Last: until it is there, the file is no snapshot.
