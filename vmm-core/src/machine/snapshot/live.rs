@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ossature_bus::{Event, Panic};
+use ossature_bus::{Event, Panic, spawn_thread};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{
     Dma, Filled, HeldPages, RamSlot, Userfault, UserfaultEvent, UserfaultMode, host_page_size,
@@ -107,10 +107,9 @@ impl Control {
         }
         // Lives longer than the thread, with which the protection ends.
         let _held = HeldPages::of(&slots);
-        let wake = Event::new().map_err(failed)?;
+        let wake = Arc::new(Event::new().map_err(failed)?);
         let ((order, orders), (ready, is_ready)) = (channel(), channel());
-        let order = Orders { order: Some(order), wake: &wake };
-        let status = Arc::clone(&self.status);
+        let order = Orders { order: Some(order), wake: Arc::clone(&wake) };
         let chunks: Vec<PlacedChunk> = table.placed(0).collect();
         let copier = Copier {
             faults,
@@ -118,52 +117,50 @@ impl Control {
             slots: slots.iter().map(|slot| (slot.guest_addr, slot.size)).collect(),
             done: vec![false; chunks.len()],
             chunks,
-            wake: &wake,
+            file: file.try_clone().map_err(failed)?,
+            wake,
             orders,
             ready,
-            status: &status,
+            status: Arc::clone(&self.status),
             written: BTreeSet::new(),
             waiting: VecDeque::new(),
             buffer: vec![0; CHUNK as usize],
             waits: 0,
         };
-        thread::scope(|scope| {
-            let started = Instant::now();
-            let thread = thread::Builder::new().name("live snapshot".to_owned());
-            let thread = thread.spawn_scoped(scope, move || {
-                // Whatever becomes of it, the protection ends with it, and nobody waits any more.
-                let copied = Panic::catch(move || copier.run(file));
-                copied.unwrap_or_else(|panic| Err(SnapshotError::OnDemand { reason: panic.message }))
-            });
-            let thread = thread.map_err(failed)?;
-            // If that fails, the thread says why.
+        let started = Instant::now();
+        let thread = spawn_thread("live snapshot", move || {
+            // Whatever becomes of it, the protection ends with it, and nobody waits any more.
+            let copied = Panic::catch(move || copier.run());
+            copied.unwrap_or_else(|panic| Err(SnapshotError::OnDemand { reason: panic.message }))
+        });
+        let thread = thread.map_err(failed)?;
+        // If that fails, the thread says why.
+        let _ = is_ready.recv();
+        let begun = Instant::now();
+        let mut protect = || {
+            order.send(Order::Protect);
             let _ = is_ready.recv();
-            let begun = Instant::now();
-            let mut protect = || {
-                order.send(Order::Protect);
-                let _ = is_ready.recv();
-            };
-            let state = self.pause_and_save(&slots, || last(&mut protect));
-            let paused = begun.elapsed();
-            let shape = self.board.shape(self.cpus);
-            let begun = state.and_then(|state| {
-                let header = save::begin(file, &shape, &state, &table)?;
-                order.send(Order::Copy(table, header.memory));
-                Ok((state, header))
-            });
-            drop(order);
-            let copied = thread.join().unwrap_or(Err(ENDED));
-            let (table, waits, (state, header)) = match (begun, copied) {
-                (Ok(begun), Ok((table, waits))) => (table, waits, begun),
-                // The thread has ended because the other has failed.
-                (Err(error), Err(SnapshotError::Interrupted { .. }) | Ok(_)) | (_, Err(error)) => {
-                    return Err(error);
-                }
-            };
-            let protected = started.elapsed();
-            save::end(file, &shape, &state, &table, header)?;
-            Ok(LiveSnapshot { paused, protected, waits })
-        })
+        };
+        let state = self.pause_and_save(&slots, || last(&mut protect));
+        let paused = begun.elapsed();
+        let shape = self.board.shape(self.cpus);
+        let begun = state.and_then(|state| {
+            let header = save::begin(file, &shape, &state, &table)?;
+            order.send(Order::Copy(table, header.memory));
+            Ok((state, header))
+        });
+        drop(order);
+        let copied = thread.join().unwrap_or(Err(ENDED));
+        let (table, waits, (state, header)) = match (begun, copied) {
+            (Ok(begun), Ok((table, waits))) => (table, waits, begun),
+            // The thread has ended because the other has failed.
+            (Err(error), Err(SnapshotError::Interrupted { .. }) | Ok(_)) | (_, Err(error)) => {
+                return Err(error);
+            }
+        };
+        let protected = started.elapsed();
+        save::end(file, &shape, &state, &table, header)?;
+        Ok(LiveSnapshot { paused, protected, waits })
     }
 
     /// Pauses the machine, takes its state, and has it go on.
@@ -201,12 +198,12 @@ enum Order {
 }
 
 /// Tells the thread what to do. Dropped, it tells it to end.
-struct Orders<'a> {
+struct Orders {
     order: Option<Sender<Order>>,
-    wake: &'a Event,
+    wake: Arc<Event>,
 }
 
-impl Orders<'_> {
+impl Orders {
     fn send(&self, order: Order) {
         if let Some(sender) = &self.order {
             // A thread that has ended says why when it is joined.
@@ -217,7 +214,7 @@ impl Orders<'_> {
     }
 }
 
-impl Drop for Orders<'_> {
+impl Drop for Orders {
     fn drop(&mut self) {
         self.order = None;
         let _ = self.wake.signal();
@@ -225,17 +222,18 @@ impl Drop for Orders<'_> {
 }
 
 /// The thread's own. It writes to no guest memory, and takes no lock that is held while somebody does.
-struct Copier<'a> {
+struct Copier {
     faults: Userfault,
     dma: Dma,
     /// Address and size of each.
     slots: Vec<(u64, u64)>,
     /// All of memory, by ascending address.
     chunks: Vec<PlacedChunk>,
-    wake: &'a Event,
+    file: File,
+    wake: Arc<Event>,
     orders: Receiver<Order>,
     ready: Sender<()>,
-    status: &'a Status,
+    status: Arc<Status>,
     /// Which chunks are copied, and not protected any more.
     done: Vec<bool>,
     /// Pieces that were written before the machine was paused.
@@ -245,8 +243,8 @@ struct Copier<'a> {
     waits: u64,
 }
 
-impl Copier<'_> {
-    fn run(mut self, file: &File) -> Result<(MemoryTable, u64), SnapshotError> {
+impl Copier {
+    fn run(mut self) -> Result<(MemoryTable, u64), SnapshotError> {
         self.protect_all()?;
         for _ in 0..ROUNDS {
             if self.written.len() <= LITTLE {
@@ -262,7 +260,7 @@ impl Copier<'_> {
         }
         let _ = self.ready.send(());
         match self.next_order(false)? {
-            Order::Copy(table, start) => self.copy_all(table, file, start),
+            Order::Copy(table, start) => self.copy_all(table, start),
             Order::Protect => Err(ENDED),
         }
     }
@@ -341,12 +339,7 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn copy_all(
-        mut self,
-        mut table: MemoryTable,
-        file: &File,
-        start: u64,
-    ) -> Result<(MemoryTable, u64), SnapshotError> {
+    fn copy_all(mut self, mut table: MemoryTable, start: u64) -> Result<(MemoryTable, u64), SnapshotError> {
         let mut next = 0;
         loop {
             self.take_events()?;
@@ -358,7 +351,7 @@ impl Copier<'_> {
                     let index = self.chunks.partition_point(|chunk| chunk.addr <= addr.0).saturating_sub(1);
                     if self.done.get(index) == Some(&false) {
                         self.waits += 1;
-                        self.copy(index, &mut table, file, start)?;
+                        self.copy(index, &mut table, start)?;
                     } else {
                         // It has waited since before that was copied.
                         protect(&self.faults, addr.0, host_page_size() as u64, false)?;
@@ -366,7 +359,7 @@ impl Copier<'_> {
                 }
                 None if next < self.chunks.len() => {
                     if self.done.get(next) == Some(&false) {
-                        self.copy(next, &mut table, file, start)?;
+                        self.copy(next, &mut table, start)?;
                     }
                     next += 1;
                 }
@@ -375,13 +368,7 @@ impl Copier<'_> {
         }
     }
 
-    fn copy(
-        &mut self,
-        index: usize,
-        table: &mut MemoryTable,
-        file: &File,
-        start: u64,
-    ) -> Result<(), SnapshotError> {
+    fn copy(&mut self, index: usize, table: &mut MemoryTable, start: u64) -> Result<(), SnapshotError> {
         let Some(chunk) = self.chunks.get(index) else { return Ok(()) };
         let bytes = self.buffer.get_mut(..chunk.len).unwrap_or_default();
         self.dma.read(GuestAddress(chunk.addr), bytes)?;
@@ -390,7 +377,7 @@ impl Copier<'_> {
         if let Some(done) = self.done.get_mut(index) {
             *done = true;
         }
-        table.write_chunk(index, bytes, file, start + chunk.offset)
+        table.write_chunk(index, bytes, &self.file, start + chunk.offset)
     }
 }
 

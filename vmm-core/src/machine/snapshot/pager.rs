@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use ossature_bus::{Event, Panic};
+use ossature_bus::{Event, Panic, spawn_thread};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{
     Filled, Ram, Userfault, UserfaultError, UserfaultEvent, UserfaultMode, host_page_size,
@@ -149,9 +149,8 @@ impl Pager {
             shared: Arc::clone(&shared),
             status: pages.status,
         };
-        // The kernel keeps 15 bytes of a thread's name.
         let name = format!("pager:{}", pages.machine);
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let thread = spawn_thread(&name, move || {
             while let Err(panic) = Panic::catch(|| handler.run()) {
                 let message = panic.message;
                 *lock(&handler.shared.failed) = Some(message.clone());

@@ -190,8 +190,7 @@ fn memory_that_cannot_be_protected_is_refused_by_name_and_memory_on_demand_comes
     file.set_len(RAM).unwrap();
     let backing = Backing::File(FileBacking::private(file, 0));
     let refused = machine(RamConfig::new(RAM).backing(backing)).snapshot_live(&path).unwrap_err();
-    let expected =
-        "memory on demand: page faults of guest memory that is a private copy of a file cannot be served";
+    let expected = "page faults of guest memory that is a private copy of a file cannot be served";
     assert_eq!(refused.to_string(), expected);
 
     let first = machine(RamConfig::new(RAM));
