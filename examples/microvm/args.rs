@@ -112,6 +112,10 @@ pub struct Args {
     /// the snapshot's; the kernel is needed only for --on-reset restart
     #[arg(long, value_name = "FILE", conflicts_with = "map_kernel")]
     pub restore: Option<PathBuf>,
+    /// With --restore: memory is read when the guest touches it, and compared with its checksums, instead of mapping the
+    /// file; that of the working set FILE.ws, if it is there, before that
+    #[arg(long, requires = "restore")]
+    pub on_demand: bool,
     /// Where --snapshot-on writes the machine to. A snapshot that is there is replaced, any other file is not
     #[arg(long, value_name = "FILE", requires = "snapshot_on")]
     pub snapshot_to: Option<PathBuf>,

@@ -32,6 +32,10 @@ A Unix socket for requests while the guest runs, one a line, such as: echo remov
   resize ID SIZE  make a disk larger or smaller
   link ID up|down plug a network card's cable in, or pull it out
   snapshot PATH   write the machine to a file, for --restore; one that is not paused goes on
+  snapshot-live PATH
+                  the same of a machine that runs, and is hardly paused: writes to memory wait until it is copied
+  working-set PATH
+                  with --on-demand: which memory the guest has touched, for FILE.ws beside the snapshot
   new-generation  give the guest another generation ID, and tell it so; needs --generation-id
   pause, resume, power-button, quit";
 
@@ -128,6 +132,13 @@ impl Control {
                 let warning = self.snapshots.write(Path::new(path))?;
                 warning.map_or_else(ok, |warning| Ok(format!("ok. {warning}")))
             }
+            ["snapshot-live", _, ..] => {
+                self.snapshots.write_live(Path::new(line.strip_prefix("snapshot-live").unwrap_or_default().trim()))
+            }
+            ["working-set", _, ..] => {
+                let path = line.strip_prefix("working-set").unwrap_or_default().trim();
+                self.snapshots.write_working_set(Path::new(path))
+            }
             ["new-generation"] => self.new_generation(),
             ["pause"] => {
                 self.machine.pause()?.keep();
@@ -147,7 +158,8 @@ impl Control {
             }
             _ => Err(format!(
                 "{line:?} is no request; there are: add disk KEYS, add net KEYS, add vsock KEYS, remove ID, \
-                              resize ID SIZE, link ID up|down, snapshot PATH, new-generation, pause, resume, power-button, quit"
+                              resize ID SIZE, link ID up|down, snapshot PATH, snapshot-live PATH, working-set PATH, \
+                              new-generation, pause, resume, power-button, quit"
             )
             .into()),
         }

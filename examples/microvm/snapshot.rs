@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 
 use ossature::vmm::error_chain;
-use ossature::vmm::machine::{LifecycleState, Machine, MachineHandle, Snapshot, SnapshotError};
+use ossature::vmm::machine::{LifecycleState, Machine, MachineHandle, Snapshot, SnapshotError, WorkingSet};
 use ossature::vmm::program::Signals;
 
 use crate::Result;
@@ -18,7 +18,19 @@ pub const PCI: &str = "pci";
 /// The snapshot that the machine goes on from, if there is to be one.
 pub fn open(args: &Args) -> Result<Option<Snapshot>> {
     let Some(path) = &args.restore else { return Ok(None) };
-    Ok(Some(Snapshot::open(path).map_err(|error| format!("--restore {}", failed(path, &error)))?))
+    let snapshot = Snapshot::open(path).map_err(|error| format!("--restore {}", failed(path, &error)))?;
+    if !args.on_demand {
+        return Ok(Some(snapshot));
+    }
+    let snapshot = snapshot.on_demand();
+    let mut beside = path.clone().into_os_string();
+    beside.push(".ws");
+    let beside = PathBuf::from(beside);
+    if !beside.exists() {
+        return Ok(Some(snapshot));
+    }
+    let snapshot = WorkingSet::open(&beside).and_then(|set| snapshot.prefetch(set));
+    Ok(Some(snapshot.map_err(|error| failed(&beside, &error))?))
 }
 
 /// The file, and what is wrong with it.
@@ -104,6 +116,24 @@ impl Snapshots {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         self.machine.snapshot(path).map_err(|error| failed(path, &error))?;
         Ok(self.warning())
+    }
+
+    /// Writes one of a machine that runs and goes on meanwhile, and tells what it has cost the guest.
+    pub fn write_live(&self, path: &Path) -> Result<String> {
+        let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved = self.machine.snapshot_live(path).map_err(|error| failed(path, &error))?;
+        let warning = self.warning().map_or_else(String::new, |warning| format!(". {warning}"));
+        Ok(format!("ok. The guest was paused for {:?}{warning}", saved.paused))
+    }
+
+    /// Writes the working set of a guest whose memory comes on demand, and tells how it comes.
+    pub fn write_working_set(&self, path: &Path) -> Result<String> {
+        let (set, progress) = (self.machine.working_set()?, self.machine.memory_progress()?);
+        let (Some(set), Some(progress)) = (set, progress) else {
+            return Err("its memory does not come on demand: use --on-demand".into());
+        };
+        set.save(path).map_err(|error| failed(path, &error))?;
+        Ok(format!("ok. {} MiB; {} faults", set.bytes() >> 20, progress.faults))
     }
 
     /// After a snapshot: what will not fit it soon.

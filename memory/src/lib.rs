@@ -10,6 +10,7 @@
 //!   starts again.
 //! - [`DirtyLog`] joins the pages that this process wrote with those that a hypervisor says its vCPUs wrote.
 //! - [`RegisterPage`] is the opposite of RAM: a page that a device writes and a guest reads.
+//! - [`Userfault`] serves the page faults of RAM: pages that come when they are touched, writes that wait.
 //! - [`map_file`] shows the guest a file without copying it.
 //! - [`layout`] assigns addresses, ports and interrupt numbers.
 //!
@@ -74,6 +75,8 @@ mod slot;
 #[cfg(test)]
 mod testing;
 #[allow(unsafe_code)]
+mod userfault;
+#[allow(unsafe_code)]
 mod vectored;
 #[allow(unsafe_code)]
 mod window;
@@ -93,6 +96,7 @@ pub use ram::Ram;
 pub use register_page::{REGISTER_PAGE_SIZE, RegisterPage};
 pub use segments::{Segment, Segments};
 pub use slot::{RamSlot, SlotId};
+pub use userfault::{Filled, HeldPages, Userfault, UserfaultError, UserfaultEvent, UserfaultMode};
 pub use vectored::DmaIoError;
 pub use window::{View, Window};
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use vm_memory::FileOffset;
 use vm_memory::bitmap::Bitmap;
@@ -99,6 +99,8 @@ pub(crate) struct Mapping {
     options: Options,
     /// Where private copies of files are mapped. Held while these places change.
     file_pieces: Mutex<Ranges>,
+    /// How many hold its pages. Held while pages are given back or mapped over.
+    held: RwLock<usize>,
 }
 
 // SAFETY: the pointers name memory of the process, not of a thread, and the other state is Send.
@@ -161,7 +163,16 @@ impl Mapping {
         if let Kind::Private { .. } = kind {
             file_pieces.insert(0..len);
         }
-        let mapping = Self { start, total, base, len, kind, options, file_pieces: Mutex::new(file_pieces) };
+        let mapping = Self {
+            start,
+            total,
+            base,
+            len,
+            kind,
+            options,
+            file_pieces: Mutex::new(file_pieces),
+            held: RwLock::default(),
+        };
         mapping.settle(0, len)?;
         mapping.prefault(0, len)?;
         Ok(mapping)
@@ -181,12 +192,26 @@ impl Mapping {
         };
         let options = Options { thp: false, prefault: false, dump: true };
         let (kind, file_pieces) = (Kind::Foreign(foreign), Mutex::default());
-        Some(Self { start, total: len, base: start, len, kind, options, file_pieces })
+        Some(Self {
+            start,
+            total: len,
+            base: start,
+            len,
+            kind,
+            options,
+            file_pieces,
+            held: RwLock::default(),
+        })
     }
 
     /// What the memory is.
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// Returns true if all of its pages were taken at once.
+    pub(crate) fn is_prefaulted(&self) -> bool {
+        self.options.prefault
     }
 
     /// What it is that forbids to [`replace`](Self::replace) a part of it.
@@ -237,6 +262,7 @@ impl Mapping {
         if self.irreplaceable().is_some() {
             return Err(("mmap", io::ErrorKind::InvalidInput.into()));
         }
+        let _held = self.let_go(offset, len)?;
         let mut pieces = self.file_pieces();
         self.map_over(offset, len, Some((file, file_offset)))?;
         pieces.insert(offset..offset + len);
@@ -245,6 +271,7 @@ impl Mapping {
 
     /// Gives the pages of the `len` bytes at `offset` back to the host: they read as zeros from then on.
     pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), CallError> {
+        let _held = self.let_go(offset, len)?;
         match self.kind {
             Kind::Shared { huge: true, .. } | Kind::Foreign(_) => {
                 Err(("madvise", io::ErrorKind::InvalidInput.into()))
@@ -272,6 +299,7 @@ impl Mapping {
     /// Makes the `len` bytes at `offset` what they were when they were mapped: zeros, or what the file says of which they
     /// are a private copy. Returns `false` where they are a file of somebody else's, which stays as it is.
     pub(crate) fn clear(&self, offset: usize, len: usize) -> Result<bool, CallError> {
+        let _held = self.let_go(offset, len)?;
         match &self.kind {
             Kind::Shared { own: false, .. } => return Ok(false),
             Kind::Foreign(Foreign { flags, .. }) if flags & libc::MAP_ANONYMOUS == 0 => return Ok(false),
@@ -296,6 +324,8 @@ impl Mapping {
     }
 
     /// Makes the `len` bytes at `offset` zeros, whosever they are. The host has the pages back where it takes them.
+    ///
+    /// These are never held.
     pub(crate) fn zero(&self, offset: usize, len: usize) -> Result<(), CallError> {
         let private = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
         let taken = match &self.kind {
@@ -307,6 +337,27 @@ impl Mapping {
         };
         // Locked pages, and file systems without holes.
         taken.or_else(|_| self.fill_with_zeros(offset, len))
+    }
+
+    /// Has pages written before they are given back or mapped over, as long as this is in force: whoever has protected
+    /// them sees the write first.
+    pub(crate) fn hold(&self) {
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    /// Ends one [`hold`](Self::hold).
+    pub(crate) fn unhold(&self) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        *held = held.saturating_sub(1);
+    }
+
+    /// The pages are about to be given back or mapped over, and are written first if somebody holds them.
+    fn let_go(&self, offset: usize, len: usize) -> Result<RwLockReadGuard<'_, usize>, CallError> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        if *held > 0 {
+            self.fill_with_zeros(offset, len)?;
+        }
+        Ok(held)
     }
 
     /// Asks the kernel to treat the `len` bytes at `offset`, which were mapped anew, as the options say.

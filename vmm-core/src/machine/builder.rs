@@ -13,7 +13,7 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
-use super::snapshot::{Snapshot, SnapshotError};
+use super::snapshot::{Pager, Pages, Snapshot, SnapshotError};
 use super::state::MachineState;
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
@@ -189,7 +189,7 @@ impl MachineBuilder {
     }
 
     /// As [`build`](Self::build), with a [`Checkpoint`] of the machine as it is built. For one that is
-    /// [restored](Self::restore), the snapshot is the checkpoint, and nothing is copied.
+    /// [restored](Self::restore), the snapshot is the checkpoint, and nothing is copied, unless it comes on demand.
     pub fn build_with_checkpoint(
         self,
         hypervisor: &dyn Hypervisor,
@@ -245,6 +245,11 @@ impl MachineBuilder {
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };
+        let pages = Pages { machine: name.clone(), status: Arc::clone(&shared.status) };
+        let (snapshot, pager) = match snapshot {
+            Some(snapshot) if snapshot.is_on_demand() => (None, snapshot.into_pager(&ram, pages)?),
+            snapshot => (snapshot, None),
+        };
         watch.lap("memory");
 
         let vm: Arc<dyn crate::Vm> = Arc::from(hypervisor.create_vm(&vm)?);
@@ -293,11 +298,15 @@ impl MachineBuilder {
             phases: Vec::new(),
             pauses: 0,
             status,
+            pager,
             board: Arc::new(board),
         };
         if let Some(state) = state {
             control.restore(state).map_err(SnapshotError::Machine)?;
             watch.lap("state");
+        }
+        if let Some(error) = control.pager.as_ref().and_then(Pager::failure) {
+            return Err(BuildError::Snapshot(error).into());
         }
         control.phases = watch.phases();
         shared.built(control);

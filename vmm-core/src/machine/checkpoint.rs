@@ -214,7 +214,7 @@ impl MachineHandle {
         self.shared.control(DIFF, |control| {
             Ok(control.at_rest(DIFF, |control| control.diff_to(checkpoint, file.file())))
         })??;
-        let diff = Snapshot::from_file(same)?.on(checkpoint.snapshot().duplicate())?;
+        let diff = Snapshot::from_file(same)?.on(checkpoint.snapshot().duplicate()?)?;
         let originals = Originals::new(diff)?;
         file.commit()?;
         checkpoint.originals = originals;

@@ -13,6 +13,7 @@ use super::events::MachineEvent;
 use super::mailbox::{Mailbox, Order};
 use super::outcome::Outcome;
 use super::payload::Payload;
+use super::snapshot::Pager;
 use super::state::MachineState;
 use super::status::{Peer, Requests, Status};
 use super::timeline::{BuildPhase, Stopwatch};
@@ -41,6 +42,8 @@ pub(super) struct Control {
     /// How often the machine was paused: which pause a guard belongs to.
     pub(super) pauses: u64,
     pub(super) status: Arc<Status>,
+    /// Fills memory that comes on demand.
+    pub(super) pager: Option<Pager>,
     // The last to go: vCPUs run in what it holds.
     pub(super) board: Arc<Board>,
 }

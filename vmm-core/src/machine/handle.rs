@@ -12,6 +12,7 @@ use super::control::Shared;
 use super::error::LifecycleError;
 use super::events::EventStream;
 use super::outcome::Outcome;
+use super::snapshot::{MemoryProgress, Pager, WorkingSet};
 use super::status::Woken;
 use crate::GuestDirtyLog;
 
@@ -184,6 +185,17 @@ impl MachineHandle {
     pub fn dirty_log(&self) -> Result<GuestDirtyLog, LifecycleError> {
         let board = self.shared.board().ok_or(LifecycleError::Gone { call: "log the writes of" })?;
         Ok(board.vm().dirty_log(board.ram())?)
+    }
+
+    /// How far memory has come that comes [on demand](super::Snapshot::on_demand). `None` for other memory.
+    pub fn memory_progress(&self) -> Result<Option<MemoryProgress>, LifecycleError> {
+        self.shared.control("look at", |control| Ok(control.pager.as_ref().map(Pager::progress)))
+    }
+
+    /// The memory that the guest has touched since it was restored [on demand](super::Snapshot::on_demand), and before
+    /// that what was fetched as its working set. `None` for other memory.
+    pub fn working_set(&self) -> Result<Option<WorkingSet>, LifecycleError> {
+        self.shared.control("look at", |control| Ok(control.pager.as_ref().map(Pager::working_set)))
     }
 
     /// The system calls that the machine's devices make while it runs, for sandboxes.

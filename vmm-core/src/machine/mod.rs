@@ -61,7 +61,12 @@ pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};
 pub use reporter::EventReporter;
-pub use snapshot::{Snapshot, SnapshotError, SnapshotId, SnapshotSection};
+#[cfg(feature = "lz4")]
+pub use snapshot::PackedSnapshot;
+pub use snapshot::{
+    LiveSnapshot, MemoryProgress, RemoteSnapshot, Snapshot, SnapshotError, SnapshotId, SnapshotSection,
+    SnapshotSource, WorkingSet, serve_snapshot,
+};
 pub use state::MachineState;
 pub use status::{OnReset, OnTripleFault};
 pub use timeline::BuildPhase;

@@ -11,8 +11,9 @@ use ossature_memory::{FilePiece, MapFileError, Ram, map_file};
 use super::error::SnapshotError;
 use super::identity::{self, Base, SnapshotId};
 use super::memory::{CHUNK, MAX_PIECES, MemoryTable, PAGE};
+use super::pager::Prefetch;
 use super::pages::PageSet;
-use super::{Header, Snapshot};
+use super::{Contents, Header, Snapshot};
 
 /// The memory of one file of a chain.
 #[derive(Clone, Debug)]
@@ -66,7 +67,8 @@ impl Snapshot {
         if identity::seal(&base.sections) != seal || !self.memory.is_beside(&base.memory) {
             return Err(SnapshotError::ChangedBase { base: id });
         }
-        self.below = base.layers().collect();
+        self.file()?;
+        self.below = base.layers()?;
         Ok(self)
     }
 
@@ -90,16 +92,32 @@ impl Snapshot {
     }
 
     /// The same files.
-    pub(in crate::machine) fn duplicate(&self) -> Self {
-        Self {
-            file: Arc::clone(&self.file),
+    pub(in crate::machine) fn duplicate(&self) -> Result<Self, SnapshotError> {
+        Ok(Self {
+            contents: Contents::File(Arc::clone(self.file()?)),
+            prefetch: Prefetch::Nothing,
+            number: self.number,
             header: self.header,
             identity: self.identity,
             shape: self.shape.clone(),
             memory: Arc::clone(&self.memory),
             below: self.below.clone(),
             sections: self.sections.clone(),
+        })
+    }
+
+    /// Its file, which can be mapped.
+    fn file(&self) -> Result<&Arc<File>, SnapshotError> {
+        match &self.contents {
+            Contents::File(file) => Ok(file),
+            Contents::Source(_) => Err(self.no_file()),
         }
+    }
+
+    /// Why what comes on demand cannot be used.
+    pub(super) fn no_file(&self) -> SnapshotError {
+        let reason = "it is used as one of several files here: open it as a file, and not on demand";
+        SnapshotError::OnDemand { reason: reason.to_owned() }
     }
 
     /// What diffs of it say of it.
@@ -117,15 +135,15 @@ impl Snapshot {
     }
 
     /// The memory of each file, the last one first.
-    pub(super) fn layers(&self) -> impl Iterator<Item = Layer> + use<'_> {
+    pub(super) fn layers(&self) -> Result<Vec<Layer>, SnapshotError> {
         let Header { memory: start, .. } = self.header;
-        let own = Layer { file: Arc::clone(&self.file), start, memory: Arc::clone(&self.memory) };
-        std::iter::once(own).chain(self.below.iter().cloned())
+        let own = Layer { file: Arc::clone(self.file()?), start, memory: Arc::clone(&self.memory) };
+        Ok(std::iter::once(own).chain(self.below.iter().cloned()).collect())
     }
 
     /// Fills RAM, which is zero: the full snapshot first, then what of each diff no later one has.
     pub(super) fn fill(&self, ram: &Ram) -> Result<(), SnapshotError> {
-        let mut diffs: Vec<Layer> = self.layers().collect();
+        let mut diffs = self.layers()?;
         let Some(full) = diffs.pop() else { return Ok(()) };
         full.memory.fill(ram, &full.file, full.start)?;
         let visible = visible(&diffs);
@@ -202,7 +220,7 @@ fn copy<'a>(
     let mut buffer = vec![0; CHUNK as usize];
     for part in parts {
         let Some(layer) = diffs.get(part.layer) else { continue };
-        let read = layer.memory.read_pages(&layer.file, layer.start, part.chunk, &mut buffer)?;
+        let read = layer.memory.read_pages(&mut &*layer.file, layer.start, part.chunk, &mut buffer)?;
         let Some(chunk) = read else { continue };
         for bytes in part.pages.bytes() {
             let addr = GuestAddress(chunk.addr + bytes.start as u64);

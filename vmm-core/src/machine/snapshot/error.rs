@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ossature_bus::state::StateError;
 use ossature_bus::state_file::{Architecture, FormatError};
-use ossature_memory::{DmaError, MapFileError, RamError};
+use ossature_memory::{DmaError, MapFileError, RamError, UserfaultError};
 
 use super::identity::SnapshotId;
 use crate::VmError;
@@ -29,7 +29,7 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// There is something else where the snapshot is to be, which is left alone.
-    #[error("{}: it exists and is no snapshot; name another file, or remove it", path.display())]
+    #[error("{}: it exists and is something else; name another file, or remove it", path.display())]
     Taken {
         /// The file.
         path: PathBuf,
@@ -198,6 +198,35 @@ pub enum SnapshotError {
     /// A checkpoint belongs to the machine that it was taken of.
     #[error("the checkpoint is of another machine")]
     OtherMachine,
+    /// Memory cannot be read from its source.
+    #[error("guest memory at {addr:#x} cannot be read: {source}")]
+    Source {
+        /// The first guest address of the piece.
+        addr: u64,
+        /// The source's error.
+        source: io::Error,
+    },
+    /// The host does not let this process serve page faults.
+    #[error(transparent)]
+    Userfault(#[from] UserfaultError),
+    /// Memory that comes on demand was needed, and did not come.
+    #[error("memory on demand: {reason}")]
+    OnDemand {
+        /// Why.
+        reason: String,
+    },
+    /// The machine is not any more what was to be saved while it ran.
+    #[error("it is not written: {reason}")]
+    Interrupted {
+        /// What has happened.
+        reason: &'static str,
+    },
+    /// The working set is not one, is damaged, or is of another snapshot.
+    #[error("its working set: {reason}")]
+    WorkingSet {
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// Memory cannot be mapped from the file.
     #[error("its memory: {0}")]
     Map(#[from] MapFileError),

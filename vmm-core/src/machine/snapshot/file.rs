@@ -27,12 +27,17 @@ impl NewFile {
     /// An empty file for what is to be at `path`, which only its owner may read: it has all that the guest knows. What
     /// is there already is left alone until [`commit`](Self::commit); if that is no snapshot, it is refused.
     pub(in crate::machine) fn create(path: &Path) -> Result<Self, SnapshotError> {
+        Self::with_magic(path, MAGIC)
+    }
+
+    /// The same for another kind of file, which begins with `magic`.
+    pub(super) fn with_magic(path: &Path, magic: [u8; 8]) -> Result<Self, SnapshotError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let failed = |call| move |source| SnapshotError::File { path: path.to_owned(), call, source };
         let Some(name) = path.file_name() else {
             return Err(failed("create")(io::ErrorKind::IsADirectory.into()));
         };
-        match replaceable(path) {
+        match replaceable(path, magic) {
             Ok(true) => {}
             Ok(false) => return Err(SnapshotError::Taken { path: path.to_owned() }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -90,15 +95,15 @@ fn create_beside(path: &Path, name: &OsStr, numbers: &AtomicU32) -> io::Result<(
     }
 }
 
-/// Returns true if there is a snapshot at `path`, which another one may replace.
-fn replaceable(path: &Path) -> io::Result<bool> {
+/// Returns true if there is a file of this kind at `path`, which another one may replace.
+fn replaceable(path: &Path, expected: [u8; 8]) -> io::Result<bool> {
     let about = fs::symlink_metadata(path)?;
     if !about.is_file() {
         return Ok(false);
     }
-    let mut magic = [0; MAGIC.len()];
+    let mut magic = [0; 8];
     match File::open(path)?.read_exact(&mut magic) {
-        Ok(()) => Ok(magic == MAGIC),
+        Ok(()) => Ok(magic == expected),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(e),
     }

@@ -24,7 +24,7 @@ pub(in crate::machine) struct Originals {
 impl Originals {
     pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
         snapshot.expect_whole()?;
-        let layers = snapshot.layers().map(|Layer { file, start, memory }| {
+        let layers = snapshot.layers()?.into_iter().map(|Layer { file, start, memory }| {
             let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
             let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
             let mapped =

@@ -14,6 +14,7 @@ use ossature_memory::{Backing, FilePiece, MapFileError, Ram, RamConfig, RamSlot,
 use super::error::SnapshotError;
 use super::header::ALIGN;
 use super::pages::{self, PageSet};
+use super::source::SnapshotSource;
 
 mod diff;
 
@@ -37,7 +38,7 @@ pub(super) const PAGE: usize = 4096;
 /// More than machines have.
 const MAX_SLOTS: usize = 512;
 /// 2 TiB of memory.
-const MAX_CHUNKS: usize = 1 << 20;
+pub(super) const MAX_CHUNKS: usize = 1 << 20;
 /// Into how many mappings memory is cut, so that what is zero is no page of the file. Each takes the kernel some
 /// microseconds.
 pub(super) const MAX_PIECES: usize = 256;
@@ -85,6 +86,15 @@ pub(super) struct Piece {
     pub(super) present: bool,
 }
 
+/// A chunk where it is in the file, and its checksum if it is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PlacedChunk {
+    pub(super) addr: u64,
+    pub(super) offset: u64,
+    pub(super) len: usize,
+    pub(super) checksum: Option<u32>,
+}
+
 /// What the file has of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemoryTable {
@@ -98,7 +108,12 @@ pub(super) struct MemoryTable {
 impl MemoryTable {
     /// A table of memory that is zero. `None` if it is more than can be.
     pub(super) fn of(ram: &Ram) -> Option<Self> {
-        Self::with_slots(ram.slots().map(|slot| (slot.guest_addr, slot.size)))
+        Self::of_slots(&ram.slots().collect::<Vec<_>>())
+    }
+
+    /// The same of these slots.
+    pub(super) fn of_slots(slots: &[RamSlot]) -> Option<Self> {
+        Self::with_slots(slots.iter().map(|slot| (slot.guest_addr, slot.size)))
     }
 
     /// With each slot's beginning on a boundary in the file.
@@ -251,25 +266,40 @@ impl MemoryTable {
     ) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
         let all: Vec<Chunk> = self.slots.iter().flat_map(|slot| slot.chunks()).collect();
-        for (index, (chunk, checksum)) in all.into_iter().zip(&mut self.chunks).enumerate() {
+        for (index, chunk) in all.into_iter().enumerate() {
             let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
-            if read(index, chunk, bytes)? && write_nonzero(file, start + chunk.offset, bytes)? {
-                *checksum = Some(crc32fast::hash(bytes));
+            if read(index, chunk, bytes)? {
+                self.write_chunk(index, bytes, file, start + chunk.offset)?;
             }
         }
         Ok(())
     }
 
+    /// Writes what is not zero of a chunk to the empty part of `file` at `at`.
+    pub(super) fn write_chunk(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        file: &File,
+        at: u64,
+    ) -> Result<(), SnapshotError> {
+        let some = write_nonzero(file, at, bytes)?;
+        if let Some(chunk) = self.chunks.get_mut(index) {
+            *chunk = some.then(|| crc32fast::hash(bytes));
+        }
+        Ok(())
+    }
+
     /// Compares what is in the file with its checksums. What is a hole has to be zero.
-    pub(super) fn verify(&self, file: &File, start: u64) -> Result<(), SnapshotError> {
+    pub(super) fn verify(&self, source: &mut dyn SnapshotSource, start: u64) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK as usize];
         if self.is_diff() {
             return self
                 .pages()
-                .try_for_each(|(index, _)| self.read_pages(file, start, index, &mut buffer).map(drop));
+                .try_for_each(|(index, _)| self.read_pages(source, start, index, &mut buffer).map(drop));
         }
         for (chunk, checksum) in self.chunks() {
-            let bytes = read(file, start, chunk, &mut buffer)?;
+            let bytes = read(source, start, chunk, &mut buffer)?;
             let intact = match checksum {
                 Some(checksum) => crc32fast::hash(bytes) == checksum,
                 None => bytes.iter().all(|byte| *byte == 0),
@@ -336,13 +366,13 @@ impl MemoryTable {
     pub(super) fn fill(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         self.expect_slots(ram)?;
         match map_file(&ram.map(), file, &self.pieces(start)) {
-            Err(MapFileError::Backing { .. }) => self.copy(ram, file, start),
+            Err(MapFileError::Backing { .. }) => self.copy(ram, &mut { file }, start),
             mapped => Ok(mapped?),
         }
     }
 
     /// What of the file is to be mapped where: all that is not zero, in so few pieces that it does not take long.
-    fn pieces(&self, start: u64) -> Vec<FilePiece> {
+    pub(super) fn pieces(&self, start: u64) -> Vec<FilePiece> {
         let mut grain = 1;
         loop {
             let mut pieces: Vec<FilePiece> = Vec::new();
@@ -375,12 +405,28 @@ impl MemoryTable {
         }
     }
 
-    fn copy(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
+    /// All chunks, at their offsets in a file whose memory begins at `start`.
+    pub(super) fn placed(&self, start: u64) -> impl Iterator<Item = PlacedChunk> {
+        self.chunks().map(move |(Chunk { addr, offset, len }, checksum)| PlacedChunk {
+            addr,
+            offset: start + offset,
+            len,
+            checksum,
+        })
+    }
+
+    /// Copies all that is not zero into `ram`, which is zero.
+    pub(super) fn copy(
+        &self,
+        ram: &Ram,
+        source: &mut dyn SnapshotSource,
+        start: u64,
+    ) -> Result<(), SnapshotError> {
         let dma = ram.dma();
         let mut buffer = vec![0; CHUNK as usize];
         for (chunk, checksum) in self.chunks() {
             let Some(checksum) = checksum else { continue };
-            let bytes = read(file, start, chunk, &mut buffer)?;
+            let bytes = read(source, start, chunk, &mut buffer)?;
             if crc32fast::hash(bytes) != checksum {
                 return Err(SnapshotError::MemoryChecksum { addr: chunk.addr });
             }
@@ -390,9 +436,14 @@ impl MemoryTable {
     }
 }
 
-fn read<'a>(file: &File, start: u64, chunk: Chunk, buffer: &'a mut [u8]) -> Result<&'a [u8], SnapshotError> {
+fn read<'a>(
+    source: &mut dyn SnapshotSource,
+    start: u64,
+    chunk: Chunk,
+    buffer: &'a mut [u8],
+) -> Result<&'a [u8], SnapshotError> {
     let bytes = buffer.get_mut(..chunk.len).unwrap_or_default();
-    file.read_exact_at(bytes, start + chunk.offset).map_err(failed)?;
+    source.fetch(start + chunk.offset, bytes).map_err(failed)?;
     Ok(bytes)
 }
 

@@ -32,14 +32,14 @@ impl Snapshot {
             self.sections.iter().filter(|(id, _)| !matches!(id.as_str(), identity::ID | memory::ID));
         let sections = sections.map(|(id, state)| (id.clone(), state.borrowed())).collect();
         // From the full one on, each diff over what is before it.
-        let mut layers: Vec<_> = self.layers().collect();
+        let mut layers = self.layers()?;
         layers.reverse();
         write_parts(file, &identity, &sections, self.memory.empty(), |table, start| {
             table.write_from(file, start, |index, _, bytes| {
                 bytes.fill(0);
                 let mut some = false;
                 for layer in &layers {
-                    some |= layer.memory.read_pages(&layer.file, layer.start, index, bytes)?.is_some();
+                    some |= layer.memory.read_pages(&mut &*layer.file, layer.start, index, bytes)?.is_some();
                 }
                 Ok(some)
             })

@@ -30,18 +30,25 @@ mod file;
 mod header;
 mod identity;
 mod in_place;
+mod live;
 mod memory;
 mod merge;
+#[cfg(feature = "lz4")]
+mod packed;
+mod pager;
 mod pages;
+mod remote;
 mod save;
 mod shape;
+mod source;
+mod working_set;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ossature_bus::Handover;
 use ossature_bus::state::{SavedState, StateError};
@@ -57,9 +64,18 @@ use header::Header;
 use identity::Identity;
 pub use identity::SnapshotId;
 pub(super) use in_place::Originals;
+pub use live::LiveSnapshot;
 use memory::MemoryTable;
+#[cfg(feature = "lz4")]
+pub use packed::PackedSnapshot;
+pub use pager::MemoryProgress;
+use pager::Prefetch;
+pub(super) use pager::{Pager, Pages};
+pub use remote::{RemoteSnapshot, serve_snapshot};
 pub(super) use save::{write, write_diff};
 pub(super) use shape::Shape;
+pub use source::SnapshotSource;
+pub use working_set::WorkingSet;
 
 /// The section of what the hypervisor has of the machine.
 const VM: &str = "vm";
@@ -97,9 +113,11 @@ fn vcpu(index: u32) -> String {
 /// machine.start()?; // the guest goes on
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 pub struct Snapshot {
-    file: Arc<File>,
+    contents: Contents,
+    prefetch: Prefetch,
+    /// Tells snapshots apart.
+    number: u64,
     header: Header,
     /// None in version 1 of the format.
     identity: Option<Identity>,
@@ -108,6 +126,23 @@ pub struct Snapshot {
     /// What it is based on, if it is a diff: its base first, a full snapshot last.
     below: Vec<Layer>,
     sections: BTreeMap<String, SavedState<'static>>,
+}
+
+/// Where the bytes of a snapshot are.
+enum Contents {
+    /// In a file, which can be mapped.
+    File(Arc<File>),
+    /// Wherever they are: memory comes when it is touched.
+    Source(Mutex<Box<dyn SnapshotSource>>),
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on_demand = matches!(self.contents, Contents::Source(_));
+        let mut all = f.debug_struct("Snapshot");
+        all.field("header", &self.header).field("shape", &self.shape).field("on_demand", &on_demand);
+        all.finish_non_exhaustive()
+    }
 }
 
 /// A section of a snapshot's state.
@@ -144,16 +179,91 @@ impl Snapshot {
         if !about.is_file() {
             return Err(SnapshotError::NotASnapshot);
         }
-        let (mut bytes, needs, has) = ([0; header::LEN], header::LEN as u64, about.len());
+        let snapshot = Self::read(&mut &file)?;
+        Ok(snapshot(Contents::File(Arc::new(file))))
+    }
+
+    /// A snapshot whose bytes come from anywhere: [a peer](RemoteSnapshot), a [compressed
+    /// file](PackedSnapshot::open), the caller's own [`SnapshotSource`]. Its state is read now, and its memory [on
+    /// demand](Self::on_demand).
+    pub fn from_source(source: impl SnapshotSource + 'static) -> Result<Self, SnapshotError> {
+        let mut source: Box<dyn SnapshotSource> = Box::new(source);
+        let snapshot = Self::read(&mut *source)?;
+        Ok(snapshot(Contents::Source(Mutex::new(source))))
+    }
+
+    /// Has the memory of machines come when it is touched, 2 MiB at a time, instead of mapping the file. Each piece is
+    /// compared with its checksum before the guest sees it; one that is damaged, or cannot be read, ends the machine.
+    /// What has come is the process's own: when all has, the file may change.
+    ///
+    /// It takes userfaultfd(2), which the host must permit. Memory that other processes can see, or that is made of huge
+    /// pages, does not come on demand, but is copied when the machine is built.
+    pub fn on_demand(self) -> Self {
+        let contents = match self.contents {
+            Contents::File(file) => Contents::Source(Mutex::new(Box::new(file))),
+            source => source,
+        };
+        Self { contents, ..self }
+    }
+
+    /// Fetches this part of memory that comes [on demand](Self::on_demand) before it is touched, while the guest runs.
+    /// Refuses a working set of another snapshot.
+    ///
+    /// ```
+    /// # use ossature_core::machine::{Machine, Snapshot, WorkingSet};
+    /// # use ossature_core::scripted::{Script, Scripted};
+    /// # use ossature_memory::vm_memory::GuestAddress;
+    /// # let folder = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&folder)?;
+    /// # let machine = Machine::builder("saved").build(&Scripted::new([Script::new()]))?;
+    /// # machine.ram().dma().write(GuestAddress(0x1000), b"kept")?;
+    /// # machine.snapshot("guest.snap")?;
+    /// # if ossature_memory::Userfault::open(ossature_memory::UserfaultMode::Missing).is_err() { return Ok(()) }
+    /// let snapshot = Snapshot::open("guest.snap")?.on_demand();
+    /// let machine = Machine::builder("first").restore(snapshot).build(&Scripted::new([Script::new()]))?;
+    /// // The guest runs, until it has done what is typical of it.
+    /// # machine.ram().dma().read_obj::<u8>(GuestAddress(0x1000))?;
+    /// if let Some(set) = machine.working_set()? {
+    ///     set.save("guest.snap.ws")?;
+    /// }
+    ///
+    /// // The next one waits less for its memory.
+    /// let snapshot = Snapshot::open("guest.snap")?.on_demand().prefetch(WorkingSet::open("guest.snap.ws")?)?;
+    /// let machine = Machine::builder("second").restore(snapshot).build(&Scripted::new([Script::new()]))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn prefetch(self, set: WorkingSet) -> Result<Self, SnapshotError> {
+        if set.snapshot != self.number {
+            return Err(SnapshotError::WorkingSet { reason: "it is of another snapshot" });
+        }
+        let chunks = self.memory.placed(0).count();
+        if set.chunks.iter().any(|index| *index as usize >= chunks) {
+            return Err(SnapshotError::WorkingSet { reason: "it has memory that the snapshot has not" });
+        }
+        Ok(Self { prefetch: Prefetch::These(set.chunks), ..self })
+    }
+
+    /// Fetches all memory that comes [on demand](Self::on_demand), while the guest runs: then its source is not needed
+    /// any more.
+    pub fn prefetch_all(self) -> Self {
+        Self { prefetch: Prefetch::All, ..self }
+    }
+
+    /// Reads and checks all but the memory. The snapshot that it gives lacks only where it comes from.
+    fn read(source: &mut dyn SnapshotSource) -> Result<impl FnOnce(Contents) -> Self + use<>, SnapshotError> {
+        let failed = |part| move |source| SnapshotError::Io { part, source };
+        let has = source.size().map_err(failed("header"))?;
+        let (mut bytes, needs) = ([0; header::LEN], header::LEN as u64);
         let there = bytes.get_mut(..needs.min(has) as usize).unwrap_or_default();
-        file.read_exact_at(there, 0).map_err(failed("header"))?;
+        source.fetch(0, there).map_err(failed("header"))?;
         // Of whatever is shorter than a header, too, the first bytes say what it is.
         if has < needs && bytes.starts_with(&header::MAGIC) {
             return Err(SnapshotError::Truncated { needs, has });
         }
         let header = Header::read(&bytes, has)?;
         let mut state = vec![0; header.state as usize];
-        file.read_exact_at(&mut state, header::LEN as u64).map_err(failed("state"))?;
+        source.fetch(header::LEN as u64, &mut state).map_err(failed("state"))?;
+        let number = u64::from(crc32fast::hash(&bytes)) << 32 | u64::from(crc32fast::hash(&state));
         let state = StateFile::parse(&state, header.architecture)?;
         let sections: BTreeMap<_, _> =
             state.iter().map(|(id, state)| (id.to_owned(), state.borrowed().into_owned())).collect();
@@ -183,8 +293,18 @@ impl Snapshot {
         if let Some(id) = sections.keys().find(|id| !own(id) && !is_device(id)) {
             return Err(SnapshotError::Foreign { id: id.clone() });
         }
-        let (file, memory) = (Arc::new(file), Arc::new(memory));
-        Ok(Self { file, header, identity, shape, memory, below: Vec::new(), sections })
+        let (memory, below, prefetch) = (Arc::new(memory), Vec::new(), Prefetch::Nothing);
+        Ok(move |contents| Self {
+            contents,
+            prefetch,
+            number,
+            header,
+            identity,
+            shape,
+            memory,
+            below,
+            sections,
+        })
     }
 
     /// The guest's architecture.
@@ -219,7 +339,16 @@ impl Snapshot {
 
     /// Reads all memory and compares it with its checksums; also that of what a diff is based on, as far as it was opened.
     pub fn verify_memory(&self) -> Result<(), SnapshotError> {
-        self.layers().try_for_each(|layer| layer.memory.verify(&layer.file, layer.start))
+        match &self.contents {
+            Contents::File(_) => self.layers()?.iter().try_for_each(|layer| {
+                let Layer { file, start, memory } = layer;
+                memory.verify(&mut &**file, *start)
+            }),
+            Contents::Source(source) => {
+                let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+                self.memory.verify(&mut **source, self.header.memory)
+            }
+        }
     }
 
     pub(super) fn shape(&self) -> &Shape {
@@ -249,8 +378,29 @@ impl Snapshot {
                 ram
             }
         };
-        self.fill(&ram)?;
+        match &self.contents {
+            Contents::File(_) => self.fill(&ram)?,
+            // See below.
+            Contents::Source(_) if self.below.is_empty() => self.memory.expect_slots(&ram)?,
+            Contents::Source(_) => return Err(self.no_file()),
+        }
         Ok(ram)
+    }
+
+    /// Returns true if its memory comes when it is touched.
+    pub(super) fn is_on_demand(&self) -> bool {
+        matches!(self.contents, Contents::Source(_))
+    }
+
+    /// What fills this memory when it is touched, if it comes on demand. Where that cannot be, it is filled now.
+    pub(super) fn into_pager(self, ram: &Ram, pages: Pages) -> Result<Option<Pager>, SnapshotError> {
+        let Contents::Source(source) = self.contents else { return Ok(None) };
+        let source = source.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let names = (self.header.memory, self.number);
+        match Pager::start(ram, &self.memory, source, names, self.prefetch, pages)? {
+            Ok(pager) => Ok(Some(pager)),
+            Err(mut source) => self.memory.copy(ram, &mut *source, self.header.memory).map(|()| None),
+        }
     }
 }
 

@@ -55,25 +55,49 @@ pub(super) fn write_parts(
     mut table: MemoryTable,
     write_memory: impl FnOnce(&mut MemoryTable, u64) -> Result<(), SnapshotError>,
 ) -> Result<(), SnapshotError> {
+    let header = begin(file, identity, sections, &table)?;
+    write_memory(&mut table, header.memory)?;
+    end(file, identity, sections, &table, header)
+}
+
+/// Makes room in an empty file, and says where memory is to be written.
+pub(super) fn begin(
+    file: &File,
+    identity: &Identity,
+    sections: &Sections<'_>,
+    table: &MemoryTable,
+) -> Result<Header, SnapshotError> {
     let failed = |part| move |source| SnapshotError::Io { part, source };
     let len = file.metadata().map_err(failed("length"))?.len();
     if len != 0 {
         return Err(SnapshotError::NotEmpty { len });
     }
     // What a chunk takes in the table depends on what is in it: memory is placed behind all that the state may take.
-    let mut bytes = encode(identity, sections, &table.full())?;
+    let bytes = encode(identity, sections, &table.full())?;
     let header = Header::new(bytes.len() as u64, table.len()).ok_or(SnapshotError::TooLarge)?;
     // One that is too long for the file system is refused before anything is written.
     file.set_len(header.end).map_err(failed("length"))?;
-    write_memory(&mut table, header.memory)?;
-    bytes = encode(identity, sections, &table)?;
+    Ok(header)
+}
+
+/// Writes the rest to a file that has all memory.
+pub(super) fn end(
+    file: &File,
+    identity: &Identity,
+    sections: &Sections<'_>,
+    table: &MemoryTable,
+    header: Header,
+) -> Result<(), SnapshotError> {
+    let failed = |part| move |source| SnapshotError::Io { part, source };
+    let bytes = encode(identity, sections, table)?;
     let header = Header { state: bytes.len() as u64, ..header };
     file.write_all_at(&bytes, header::LEN as u64).map_err(failed("state"))?;
     // Last: until it is there, the file is no snapshot.
     file.write_all_at(&header.to_bytes(), 0).map_err(failed("header"))
 }
 
-fn sections<'a>(shape: &Shape, state: &'a MachineState) -> Sections<'a> {
+/// The parts of a machine in this state.
+pub(super) fn sections<'a>(shape: &Shape, state: &'a MachineState) -> Sections<'a> {
     let mut sections = vec![(shape::ID.to_owned(), shape.save()), (VM.to_owned(), state.vm.to_saved())];
     sections.extend((0..).zip(&state.vcpus).map(|(index, state)| (vcpu(index), state.to_saved())));
     let devices = state.devices.iter().map(|(id, handover)| (id.clone(), handover.state.borrowed()));

@@ -305,7 +305,7 @@ fn a_diff_that_cannot_be_written_is_in_the_next_one() {
 /// What becomes of a diff that has these bytes.
 fn outcome(bytes: &[u8], base: &Snapshot) -> Result<Vec<u8>, String> {
     let diff = Snapshot::from_file(file(bytes)).map_err(|error| error.to_string())?;
-    let chain = diff.on(base.duplicate()).map_err(|error| error.to_string())?;
+    let chain = diff.on(base.duplicate().unwrap()).map_err(|error| error.to_string())?;
     chain.verify_memory().map_err(|error| error.to_string())?;
     let config = RamConfig::new(RAM + 3 * MIB);
     let built = Machine::builder("changed").memory(config).restore(chain).build(&hypervisor());

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use ossature_bus::state::StateError;
 use ossature_memory::Ram;
@@ -12,6 +11,7 @@ use ossature_memory::vm_memory::GuestAddress;
 use super::{CHUNK, Chunk, MemoryTable, PAGE, failed, write_nonzero};
 use crate::machine::snapshot::error::SnapshotError;
 use crate::machine::snapshot::pages::{self, PageSet};
+use crate::machine::snapshot::source::SnapshotSource;
 
 impl MemoryTable {
     /// A table of a diff with these pages, guest addresses of which are ascending, whose checksums are not known yet.
@@ -97,7 +97,7 @@ impl MemoryTable {
     /// chunk. `None` if there is nothing of it.
     pub(in crate::machine::snapshot) fn read_pages(
         &self,
-        file: &File,
+        source: &mut dyn SnapshotSource,
         start: u64,
         index: usize,
         buffer: &mut [u8],
@@ -112,7 +112,7 @@ impl MemoryTable {
         for run in pages.unwrap_or(&whole).bytes() {
             let at = start + chunk.offset + run.start as u64;
             let bytes = buffer.get_mut(run).unwrap_or_default();
-            file.read_exact_at(bytes, at).map_err(failed)?;
+            source.fetch(at, bytes).map_err(failed)?;
             hash.update(bytes);
         }
         let intact = hash.finalize() == checksum;

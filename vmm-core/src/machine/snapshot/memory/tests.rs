@@ -105,7 +105,7 @@ fn memory_comes_back_as_it_was_with_holes_for_zeros() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(ALIGN + table.len()).unwrap();
     table.write(&ram, &file, ALIGN).unwrap();
-    table.verify(&file, ALIGN).unwrap();
+    table.verify(&mut &file, ALIGN).unwrap();
     assert!(table.chunks.iter().filter(|chunk| chunk.is_some()).count() == 4, "{:?}", table.chunks);
     use std::os::unix::fs::MetadataExt;
     assert!(file.metadata().unwrap().blocks() * 512 <= 64 << 10);
@@ -121,10 +121,10 @@ fn memory_comes_back_as_it_was_with_holes_for_zeros() {
     assert_eq!(dma.read_obj::<u8>(GuestAddress(1)).unwrap(), 0);
     // Its own: the file keeps what it has.
     dma.write(GuestAddress(0), &[1]).unwrap();
-    table.verify(&file, ALIGN).unwrap();
+    table.verify(&mut &file, ALIGN).unwrap();
     // What was a hole is no hole any more.
     file.write_all_at(&[1], ALIGN + 2 * MIB + MIB).unwrap();
-    table.verify(&file, ALIGN).unwrap_err();
+    table.verify(&mut &file, ALIGN).unwrap_err();
 }
 
 #[test]
