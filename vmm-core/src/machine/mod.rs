@@ -23,12 +23,15 @@
 
 mod board;
 mod builder;
+mod clock;
 mod control;
 mod error;
 mod events;
+mod fork;
 mod handle;
 mod lines;
 mod mailbox;
+mod memory_usage;
 mod outcome;
 mod paused;
 mod payload;
@@ -52,9 +55,12 @@ use ossature_memory::Ram;
 
 pub use crate::arch::Linux;
 pub use builder::MachineBuilder;
+pub use clock::GuestClock;
 pub use error::{BuildError, BuildErrors, LifecycleError};
 pub use events::{EventStream, FollowedEvents, MachineEvent, PollableEvents, Severity};
+pub use fork::{ForkError, ForkPlan, Holder, Template};
 pub use handle::MachineHandle;
+pub use memory_usage::MemoryUsage;
 pub use outcome::Outcome;
 pub use paused::{Paused, PausedVcpus};
 pub use payload::{Payload, PayloadError};

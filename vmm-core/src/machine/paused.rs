@@ -119,7 +119,7 @@ const SNAPSHOT: &str = "write a snapshot of";
 
 impl Control {
     /// Writes a snapshot of the machine, which does not run, into an empty file.
-    fn snapshot_to(&mut self, file: &File) -> Result<(), SnapshotError> {
+    pub(super) fn snapshot_to(&mut self, file: &File) -> Result<(), SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
         let state = self.save()?;
         snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram())

@@ -25,6 +25,7 @@ mod file;
 mod header;
 mod memory;
 mod save;
+mod saved;
 mod shape;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ pub(super) use file::NewFile;
 use header::Header;
 use memory::MemoryTable;
 pub(super) use save::write;
+pub(super) use saved::Saved;
 pub(super) use shape::Shape;
 
 /// The section of what the hypervisor has of the machine.
