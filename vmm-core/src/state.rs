@@ -62,7 +62,32 @@ impl VcpuState {
     }
 }
 
+impl VcpuState {
+    /// Has its TSC be so many nanoseconds later.
+    pub(crate) fn advance(&mut self, by: u64) {
+        if let VcpuStateOf::Kvm(parts) = &mut self.0 {
+            parts.advance(by);
+        }
+    }
+}
+
 impl VmState {
+    /// How many nanoseconds ago it was read, by the host's wall clock; `None` if it does not say.
+    pub(crate) fn age(&self) -> Option<u64> {
+        match &self.0 {
+            VmStateOf::Kvm(parts) => parts.age(),
+            // It has no clock.
+            VmStateOf::Scripted(_) => Some(0),
+        }
+    }
+
+    /// Has the guest's clock be so many nanoseconds later.
+    pub(crate) fn advance(&mut self, by: u64) {
+        if let VmStateOf::Kvm(parts) = &mut self.0 {
+            parts.advance(by);
+        }
+    }
+
     /// The state as bytes, for a file.
     pub fn to_saved(&self) -> SavedState<'static> {
         match &self.0 {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ossature_bus::{DeviceError, Syscall};
+use ossature_bus::{DeviceError, Identity, Syscall};
 
 use crate::{DiskError, Engine, EngineSetup};
 
@@ -34,4 +34,8 @@ pub trait Disk: Send + Sync + 'static {
     fn unlock(&self) -> Result<(), DeviceError>;
     /// The system calls that the disk and its engines make once they are used.
     fn syscalls(&self) -> &'static [Syscall];
+    /// What of it no other guest may have at once, such as a file that it writes. Nothing by default.
+    fn identities(&self) -> Vec<Identity> {
+        Vec::new()
+    }
 }

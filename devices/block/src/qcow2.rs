@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ossature_bus::{DeviceError, Syscall};
+use ossature_bus::{DeviceError, Identity, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
 use crate::raw::device_error;
@@ -288,6 +288,11 @@ impl Disk for Qcow2 {
 
     fn unlock(&self) -> Result<(), DeviceError> {
         self.try_unlock().map_err(device_error)
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        let written = self.layers.first().map(|layer| &layer.image.file).filter(|_| self.writable);
+        written.and_then(|file| Some(Identity::writable_file(&file.metadata().ok()?))).into_iter().collect()
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

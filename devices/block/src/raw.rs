@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::{DeviceError, Syscall};
+use ossature_bus::{DeviceError, Identity, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 
 use self::direct::Direct;
@@ -224,6 +224,11 @@ impl Disk for RawFile {
 
     fn unlock(&self) -> Result<(), DeviceError> {
         self.try_unlock().map_err(device_error)
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        let written = Some(&self.file).filter(|_| !self.read_only());
+        written.and_then(|file| Some(Identity::writable_file(&file.metadata().ok()?))).into_iter().collect()
     }
 
     fn syscalls(&self) -> &'static [Syscall] {

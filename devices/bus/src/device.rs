@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::state::StateError;
-use crate::{Assigned, DeviceError, Handover, MetricVisitor, NodeKind, Requires};
+use crate::{Assigned, DeviceError, Handover, Identity, MetricVisitor, NodeKind, Requires};
 
 /// Something that a device found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +98,8 @@ pub enum DeviceState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Syscall(pub &'static str);
 
-/// A device as the machine sees it. No method has a body by default: a device that has nothing to do
-/// says so.
+/// A device as the machine sees it. No method but [`identities`](Self::identities) has a body by default: a device that
+/// has nothing to do says so.
 ///
 /// Its life: [`attach`](Self::attach), which leaves it quiet, then any number of [`resume`](Self::resume), first when
 /// the machine starts, and [`quiesce`](Self::quiesce), and at last [`detach`](Self::detach). While it is quiet it may be
@@ -141,6 +141,10 @@ pub trait Device: Send {
     fn syscalls(&self) -> &'static [Syscall];
     /// Shows its counters to `visitor`.
     fn metrics(&self, visitor: &mut dyn MetricVisitor);
+    /// What of it no other guest may have: a fork refuses clones that would share one. Nothing by default.
+    fn identities(&self) -> Vec<Identity> {
+        Vec::new()
+    }
 }
 
 /// A device whose type is not known is a device, too.
@@ -177,6 +181,9 @@ impl Device for Box<dyn Device> {
     }
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         (**self).metrics(visitor);
+    }
+    fn identities(&self) -> Vec<Identity> {
+        (**self).identities()
     }
 }
 

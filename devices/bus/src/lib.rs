@@ -72,6 +72,7 @@ mod error;
 mod event;
 mod event_loop;
 mod host_stream;
+mod identity;
 mod interrupt;
 mod metric;
 mod panic;
@@ -101,6 +102,7 @@ pub use event_loop::{
     EventLoop, Handler, Hosted, Interest, LoopHandle, Source, Timer, TimerSource, Turn, WatchError,
 };
 pub use host_stream::HostStream;
+pub use identity::Identity;
 pub use interrupt::{Interrupt, InterruptTarget, MessageInterrupt, MessageTarget, MsiMessage};
 pub use metric::{Metric, MetricKind, MetricUnit, MetricVisitor};
 pub use panic::Panic;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::state::StateError;
 use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, RegistersRequest,
-    Requires, Syscall,
+    Assigned, Device, DeviceError, DeviceState, Handover, Identity, MetricVisitor, NodeKind,
+    RegistersRequest, Requires, Syscall,
 };
 
 use crate::register::REGISTERS;
@@ -155,6 +155,12 @@ impl Device for FwCfg {
     fn syscalls(&self) -> &'static [Syscall] {
         // The lock.
         &[Syscall("futex")]
+    }
+
+    /// All contents together: whoever finds the same ones cannot tell itself from the other.
+    fn identities(&self) -> Vec<Identity> {
+        let digest = self.registers().files.digest();
+        digest.map(|digest| Identity::secret("contents of all files", digest)).into_iter().collect()
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

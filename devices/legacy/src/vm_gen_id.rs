@@ -2,13 +2,14 @@
 
 mod state;
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::state::StateError;
 use ossature_bus::{
-    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, Interrupt,
+    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, Identity, Interrupt,
     InterruptRequest, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Syscall,
 };
 use ossature_memory::{RegisterPage, host_page_size};
@@ -19,6 +20,17 @@ use state::GenerationState;
 /// Names one line of a machine's life: a UUID, by its bytes in the order in which it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GenerationId(pub [u8; 16]);
+
+/// As UUIDs are written.
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
 
 impl GenerationId {
     /// One that nobody else has: random bytes of the host's, as a UUID of version 4.
@@ -47,7 +59,8 @@ impl GenerationId {
 ///
 /// [`restore`](Device::restore) changes the ID. It becomes the one that the device was given since the machine last
 /// ran, if there is one and the saved state has another; a random one otherwise. The guest is told when the machine goes
-/// on. With [`keep_when_restored`](Self::keep_when_restored) it is the saved one instead. A machine that refuses a state
+/// on. With [`keep_when_restored`](Self::keep_when_restored) it is the saved one instead, unless the machine is a
+/// [clone](Handover::to_clone). A machine that refuses a state
 /// because of another device may have restored this one before: putting it back is a restore, too, and the ID another
 /// one. Pauses, resets and reboots change nothing.
 #[derive(Debug)]
@@ -229,7 +242,7 @@ impl Device for VmGenId {
     fn restore(&mut self, handover: Handover<'_>) -> Result<(), StateError> {
         let saved = GenerationState::load(&handover.state)?;
         let mut inner = self.shared.inner();
-        let (id, untold) = match self.keeps {
+        let (id, untold) = match self.keeps && !handover.to_clone {
             true => (saved.id, saved.untold),
             false if inner.used || inner.id == saved.id => (another()?, true),
             false => (inner.id, true),
@@ -248,6 +261,10 @@ impl Device for VmGenId {
     fn syscalls(&self) -> &'static [Syscall] {
         // The lock, the interrupt, and a new ID for a restored state.
         &[Syscall("futex"), Syscall("ioctl"), Syscall("getrandom")]
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        vec![Identity::new(Identity::GENERATION, self.shared.inner().id.to_string())]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use ossature_bus::state::StateError;
-use ossature_bus::{DeviceError, DeviceState, EventSink, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, EventSink, Handover, Identity, MetricVisitor, Syscall};
 use ossature_memory::Dma;
 
 use crate::{QueueSetup, QueueState};
@@ -189,4 +189,8 @@ pub trait VirtioDevice: Send {
     fn syscalls(&self) -> &'static [Syscall];
     /// Shows its counters.
     fn metrics(&self, visitor: &mut dyn MetricVisitor);
+    /// See [`Device::identities`](ossature_bus::Device::identities).
+    fn identities(&self) -> Vec<Identity> {
+        Vec::new()
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ossature_bus::state::StateError;
-use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, Handover, Identity, MetricVisitor, Syscall};
 
 use crate::{
     Activation, DeviceInfo, QueueSetup, QueueState, Runtime, VirtQueue, VirtioDevice, Worker, WorkerHandle,
@@ -41,6 +41,10 @@ pub trait LocalDevice: Send {
     fn syscalls(&self) -> &'static [Syscall];
     /// Shows its counters.
     fn metrics(&self, visitor: &mut dyn MetricVisitor);
+    /// See [`VirtioDevice::identities`].
+    fn identities(&self) -> Vec<Identity> {
+        Vec::new()
+    }
 }
 
 /// A [`LocalDevice`] with the runtime that hosts its workers.
@@ -182,5 +186,9 @@ impl VirtioDevice for Local {
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {
         self.device.metrics(visitor);
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        self.device.identities()
     }
 }

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange};
 use ossature_bus::state_file::is_reserved_id;
 use ossature_bus::{
-    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Metric, MetricVisitor, Panic,
-    RangeId, Registration, Requires, Retired, Syscall,
+    AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Identity, Metric, MetricVisitor,
+    Panic, RangeId, Registration, Requires, Retired, Syscall,
 };
 use ossature_memory::{ListenerGuard, Ram, RamError};
 
@@ -94,6 +94,8 @@ pub(super) struct Board {
     /// The hypervisor's counters, by scope.
     statistics: Mutex<Vec<(String, StatsReader)>>,
     ram: Arc<Ram>,
+    /// What of memory was not written yet can be read from a disk again.
+    from_disk: bool,
     _claims: ListenerGuard,
 }
 
@@ -103,7 +105,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Board {
     /// A board without devices. Fails if RAM is where the platform is.
-    pub(super) fn new(vm: Arc<dyn Vm>, ram: Arc<Ram>, status: Arc<Status>) -> Result<Self, RamError> {
+    pub(super) fn new(
+        vm: Arc<dyn Vm>,
+        ram: Arc<Ram>,
+        from_disk: bool,
+        status: Arc<Status>,
+    ) -> Result<Self, RamError> {
         let mmio = Bus::new(AddressSpace::Mmio);
         let claims = ram.listen(Arc::new(RamClaims(mmio.clone())))?;
         Ok(Self {
@@ -118,6 +125,7 @@ impl Board {
             refused_moves: AtomicU64::new(0),
             statistics: Mutex::default(),
             ram,
+            from_disk,
             _claims: claims,
         })
     }
@@ -128,6 +136,10 @@ impl Board {
 
     pub(super) fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    pub(super) fn is_from_disk(&self) -> bool {
+        self.from_disk
     }
 
     pub(super) fn buses(&self) -> Buses {
@@ -393,6 +405,41 @@ impl Board {
             // Each was restored from a state of its own making a moment ago, or has not been touched.
             let _ = self.restore_all(before);
         })
+    }
+
+    /// Restores all devices of a new machine from the states of one of the same devices. After an error, they are as they
+    /// happen to be.
+    pub(super) fn take_over(
+        &self,
+        states: &[(String, Handover<'static>)],
+        to_clone: bool,
+    ) -> Result<(), LifecycleError> {
+        let mut slots = lock(&self.slots);
+        for (id, _) in states {
+            position(&slots, id)
+                .map_err(|_| LifecycleError::OtherDevices { id: id.clone(), missing: false })?;
+        }
+        for slot in slots.iter_mut() {
+            let id = slot.device.id().to_owned();
+            let Some((_, saved)) = states.iter().find(|(other, _)| *other == id) else {
+                let own = self.step(&mut *slot.device, |device| device.save());
+                match own.map_err(|source| failed(&id, source))? {
+                    DeviceState::Saved(_) => return Err(LifecycleError::OtherDevices { id, missing: true }),
+                    _ => continue,
+                }
+            };
+            let mut handover = Handover::new(saved.state.borrowed());
+            handover.to_clone = to_clone;
+            let restored = self.step(&mut *slot.device, |device| Ok(device.restore(handover)));
+            let restored = restored.map_err(|source| failed(&id, source))?;
+            restored.map_err(|source| LifecycleError::State { id, source })?;
+        }
+        self.settle(&slots)
+    }
+
+    /// What of its devices is no other guest's.
+    pub(super) fn identities(&self) -> Vec<Identity> {
+        lock(&self.slots).iter().flat_map(|slot| slot.device.identities()).collect()
     }
 
     fn restore_all(&self, states: Vec<(String, Handover<'static>)>) -> Result<(), LifecycleError> {

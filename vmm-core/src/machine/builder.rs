@@ -9,12 +9,12 @@ use ossature_memory::{Ram, RamConfig};
 use super::Machine;
 use super::board::Board;
 use super::checkpoint::Checkpoint;
+use super::clock::GuestClock;
 use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
-use super::snapshot::{Pager, Pages, Snapshot, SnapshotError};
-use super::state::MachineState;
+use super::snapshot::{Pager, Pages, Saved, Snapshot, SnapshotError};
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
@@ -43,13 +43,16 @@ pub struct MachineBuilder {
     ram: Option<RamConfig>,
     given: Option<Ram>,
     snapshot: Option<Snapshot>,
+    /// What it is a clone of.
+    template: Option<Arc<Saved>>,
+    clock: GuestClock,
     payload: Option<Box<dyn Payload>>,
-    devices: Vec<Box<dyn Device>>,
+    pub(super) devices: Vec<Box<dyn Device>>,
     statistics: bool,
     on_reset: OnReset,
     on_triple_fault: OnTripleFault,
     on_thread_start: Option<OnThreadStart>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl MachineBuilder {
@@ -61,6 +64,8 @@ impl MachineBuilder {
             ram: None,
             given: None,
             snapshot: None,
+            template: None,
+            clock: GuestClock::default(),
             payload: None,
             devices: Vec::new(),
             statistics: false,
@@ -128,6 +133,18 @@ impl MachineBuilder {
     /// [payload](Self::payload) is loaded when the machine is reset.
     pub fn restore(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
+        self
+    }
+
+    /// What the guest's clock does when the machine is [restored](Self::restore); by default, it goes on where it was.
+    pub fn clock(mut self, clock: GuestClock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Goes on where a machine was, as a clone of it.
+    pub(super) fn clone_of(mut self, template: Arc<Saved>) -> Self {
+        self.template = Some(template);
         self
     }
 
@@ -211,30 +228,36 @@ impl MachineBuilder {
         let Self {
             name, mut vm, cpus, ram, given, snapshot, mut payload, devices, statistics, shared, ..
         } = self;
-        let Self { on_reset, on_triple_fault, on_thread_start, .. } = self;
+        let Self { template, clock, on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
         vm.cpus = cpus.unwrap_or(vm.cpus);
-        let state =
-            snapshot.as_ref().map(|snapshot| decode(snapshot, cpus, &mut vm, hypervisor)).transpose()?;
+        let to_clone = template.is_some();
+        let saved = match (template, snapshot) {
+            (None, Some(snapshot)) => Some(Arc::new(Saved::new(snapshot)?)),
+            (template, _) => template,
+        };
+        if let Some(saved) = &saved {
+            saved.take_over(cpus, &mut vm, hypervisor)?;
+        }
         let cpus = vm.cpus;
         let mut errors = Vec::new();
         if cpus == 0 {
             errors.push(BuildError::NoCpu);
         }
         // With the hole that RAM leaves for devices.
-        let size = snapshot.as_ref().map(Snapshot::memory_size).or(ram.as_ref().map(|ram| ram.size));
+        let size = saved.as_ref().map(|saved| saved.memory_size()).or(ram.as_ref().map(|ram| ram.size));
         let ram_end = match &given {
             Some(ram) => ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or(0),
             None => size.unwrap_or(DEFAULT_MEMORY).saturating_add(4 << 30),
         };
-        let placed = match &snapshot {
-            Some(snapshot) => super::board::place_again(devices, snapshot.shape(), ram_end),
+        let placed = match &saved {
+            Some(saved) => super::board::place_again(devices, saved.shape(), ram_end),
             None => super::board::place(devices, ram_end),
         };
         let placed = placed.map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
-        let ram = match (&snapshot, given) {
-            (Some(snapshot), given) => snapshot.ram(given, ram).map_err(BuildError::Snapshot),
+        let ram = match (&saved, given) {
+            (Some(saved), given) => saved.ram(given, ram).map_err(BuildError::Snapshot),
             (None, Some(ram)) => Ok(ram),
             (None, None) => {
                 let config = ram.unwrap_or_else(|| RamConfig::new(DEFAULT_MEMORY));
@@ -246,28 +269,28 @@ impl MachineBuilder {
             return Err(BuildErrors(errors));
         };
         let pages = Pages { machine: name.clone(), status: Arc::clone(&shared.status) };
-        let (snapshot, pager) = match snapshot {
-            Some(snapshot) if snapshot.is_on_demand() => (None, snapshot.into_pager(&ram, pages)?),
-            snapshot => (snapshot, None),
-        };
+        let pager = saved.as_ref().map(|saved| saved.snapshot().pager(&ram, pages)).transpose()?.flatten();
         watch.lap("memory");
 
         let vm: Arc<dyn crate::Vm> = Arc::from(hypervisor.create_vm(&vm)?);
         vm.set_memory(&ram)?;
-        let logs = log && snapshot.is_some();
-        let log = logs.then(|| vm.dirty_log(&ram)).transpose()?;
+        // What comes on demand is nowhere to go back to.
+        let restored = saved.as_ref().filter(|_| log).and_then(|saved| saved.snapshot().duplicate().ok());
+        let log = restored.is_some().then(|| vm.dirty_log(&ram)).transpose()?;
         watch.lap("vm");
         let status = Arc::clone(&shared.status);
         status.set_on_reset(on_reset);
         status.set_on_triple_fault(on_triple_fault);
-        let board = Board::new(vm, Arc::clone(&ram), Arc::clone(&status)).map_err(BuildError::Ram)?;
+        let from_disk = saved.as_ref().is_some_and(|saved| saved.is_on_disk());
+        let board =
+            Board::new(vm, Arc::clone(&ram), from_disk, Arc::clone(&status)).map_err(BuildError::Ram)?;
         board.add_placed(placed)?;
         watch.lap("devices");
 
         let platform = board.platform(cpus);
         let start = payload
             .as_mut()
-            .filter(|_| state.is_none())
+            .filter(|_| saved.is_none())
             .map(|payload| payload.load(&ram.map(), &platform))
             .transpose()
             .map_err(|source| BuildError::Payload { source })?;
@@ -301,8 +324,8 @@ impl MachineBuilder {
             pager,
             board: Arc::new(board),
         };
-        if let Some(state) = state {
-            control.restore(state).map_err(SnapshotError::Machine)?;
+        if let Some(saved) = saved {
+            control.go_on_from(saved.state(), to_clone, clock).map_err(SnapshotError::Machine)?;
             watch.lap("state");
         }
         if let Some(error) = control.pager.as_ref().and_then(Pager::failure) {
@@ -310,28 +333,9 @@ impl MachineBuilder {
         }
         control.phases = watch.phases();
         shared.built(control);
-        Ok((Machine { handle: MachineHandle { shared }, ram }, snapshot.zip(log)))
+        Ok((Machine { handle: MachineHandle { shared }, ram }, restored.zip(log)))
     }
 }
 
 /// Bytes of memory by default.
 const DEFAULT_MEMORY: u64 = 128 << 20;
-
-/// The state in a snapshot, with `vm` as its vCPUs were. Fails if the host cannot have such vCPUs, or if others were asked
-/// for.
-fn decode(
-    snapshot: &Snapshot,
-    asked: Option<u32>,
-    vm: &mut VmConfig,
-    hypervisor: &dyn Hypervisor,
-) -> Result<MachineState, SnapshotError> {
-    let found = snapshot.cpus();
-    if let Some(asked) = asked.filter(|asked| *asked != found) {
-        return Err(SnapshotError::OtherCpus { found, asked });
-    }
-    let state = snapshot.state()?;
-    vm.cpus = found;
-    hypervisor.check_states(vm, &state.vcpus)?;
-    vm.take_over(&state.vcpus);
-    Ok(state)
-}

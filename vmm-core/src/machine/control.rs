@@ -8,6 +8,7 @@ use ossature_bus::{Device, DeviceEvent};
 
 use super::LifecycleState;
 use super::board::Board;
+use super::clock::GuestClock;
 use super::error::LifecycleError;
 use super::events::MachineEvent;
 use super::mailbox::{Mailbox, Order};
@@ -73,6 +74,11 @@ impl Shared {
         let control = control.as_mut().ok_or(LifecycleError::Gone { call })?;
         control.serve_requests()?;
         f(control)
+    }
+
+    /// Returns true if the machine has been given back.
+    pub(super) fn is_released(&self) -> bool {
+        self.status.outcome().is_some() && self.board().is_none()
     }
 
     pub(super) fn board(&self) -> Option<Arc<Board>> {
@@ -408,6 +414,23 @@ impl Control {
         }
         let vm = self.board.vm().state().map_err(LifecycleError::Vm)?;
         Ok(MachineState { vcpus, vm, devices: self.board.save()? })
+    }
+
+    /// Becomes what another machine was, or a clone of it. This one is new: after an error it can only be dropped.
+    pub(super) fn go_on_from(
+        &mut self,
+        state: &MachineState,
+        to_clone: bool,
+        clock: GuestClock,
+    ) -> Result<(), LifecycleError> {
+        self.board.take_over(&state.devices, to_clone)?;
+        let now = clock.now(state)?;
+        let (vm, vcpus) = now.as_ref().map_or((&state.vm, &state.vcpus), |(vm, vcpus)| (vm, vcpus));
+        self.board.vm().set_state(vm)?;
+        for (vcpu, state) in self.vcpus.iter_mut().zip(vcpus) {
+            vcpu.set_state(state)?;
+        }
+        Ok(())
     }
 
     /// Takes over what [`save`](Self::save) gave. The machine is paused.

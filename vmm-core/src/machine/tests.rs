@@ -407,7 +407,7 @@ fn a_machine_that_ends_before_it_knows_its_vcpus_ends_them_too() {
     status.end(Outcome::Stopped);
     let vm = Arc::from(Scripted::new([Script::new()]).create_vm(&crate::VmConfig::default()).unwrap());
     let ram = Arc::new(Ram::new(&RamConfig::new(1 << 20)).unwrap());
-    let board = Arc::new(board::Board::new(vm, ram, Arc::clone(&status)).unwrap());
+    let board = Arc::new(board::Board::new(vm, ram, false, Arc::clone(&status)).unwrap());
     let vcpu = board.vm().create_vcpu(0, board.buses()).unwrap();
     let mailbox = Arc::new(Mailbox::new());
     status.set_peers(vec![Peer { mailbox: Arc::clone(&mailbox), kicker: vcpu.kicker() }]);

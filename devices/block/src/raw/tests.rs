@@ -387,3 +387,22 @@ fn transfers_past_the_page_cache_are_the_same_bytes_whatever_their_alignment() {
     assert_eq!(fs::read(&path).unwrap(), model);
     assert_eq!(raw.logical_block() % 512, 0);
 }
+
+#[test]
+fn a_file_that_is_written_is_an_identity_by_any_name() {
+    let dir = dir();
+    let (path, other) = (disk(&dir, 8192), dir.path().join("other"));
+    fs::hard_link(&path, &other).unwrap();
+    let identities = |path: &Path, mode| RawFile::open(path, mode).unwrap().identities();
+    let own = identities(&path, OpenMode::ReadWrite);
+    assert_eq!((own.len(), &own), (1, &identities(&other, OpenMode::ReadWrite)));
+    assert_eq!(identities(&path, OpenMode::ReadOnly), []);
+    // Over one base, each overlay is its own.
+    let overlay = |name| {
+        let options = crate::Qcow2Options::new(OpenMode::ReadWrite).with_backing_folder(dir.path());
+        let format = crate::ImageFormat::Raw;
+        crate::Qcow2::overlay(dir.path().join(name), &path, format, &options).unwrap().identities()
+    };
+    let overlays = [overlay("one"), overlay("two")];
+    assert!(overlays[0] != overlays[1] && overlays.iter().all(|ids| ids.len() == 1 && *ids != own));
+}

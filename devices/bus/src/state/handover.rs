@@ -24,18 +24,29 @@ pub struct Handover<'a> {
     pub state: SavedState<'a>,
     /// Descriptors, each with a name that the kind of the state gives it.
     pub descriptors: Vec<(String, OwnedFd)>,
+    /// The guest that goes on is another one than that which was saved, which may go on, too: the device keeps the
+    /// [identities](crate::Device::identities) that it was given instead of asking for those in the state, and tells the
+    /// guest of them. A state with the same is refused.
+    pub to_clone: bool,
 }
 
 impl<'a> Handover<'a> {
     /// A state without descriptors.
     pub fn new(state: SavedState<'a>) -> Self {
-        Self { state, descriptors: Vec::new() }
+        Self { state, descriptors: Vec::new(), to_clone: false }
     }
 
     /// The same with one more descriptor.
     #[must_use]
     pub fn with_descriptor(mut self, name: impl Into<String>, descriptor: OwnedFd) -> Self {
         self.descriptors.push((name.into(), descriptor));
+        self
+    }
+
+    /// The same for [another guest](Self::to_clone).
+    #[must_use]
+    pub fn for_clone(mut self) -> Self {
+        self.to_clone = true;
         self
     }
 

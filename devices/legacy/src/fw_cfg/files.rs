@@ -1,6 +1,7 @@
 //! The files of a firmware configuration device: their names, selectors and contents.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// The longest name: 56 bytes with the NUL after it.
@@ -111,6 +112,16 @@ impl Files {
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+
+    /// A hash of all files, within this process; `None` if there is none.
+    pub(super) fn digest(&self) -> Option<[u8; 16]> {
+        let half = |seed: u8| {
+            let mut hasher = DefaultHasher::new();
+            (seed, &self.0).hash(&mut hasher);
+            u128::from(hasher.finish())
+        };
+        (!self.0.is_empty()).then(|| (half(0) << 64 | half(1)).to_le_bytes())
     }
 
     /// The item that a selector stands for; one that there is not is empty.

@@ -151,6 +151,28 @@ fn selectors_that_do_not_exist_are_empty() {
 }
 
 #[test]
+fn contents_are_an_identity_that_is_not_shown() {
+    let with = |contents: &[&str]| {
+        let files = (0..).zip(contents);
+        let device = files.fold(FwCfg::new("fw-cfg"), |device, (name, contents): (u32, _)| {
+            device.file(format!("opt/{name}"), *contents).unwrap()
+        });
+        device.identities()
+    };
+    let all = [&[""][..], &["secret"], &["secret", ""], &["", "secret"]].map(with);
+    for (index, one) in all.iter().enumerate() {
+        assert_eq!(all.iter().position(|other| other == one), Some(index), "no two are the same");
+        assert_eq!(one.len(), 1);
+        assert_eq!(
+            format!("{} {:?}", one[0], one[0]),
+            "contents of all files Identity(contents of all files)"
+        );
+    }
+    assert_eq!(with(&["secret"]), with(&["secret"]));
+    assert_eq!(with(&[]), []);
+}
+
+#[test]
 fn names_are_in_one_order_whatever_order_they_were_given_in() {
     let one = FwCfg::new("a").file("opt/b", "b").unwrap().file("opt/a", "a").unwrap();
     let other = FwCfg::new("a").file("opt/a", "a").unwrap().file("opt/b", "b").unwrap();

@@ -189,6 +189,25 @@ fn a_machine_that_has_moved_keeps_its_id_and_what_is_due() {
 }
 
 #[test]
+fn a_clone_has_an_id_of_its_own_whatever_it_keeps() {
+    let mut original = device();
+    let _machine = attach(&mut original);
+    original.quiesce().unwrap();
+    let state = saved(&mut original);
+    for (given, keeps) in [(SECOND, false), (SECOND, true), (FIRST, false), (FIRST, true)] {
+        let mut clone = VmGenId::new("generation", given);
+        clone.keeps = keeps;
+        let machine = attach_quiet(&mut clone);
+        clone.restore(Handover::new(state.borrowed()).for_clone()).unwrap();
+        clone.resume().unwrap();
+        let id = clone.generation().get();
+        assert_eq!((in_page(&machine), machine.interrupts()), (id.in_memory(), 1));
+        assert_eq!(clone.identities(), [Identity::new(Identity::GENERATION, id.to_string())]);
+        assert!(id != FIRST && (id == SECOND || given == FIRST), "{id}");
+    }
+}
+
+#[test]
 fn a_device_that_is_not_attached_can_be_given_an_id() {
     let mut device = device();
     device.generation().set(SECOND).unwrap();

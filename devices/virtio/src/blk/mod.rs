@@ -29,7 +29,7 @@ use std::sync::Arc;
 use ossature_block::{Disk, EngineSetup};
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
-    DeviceError, DeviceEvent, DeviceState, EventSink, Handover, MetricVisitor, RateLimiter, Syscall,
+    DeviceError, DeviceEvent, DeviceState, EventSink, Handover, Identity, MetricVisitor, RateLimiter, Syscall,
 };
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -317,6 +317,10 @@ impl<D: Disk> LocalDevice for Blk<D> {
 
     fn syscalls(&self) -> &'static [Syscall] {
         self.shared.disk.syscalls()
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        self.shared.disk.identities()
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

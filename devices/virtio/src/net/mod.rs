@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
-    DeviceError, DeviceState, Handover, MetricVisitor, RateLimiterState, RateLimits, Syscall,
+    DeviceError, DeviceState, Handover, Identity, MetricVisitor, RateLimiterState, RateLimits, Syscall,
 };
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
@@ -278,7 +278,8 @@ impl<I: NetIo> LocalDevice for Net<I> {
     fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
         let mut fields = Decoder::new(&handover.state, KIND, 1..=VERSION)?;
         let offered = self.offloads().guest_features();
-        let settings = Settings::load(&mut fields, self.mac.bytes(), self.pairs(), offered)?;
+        let own = (self.mac.bytes(), handover.to_clone);
+        let settings = Settings::load(&mut fields, own, self.pairs(), offered)?;
         let mut limit = |field| {
             fields.since(2, field, RateLimiterState::default(), |fields, field| {
                 fields.nested(field, RateLimiterState::load)
@@ -295,6 +296,10 @@ impl<I: NetIo> LocalDevice for Net<I> {
 
     fn syscalls(&self) -> &'static [Syscall] {
         self.pairs.first().map_or(&[], |pair| pair.io.syscalls())
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        vec![Identity::new("MAC", self.mac.to_string())]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

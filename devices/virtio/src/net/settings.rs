@@ -78,16 +78,19 @@ impl Settings {
     }
 
     /// Reads what a card with the address `own` can have saved, which has so many pairs of queues, and offers these
-    /// feature bits for the guest's offloads.
+    /// feature bits for the guest's offloads. What is read `to_clone` is another card's, with another address: the clone
+    /// has the one of its own alone, whatever address the guest has set that was saved.
     pub(super) fn load(
         fields: &mut Decoder<'_>,
-        own: [u8; 6],
+        (own, to_clone): ([u8; 6], bool),
         max_pairs: u16,
         offered: u128,
     ) -> Result<Self, StateError> {
-        if fields.array(MAC)? != own {
+        match (fields.array(MAC)? == own, to_clone) {
             // The guest would go on with its own.
-            return Err(inconsistent("address of the card", "this card has another"));
+            (false, false) => return Err(inconsistent("address of the card", "this card has another")),
+            (true, true) => return Err(inconsistent("address of the card", "a clone needs one of its own")),
+            _ => {}
         }
         let set = Self::new(own);
         let mac = fields.since(2, GUEST_MAC, own, Decoder::array)?;
@@ -117,6 +120,7 @@ impl Settings {
         if offloads.is_some_and(|bits| u128::from(bits) & !offered != 0) {
             return Err(inconsistent("guest offloads", "the card does not offer all of them"));
         }
+        let mac = if to_clone { own } else { mac };
         let filter = Filter { mode, unicast, multicast, vlans: vlans.into_iter().collect() };
         Ok(Self { mac, filter, pairs, offloads, link_down, announce })
     }

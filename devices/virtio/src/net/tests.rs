@@ -800,3 +800,35 @@ fn another_card_refuses_the_state_by_name() {
     net.mac = "52:54:00:12:34:57".parse().unwrap();
     assert!(net.restore(saved).unwrap_err().to_string().contains("address of the card"));
 }
+
+#[test]
+fn a_clone_has_its_own_address_and_its_driver_is_told() {
+    let clone = || {
+        let (mut clone, cable) = card();
+        clone.mac = "52:54:00:12:34:57".parse().unwrap();
+        (clone, cable)
+    };
+    let (mut net, _other) = card();
+    let saved = |net: &mut Net<Cable>| match net.save().unwrap() {
+        DeviceState::Saved(handover) => handover.for_clone(),
+        other => panic!("{other:?}"),
+    };
+    // Its guest had set another one.
+    net.card.change(|settings| settings.mac = [0x52, 0x54, 0, 0, 0, 1]);
+    let (mut other, _cable) = clone();
+    assert_eq!(other.identities(), [Identity::new("MAC", "52:54:00:12:34:57")]);
+    other.restore(saved(&mut net)).unwrap();
+    assert_eq!(other.card.settings().mac, other.mac.bytes());
+    let state = saved(&mut net);
+    let error = net.restore(state).unwrap_err().to_string();
+    assert!(error.contains("a clone needs one of its own"), "{error}");
+
+    on_each_transport(|| {
+        let (mut driver, (other, _cable)) = (TestDriver::new(card().0), clone());
+        driver.start(0);
+        driver.acknowledge();
+        assert!(driver.clone_to(Box::new(other)));
+        assert_eq!(driver.device().identities(), [Identity::new("MAC", "52:54:00:12:34:57")]);
+        assert!(driver.registers().take_config_interrupt(), "nobody tells the driver");
+    });
+}

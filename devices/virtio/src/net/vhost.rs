@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::state::StateError;
-use ossature_bus::{DeviceError, DeviceState, EventSink, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, EventSink, Handover, Identity, MetricVisitor, Syscall};
 use ossature_memory::{Dma, DmaIoError, Segments};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MRG_RXBUF,
@@ -362,6 +362,10 @@ impl VirtioDevice for Device {
 
     fn syscalls(&self) -> &'static [Syscall] {
         self.local.syscalls()
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        self.local.identities()
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

@@ -161,21 +161,30 @@ impl TestDriver {
         let runtime = self.runtime.clone().expect("a driver that knows its runtime");
         let machine = self.machine.another(&self.dma);
         let device = machine.wrap(device, runtime);
-        self.move_to_machine(machine, device)
+        self.move_to_machine(machine, device, false)
+    }
+
+    /// As [`move_to`](Self::move_to), to a device that becomes a clone of this one.
+    pub fn clone_to(&mut self, device: Box<dyn LocalDevice>) -> bool {
+        let runtime = self.runtime.clone().expect("a driver that knows its runtime");
+        let machine = self.machine.another(&self.dma);
+        let device = machine.wrap(device, runtime);
+        self.move_to_machine(machine, device, true)
     }
 
     /// As [`move_to`](Self::move_to), for a device of a machine, which has one virtio-mmio transport.
     pub fn move_to_device(&mut self, device: Box<dyn Device>) -> bool {
-        self.move_to_machine(Machine::new(Transport::Mmio, Vectors::default(), &self.dma), device)
+        self.move_to_machine(Machine::new(Transport::Mmio, Vectors::default(), &self.dma), device, false)
     }
 
-    fn move_to_machine(&mut self, mut machine: Machine, mut device: Box<dyn Device>) -> bool {
-        let Some(handover) = self.save() else {
+    fn move_to_machine(&mut self, mut machine: Machine, mut device: Box<dyn Device>, clone: bool) -> bool {
+        let Some(mut handover) = self.save() else {
             self.device.resume().expect("the device goes on");
             return false;
         };
         self.device.detach().expect("the device leaves");
         machine.attach(&mut *device);
+        handover.to_clone = clone;
         device.restore(handover).expect("the other device restores what this one saved");
         machine.settle();
         device.resume().expect("the device goes on");

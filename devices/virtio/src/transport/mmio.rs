@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use ossature_bus::state::{Decoder, Encoder, StateError};
 use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, DoorbellRequest, Handover, InterruptRequest, MetricVisitor,
-    NodeKind, RegistersRequest, Requires, Size, Syscall,
+    Assigned, Device, DeviceError, DeviceState, DoorbellRequest, Handover, Identity, InterruptRequest,
+    MetricVisitor, NodeKind, RegistersRequest, Requires, Size, Syscall,
 };
 use ossature_memory::{REGISTER_PAGE_SIZE, host_page_size};
 use virtio_bindings::bindings::virtio_mmio::{
@@ -180,6 +180,10 @@ impl Device for VirtioMmio {
 
     fn syscalls(&self) -> &'static [Syscall] {
         lock(&self.device).syscalls()
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        lock(&self.device).identities()
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use ossature_bus::state::StateError;
 use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
+    Assigned, Device, DeviceError, DeviceState, Handover, Identity, MetricVisitor, NodeKind, Requires,
+    Syscall,
 };
 use ossature_pci::{Function, PciBus, Vectors};
 
@@ -202,6 +203,10 @@ impl Device for VirtioPci {
 
     fn syscalls(&self) -> &'static [Syscall] {
         lock(&self.device).syscalls()
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        lock(&self.device).identities()
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

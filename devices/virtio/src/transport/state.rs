@@ -13,6 +13,9 @@ use crate::{DeviceInfo, QueueState, queue};
 
 const VERSION: u16 = 1;
 
+/// Bit of the interrupt causes, on each transport: the configuration has changed.
+const CONFIG_CHANGE: u32 = 2;
+
 const DEVICE_TYPE: Field = Field::new(1, "device type");
 const OFFERED: Field = Field::new(2, "offered features");
 const ACCEPTED: Field = Field::new(3, "accepted features");
@@ -248,11 +251,13 @@ impl Core {
         let dma = self.dma();
         registers.check(&self.info, |index, queue| queue::check(index, queue.max, &queue.state, &dma))?;
         let own = check(own)?;
+        let to_clone = handover.to_clone;
         // The device checks its own state, and takes it over as the first of all.
         let restored = match device {
             Some(state) => {
                 let mut inner = Handover::new(state);
                 inner.descriptors = handover.descriptors;
+                inner.to_clone = to_clone;
                 self.call(|device| Ok(device.restore(inner)))
             }
             None => self.call(|device| match device.save()? {
@@ -265,7 +270,14 @@ impl Core {
         };
         restored.map_err(|_| StateError::Unsupported { reason: "the device failed" })??;
         self.forget_driver();
-        let TransportState { features, status, selected, generation, pending, queues } = registers;
+        let TransportState { features, status, selected, mut generation, mut pending, queues } = registers;
+        // What the guest reads of it may be another clone's.
+        if to_clone && self.call(|device| Ok(!device.identities().is_empty())).unwrap_or_default() {
+            generation = generation.wrapping_add(1);
+            if status & DRIVER_OK != 0 {
+                pending |= CONFIG_CHANGE;
+            }
+        }
         self.features = features;
         self.status = status;
         self.selected = selected;

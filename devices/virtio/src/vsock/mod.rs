@@ -30,7 +30,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
-use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, Handover, Identity, MetricVisitor, Syscall};
 use rustix::process::{Resource, getrlimit};
 
 use self::counters::Counters;
@@ -167,14 +167,17 @@ impl LocalDevice for Vsock {
         let mut fields = Decoder::new(&handover.state, KIND, 1..=VERSION)?;
         let (cid, lost) = (fields.u32(CID)?, fields.bool(LOST)?);
         fields.finish()?;
-        if cid != self.cid.get() {
+        let refused = |reason| StateError::Inconsistent { field: "address of the guest", reason };
+        match (cid == self.cid.get(), handover.to_clone) {
             // The guest would go on with its own.
-            let reason = "this device has another";
-            return Err(StateError::Inconsistent { field: "address of the guest", reason });
+            (false, false) => return Err(refused("this device has another")),
+            (true, true) => return Err(refused("a clone needs one of its own")),
+            _ => {}
         }
         let mut hub = lock(&self.hub);
         hub.clear();
-        hub.lost = lost;
+        // A transport reset has the driver of a clone ask for its address.
+        hub.lost = lost || handover.to_clone;
         Ok(())
     }
 
@@ -200,6 +203,10 @@ impl LocalDevice for Vsock {
             Syscall("timerfd_settime"),
             Syscall("write"),
         ]
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        vec![Identity::new("CID", self.cid.to_string())]
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

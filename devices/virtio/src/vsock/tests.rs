@@ -878,6 +878,31 @@ fn a_state_of_another_address_is_refused() {
     assert!(matches!(device.restore(state), Err(StateError::Inconsistent { .. })));
 }
 
+#[test]
+fn a_clone_has_its_own_address_and_its_driver_is_told() {
+    let mut other = Vsock::new(43.try_into().unwrap()).unwrap();
+    assert_eq!(other.identities(), [Identity::new("CID", "43")]);
+    let saved = |device: &mut Vsock| match device.save().unwrap() {
+        DeviceState::Saved(state) => state.for_clone(),
+        other => panic!("{other:?}"),
+    };
+    let mut guest = Guest::new();
+    let queues = guest.rig.stop();
+    guest.device.restore(saved(&mut other)).unwrap();
+    guest.rig.start_with(&mut guest.device, queues);
+    // No connection was lost, and the driver asks for its address when it hears of a transport reset.
+    let event = guest.rig.alloc(8);
+    let head = guest.rig.offer(2, &[], &[event]);
+    guest.run();
+    assert_eq!(guest.rig.used(2).map(|used| (used.head, used.len)), Some((head.into(), 4)));
+    assert_eq!(guest.rig.get(event)[..4], [0; 4]);
+    let mut own = [0; 8];
+    guest.device.read_config(0, &mut own);
+    assert_eq!(own, u64::from(cid().get()).to_le_bytes());
+    let state = saved(&mut other);
+    assert!(other.restore(state).unwrap_err().to_string().contains("a clone needs one of its own"));
+}
+
 /// A socket of sequential packets.
 fn seqpacket() -> OwnedFd {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ossature_bus::state::{Encoder, StateError};
-use ossature_bus::{DeviceError, DeviceState, Handover, MetricVisitor, Syscall};
+use ossature_bus::{DeviceError, DeviceState, Handover, Identity, MetricVisitor, Syscall};
 
 use super::{
     CID, Cid, EVENT, KIND, LOST, QUEUE_SIZES, RX, TX, VERSION, VIRTIO_VSOCK_F_SEQPACKET,
@@ -199,6 +199,10 @@ impl VirtioDevice for Device {
             Syscall("read"),
             Syscall("write"),
         ]
+    }
+
+    fn identities(&self) -> Vec<Identity> {
+        self.local.identities()
     }
 
     fn metrics(&self, _: &mut dyn MetricVisitor) {

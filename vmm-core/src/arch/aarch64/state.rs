@@ -44,6 +44,10 @@ impl VcpuParts {
         match *self {}
     }
 
+    pub(crate) fn advance(&mut self, _: u64) {
+        match *self {}
+    }
+
     pub(crate) fn for_reset(self) -> Self {
         self
     }
@@ -67,6 +71,14 @@ impl VmParts {
     }
 
     pub(crate) fn write(&self, _: &VmFd, _: &VmConfig) -> Result<(), VmError> {
+        match *self {}
+    }
+
+    pub(crate) fn age(&self) -> Option<u64> {
+        match *self {}
+    }
+
+    pub(crate) fn advance(&mut self, _: u64) {
         match *self {}
     }
 

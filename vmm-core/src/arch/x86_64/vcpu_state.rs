@@ -215,6 +215,14 @@ impl VcpuParts {
         Ok(Self { regs, sregs, xsave, xcrs, debug, events, msrs, lapic, mp_state, tsc_khz, cpuid })
     }
 
+    /// Has its TSC be so many nanoseconds later.
+    pub(crate) fn advance(&mut self, by: u64) {
+        let ticks = u128::from(by) * u128::from(self.tsc_khz) / 1_000_000;
+        for (_, value) in self.msrs.iter_mut().filter(|(msr, _)| *msr == msrs::TSC) {
+            *value = value.wrapping_add(ticks as u64);
+        }
+    }
+
     /// The state as a reset writes it. The TSC goes on, in step with the other vCPUs': it never goes backwards, and
     /// KVM keeps TSCs in step whose values it is not told.
     pub(crate) fn for_reset(mut self) -> Self {

@@ -1,6 +1,7 @@
 //! What KVM keeps of a machine beside its vCPUs: interrupt controllers, timer, clock.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
@@ -21,6 +22,8 @@ const CLOCK: Field = Field::new(1, "clock");
 const CHIP_FIELDS: [Field; CHIPS.len()] =
     [Field::new(2, "first PIC"), Field::new(3, "second PIC"), Field::new(4, "I/O APIC")];
 const PIT: Field = Field::new(5, "timer");
+/// Nanoseconds since 1970. Older readers may do without.
+const SAVED_AT: Field = Field::new(0x8000, "wall-clock time");
 
 /// The interrupt controllers and the timer.
 #[derive(Clone)]
@@ -35,6 +38,8 @@ pub(crate) struct VmParts {
     chips: Option<Chips>,
     /// Nanoseconds of the clock that guests with kvmclock see.
     clock: u64,
+    /// The host's wall clock at that moment, in nanoseconds since 1970; older states lack it.
+    saved_at: Option<u64>,
 }
 
 impl VmParts {
@@ -42,7 +47,7 @@ impl VmParts {
     pub(crate) fn read(vm: &VmFd, config: &VmConfig) -> Result<Self, VmError> {
         let clock = vm.get_clock().map_err(call("KVM_GET_CLOCK"))?.clock;
         let chips = config.has_irqchip().then(|| Chips::read(vm, config.arch.pit)).transpose()?;
-        Ok(Self { chips, clock })
+        Ok(Self { chips, clock, saved_at: wall_clock() })
     }
 
     /// Writes the state to a machine that has the same.
@@ -64,6 +69,9 @@ impl VmParts {
                 fields.bytes(PIT, pit.to_bytes());
             }
         }
+        if let Some(saved_at) = self.saved_at {
+            fields.u64(SAVED_AT, saved_at);
+        }
         fields.finish()
     }
 
@@ -80,6 +88,7 @@ impl VmParts {
             found.push(chip);
         }
         let pit = fields.optional(PIT, Plain::decode)?;
+        let saved_at = fields.optional(SAVED_AT, Decoder::u64)?;
         fields.finish()?;
         let missing = StateError::Inconsistent { field: "interrupt controllers", reason: "some are missing" };
         let chips = match <[kvm_irqchip; 3]>::try_from(found) {
@@ -87,7 +96,17 @@ impl VmParts {
             Err(none) if none.is_empty() && pit.is_none() => None,
             Err(_) => return Err(missing),
         };
-        Ok(Self { chips, clock })
+        Ok(Self { chips, clock, saved_at })
+    }
+
+    /// How long ago it was read, in nanoseconds of the host's wall clock. `None` if it does not say.
+    pub(crate) fn age(&self) -> Option<u64> {
+        Some(wall_clock()?.saturating_sub(self.saved_at?))
+    }
+
+    /// Has the guest's clock be so many nanoseconds later.
+    pub(crate) fn advance(&mut self, by: u64) {
+        self.clock = self.clock.saturating_add(by);
     }
 
     /// As [`write`](Self::write), and lets the clock go on.
@@ -100,6 +119,12 @@ impl VmParts {
         }
         self.chips.as_ref().map_or(Ok(()), |chips| chips.write(vm))
     }
+}
+
+/// The host's wall clock, in nanoseconds since 1970.
+fn wall_clock() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok()
 }
 
 impl Chips {

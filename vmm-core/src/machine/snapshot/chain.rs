@@ -107,7 +107,7 @@ impl Snapshot {
     }
 
     /// Its file, which can be mapped.
-    fn file(&self) -> Result<&Arc<File>, SnapshotError> {
+    pub(in crate::machine) fn file(&self) -> Result<&Arc<File>, SnapshotError> {
         match &self.contents {
             Contents::File(file) => Ok(file),
             Contents::Source(_) => Err(self.no_file()),

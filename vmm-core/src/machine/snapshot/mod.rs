@@ -39,6 +39,7 @@ mod pager;
 mod pages;
 mod remote;
 mod save;
+mod saved;
 mod shape;
 mod source;
 mod working_set;
@@ -73,6 +74,7 @@ use pager::Prefetch;
 pub(super) use pager::{Pager, Pages};
 pub use remote::{RemoteSnapshot, serve_snapshot};
 pub(super) use save::{write, write_diff};
+pub(super) use saved::Saved;
 pub(super) use shape::Shape;
 pub use source::SnapshotSource;
 pub use working_set::WorkingSet;
@@ -133,7 +135,7 @@ enum Contents {
     /// In a file, which can be mapped.
     File(Arc<File>),
     /// Wherever they are: memory comes when it is touched.
-    Source(Mutex<Box<dyn SnapshotSource>>),
+    Source(Mutex<Option<Box<dyn SnapshotSource>>>),
 }
 
 impl fmt::Debug for Snapshot {
@@ -189,7 +191,7 @@ impl Snapshot {
     pub fn from_source(source: impl SnapshotSource + 'static) -> Result<Self, SnapshotError> {
         let mut source: Box<dyn SnapshotSource> = Box::new(source);
         let snapshot = Self::read(&mut *source)?;
-        Ok(snapshot(Contents::Source(Mutex::new(source))))
+        Ok(snapshot(Contents::Source(Mutex::new(Some(source)))))
     }
 
     /// Has the memory of machines come when it is touched, 2 MiB at a time, instead of mapping the file. Each piece is
@@ -200,7 +202,7 @@ impl Snapshot {
     /// pages, does not come on demand, but is copied when the machine is built.
     pub fn on_demand(self) -> Self {
         let contents = match self.contents {
-            Contents::File(file) => Contents::Source(Mutex::new(Box::new(file))),
+            Contents::File(file) => Contents::Source(Mutex::new(Some(Box::new(file)))),
             source => source,
         };
         Self { contents, ..self }
@@ -346,6 +348,7 @@ impl Snapshot {
             }),
             Contents::Source(source) => {
                 let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+                let source = source.as_mut().ok_or_else(|| self.no_file())?;
                 self.memory.verify(&mut **source, self.header.memory)
             }
         }
@@ -387,17 +390,14 @@ impl Snapshot {
         Ok(ram)
     }
 
-    /// Returns true if its memory comes when it is touched.
-    pub(super) fn is_on_demand(&self) -> bool {
-        matches!(self.contents, Contents::Source(_))
-    }
-
-    /// What fills this memory when it is touched, if it comes on demand. Where that cannot be, it is filled now.
-    pub(super) fn into_pager(self, ram: &Ram, pages: Pages) -> Result<Option<Pager>, SnapshotError> {
-        let Contents::Source(source) = self.contents else { return Ok(None) };
-        let source = source.into_inner().unwrap_or_else(PoisonError::into_inner);
+    /// What fills this memory when it is touched, if it comes on demand: of one machine, which has its source from then
+    /// on. Where that cannot be, it is filled now.
+    pub(super) fn pager(&self, ram: &Ram, pages: Pages) -> Result<Option<Pager>, SnapshotError> {
+        let Contents::Source(source) = &self.contents else { return Ok(None) };
+        let source = source.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let source = source.ok_or_else(|| self.no_file())?;
         let names = (self.header.memory, self.number);
-        match Pager::start(ram, &self.memory, source, names, self.prefetch, pages)? {
+        match Pager::start(ram, &self.memory, source, names, self.prefetch.clone(), pages)? {
             Ok(pager) => Ok(Some(pager)),
             Err(mut source) => self.memory.copy(ram, &mut *source, self.header.memory).map(|()| None),
         }

@@ -2,12 +2,16 @@ use super::*;
 
 fn parts(pit: Option<kvm_pit_state2>) -> VmParts {
     let chips = CHIPS.map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
-    VmParts { chips: Some(Chips { chips, pit }), clock: 5 }
+    VmParts { chips: Some(Chips { chips, pit }), clock: 5, saved_at: Some(9) }
 }
 
 #[test]
 fn a_state_survives_the_way_through_bytes() {
-    for parts in [parts(None), parts(Some(kvm_pit_state2::default())), VmParts { chips: None, clock: 7 }] {
+    for parts in [
+        parts(None),
+        parts(Some(kvm_pit_state2::default())),
+        VmParts { chips: None, clock: 7, saved_at: None },
+    ] {
         assert_eq!(VmParts::from_saved(&parts.to_saved()), Ok(parts));
     }
 }

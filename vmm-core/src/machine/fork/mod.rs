@@ -1,0 +1,177 @@
+//! Forks: one machine becomes many, each with memory, devices and an identity of its own.
+
+mod claims;
+mod error;
+mod plan;
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ossature_bus::Panic;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use super::builder::MachineBuilder;
+use super::handle::MachineHandle;
+use super::snapshot::{Saved, Snapshot, SnapshotError};
+use super::{LifecycleState, Machine};
+use crate::Hypervisor;
+use claims::Claims;
+pub use error::{ForkError, Holder};
+pub use plan::ForkPlan;
+
+/// A machine at one moment, from which any number of machines go on, now and later. They share its memory copy on write:
+/// making one copies nothing.
+///
+/// A template is a snapshot, of a machine that [goes on](MachineHandle::template), in memory, or one [in a file](Self::new).
+/// Another process that has its [descriptor](AsFd) opens it with [`Snapshot::from_file`] and forks it too.
+///
+/// ```
+/// use ossature_bus::Device;
+/// use ossature_core::machine::{ForkPlan, GuestClock, Machine};
+/// use ossature_core::scripted::{Script, Scripted};
+/// use ossature_legacy::{FwCfg, GenerationId, VmGenId};
+/// use ossature_memory::vm_memory::GuestAddress;
+///
+/// let devices = |name: String| -> Result<Vec<Box<dyn Device>>, Box<dyn std::error::Error + Send + Sync>> {
+///     let generation = VmGenId::new("generation", GenerationId::random()?);
+///     let files = FwCfg::new("fw-cfg").file("opt/org.example/hostname", name)?;
+///     Ok(vec![Box::new(generation), Box::new(files)])
+/// };
+/// // With KVM: `&Kvm::open()?` instead of a guest that follows a script.
+/// let kvm = Scripted::new([Script::new()]);
+/// let parent = Machine::builder("parent").devices(devices("parent".to_owned())?).build(&kvm)?;
+/// parent.start()?;
+/// parent.ram().dma().write(GuestAddress(0x1000), b"warm")?;
+///
+/// // Paused for as long as it takes to copy what memory it uses, once; then it goes on.
+/// let template = parent.template()?;
+///
+/// let plan = ForkPlan::new(3, GuestClock::Continue, |child| devices(format!("clone-{child}")));
+/// let children: Vec<Machine> = template.fork(&kvm, &plan)?; // all of them run
+/// for child in &children {
+///     assert_eq!(child.ram().dma().read_obj::<[u8; 4]>(GuestAddress(0x1000))?, *b"warm");
+///     child.ram().dma().write(GuestAddress(0x1000), b"mine")?;
+/// }
+/// assert_eq!(parent.ram().dma().read_obj::<[u8; 4]>(GuestAddress(0x1000))?, *b"warm");
+///
+/// // Two guests of the same name are none.
+/// let plan = ForkPlan::new(2, GuestClock::Continue, |_| devices("clone".to_owned()));
+/// let error = template.fork(&kvm, &plan).unwrap_err();
+/// assert_eq!(error.to_string(), r#"child 4: device "fw-cfg": its contents of all files is child 3's too"#);
+/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+/// ```
+pub struct Template {
+    name: String,
+    saved: Arc<Saved>,
+    file: Arc<File>,
+    claims: Mutex<Claims>,
+    /// The number of the next child.
+    next: AtomicU64,
+}
+
+impl Template {
+    /// A template that is stored. Its memory is not read before it is used; see [`Snapshot::verify_memory`]. Who the
+    /// parent was is not in it, but for what the states of devices say: these refuse the parent's MAC and CID.
+    pub fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
+        Self::of("clone", snapshot, Claims::default())
+    }
+
+    fn of(name: &str, snapshot: Snapshot, claims: Claims) -> Result<Self, SnapshotError> {
+        let file = Arc::clone(snapshot.file()?);
+        let (name, saved) = (name.to_owned(), Arc::new(Saved::new(snapshot)?));
+        Ok(Self { name, saved, file, claims: Mutex::new(claims), next: AtomicU64::new(0) })
+    }
+
+    /// Makes the children of `plan`, and starts them. All of them, or none: all are built before any starts, and on an
+    /// error nothing is left of them. Their numbers go on from those of the forks before.
+    pub fn fork(&self, hypervisor: &dyn Hypervisor, plan: &ForkPlan<'_>) -> Result<Vec<Machine>, ForkError> {
+        if plan.children == 0 {
+            return Err(ForkError::NoChildren);
+        }
+        let first = self.next.fetch_add(plan.children, Ordering::Relaxed);
+        let numbers = first..first.saturating_add(plan.children);
+        let prepared = numbers.map(|child| Ok((child, self.prepare(plan, child)?)));
+        let prepared = prepared.collect::<Result<Vec<_>, ForkError>>()?;
+        let mut children = Vec::with_capacity(prepared.len());
+        for (child, builder) in prepared {
+            let built = builder.build(hypervisor);
+            children.push((child, built.map_err(|errors| ForkError::Build { child, errors })?));
+        }
+        for (child, machine) in &children {
+            machine.start().map_err(|source| ForkError::Start { child: *child, source })?;
+        }
+        Ok(children.into_iter().map(|(_, machine)| machine).collect())
+    }
+
+    /// The parts of a child, whose identity is its own.
+    fn prepare(&self, plan: &ForkPlan<'_>, child: u64) -> Result<MachineBuilder, ForkError> {
+        let prepared = Panic::catch(|| {
+            let devices = (plan.devices)(child).map_err(|source| ForkError::Devices { child, source })?;
+            let mut builder = MachineBuilder::new(format!("{}-{child}", self.name)).devices(devices);
+            if let Some(change) = &plan.change {
+                builder = change(builder, child);
+            }
+            let builder = builder.clock(plan.clock).clone_of(Arc::clone(&self.saved));
+            let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.claim(child, &builder.devices, &builder.shared)?;
+            Ok(builder)
+        });
+        prepared.unwrap_or_else(|panic| Err(ForkError::Panicked { child, message: panic.message }))
+    }
+}
+
+impl MachineHandle {
+    /// A template of the machine as it is, which is paused while what it uses of its memory is copied, once, into a memfd.
+    /// Then it goes on; one that is paused, or has not started, stays so.
+    ///
+    /// What is on disks is no part of it: see [`snapshot`](Self::snapshot).
+    pub fn template(&self) -> Result<Template, SnapshotError> {
+        let (file, name, identities) = self.shared.control("make a template of", |control| {
+            let runs = control.state() == LifecycleState::Running;
+            if runs {
+                control.pause()?;
+            }
+            let written = memory_file().and_then(|file| control.snapshot_to(&file).map(|()| file));
+            let identities = control.board.identities();
+            if runs {
+                control.resume()?;
+            }
+            Ok(written.map(|file| (file, control.name.clone(), identities)))
+        })??;
+        // Whoever has the descriptor can rely on it as much as this process.
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        fcntl_add_seals(&file, seals)
+            .map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?;
+        Template::of(&name, Snapshot::from_file(file)?, Claims::of_parent(identities))
+    }
+
+    /// Makes a [template](Self::template) of the machine, which goes on, and [forks](Template::fork) it.
+    pub fn fork(&self, hypervisor: &dyn Hypervisor, plan: &ForkPlan<'_>) -> Result<Vec<Machine>, ForkError> {
+        self.template()?.fork(hypervisor, plan)
+    }
+}
+
+fn memory_file() -> Result<File, SnapshotError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create("ossature-template", flags);
+    Ok(file.map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?.into())
+}
+
+/// The descriptor of its file.
+impl AsFd for Template {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Template").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

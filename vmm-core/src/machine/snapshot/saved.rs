@@ -1,0 +1,79 @@
+//! A snapshot whose state has been decoded: what any number of machines go on from.
+
+use std::fs::File;
+
+use ossature_memory::{Ram, RamConfig};
+use rustix::fs::fstatfs;
+
+use super::{Shape, Snapshot, SnapshotError};
+use crate::machine::MachineState;
+use crate::{Hypervisor, VmConfig};
+
+/// A snapshot and its state. Machines only look at it.
+#[derive(Debug)]
+pub(in crate::machine) struct Saved {
+    snapshot: Snapshot,
+    state: MachineState,
+    on_disk: bool,
+}
+
+impl Saved {
+    pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
+        let state = snapshot.state()?;
+        let on_disk = snapshot.file().is_ok_and(|file| is_on_disk(file));
+        Ok(Self { snapshot, state, on_disk })
+    }
+
+    pub(in crate::machine) fn shape(&self) -> &Shape {
+        self.snapshot.shape()
+    }
+
+    pub(in crate::machine) fn state(&self) -> &MachineState {
+        &self.state
+    }
+
+    pub(in crate::machine) fn memory_size(&self) -> u64 {
+        self.snapshot.memory_size()
+    }
+
+    pub(in crate::machine) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Returns true if its memory can be read from a disk again.
+    pub(in crate::machine) fn is_on_disk(&self) -> bool {
+        self.on_disk
+    }
+
+    /// Has vCPUs be as those of the snapshot. Fails if the host cannot have such vCPUs, or if others were `asked` for.
+    pub(in crate::machine) fn take_over(
+        &self,
+        asked: Option<u32>,
+        vm: &mut VmConfig,
+        hypervisor: &dyn Hypervisor,
+    ) -> Result<(), SnapshotError> {
+        let found = self.snapshot.cpus();
+        if let Some(asked) = asked.filter(|asked| *asked != found) {
+            return Err(SnapshotError::OtherCpus { found, asked });
+        }
+        vm.cpus = found;
+        hypervisor.check_states(vm, &self.state.vcpus)?;
+        vm.take_over(&self.state.vcpus);
+        Ok(())
+    }
+
+    /// See [`Snapshot::ram`].
+    pub(in crate::machine) fn ram(
+        &self,
+        given: Option<Ram>,
+        config: Option<RamConfig>,
+    ) -> Result<Ram, SnapshotError> {
+        self.snapshot.ram(given, config)
+    }
+}
+
+/// Returns false if the file is nowhere but in memory.
+fn is_on_disk(file: &File) -> bool {
+    const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
+    fstatfs(file).is_ok_and(|about| !IN_MEMORY.contains(&(about.f_type as u32)))
+}
