@@ -2,7 +2,6 @@
 //! written. Times are the least of many rounds, ours and the floor's in turns.
 
 #[path = "floors/machine.rs"]
-#[allow(dead_code)]
 mod floor_machine;
 
 use std::fs;

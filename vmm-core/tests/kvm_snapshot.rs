@@ -327,11 +327,11 @@ fn a_vcpu_keeps_the_cpuid_that_it_was_saved_with() {
 /// Makes the golden file that the unit tests of snapshots decode, if BLESS is set: only one that no release has written may
 /// be made anew.
 #[test]
-fn v1_a_golden_file_of_kvm_is_made_on_request() {
+fn v2_a_golden_file_of_kvm_is_made_on_request() {
     let folder = tempfile::tempdir().unwrap();
     let path = match std::env::var_os("BLESS") {
-        Some(_) => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1-kvm.snap"),
-        None => folder.path().join("v1-kvm.snap"),
+        Some(_) => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2-kvm.snap"),
+        None => folder.path().join("v2-kvm.snap"),
     };
     let (builder, _) = machine();
     let machine =

@@ -373,21 +373,18 @@ fn d2_each_field_that_is_changed_is_refused_or_harmless() {
     assert!(refused > 100 && taken > 10, "{refused} are refused, {taken} are taken");
 }
 
-/// The file of version 1 that lies beside the tests: each later release restores it. To make it anew, which only a file
-/// that no release has written may be, set BLESS.
-#[test]
+/// A file that lies beside the tests.
 #[cfg(target_arch = "x86_64")]
-fn v1_a_golden_file_is_restored() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1-scripted.snap");
-    if std::env::var_os("BLESS").is_some() {
-        fs::write(path, saved()).unwrap();
-    }
-    let snapshot = Snapshot::open(path).unwrap();
+fn golden(name: &str) -> String {
+    format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Restores a machine like [`machine`], whose guest finds what was written and loaded.
+#[cfg(target_arch = "x86_64")]
+fn goes_on(snapshot: Snapshot, script: Script) {
     snapshot.verify_memory().unwrap();
     assert_eq!((snapshot.cpus(), snapshot.memory_size()), (2, RAM));
-    let guest = Script::new()
-        .ram_expect(GuestAddress(0x3000), b"written")
-        .ram_expect(GuestAddress(0xfff0), b"loaded");
+    let guest = script.ram_expect(GuestAddress(0xfff0), b"loaded");
     let scripted = Scripted::new([guest, Script::new()]);
     let machine = builder().restore(snapshot).build(&scripted).unwrap();
     machine.start().unwrap();
@@ -398,14 +395,39 @@ fn v1_a_golden_file_is_restored() {
     assert_eq!(machine.pause().unwrap().vcpus().registers(0).unwrap().rip, 0x1234);
 }
 
+/// Each later release restores it.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn v1_a_golden_file_is_restored() {
+    let snapshot = Snapshot::open(golden("v1-scripted.snap")).unwrap();
+    goes_on(snapshot, Script::new().ram_expect(GuestAddress(0x3000), b"written"));
+}
+
+/// As that one. To make them anew, which only files that no release has written may be, set BLESS.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn v2_a_golden_chain_is_restored() {
+    let [base, diff] = ["v2-scripted.snap", "v2-scripted.diff"].map(golden);
+    if std::env::var_os("BLESS").is_some() {
+        let machine = machine();
+        let mut checkpoint = machine.checkpoint_at(&base).unwrap();
+        machine.ram().dma().write(GuestAddress(0x3000), b"changed").unwrap();
+        machine.snapshot_diff(&mut checkpoint, &diff).unwrap();
+    }
+    goes_on(Snapshot::open(&base).unwrap(), Script::new().ram_expect(GuestAddress(0x3000), b"written"));
+    let chain = Snapshot::open_chain([base, diff]).unwrap();
+    goes_on(chain, Script::new().ram_expect(GuestAddress(0x3000), b"changed"));
+}
+
 /// The same with the states of vCPUs of KVM, made by `tests/kvm_snapshot.rs`. They are decoded: not each host has such
 /// processors.
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn v1_a_golden_file_of_kvm_is_decoded() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1-kvm.snap");
-    let snapshot = Snapshot::open(path).unwrap();
-    snapshot.verify_memory().unwrap();
-    let state = snapshot.state().unwrap();
-    assert_eq!((state.vcpus.len(), state.devices.len()), (1, 1));
+fn v1_and_v2_golden_files_of_kvm_are_decoded() {
+    for name in ["v1-kvm.snap", "v2-kvm.snap"] {
+        let snapshot = Snapshot::open(golden(name)).unwrap();
+        snapshot.verify_memory().unwrap();
+        let state = snapshot.state().unwrap();
+        assert_eq!((state.vcpus.len(), state.devices.len()), (1, 1), "{name}");
+    }
 }
