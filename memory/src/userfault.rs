@@ -283,14 +283,18 @@ impl Userfault {
         let Some((_, known)) = with_features(0)? else {
             return Err(UserfaultError::Feature { what: "this version" });
         };
-        let (needed, what, more) = match mode {
-            UserfaultMode::Missing => (EVENT_REMOVE, "events of removed pages", 0),
-            UserfaultMode::WriteProtected => (WP, "write protection", WP_SHMEM | WP_UNPOPULATED),
-        };
-        if known & needed == 0 {
-            return Err(UserfaultError::Feature { what });
+        let mut features = EVENT_REMOVE;
+        if mode == UserfaultMode::WriteProtected {
+            if known & WP == 0 {
+                return Err(UserfaultError::Feature { what: "write protection" });
+            }
+            // Pages that are given back stay protected if those can be that are not there.
+            let removed = if known & WP_UNPOPULATED == 0 { EVENT_REMOVE } else { 0 };
+            features = WP | removed | known & (WP_SHMEM | WP_UNPOPULATED);
         }
-        let features = needed | known & more;
+        if features & EVENT_REMOVE & !known != 0 {
+            return Err(UserfaultError::Feature { what: "events of removed pages" });
+        }
         let opened = with_features(features)?;
         let (fd, has) = opened.ok_or(UserfaultError::Feature { what: "a combination of features" })?;
         let unpopulated = features & has & WP_UNPOPULATED != 0;

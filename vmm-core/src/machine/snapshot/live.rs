@@ -102,12 +102,13 @@ impl Control {
         }
         let slots: Vec<RamSlot> = self.board.ram().slots().collect();
         let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?;
+        // Before anything is registered: it waits for pages that are being given back, which would wait for the thread. And
+        // it lives longer than the thread, with which the protection ends.
+        let _held = HeldPages::of(&slots);
         let mut faults = Userfault::open(UserfaultMode::WriteProtected)?;
         for slot in &slots {
             faults.register(slot, 0, slot.size)?;
         }
-        // Lives longer than the thread, with which the protection ends.
-        let _held = HeldPages::of(&slots);
         let wake = Arc::new(Event::new().map_err(failed)?);
         let ((order, orders), (ready, is_ready)) = (channel(), channel());
         let order = Orders { order: Some(order), wake: Arc::clone(&wake) };
@@ -124,6 +125,7 @@ impl Control {
             ready,
             status: Arc::clone(&self.status),
             written: BTreeSet::new(),
+            removed: BTreeSet::new(),
             waiting: VecDeque::new(),
             buffer: vec![0; CHUNK as usize],
             waits: 0,
@@ -240,6 +242,8 @@ struct Copier {
     done: Vec<bool>,
     /// Pieces that were written before the machine was paused.
     written: BTreeSet<u64>,
+    /// Pieces of which something was given back before the machine was paused: when exactly it goes, nobody knows.
+    removed: BTreeSet<u64>,
     waiting: VecDeque<GuestAddress>,
     buffer: Vec<u8>,
     waits: u64,
@@ -257,7 +261,11 @@ impl Copier {
         // Whoever waits for this has gone only after an error.
         let _ = self.ready.send(());
         match self.next_order(true)? {
-            Order::Protect => self.protect_written()?,
+            Order::Protect => {
+                self.let_through()?;
+                self.written.append(&mut self.removed);
+                self.protect_written()?;
+            }
             Order::Copy(..) => return Err(ENDED),
         }
         let _ = self.ready.send(());
@@ -307,9 +315,25 @@ impl Copier {
         Ok(())
     }
 
-    fn protect(&self, addr: u64, len: u64) -> Result<(), SnapshotError> {
+    fn protect(&mut self, addr: u64, len: u64) -> Result<(), SnapshotError> {
         self.faults.populate(GuestAddress(addr), len).map_err(failed)?;
-        protect(&self.faults, addr, len, true)
+        self.set_protection(addr, len, true)
+    }
+
+    fn set_protection(&mut self, addr: u64, len: u64, protect: bool) -> Result<(), SnapshotError> {
+        loop {
+            match self.faults.protect(GuestAddress(addr), len, protect).map_err(failed)? {
+                // Whoever gives pages back goes on when that was seen.
+                Filled::Changing => {
+                    self.take_events()?;
+                    thread::yield_now();
+                }
+                Filled::Gone => {
+                    return Err(SnapshotError::Interrupted { reason: "memory was mapped over" });
+                }
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Lets those go on who wait to write, and notes what they write.
@@ -319,7 +343,7 @@ impl Copier {
             let piece = addr / PIECE;
             let (addr, len) = self.piece(piece);
             self.written.insert(piece);
-            protect(&self.faults, addr, len, false)?;
+            self.set_protection(addr, len, false)?;
         }
         Ok(())
     }
@@ -334,8 +358,12 @@ impl Copier {
 
     fn take_events(&mut self) -> Result<(), SnapshotError> {
         while let Some(event) = self.faults.next_event().map_err(failed)? {
-            if let UserfaultEvent::Fault { addr } = event {
-                self.waiting.push_back(addr);
+            match event {
+                UserfaultEvent::Fault { addr } => self.waiting.push_back(addr),
+                UserfaultEvent::Removed { addr, len } if len > 0 => {
+                    self.removed.extend(addr.0 / PIECE..=(addr.0 + (len - 1)) / PIECE);
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -356,7 +384,7 @@ impl Copier {
                         self.copy(index, &mut table, start)?;
                     } else {
                         // It has waited since before that was copied.
-                        protect(&self.faults, addr.0, host_page_size() as u64, false)?;
+                        self.set_protection(addr.0, host_page_size() as u64, false)?;
                     }
                 }
                 None if next < self.chunks.len() => {
@@ -371,27 +399,20 @@ impl Copier {
     }
 
     fn copy(&mut self, index: usize, table: &mut MemoryTable, start: u64) -> Result<(), SnapshotError> {
-        let Some(chunk) = self.chunks.get(index) else { return Ok(()) };
+        let Some(chunk) = self.chunks.get(index).copied() else { return Ok(()) };
         let bytes = self.buffer.get_mut(..chunk.len).unwrap_or_default();
         self.dma.read(GuestAddress(chunk.addr), bytes)?;
         // From here on it may change.
-        protect(&self.faults, chunk.addr, chunk.len as u64, false)?;
+        self.set_protection(chunk.addr, chunk.len as u64, false)?;
         if let Some(done) = self.done.get_mut(index) {
             *done = true;
         }
-        table.write_chunk(index, bytes, &self.file, start + chunk.offset)
-    }
-}
-
-fn protect(faults: &Userfault, addr: u64, len: u64, protect: bool) -> Result<(), SnapshotError> {
-    loop {
-        match faults.protect(GuestAddress(addr), len, protect).map_err(failed)? {
-            Filled::Changing => thread::yield_now(),
-            Filled::Gone => {
-                return Err(SnapshotError::Interrupted { reason: "memory was mapped over" });
-            }
-            _ => return Ok(()),
-        }
+        table.write_chunk(
+            index,
+            self.buffer.get(..chunk.len).unwrap_or_default(),
+            &self.file,
+            start + chunk.offset,
+        )
     }
 }
 

@@ -100,6 +100,12 @@ fn peers_that_speak_otherwise_are_refused() {
         assert!(remote.fetch(0, &mut [0; 2]).is_err(), "{answer:?}");
         assert_eq!(remote.fetch(0, &mut [0]).unwrap_err().kind(), io::ErrorKind::NotConnected);
     }
+    // One that is silent.
+    let (one, mut other) = UnixStream::pair().unwrap();
+    other.write_all(&hello).unwrap();
+    one.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut remote = RemoteSnapshot::over(one).unwrap();
+    assert_eq!(remote.fetch(0, &mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
     // A client that asks for more than is served.
     let (mut one, other) = UnixStream::pair().unwrap();
     let server = thread::spawn(move || serve_snapshot(Bytes(bytes()), other));
