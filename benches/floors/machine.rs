@@ -38,6 +38,15 @@ impl Memory {
         Self { base: NonNull::new(base.cast()).unwrap(), len }
     }
 
+    /// A file's, copy on write.
+    pub(crate) fn of(file: &std::fs::File, len: usize) -> Self {
+        let (rw, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping touches no memory that exists.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, rw, flags, file.as_raw_fd(), 0) };
+        assert_ne!(base, libc::MAP_FAILED);
+        Self { base: NonNull::new(base.cast()).unwrap(), len }
+    }
+
     pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= self.len);
         // SAFETY: checked to be inside; no vCPU runs.
@@ -78,10 +87,20 @@ impl Host {
         doorbells: &[kvm_ioeventfd],
         pages: &[u64],
     ) -> Machine {
+        self.machine_in(Memory::new(ram), irqs, doorbells, pages)
+    }
+
+    /// The same in this memory.
+    pub(crate) fn machine_in(
+        &self,
+        ram: Memory,
+        irqs: &[u32],
+        doorbells: &[kvm_ioeventfd],
+        pages: &[u64],
+    ) -> Machine {
         let vm = self.kvm.create_vm().unwrap();
         vm.set_tss_address(0xfffb_d000).unwrap();
         // Memory first: a change of the slots waits for what the kernel has changed before.
-        let ram = Memory::new(ram);
         slot(&vm, 0, 0, 0, &ram);
         let mut mapped = Vec::new();
         for (index, &address) in (1..).zip(pages) {

@@ -28,10 +28,10 @@ pub use plan::ForkPlan;
 /// A template is a snapshot, of a machine that [goes on](MachineHandle::template), in memory, or one [in a file](Self::new).
 /// Another process that has its [descriptor](AsFd) opens it with [`Snapshot::from_file`] and forks it too.
 ///
-/// ```
+/// ```no_run
 /// use ossature_bus::Device;
+/// use ossature_core::Kvm;
 /// use ossature_core::machine::{ForkPlan, GuestClock, Machine};
-/// use ossature_core::scripted::{Script, Scripted};
 /// use ossature_legacy::{FwCfg, GenerationId, VmGenId};
 /// use ossature_memory::vm_memory::GuestAddress;
 ///
@@ -40,8 +40,7 @@ pub use plan::ForkPlan;
 ///     let files = FwCfg::new("fw-cfg").file("opt/org.example/hostname", name)?;
 ///     Ok(vec![Box::new(generation), Box::new(files)])
 /// };
-/// // With KVM: `&Kvm::open()?` instead of a guest that follows a script.
-/// let kvm = Scripted::new([Script::new()]);
+/// let kvm = Kvm::open()?;
 /// let parent = Machine::builder("parent").devices(devices("parent".to_owned())?).build(&kvm)?;
 /// parent.start()?;
 /// parent.ram().dma().write(GuestAddress(0x1000), b"warm")?;
