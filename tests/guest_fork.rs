@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use support::{Guest, generic_kernel};
+use xtask::vmm;
 
 const CHILDREN: usize = 16;
 
@@ -33,8 +34,7 @@ fn words(line: &str) -> BTreeMap<&str, &str> {
 fn sixteen_forks_of_a_debian_guest_under_load_have_nothing_in_common() {
     let guest = Guest::on(generic_kernel()).modules(&["qemu_fw_cfg"]).example("clone");
     let guest = guest.run("clone", &format!("{LOAD}\nexec /clone 1000"));
-    let example = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/fork");
-    let run = Command::new(example)
+    let run = Command::new(vmm::example("fork"))
         .arg("--kernel")
         .arg(generic_kernel().vmlinux())
         .arg("--initrd")

@@ -8,7 +8,7 @@ use xtask::vmm;
 #[test]
 fn a_vmm_of_rust_vmms_parts_boots_debian_to_its_shell() {
     let mut guest = Guest::new()
-        .vmm(vmm::rust_vmm())
+        .vmm(vmm::example("rust_vmm"))
         .run("kernel", "uname -s; cat /proc/cmdline")
         // virtio-queue's queue under Linux' driver.
         .run("rng", "cat /sys/class/misc/hw_random/rng_current; for i in 1 2; do head -c 32 /dev/hwrng | sha256sum; done")
@@ -42,7 +42,7 @@ fn a_vmm_of_rust_vmms_parts_boots_debian_to_its_shell() {
 
 #[test]
 fn a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm_with_an_exit_code_of_its_own() {
-    let guest = Guest::new().vmm(vmm::rust_vmm()).kernel(support::kernel().vmlinuz());
+    let guest = Guest::new().vmm(vmm::example("rust_vmm")).kernel(support::kernel().vmlinuz());
     let mut guest = guest.run("reset", "reboot -f & sleep 60").start();
     guest.take_names();
     guest.wait().expect(3);
@@ -50,9 +50,9 @@ fn a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm_with_an_exit_code_of_its_own
 
 #[test]
 fn what_it_cannot_open_is_named() {
-    let ended = Guest::new().vmm(vmm::rust_vmm()).kernel("/no/kernel".into()).start().wait();
+    let ended = Guest::new().vmm(vmm::example("rust_vmm")).kernel("/no/kernel".into()).start().wait();
     ended.expect(1);
     assert!(ended.err.starts_with("rust_vmm: /no/kernel: No such file"), "{ended}");
-    let ended = Guest::new().vmm(vmm::rust_vmm()).args(["--memory", "1"]).start().wait();
+    let ended = Guest::new().vmm(vmm::example("rust_vmm")).args(["--memory", "1"]).start().wait();
     ended.expect(2);
 }

@@ -383,3 +383,87 @@ fn a_snapshot_for_which_there_is_no_room_leaves_nothing_and_the_guest_goes_on() 
     assert_eq!(left, 0, "files are left");
     guest.wait().expect(0);
 }
+
+/// Rewrites files in memory and reads them back on two vCPUs, and prints a count, until a line is typed.
+const REWRITES: &str = r#"sum() { sha256sum <$1 | cut -c1-64; }
+    work() {
+        n=0
+        until [ -e /run/stop ]; do
+            n=$((n + 1))
+            { echo "$1 $n"; head -c 3000000 /data; } >/run/$1.$((n % 4))
+            sum /run/$1.$((n % 4)) >/run/$1.$((n % 4)).sum
+            before=$(((n + 1) % 4))
+            [ ! -e /run/$1.$before ] || [ "$(sum /run/$1.$before)" = "$(cat /run/$1.$before.sum)" ] || echo "$1: wrong at $n" >>/run/wrong
+            echo "$1 is at $n."
+        done
+    }
+    printf 'working\n'
+    work a & work b &
+    read -r line </dev/console
+    touch /run/stop
+    wait
+    [ ! -e /run/wrong ] || { cat /run/wrong; false; }"#;
+
+#[test]
+fn a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand() {
+    let files = Files::new();
+    let control = files.path("control");
+    let mut data = vec![0; 3 << 20];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut data).unwrap();
+    let mut guest = Guest::new()
+        .program("/data", data)
+        .args(["--memory", "256M", "--cpus", "2", "--control", &files.text("control")])
+        .run("work", REWRITES)
+        .run("log", "dmesg")
+        .start();
+    let names = guest.take_names();
+    guest.wait_for("a is at 3.");
+    for n in 0..2 {
+        let answer = request(&control, &format!("snapshot-live {}", files.text(&format!("snap{n}"))));
+        println!("{answer}");
+        assert!(answer.starts_with("ok. The guest was paused for "), "{answer}");
+        let more = guest.out.text().matches(" is at ").count() + 3;
+        let since = Instant::now();
+        while guest.out.text().matches(" is at ").count() < more {
+            assert!(since.elapsed() < LIMIT, "it does not go on: {}", guest.out.text());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    guest.type_in("\n");
+    let ended = guest.wait();
+    ended.expect(0);
+    let check = |text: &str| {
+        let answers = Answers::parse(text, &names).unwrap_or_else(|what| panic!("{what}: {text}"));
+        assert!(!answers["log"].contains("lockup") && !answers["log"].contains("BUG"), "{}", &answers["log"]);
+    };
+    check(&ended.out);
+
+    // They go on where the guest was, the first time and again, with their memory on demand.
+    for n in 0..2 {
+        let snapshot = files.path(&format!("snap{n}"));
+        Snapshot::open(&snapshot).unwrap().verify_memory().unwrap();
+        let mut faults = Vec::new();
+        for _ in 0..2 {
+            let flags = args(&["--on-demand", "--control", &files.text("control")]);
+            let mut vmm = Restored::start(&snapshot, &flags);
+            let since = Instant::now();
+            while vmm.out.text().matches(" is at ").count() < 6 {
+                let text = || format!("{}{}", vmm.out.text(), vmm.err.text());
+                assert!(since.elapsed() < LIMIT, "it does not go on: {}", text());
+                thread::sleep(Duration::from_millis(20));
+            }
+            let set = format!("working-set {}", files.text(&format!("snap{n}.ws")));
+            let answer = request(&control, &set);
+            println!("snapshot {n}: {answer}");
+            let count = answer.strip_suffix(" faults").and_then(|rest| rest.rsplit(' ').next()?.parse().ok());
+            faults.push(count.unwrap_or_else(|| panic!("{answer}")));
+            vmm.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+            vmm.ends();
+            // Its console from its boot on: what came before is the first guest's.
+            let text = vmm.out.text();
+            assert!(!text.contains("wrong at") && text.contains(" is at "), "{text}");
+        }
+        let [lazy, prefetched]: [u64; 2] = faults.try_into().unwrap();
+        assert!(lazy > 10 && prefetched < lazy, "{lazy} faults, and {prefetched} with the working set");
+    }
+}

@@ -206,7 +206,7 @@ impl Suite {
         }
         if environment == Environment::Full {
             vmm::build()?;
-            vmm::build_rust_vmm()?;
+            vmm::build_examples()?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
             foreign::fetch()?;

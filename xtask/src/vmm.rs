@@ -13,7 +13,7 @@ const QUIET: Duration = Duration::from_secs(30);
 
 /// Where [`build`] leaves the VMM: the release build of the example `microvm`.
 pub fn program() -> PathBuf {
-    paths::target().join("release/examples/microvm")
+    example("microvm")
 }
 
 /// Builds the VMM.
@@ -42,18 +42,17 @@ pub fn build_quietly() -> Result<()> {
     built
 }
 
-/// Builds the example VMM of rust-vmm's parts, and tells where it is.
+/// Builds the examples beside the VMM that whole-machine tests run: [`example`] tells where each is.
 ///
 /// # Errors
-/// It does not compile.
-pub fn build_rust_vmm() -> Result<PathBuf> {
-    build_example("rust_vmm")?;
-    Ok(rust_vmm())
+/// They do not compile.
+pub fn build_examples() -> Result<()> {
+    process::run(cargo_build("rust_vmm").args(["--example", "fork"]))
 }
 
-/// Where [`build_rust_vmm`] leaves the VMM.
-pub fn rust_vmm() -> PathBuf {
-    paths::target().join("release/examples/rust_vmm")
+/// Where [`build_examples`] leaves one.
+pub fn example(name: &str) -> PathBuf {
+    paths::target().join("release/examples").join(name)
 }
 
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
@@ -62,7 +61,7 @@ pub fn rust_vmm() -> PathBuf {
 /// It does not compile.
 pub fn build_floor() -> Result<PathBuf> {
     build_example("floor_boot")?;
-    Ok(paths::target().join("release/examples/floor_boot"))
+    Ok(example("floor_boot"))
 }
 
 fn build_example(name: &str) -> Result<()> {
