@@ -23,8 +23,9 @@ pub fn host_page_size() -> usize {
 
 /// An empty file in memory, without a name: a memfd. It is gone with its last descriptor and mapping.
 pub fn memory_file() -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a C string, and the call touches no other memory.
-    let fd = unsafe { libc::memfd_create(c"ossature".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"ossature".as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -271,11 +271,16 @@ impl Mapping {
 
     /// Gives the pages of the `len` bytes at `offset` back to the host: they read as zeros from then on.
     pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), CallError> {
-        let _held = self.let_go(offset, len)?;
+        if matches!(self.kind, Kind::Shared { huge: true, .. } | Kind::Foreign(_)) {
+            return Err(("madvise", io::ErrorKind::InvalidInput.into()));
+        }
+        let held = self.let_go(offset, len)?;
+        // Given back, they would lose their protection unseen. Zeros they are, and the host has to wait.
+        if *held > 0 {
+            return Ok(());
+        }
         match self.kind {
-            Kind::Shared { huge: true, .. } | Kind::Foreign(_) => {
-                Err(("madvise", io::ErrorKind::InvalidInput.into()))
-            }
+            Kind::Shared { huge: true, .. } | Kind::Foreign(_) => Ok(()),
             Kind::Shared { .. } => self.advise(offset, len, libc::MADV_REMOVE),
             Kind::Anonymous | Kind::Private { .. } => {
                 let end = offset.saturating_add(len).min(self.len);
@@ -299,10 +304,13 @@ impl Mapping {
     /// Makes the `len` bytes at `offset` what they were when they were mapped: zeros, or what the file says of which they
     /// are a private copy. Returns `false` where they are a file of somebody else's, which stays as it is.
     pub(crate) fn clear(&self, offset: usize, len: usize) -> Result<bool, CallError> {
-        let _held = self.let_go(offset, len)?;
         match &self.kind {
             Kind::Shared { own: false, .. } => return Ok(false),
             Kind::Foreign(Foreign { flags, .. }) if flags & libc::MAP_ANONYMOUS == 0 => return Ok(false),
+            _ => {}
+        }
+        let _held = self.let_go(offset, len)?;
+        match &self.kind {
             Kind::Foreign(_) => self.zero(offset, len)?,
             // Given back to the pool, they may be gone when they are next touched.
             Kind::Shared { huge: true, .. } => self.fill_with_zeros(offset, len)?,

@@ -288,9 +288,7 @@ impl Userfault {
             if known & WP == 0 {
                 return Err(UserfaultError::Feature { what: "write protection" });
             }
-            // Pages that are given back stay protected if those can be that are not there.
-            let removed = if known & WP_UNPOPULATED == 0 { EVENT_REMOVE } else { 0 };
-            features = WP | removed | known & (WP_SHMEM | WP_UNPOPULATED);
+            features = WP | known & (WP_SHMEM | WP_UNPOPULATED);
         }
         if features & EVENT_REMOVE & !known != 0 {
             return Err(UserfaultError::Feature { what: "events of removed pages" });
@@ -411,15 +409,24 @@ impl Userfault {
             (Some(libc::EAGAIN), _) => Ok(Filled::Changing),
             (Some(libc::EEXIST), _) => {
                 // Another fault of the same page may have come before it was filled.
-                let page = host_page_size() as u64;
-                let mut arg = UffdioRange { start: self.host(addr, page)?, len: page };
-                // SAFETY: the structure is the one of the request, which touches no memory.
-                unsafe { ioctl(&self.fd, UFFDIO_WAKE, &mut arg) }?;
+                self.wake(addr)?;
                 Ok(Filled::Present)
             }
-            (Some(libc::ENOENT | libc::EINVAL), _) => Ok(Filled::Gone),
+            (Some(libc::ENOENT | libc::EINVAL), _) => {
+                // Whoever waits finds what is mapped there now. What is not served any more has nobody who waits.
+                let _ = self.wake(addr);
+                Ok(Filled::Gone)
+            }
             _ => Err(error),
         }
+    }
+
+    /// Has those look again who wait for this page.
+    fn wake(&self, addr: GuestAddress) -> io::Result<()> {
+        let page = host_page_size() as u64;
+        let mut arg = UffdioRange { start: self.host(addr, page)?, len: page };
+        // SAFETY: the structure is the one of the request, which touches no memory.
+        unsafe { ioctl(&self.fd, UFFDIO_WAKE, &mut arg) }
     }
 
     /// Has writes to `len` bytes wait, or lets those go on that wait.
@@ -484,8 +491,8 @@ impl AsFd for Userfault {
 }
 
 /// Keeps pages from going away behind the back of whoever has [protected](Userfault::protect) them, until this is dropped:
-/// what is discarded, cleared or mapped over in these slots is overwritten with zeros first, which waits as any write
-/// does. Drop the [`Userfault`] first, so that nobody waits any more.
+/// what is cleared or mapped over in these slots is overwritten with zeros first, which waits as any write does, and what
+/// is discarded is overwritten only. Drop the [`Userfault`] first, so that nobody waits any more.
 #[derive(Debug)]
 #[must_use = "the pages are not held any more when this is dropped"]
 pub struct HeldPages(Vec<RamSlot>);

@@ -150,6 +150,25 @@ fn no_child_sees_what_another_one_or_the_parent_writes() {
     assert!(usage.unique > 0 && usage.shared > 0 && usage.reclaimable == 0, "{usage:?}");
 }
 
+#[test]
+fn forks_of_the_same_machine_and_of_its_children_know_each_other() {
+    let _alone = alone();
+    let (kvm, parent, said) = (Kvm::open().unwrap(), parent(), Said::default());
+    let plan = ForkPlan::new(1, GuestClock::Continue, |child| devices(child, &said));
+    let first = parent.fork(&kvm, &plan).unwrap();
+    let second = parent.fork(&kvm, &plan).unwrap();
+    until(&second[0], "a second child has its number", || number(&second[0], NUMBER) & 0xffff == 1);
+    let third = first[0].fork(&kvm, &plan).unwrap();
+    // Named like the second, which is a child of the first's parent.
+    let plan = ForkPlan::new(1, GuestClock::Continue, |_| devices(1, &said));
+    let error = third[0].fork(&kvm, &plan).unwrap_err();
+    let expected = r#"child 3: device "fw-cfg": its contents of all files is child 1's too"#;
+    assert_eq!(error.to_string(), expected);
+    // Who is gone has nothing.
+    drop(second);
+    assert_eq!(third[0].fork(&kvm, &plan).unwrap().len(), 1);
+}
+
 /// The errors of forks of a machine whose third child is made by `third`.
 fn refused(template: &Template, third: impl Fn(u64) -> Made + Send + Sync) -> ForkError {
     let before = taken();
@@ -204,12 +223,12 @@ fn a_fork_that_fails_names_the_child_and_leaves_nothing() {
     assert!(matches!(parent.fork(&kvm, &plan), Err(ForkError::Parent(_))));
     drop(parent);
     let children = template.fork(&kvm, &plan).unwrap();
-    all_have_spoken(&children, 0, &said);
+    all_have_spoken(&children, 30, &said);
     // Names are free again when their machines are gone.
-    let again = ForkPlan::new(1, GuestClock::Continue, |_| devices(1, &said));
+    let again = ForkPlan::new(1, GuestClock::Continue, |_| devices(31, &said));
     assert!(matches!(
         template.fork(&kvm, &again),
-        Err(ForkError::SameIdentity { holder: Holder::Child(1), .. })
+        Err(ForkError::SameIdentity { holder: Holder::Child(31), .. })
     ));
     drop(children);
     template.fork(&kvm, &again).unwrap();

@@ -22,7 +22,8 @@ use crate::{GuestDirtyLog, VmError};
 /// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
 /// is. While a checkpoint exists, the machine's writes are logged, which costs the guest a fault for each page that it
 /// writes after each reset. So there is one checkpoint at a time, and no other
-/// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that.
+/// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
+/// memory while it goes back may be undone or not.
 ///
 /// ```
 /// use ossature_core::machine::Machine;

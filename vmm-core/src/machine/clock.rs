@@ -3,7 +3,8 @@
 use super::state::MachineState;
 use crate::{VcpuState, VmError, VmState};
 
-/// What the clock of a guest does that goes on from a snapshot: kvmclock, the TSC and its timers. The real-time clock is
+/// What the clock of a guest does that goes on from a snapshot: kvmclock and the TSC, with the timer that
+/// has a deadline by it. Other timers go on where they were. The real-time clock is
 /// the host's at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

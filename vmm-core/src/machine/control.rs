@@ -1,7 +1,7 @@
 //! Control of a machine: one operation at a time, on the thread that asks for it. Control waits for vCPUs, vCPUs and
 //! control wait for devices' workers, workers for the host's kernel; nothing waits the other way round.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use ossature_bus::{Device, DeviceEvent};
@@ -11,6 +11,7 @@ use super::board::Board;
 use super::clock::GuestClock;
 use super::error::LifecycleError;
 use super::events::MachineEvent;
+use super::fork::Lineage;
 use super::mailbox::{Mailbox, Order};
 use super::outcome::Outcome;
 use super::payload::Payload;
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     control: Mutex<Option<Control>>,
     /// The same board as the control's, for those who only look.
     board: Mutex<Option<Arc<Board>>>,
+    /// What it came of by forks, and what comes of it.
+    pub(super) lineage: OnceLock<Arc<Lineage>>,
 }
 
 /// A built machine as its control sees it.
@@ -51,7 +54,12 @@ pub(super) struct Control {
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { status: Arc::default(), control: Mutex::new(None), board: Mutex::new(None) }
+        Self {
+            status: Arc::default(),
+            control: Mutex::new(None),
+            board: Mutex::new(None),
+            lineage: OnceLock::new(),
+        }
     }
 
     /// The machine has been built.
@@ -260,6 +268,8 @@ impl Control {
         self.on_each_vcpu(Vcpu::reset)?;
         self.board.vm().reset().map_err(LifecycleError::Vm)?;
         self.board.ram().clear().map_err(LifecycleError::Memory)?;
+        // Nothing is to come any more.
+        self.pager = None;
         let platform = self.board.platform(self.cpus);
         if let Some(payload) = &mut self.payload {
             let registers = payload

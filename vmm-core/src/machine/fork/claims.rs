@@ -35,9 +35,13 @@ impl Claim {
 }
 
 impl Claims {
-    pub(super) fn of_parent(identities: Vec<Identity>) -> Self {
-        let held = identities.into_iter().map(|identity| (identity, Claim::Parent)).collect();
-        Self { held, crowd: 0 }
+    /// What the machine has that is forked, and no child of it.
+    pub(super) fn of_parent(&mut self, identities: Vec<Identity>) {
+        for identity in identities {
+            if self.held.get(&identity).and_then(Claim::holder).is_none() {
+                self.held.insert(identity, Claim::Parent);
+            }
+        }
     }
 
     #[cfg(test)]

@@ -8,15 +8,16 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_bus::Panic;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use ossature_memory::memory_file;
+use rustix::fs::{SealFlags, fcntl_add_seals};
 
+use super::Machine;
 use super::builder::MachineBuilder;
 use super::handle::MachineHandle;
 use super::snapshot::{Saved, Snapshot, SnapshotError};
-use super::{LifecycleState, Machine};
 use crate::Hypervisor;
 use claims::Claims;
 pub use error::{ForkError, Holder};
@@ -66,31 +67,44 @@ pub struct Template {
     name: String,
     saved: Arc<Saved>,
     file: Arc<File>,
+    lineage: Arc<Lineage>,
+}
+
+/// A machine and all that come of it, by forks of forks too.
+#[derive(Default)]
+pub(super) struct Lineage {
     claims: Mutex<Claims>,
     /// The number of the next child.
     next: AtomicU64,
+}
+
+impl Lineage {
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Template {
     /// A template that is stored. Its memory is not read before it is used; see [`Snapshot::verify_memory`]. Who the
     /// parent was is not in it, but for what the states of devices say: these refuse the parent's MAC and CID.
     pub fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
-        Self::of("clone", snapshot, Claims::default())
+        Self::of("clone", snapshot, Arc::default())
     }
 
-    fn of(name: &str, snapshot: Snapshot, claims: Claims) -> Result<Self, SnapshotError> {
+    fn of(name: &str, snapshot: Snapshot, lineage: Arc<Lineage>) -> Result<Self, SnapshotError> {
         let file = Arc::clone(snapshot.file()?);
         let (name, saved) = (name.to_owned(), Arc::new(Saved::new(snapshot)?));
-        Ok(Self { name, saved, file, claims: Mutex::new(claims), next: AtomicU64::new(0) })
+        Ok(Self { name, saved, file, lineage })
     }
 
     /// Makes the children of `plan`, and starts them. All of them, or none: all are built before any starts, and on an
-    /// error nothing is left of them. Their numbers go on from those of the forks before.
+    /// error nothing is left of them. Their numbers go on from those of the forks before, of the same machine and of its
+    /// children, none of whom has what is another one's.
     pub fn fork(&self, hypervisor: &dyn Hypervisor, plan: &ForkPlan<'_>) -> Result<Vec<Machine>, ForkError> {
         if plan.children == 0 {
             return Err(ForkError::NoChildren);
         }
-        let first = self.next.fetch_add(plan.children, Ordering::Relaxed);
+        let first = self.lineage.next.fetch_add(plan.children, Ordering::Relaxed);
         let numbers = first..first.saturating_add(plan.children);
         let prepared = numbers.map(|child| Ok((child, self.prepare(plan, child)?)));
         let prepared = prepared.collect::<Result<Vec<_>, ForkError>>()?;
@@ -114,8 +128,9 @@ impl Template {
                 builder = change(builder, child);
             }
             let builder = builder.clock(plan.clock).clone_of(Arc::clone(&self.saved));
-            let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-            claims.claim(child, &builder.devices, &builder.shared)?;
+            self.lineage.claims().claim(child, &builder.devices, &builder.shared)?;
+            // A machine that is built here has none yet.
+            let _ = builder.shared.lineage.set(Arc::clone(&self.lineage));
             Ok(builder)
         });
         prepared.unwrap_or_else(|panic| Err(ForkError::Panicked { child, message: panic.message }))
@@ -128,35 +143,27 @@ impl MachineHandle {
     ///
     /// What is on disks is no part of it: see [`snapshot`](Self::snapshot).
     pub fn template(&self) -> Result<Template, SnapshotError> {
-        let (file, name, identities) = self.shared.control("make a template of", |control| {
-            let runs = control.state() == LifecycleState::Running;
-            if runs {
-                control.pause()?;
-            }
-            let written = memory_file().and_then(|file| control.snapshot_to(&file).map(|()| file));
-            let identities = control.board.identities();
-            if runs {
-                control.resume()?;
-            }
-            Ok(written.map(|file| (file, control.name.clone(), identities)))
+        const CALL: &str = "make a template of";
+        let (file, name, identities) = self.shared.control(CALL, |control| {
+            Ok(control.at_rest(CALL, |control| {
+                let file = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
+                control.snapshot_to(&file)?;
+                Ok((file, control.name.clone(), control.board.identities()))
+            }))
         })??;
         // Whoever has the descriptor can rely on it as much as this process.
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         fcntl_add_seals(&file, seals)
             .map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?;
-        Template::of(&name, Snapshot::from_file(file)?, Claims::of_parent(identities))
+        let lineage = Arc::clone(self.shared.lineage.get_or_init(Arc::default));
+        lineage.claims().of_parent(identities);
+        Template::of(&name, Snapshot::from_file(file)?, lineage)
     }
 
     /// Makes a [template](Self::template) of the machine, which goes on, and [forks](Template::fork) it.
     pub fn fork(&self, hypervisor: &dyn Hypervisor, plan: &ForkPlan<'_>) -> Result<Vec<Machine>, ForkError> {
         self.template()?.fork(hypervisor, plan)
     }
-}
-
-fn memory_file() -> Result<File, SnapshotError> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = memfd_create("ossature-template", flags);
-    Ok(file.map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?.into())
 }
 
 /// The descriptor of its file.

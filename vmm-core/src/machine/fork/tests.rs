@@ -13,7 +13,8 @@ fn device(id: u8) -> Box<dyn Device> {
 #[test]
 fn what_a_machine_has_is_free_when_it_is_gone() {
     let parents = Identity::new(Identity::GENERATION, GenerationId([1; 16]).to_string());
-    let mut claims = Claims::of_parent(vec![parents]);
+    let mut claims = Claims::default();
+    claims.of_parent(vec![parents]);
     let machines = [(); 2].map(|()| Arc::new(Shared::new()));
     let error = claims.claim(0, &[device(1)], &machines[0]).unwrap_err();
     let expected = r#"child 0: device "generation": its generation ID 01010101-0101-0101-0101-010101010101 is the parent's too"#;

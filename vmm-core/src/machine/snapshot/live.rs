@@ -25,6 +25,7 @@ use super::file::NewFile;
 use super::identity::Identity;
 use super::memory::{CHUNK, MemoryTable, PlacedChunk};
 use super::save;
+use super::shape::Shape;
 use crate::machine::control::Control;
 use crate::machine::status::Status;
 use crate::machine::{LifecycleState, MachineHandle, MachineState};
@@ -125,7 +126,6 @@ impl Control {
             ready,
             status: Arc::clone(&self.status),
             written: BTreeSet::new(),
-            removed: BTreeSet::new(),
             waiting: VecDeque::new(),
             buffer: vec![0; CHUNK as usize],
             waits: 0,
@@ -139,23 +139,22 @@ impl Control {
         let thread = thread.map_err(failed)?;
         // If that fails, the thread says why.
         let _ = is_ready.recv();
-        let begun = Instant::now();
-        let mut protect = || {
-            order.send(Order::Protect);
-            let _ = is_ready.recv();
-        };
-        let state = self.pause_and_save(&slots, || last(&mut protect));
-        let paused = begun.elapsed();
-        let shape = self.board.shape(self.cpus);
-        let begun = state.and_then(|state| {
-            let (identity, sections) = (Identity::new(None)?, save::sections(&shape, &state));
+        let started_pause = Instant::now();
+        // On an error the order ends with it, and with that the thread and the protection.
+        let begun = self.pause_and_save(&slots, move |shape, state| {
+            last(&mut || {
+                order.send(Order::Protect);
+                let _ = is_ready.recv();
+            });
+            let (identity, sections) = (Identity::new(None)?, save::sections(shape, state));
             let header = save::begin(file, &identity, &sections, &table)?;
             order.send(Order::Copy(table, header.memory));
-            Ok((state, identity, header))
+            Ok((identity, header))
         });
-        drop(order);
+        let paused = started_pause.elapsed();
+        let shape = self.board.shape(self.cpus);
         let copied = thread.join().unwrap_or(Err(ENDED));
-        let (table, waits, (state, identity, header)) = match (begun, copied) {
+        let (table, waits, (state, (identity, header))) = match (begun, copied) {
             (Ok(begun), Ok((table, waits))) => (table, waits, begun),
             // The thread has ended because the other has failed.
             (Err(error), Err(SnapshotError::Interrupted { .. }) | Ok(_)) | (_, Err(error)) => {
@@ -167,24 +166,26 @@ impl Control {
         Ok(LiveSnapshot { paused, protected, waits })
     }
 
-    /// Pauses the machine, takes its state, and has it go on.
-    fn pause_and_save(
+    /// Pauses the machine, takes its state, begins with what is to be done with it, and has it go on: with devices that may
+    /// write to memory at once, and wait while they hold what others need to go on. So whoever lets them write must be at
+    /// work before.
+    fn pause_and_save<T>(
         &mut self,
         slots: &[RamSlot],
-        protect: impl FnOnce(),
-    ) -> Result<MachineState, SnapshotError> {
+        begin: impl FnOnce(&Shape, &MachineState) -> Result<T, SnapshotError>,
+    ) -> Result<(MachineState, T), SnapshotError> {
         self.pause()?;
-        let state = self.save();
-        let same = |slot: &RamSlot| (slot.id, slot.guest_addr, slot.size);
-        let unchanged = self.board.ram().slots().map(|slot| same(&slot)).eq(slots.iter().map(same));
-        // Last: to save a state may write to memory.
-        protect();
+        let begun = self.save().map_err(SnapshotError::from).and_then(|state| {
+            let same = |slot: &RamSlot| (slot.id, slot.guest_addr, slot.size);
+            if !self.board.ram().slots().map(|slot| same(&slot)).eq(slots.iter().map(same)) {
+                return Err(SnapshotError::Interrupted { reason: "memory was added or removed" });
+            }
+            // Last: to save a state may write to memory.
+            let begun = begin(&self.board.shape(self.cpus), &state)?;
+            Ok((state, begun))
+        });
         self.resume()?;
-        let state = state?;
-        if !unchanged {
-            return Err(SnapshotError::Interrupted { reason: "memory was added or removed" });
-        }
-        Ok(state)
+        begun
     }
 }
 
@@ -242,8 +243,6 @@ struct Copier {
     done: Vec<bool>,
     /// Pieces that were written before the machine was paused.
     written: BTreeSet<u64>,
-    /// Pieces of which something was given back before the machine was paused: when exactly it goes, nobody knows.
-    removed: BTreeSet<u64>,
     waiting: VecDeque<GuestAddress>,
     buffer: Vec<u8>,
     waits: u64,
@@ -263,7 +262,6 @@ impl Copier {
         match self.next_order(true)? {
             Order::Protect => {
                 self.let_through()?;
-                self.written.append(&mut self.removed);
                 self.protect_written()?;
             }
             Order::Copy(..) => return Err(ENDED),
@@ -358,12 +356,8 @@ impl Copier {
 
     fn take_events(&mut self) -> Result<(), SnapshotError> {
         while let Some(event) = self.faults.next_event().map_err(failed)? {
-            match event {
-                UserfaultEvent::Fault { addr } => self.waiting.push_back(addr),
-                UserfaultEvent::Removed { addr, len } if len > 0 => {
-                    self.removed.extend(addr.0 / PIECE..=(addr.0 + (len - 1)) / PIECE);
-                }
-                _ => {}
+            if let UserfaultEvent::Fault { addr } = event {
+                self.waiting.push_back(addr);
             }
         }
         Ok(())

@@ -18,6 +18,8 @@ use super::source::SnapshotSource;
 const MAGIC: [u8; 8] = *b"OSSAPACK";
 const VERSION: u16 = 1;
 const HEADER: usize = 32;
+/// More than a snapshot can have: its memory, and as much again for what is beside that.
+const MAX_SIZE: u64 = 2 * super::memory::MAX_CHUNKS as u64 * super::memory::CHUNK;
 const BLOCK: usize = 64 << 10;
 
 /// A snapshot in a compressed file: see [`write`](Self::write).
@@ -80,6 +82,9 @@ impl PackedSnapshot {
             u64::from_le_bytes(bytes.unwrap_or_default())
         };
         let (size, blocks) = (number(16), number(16).div_ceil(BLOCK as u64));
+        if number(16) > MAX_SIZE {
+            return Err(invalid("it is larger than any snapshot"));
+        }
         // Also what bounds the allocation.
         let start = blocks.saturating_mul(4).saturating_add(HEADER as u64);
         if start > has {
