@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use ossature_bus::{Event, Panic, spawn_thread};
 use ossature_memory::vm_memory::GuestAddress;
@@ -45,6 +46,9 @@ pub struct MemoryProgress {
     pub prefetching: bool,
 }
 
+/// How often is looked whether a machine has ended that waits for its memory.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// What is fetched before it is touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Prefetch {
@@ -67,6 +71,7 @@ pub(in crate::machine) struct Pager {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     snapshot: u64,
+    status: Arc<Status>,
 }
 
 /// What the thread and the others share.
@@ -80,7 +85,7 @@ struct Shared {
     faults: AtomicU64,
     fetched: AtomicU64,
     missing: AtomicU64,
-    /// The chunks that were touched, and before those the ones that were prefetched.
+    /// The chunks that were touched, each once, and before those the ones that were prefetched.
     touched: Mutex<Vec<u32>>,
     failed: Mutex<Option<String>>,
 }
@@ -147,7 +152,7 @@ impl Pager {
             bytes: Vec::new(),
             failed: false,
             shared: Arc::clone(&shared),
-            status: pages.status,
+            status: Arc::clone(&pages.status),
         };
         let name = format!("pager:{}", pages.machine);
         let thread = spawn_thread(&name, move || {
@@ -161,7 +166,7 @@ impl Pager {
             let _ = Panic::catch(move || drop(handler));
         });
         let thread = Some(thread.map_err(thread_failed)?);
-        Ok(Ok(Self { shared, thread, snapshot }))
+        Ok(Ok(Self { shared, thread, snapshot, status: pages.status }))
     }
 
     pub(in crate::machine) fn progress(&self) -> MemoryProgress {
@@ -183,9 +188,16 @@ impl Pager {
         lock(&self.shared.failed).clone().map(|reason| SnapshotError::OnDemand { reason })
     }
 
-    /// Fetches what is missing, and ends.
+    /// Fetches what is missing, and ends, unless the machine does before.
     pub(in crate::machine) fn finish(&mut self) -> Result<(), SnapshotError> {
         self.end(&self.shared.all);
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if self.status.outcome().is_some() {
+                let ended = SnapshotError::Interrupted { reason: "the machine has ended" };
+                return Err(self.failure().unwrap_or(ended));
+            }
+            thread::sleep(LOOK);
+        }
         if let Some(thread) = self.thread.take() {
             // It does not panic: what it runs is caught.
             let _ = thread.join();
@@ -360,7 +372,12 @@ impl Handler {
             let offset = addr.0 - chunk.addr;
             if missing && !self.is_removed(index, offset) {
                 self.shared.faults.fetch_add(1, Ordering::Relaxed);
-                lock(&self.shared.touched).push(index as u32);
+                let mut touched = lock(&self.shared.touched);
+                // It is on its way already, or was prefetched.
+                if !touched.contains(&(index as u32)) {
+                    touched.push(index as u32);
+                }
+                drop(touched);
                 self.install(index, offset)?;
             }
         }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::source::SnapshotSource;
 
@@ -17,14 +17,15 @@ const MAGIC: [u8; 8] = *b"OSSAPAGE";
 const VERSION: u32 = 1;
 /// The most that is asked for at once.
 const MAX_READ: usize = 2 << 20;
-/// How long a peer may take.
+/// How long a peer may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const BYTES: u32 = 0;
 const ZEROS: u32 = 1;
 const UNREADABLE: u32 = 2;
 
-/// A snapshot that a peer [serves](serve_snapshot) over a socket. A peer that says nothing for 30 seconds is an error.
+/// A snapshot that a peer [serves](serve_snapshot) over a socket. A peer that takes longer than 30 seconds for an answer, of at
+/// most 2 MiB, is an error.
 ///
 /// Nothing proves who the peer is, and nothing is encrypted: both are up to the socket, such as a Unix socket in a folder
 /// that others cannot reach, or a tunnel. What the peer sends is checked as a file from elsewhere is.
@@ -59,6 +60,7 @@ pub struct RemoteSnapshot<S> {
     size: u64,
     /// After an error, nobody knows what comes next.
     broken: bool,
+    patience: Duration,
 }
 
 impl RemoteSnapshot<UnixStream> {
@@ -102,7 +104,7 @@ impl<S: Read + Write> RemoteSnapshot<S> {
         }
         let _reserved: [u8; 4] = read(&mut stream)?;
         let size = u64::from_le_bytes(read(&mut stream)?);
-        Ok(Self { stream, size, broken: false })
+        Ok(Self { stream, size, broken: false, patience: PATIENCE })
     }
 
     fn ask(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
@@ -111,7 +113,7 @@ impl<S: Read + Write> RemoteSnapshot<S> {
         self.stream.write_all(&question)?;
         self.stream.flush()?;
         match u32::from_le_bytes(read(&mut self.stream)?) {
-            BYTES => self.stream.read_exact(bytes),
+            BYTES => read_within(&mut self.stream, bytes, self.patience),
             ZEROS => {
                 bytes.fill(0);
                 Ok(())
@@ -176,6 +178,23 @@ pub fn serve_snapshot(mut source: impl SnapshotSource, mut stream: impl Read + W
         }
         stream.flush()?;
     }
+}
+
+/// Fills `bytes`, or fails: a peer may not keep a guest waiting by one byte at a time.
+fn read_within(stream: &mut impl Read, mut bytes: &mut [u8], patience: Duration) -> io::Result<()> {
+    let since = Instant::now();
+    while !bytes.is_empty() {
+        match stream.read(bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => bytes = bytes.get_mut(len..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if !bytes.is_empty() && since.elapsed() >= patience {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
 }
 
 fn read<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {

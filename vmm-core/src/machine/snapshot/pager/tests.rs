@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Instant;
 
 use ossature_memory::{Backing, RamConfig};
 
 use super::*;
+use crate::machine::control::Control;
 use crate::machine::{BuildError, BuildErrors, Machine, MachineBuilder, OnReset, Snapshot};
 use crate::scripted::{Script, Scripted};
 
@@ -350,6 +352,42 @@ fn the_next_machine_finds_the_working_set() {
     assert_eq!(refused(other), "its working set: it is of another snapshot");
     let beyond = WorkingSet { chunks: vec![0, (RAM / CHUNK) as u32], ..set };
     assert_eq!(refused(beyond), "its working set: it has memory that the snapshot has not");
+}
+
+#[test]
+fn whoever_waits_for_all_memory_is_told_that_the_machine_has_ended() {
+    /// Memory that does not come before the gate is open.
+    struct Held(File, mpsc::Receiver<()>);
+
+    impl SnapshotSource for Held {
+        fn size(&mut self) -> io::Result<u64> {
+            self.0.size()
+        }
+
+        fn fetch(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+            if bytes.len() as u64 == CHUNK {
+                let _ = self.1.recv();
+            }
+            self.0.fetch(offset, bytes)
+        }
+    }
+
+    if forbidden() {
+        return;
+    }
+    let (gate, held) = mpsc::channel();
+    let machine = restored(Snapshot::from_source(Held(saved(), held)).unwrap());
+    let handle = machine.handle();
+    let finish = thread::spawn(move || {
+        let pager = |control: &mut Control| Ok(control.pager.as_mut().unwrap().finish());
+        handle.shared.control("save", pager).unwrap()
+    });
+    machine.handle().stop();
+    let error = finish.join().unwrap().unwrap_err();
+    assert!(matches!(error, SnapshotError::Interrupted { .. }), "{error}");
+    drop(gate);
+    // What is still to come comes.
+    check(&machine, &memory());
 }
 
 #[test]

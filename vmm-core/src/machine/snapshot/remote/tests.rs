@@ -112,3 +112,24 @@ fn peers_that_speak_otherwise_are_refused() {
     one.write_all(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x20, 0]).unwrap();
     assert_eq!(server.join().unwrap().unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
+
+#[test]
+fn a_peer_that_sends_byte_by_byte_is_given_up() {
+    /// Gives one byte with each call, for ever.
+    struct Slow;
+
+    impl Read for Slow {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            bytes[..1].fill(1);
+            Ok(1)
+        }
+    }
+
+    let mut bytes = [0; 3];
+    read_within(&mut Slow, &mut bytes, Duration::from_secs(60)).unwrap();
+    assert_eq!(bytes, [1; 3]);
+    let error = read_within(&mut Slow, &mut bytes, Duration::ZERO).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    // What has come is taken, however long it took.
+    read_within(&mut Slow, &mut bytes[..1], Duration::ZERO).unwrap();
+}
