@@ -83,6 +83,7 @@ fn c1_flags_of_snapshots_that_make_no_sense_are_wrong_usage() {
     refuses(&["--kernel", "k", "--snapshot-to", "f", "--snapshot-on", "KILL"], 2, &["--snapshot-on", "USR1"]);
     refuses(&["--restore", "f", "--on-reset", "restart"], 2, &["--on-reset restart", "--kernel"]);
     refuses(&["--restore", "f", "--kernel", "k", "--map-kernel"], 2, &["--map-kernel", "--restore"]);
+    refuses(&["--kernel", "k", "--on-demand"], 2, &["--restore"]);
 }
 
 #[test]
@@ -94,10 +95,10 @@ fn c3_files_that_are_no_snapshots_are_named() {
     refuses(&["--restore", &text], 1, &[&text, "it is no snapshot"]);
     let cut = files.with("cut", b"OSSASNAP\x01\0");
     refuses(&["--restore", &cut], 1, &[&cut, "truncated: 10 bytes"]);
-    let mut newer = b"OSSASNAP\x02\0".to_vec();
+    let mut newer = b"OSSASNAP\x09\0".to_vec();
     newer.resize(100, 0);
     let newer = files.with("newer", &newer);
-    refuses(&["--restore", &newer], 1, &[&newer, "version 2 of the format; known is version 1"]);
+    refuses(&["--restore", &newer], 1, &[&newer, "version 9 of the format; known are versions up to 2"]);
 }
 
 #[test]
@@ -122,7 +123,12 @@ fn a_machine_goes_on_from_its_file_and_what_does_not_fit_is_said_in_flags() {
     );
     assert!(request(control, "snapshot /no/such/folder/f").starts_with("error: /no/such/folder/f: "));
     let taken = request(control, &format!("snapshot {guest}"));
-    assert!(taken.contains("it exists and is no snapshot"), "{taken}");
+    assert!(taken.contains("it exists and is something else"), "{taken}");
+    assert!(request(control, "snapshot-live /no/such/folder/f").starts_with("error: /no/such/folder/f: "));
+    assert_eq!(
+        request(control, "working-set f"),
+        "error: its memory does not come on demand: use --on-demand"
+    );
     let warned = request(control, &format!("snapshot {snapshot}"));
     assert!(warned.starts_with("ok. ") && warned.contains("changes its disks"), "{warned}");
     assert_eq!(request(control, "pause"), "ok");
