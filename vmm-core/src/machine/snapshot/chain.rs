@@ -217,9 +217,11 @@ fn copy<'a>(
     parts: impl Iterator<Item = &'a Visible>,
 ) -> Result<(), SnapshotError> {
     let dma = ram.dma();
-    let mut buffer = vec![0; CHUNK as usize];
+    // Most machines have nothing to copy, and to make a buffer takes longer than much else of a fork.
+    let mut buffer = Vec::new();
     for part in parts {
         let Some(layer) = diffs.get(part.layer) else { continue };
+        buffer.resize(CHUNK as usize, 0);
         let read = layer.memory.read_pages(&mut &*layer.file, layer.start, part.chunk, &mut buffer)?;
         let Some(chunk) = read else { continue };
         for bytes in part.pages.bytes() {
