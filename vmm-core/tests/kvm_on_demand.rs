@@ -150,6 +150,8 @@ fn a_guest_runs_while_its_memory_comes_from_a_file_or_a_peer() {
     let (file, last) = saved();
     let machine = restored(Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand());
     goes_on(&machine, last);
+    // What was touched comes first, and the rest of a chunk after it.
+    until(&machine, |machine| machine.memory_progress().unwrap().unwrap().missing == 0);
     let progress = machine.memory_progress().unwrap().unwrap();
     // The code, and what each segment reaches.
     assert_eq!((progress.faults, progress.fetched, progress.missing), (5, 10 << 20, 0), "{progress:?}");
