@@ -15,7 +15,7 @@ use ossature_core::machine::{
 };
 use ossature_core::{Kvm, Registers};
 use ossature_memory::vm_memory::{Bytes, GuestAddress};
-use ossature_memory::{Backing, GuestMmap, RamConfig, Userfault, UserfaultError, UserfaultMode};
+use ossature_memory::{Backing, GuestMmap, RamConfig};
 
 const CODE: u16 = 0x1000;
 const RAM: u64 = 16 << 20;
@@ -42,16 +42,6 @@ fn load(memory: &GuestMmap, _: &Platform) -> Result<Registers, ossature_core::ma
     let Registers { ds, es, fs, gs, .. } = &mut registers;
     [ds, es, fs, gs].into_iter().zip(SEGMENTS).for_each(|(segment, base)| segment.base = base);
     Ok(registers)
-}
-
-/// Returns true, and says why, where the host lets no process serve page faults.
-fn forbidden() -> bool {
-    let opened = Userfault::open(UserfaultMode::WriteProtected);
-    let forbidden = matches!(opened, Err(UserfaultError::Forbidden { .. } | UserfaultError::Missing { .. }));
-    if forbidden {
-        eprintln!("skipped: {}", opened.unwrap_err());
-    }
-    forbidden
 }
 
 /// A guest that has swept over its memory at least once.
@@ -106,9 +96,6 @@ fn restored(snapshot: Snapshot) -> Machine {
 
 #[test]
 fn a_guest_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
-    if forbidden() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest.snap");
     for backing in [Backing::Anonymous, Backing::Memfd] {
@@ -144,9 +131,6 @@ fn saved() -> (File, u64) {
 
 #[test]
 fn a_guest_runs_while_its_memory_comes_from_a_file_or_a_peer() {
-    if forbidden() {
-        return;
-    }
     let (file, last) = saved();
     let machine = restored(Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand());
     goes_on(&machine, last);
@@ -192,9 +176,6 @@ impl SnapshotSource for Lost {
 
 #[test]
 fn a_vcpu_that_waits_for_memory_that_is_lost_or_damaged_ends_by_name() {
-    if forbidden() {
-        return;
-    }
     let (file, _) = saved();
     let length = file.metadata().unwrap().len();
     // Memory is at the end of the file.

@@ -1,4 +1,4 @@
-//! Faults that are served by the test's thread, where the host lets it.
+//! Faults that are served by the test's thread.
 
 use std::thread;
 
@@ -7,19 +7,13 @@ use crate::{Backing, FileBacking, Ram, RamConfig};
 
 const SIZE: u64 = 1 << 20;
 
-/// Userfaults of all of the RAM; `None` where the host forbids it.
-fn faults(ram: &Ram, mode: UserfaultMode) -> Option<Userfault> {
-    let mut faults = match Userfault::open(mode) {
-        Err(e @ (UserfaultError::Forbidden { .. } | UserfaultError::Missing { .. })) => {
-            eprintln!("skipped: {e}");
-            return None;
-        }
-        opened => opened.unwrap(),
-    };
+/// Userfaults of all of the RAM.
+fn faults(ram: &Ram, mode: UserfaultMode) -> Userfault {
+    let mut faults = Userfault::open(mode).unwrap();
     for slot in ram.slots() {
         faults.register(&slot, 0, slot.size).unwrap();
     }
-    Some(faults)
+    faults
 }
 
 fn wait(faults: &Userfault) -> UserfaultEvent {
@@ -35,7 +29,7 @@ fn wait(faults: &Userfault) -> UserfaultEvent {
 fn a_missing_page_comes_when_it_is_touched() {
     let page = host_page_size() as u64;
     let ram = Ram::new(&RamConfig::new(SIZE)).unwrap();
-    let Some(faults) = faults(&ram, UserfaultMode::Missing) else { return };
+    let faults = faults(&ram, UserfaultMode::Missing);
     assert_eq!(faults.next_event().unwrap(), None);
     let dma = ram.dma();
     let reader = thread::spawn(move || dma.read_obj::<u8>(GuestAddress(3 * page + 5)).unwrap());
@@ -66,7 +60,7 @@ fn a_missing_page_comes_when_it_is_touched() {
 fn discarded_pages_are_told_before_they_are_gone() {
     let page = host_page_size() as u64;
     let ram = Ram::new(&RamConfig::new(SIZE)).unwrap();
-    let Some(faults) = faults(&ram, UserfaultMode::Missing) else { return };
+    let faults = faults(&ram, UserfaultMode::Missing);
     let dma = ram.dma();
     let discarder = thread::spawn(move || dma.discard(GuestAddress(4 * page), 2 * page).unwrap());
     faults.wait(None).unwrap();
@@ -84,7 +78,7 @@ fn a_write_to_a_protected_page_waits() {
     let page = host_page_size() as u64;
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let ram = Ram::new(&RamConfig::new(SIZE).backing(backing)).unwrap();
-        let Some(faults) = faults(&ram, UserfaultMode::WriteProtected) else { return };
+        let faults = faults(&ram, UserfaultMode::WriteProtected);
         ram.dma().write(GuestAddress(2 * page), &[1]).unwrap();
         faults.populate(GuestAddress(0), SIZE).unwrap();
         assert_eq!(faults.protect(GuestAddress(0), SIZE, true).unwrap(), Filled::All);
@@ -119,7 +113,7 @@ fn memory_whose_faults_cannot_be_served_is_refused_by_name() {
     ];
     for (config, mode, expected) in cases {
         let ram = Ram::new(&config).unwrap();
-        let Ok(mut faults) = Userfault::open(mode) else { return };
+        let mut faults = Userfault::open(mode).unwrap();
         let slot = ram.slots().next().unwrap();
         let error = faults.register(&slot, 0, SIZE).unwrap_err();
         assert!(matches!(error, UserfaultError::Backing { is } if is == expected), "{error}");
@@ -135,7 +129,7 @@ fn held_pages_are_written_before_they_are_gone() {
         let addr = GuestAddress(3 * page);
         for discard in [true, false] {
             ram.dma().write(addr, &[5]).unwrap();
-            let Some(faults) = faults(&ram, UserfaultMode::WriteProtected) else { return };
+            let faults = faults(&ram, UserfaultMode::WriteProtected);
             let held = HeldPages::of(&ram.slots().collect::<Vec<_>>());
             faults.protect(addr, page, true).unwrap();
             thread::scope(|scope| {

@@ -100,15 +100,7 @@ impl MachineHandle {
     pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<(), SnapshotError> {
         let file = NewFile::create(path.as_ref())?;
         self.shared.control(SNAPSHOT, |control| {
-            let runs = control.state() == LifecycleState::Running;
-            if runs {
-                control.pause()?;
-            }
-            let written = control.snapshot_to(file.file());
-            if runs {
-                control.resume()?;
-            }
-            Ok(written)
+            Ok(control.at_rest(SNAPSHOT, |control| control.snapshot_to(file.file())))
         })??;
         file.commit()
     }

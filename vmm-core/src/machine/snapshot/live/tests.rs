@@ -7,7 +7,7 @@ use ossature_bus::state::StateError;
 use ossature_bus::{
     Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
 };
-use ossature_memory::{Backing, FileBacking, Ram, RamConfig, UserfaultError};
+use ossature_memory::{Backing, FileBacking, Ram, RamConfig};
 
 use super::*;
 use crate::machine::{Machine, Outcome, Snapshot, SnapshotError};
@@ -15,16 +15,6 @@ use crate::scripted::{Script, Scripted};
 
 const RAM: u64 = 24 << 20;
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Returns true, and says why, where the host lets no process have writes wait.
-fn forbidden() -> bool {
-    let opened = Userfault::open(UserfaultMode::WriteProtected);
-    let forbidden = matches!(opened, Err(UserfaultError::Forbidden { .. } | UserfaultError::Missing { .. }));
-    if forbidden {
-        eprintln!("skipped: {}", opened.unwrap_err());
-    }
-    forbidden
-}
 
 fn machine(config: RamConfig) -> Machine {
     let machine = Machine::builder("live").memory(config).build(&Scripted::new([Script::new()])).unwrap();
@@ -83,9 +73,6 @@ impl Writers<'_> {
 
 #[test]
 fn the_image_is_the_memory_of_the_pause_whatever_is_written_since() {
-    if forbidden() {
-        return;
-    }
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let machine = machine(RamConfig::new(RAM).backing(backing));
         let writers = Writers {
@@ -188,9 +175,6 @@ impl Device for Backlog {
 
 #[test]
 fn a_device_that_has_work_when_it_goes_on_waits_for_the_copy_and_not_for_ever() {
-    if forbidden() {
-        return;
-    }
     let builder = Machine::builder("backlog").memory(RamConfig::new(RAM)).device(Backlog(None));
     let machine = builder.build(&Scripted::new([Script::new()])).unwrap();
     machine.start().unwrap();
@@ -211,9 +195,6 @@ fn a_device_that_has_work_when_it_goes_on_waits_for_the_copy_and_not_for_ever() 
 
 #[test]
 fn a_machine_that_ends_meanwhile_leaves_nothing() {
-    if forbidden() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest.snap");
     let machine = machine(RamConfig::new(RAM));
@@ -237,9 +218,6 @@ fn a_machine_that_ends_meanwhile_leaves_nothing() {
 
 #[test]
 fn a_file_that_cannot_be_written_leaves_the_guest_as_it_was() {
-    if forbidden() {
-        return;
-    }
     let machine = machine(RamConfig::new(RAM));
     machine.ram().dma().write(GuestAddress(0x12_3456), b"kept").unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -261,9 +239,6 @@ fn a_file_that_cannot_be_written_leaves_the_guest_as_it_was() {
 
 #[test]
 fn memory_that_cannot_be_protected_is_refused_by_name_and_memory_on_demand_comes_first() {
-    if forbidden() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest.snap");
     let file = tempfile::tempfile().unwrap();

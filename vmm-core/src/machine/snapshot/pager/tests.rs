@@ -16,16 +16,6 @@ use crate::scripted::{Script, Scripted};
 const RAM: u64 = 16 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Returns true, and says why, where the host lets no process serve page faults.
-fn forbidden() -> bool {
-    let opened = Userfault::open(UserfaultMode::Missing);
-    let forbidden = matches!(opened, Err(UserfaultError::Forbidden { .. } | UserfaultError::Missing { .. }));
-    if forbidden {
-        eprintln!("skipped: {}", opened.unwrap_err());
-    }
-    forbidden
-}
-
 /// Memory with zeros between what is not: chunks 0, 2, 3 and 6 are there, of 2 only one page.
 fn memory() -> Vec<u8> {
     let mut bytes = vec![0; RAM as usize];
@@ -117,9 +107,6 @@ fn watched(file: File) -> (Watched, Reads) {
 
 #[test]
 fn memory_is_read_when_it_is_touched_and_zeros_never() {
-    if forbidden() {
-        return;
-    }
     let (source, reads) = watched(saved());
     let snapshot = Snapshot::from_source(source).unwrap();
     let start = snapshot.header.memory;
@@ -145,9 +132,6 @@ fn memory_is_read_when_it_is_touched_and_zeros_never() {
 
 #[test]
 fn a_guest_and_devices_find_their_memory() {
-    if forbidden() {
-        return;
-    }
     let expected = memory();
     let snapshot = Snapshot::from_file(saved()).unwrap().on_demand();
     snapshot.verify_memory().unwrap();
@@ -187,9 +171,6 @@ fn a_guest_and_devices_find_their_memory() {
 
 #[test]
 fn what_is_discarded_is_zero_whether_it_has_come_or_not() {
-    if forbidden() {
-        return;
-    }
     let page = host_page_size() as u64;
     let machine = restored(Snapshot::from_file(saved()).unwrap().on_demand());
     let mut expected = memory();
@@ -240,9 +221,6 @@ fn outcome(source: impl SnapshotSource + 'static) -> Outcome {
 
 #[test]
 fn d2_a_tampered_chunk_is_refused_when_it_is_touched() {
-    if forbidden() {
-        return;
-    }
     let file = saved();
     let start = Snapshot::from_file(file.try_clone().unwrap()).unwrap().header.memory;
     let at = start + 0x6a_bcde;
@@ -256,9 +234,6 @@ fn d2_a_tampered_chunk_is_refused_when_it_is_touched() {
 
 #[test]
 fn a_source_that_fails_or_panics_ends_the_machine_by_name() {
-    if forbidden() {
-        return;
-    }
     let cases =
         [(Failure::Error, "cannot be read: the wire is cut"), (Failure::Panic, "the source is buggy")];
     for (failure, expected) in cases {
@@ -274,9 +249,6 @@ fn a_source_that_fails_or_panics_ends_the_machine_by_name() {
 
 #[test]
 fn memory_that_a_device_misses_while_the_machine_is_built_is_an_error() {
-    if forbidden() {
-        return;
-    }
     let (source, _) = watched(saved());
     let snapshot = Snapshot::from_source(source).unwrap();
     let start = snapshot.header.memory;
@@ -300,9 +272,6 @@ fn memory_that_a_device_misses_while_the_machine_is_built_is_an_error() {
 
 #[test]
 fn a_machine_whose_memory_has_not_come_is_saved_and_reset() {
-    if forbidden() {
-        return;
-    }
     let machine = Machine::builder("restored").on_reset(OnReset::Restart);
     let machine = machine.restore(Snapshot::from_file(saved()).unwrap().on_demand());
     let guest = Script::new();
@@ -322,9 +291,6 @@ fn a_machine_whose_memory_has_not_come_is_saved_and_reset() {
 
 #[test]
 fn the_next_machine_finds_the_working_set() {
-    if forbidden() {
-        return;
-    }
     let file = saved();
     let open = || Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand();
     let machine = restored(open());
@@ -373,9 +339,6 @@ fn whoever_waits_for_all_memory_is_told_that_the_machine_has_ended() {
         }
     }
 
-    if forbidden() {
-        return;
-    }
     let (gate, held) = mpsc::channel();
     let machine = restored(Snapshot::from_source(Held(saved(), held)).unwrap());
     let handle = machine.handle();
@@ -393,9 +356,6 @@ fn whoever_waits_for_all_memory_is_told_that_the_machine_has_ended() {
 
 #[test]
 fn a_source_is_let_go_when_all_has_come() {
-    if forbidden() {
-        return;
-    }
     let (source, reads) = watched(saved());
     let machine = restored(Snapshot::from_source(source).unwrap().prefetch_all());
     until("all comes", || Arc::strong_count(&reads) == 1);
@@ -409,9 +369,6 @@ fn memory_that_others_see_is_copied_and_checked() {
     let (source, reads) = watched(saved());
     let snapshot = Snapshot::from_source(source).unwrap();
     let builder = Machine::builder("restored").memory(RamConfig::new(RAM).backing(Backing::Memfd));
-    if forbidden() {
-        return;
-    }
     let machine = build(builder.restore(snapshot)).unwrap();
     assert_eq!(Arc::strong_count(&reads), 1);
     assert_eq!(machine.memory_progress().unwrap(), None);
