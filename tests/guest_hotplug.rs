@@ -42,12 +42,13 @@ fn expect_calm(log: &str) {
 fn disks_come_and_go_under_load_and_nothing_that_was_completed_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     // Blocks are written one after the other, each durable before it is counted, until the disk is gone: then dd makes a
-    // file of its name.
+    // file of its name. Linux makes the name of a new disk before the disk can be opened.
     let job = format!(
         "for i in $(seq 1 {TIMES}); do\n\
-         until [ -b /dev/vdb ]; do sleep 0.05; done\n\
-         n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/dev/null && \
+         until dd if=/dev/vdb of=/dev/null bs={BLOCK} count=1 2>/dev/null; do sleep 0.05; done\n\
+         n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/run/dd && \
          [ -b /dev/vdb ]; do n=$((n + 1)); echo \"turn $i wrote $n\"; [ $n -lt 200 ] || break; done\n\
+         echo \"turn $i ends: $(head -n 1 /run/dd)\"\n\
          until [ ! -b /dev/vdb ]; do sleep 0.05; done\n\
          [ ! -f /dev/vdb ] || rm /dev/vdb\n\
          echo \"turn $i ended after $n\"\n\

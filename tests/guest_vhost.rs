@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -179,7 +180,7 @@ fn vsock(transport: Transport) {
     let (control, from_guest) = (path("control"), path("from-guest"));
     let (_, hash) = data(&folder, SIZE);
     let mut server = vsock_server(1000, &from_guest);
-    let guest = Guest::new()
+    let mut guest = Guest::new()
         .transport(transport)
         .args(["--vsock", &format!("cid={CID},vhost")])
         .args(["--control".as_ref(), control.as_os_str()])
@@ -188,16 +189,25 @@ fn vsock(transport: Transport) {
         .run("call", &format!("{SOCAT} -u OPEN:/dev/shm/data VSOCK-CONNECT:2:1000"))
         .run("refused", &format!("! {SOCAT} -u OPEN:/dev/null VSOCK-CONNECT:2:1001"))
         .run("serve", &format!("{SOCAT} -u VSOCK-LISTEN:2000 CREATE:/dev/shm/got; sha256sum </dev/shm/got"))
+        .hold()
         .start();
-    let pauses = thread::spawn(move || {
-        for _ in 0..4 * PAUSES {
-            pause_and_resume(&control);
-            thread::sleep(Duration::from_millis(300));
-        }
+    // However long both ways take.
+    thread::scope(|scope| {
+        let (both_ways, done) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            loop {
+                pause_and_resume(&control);
+                match done.recv_timeout(Duration::from_millis(300)) {
+                    Err(RecvTimeoutError::Timeout) => (),
+                    _ => return,
+                }
+            }
+        });
+        assert!(server.wait().unwrap().success());
+        vsock_send(2000, &path("data"));
+        drop(both_ways);
     });
-    assert!(server.wait().unwrap().success());
-    vsock_send(2000, &path("data"));
-    pauses.join().unwrap();
+    guest.while_held(|_| ());
     let ended = guest.wait();
     ended.expect(0);
     assert_eq!(ended.err, "");
