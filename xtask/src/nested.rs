@@ -35,8 +35,19 @@ const MODULES: &[&str] = &[
 ];
 
 /// Environment of the calling process that jobs see too.
-const PASSED_ON: &[&str] =
-    &["PATH", "HOME", "USER", "LANG", "TERM", "RUST_BACKTRACE", "RUST_LOG", "CARGO_TARGET_DIR"];
+const PASSED_ON: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "TERM",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "CARGO_TARGET_DIR",
+    // Of tests at random moments: which, and how many.
+    "SEED",
+    "MOMENTS",
+];
 
 /// The job's standard output, in the shared folder.
 pub const OUT: &str = "out";
