@@ -7,6 +7,7 @@
 
 use std::env;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use ossature::bus::EventLoop;
 use ossature::legacy::{AcpiPower, I8042, Rtc, Serial, SerialPort, backend};
@@ -20,8 +21,8 @@ use ossature::vmm::{Failure, Kvm, install_kick_handler};
 
 const USER: Messages = Messages::new("appliance");
 const USAGE: &str = "usage: appliance KERNEL INITRD DISK TAP [WORD...]";
-/// Linux needs no drivers for more serial ports, and reboots by the keyboard controller.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 quiet";
+/// What this machine has and lacks: a serial port and no other, a keyboard controller that resets it, no PCI.
+const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 pci=off quiet";
 
 fn main() -> ExitCode {
     share_one_heap();
@@ -50,8 +51,7 @@ fn run(kernel: &str, initrd: &str, disk: &str, tap: &str, more: &str) -> Result<
     let disk = Blk::new(RawFile::open(disk, OpenMode::ReadWrite)?, "disk".parse()?);
     let net = Net::new(Tap::open(tap)?, Mac::derived(tap));
     let virtio = |id: &str, device: Box<dyn LocalDevice>| {
-        let io = std::sync::Arc::new(here.clone());
-        VirtioMmio::new(id, device, io).with_interrupt(MmioInterrupt::AlwaysSet)
+        VirtioMmio::new(id, device, Arc::new(here.clone())).with_interrupt(MmioInterrupt::AlwaysSet)
     };
     let machine = Machine::builder("appliance")
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?)
@@ -66,6 +66,5 @@ fn run(kernel: &str, initrd: &str, disk: &str, tap: &str, more: &str) -> Result<
         .device(virtio("net", Box::new(net)))
         .build(&Kvm::open()?)?;
     machine.start()?;
-    let outcome = machine.wait_on(&machine.guard(&here, "appliance"))?;
-    Ok(outcome)
+    Ok(machine.wait_on(&here)?)
 }

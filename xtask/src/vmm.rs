@@ -47,7 +47,7 @@ pub fn build_quietly() -> Result<()> {
 /// # Errors
 /// They do not compile.
 pub fn build_examples() -> Result<()> {
-    process::run(cargo_build("rust_vmm").args(["--example", "fork"]))
+    process::run(cargo_build("rust_vmm").args(["--example", "fork", "--example", "appliance"]))
 }
 
 /// Where [`build_examples`] leaves one.
