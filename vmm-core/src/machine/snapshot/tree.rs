@@ -9,6 +9,8 @@
 //! looks like gets no root for it.
 
 use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
@@ -17,7 +19,6 @@ use super::error::SnapshotError;
 use super::memory::MAX_CHUNKS;
 use super::source::SnapshotSource;
 use super::{Snapshot, header};
-use std::os::fd::OwnedFd;
 
 /// The id of the section that has the leaves.
 pub(super) const ID: &str = "ossature.tree";
@@ -26,6 +27,8 @@ const KIND: &str = "org.ossature.tree";
 const VERSION: u16 = 1;
 const LEAVES: Field = Field::new(1, "leaves");
 
+/// Bytes of the caller's key.
+const SECRET: usize = 32;
 /// Bytes between header and state: the key's id, and the root.
 pub(super) const SEAL: usize = 16 + HASH;
 /// Bytes of a hash.
@@ -105,7 +108,7 @@ impl Eq for SnapshotKey {}
 
 impl SnapshotKey {
     /// Takes 32 random bytes that nobody else knows.
-    pub fn new(secret: [u8; 32]) -> Self {
+    pub fn new(secret: [u8; SECRET]) -> Self {
         let derived = |context| blake3::derive_key(context, &secret);
         let id = derived("ossature 2026 snapshot key id");
         let id = KeyId(id.first_chunk().copied().unwrap_or_default());
@@ -114,6 +117,21 @@ impl SnapshotKey {
             root: derived("ossature 2026 snapshot root"),
             leaf: derived("ossature 2026 snapshot leaf"),
         }
+    }
+
+    /// Reads the 32 bytes: all that there are, or it is no key.
+    pub fn read(from: impl Read) -> io::Result<Self> {
+        let mut bytes = Vec::with_capacity(SECRET + 1);
+        from.take(SECRET as u64 + 1).read_to_end(&mut bytes)?;
+        let found = bytes.len();
+        let wrong = || {
+            let found = if found > SECRET { "more".to_owned() } else { format!("{found} bytes") };
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a key has {SECRET} bytes, and this is {found}"),
+            )
+        };
+        Ok(Self::new(bytes.try_into().map_err(|_| wrong())?))
     }
 
     /// What names it.

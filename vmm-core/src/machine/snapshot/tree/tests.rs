@@ -526,7 +526,7 @@ fn a_compressed_snapshot_is_checked() {
     PackedSnapshot::write(File::open(&path).unwrap(), &packed).unwrap();
     let open = || PackedSnapshot::open(&packed).unwrap();
     assert!(memory(&restore(key().open_source(open()).unwrap()).unwrap()) == expected);
-    assert!(matches!(restore(Snapshot::from_source(open()).unwrap()), Err(_)));
+    refusal(restore(Snapshot::from_source(open()).unwrap()));
     // Packed again by somebody who has no key, with other memory.
     flip(&path, key().open(&path).unwrap().header.memory + 0x1001);
     fs::remove_file(&packed).unwrap();
@@ -573,6 +573,11 @@ fn leaves_that_do_not_fit_are_refused() {
 fn keys_have_ids_and_no_words_about_them_have_the_secret() {
     assert_ne!(key().id(), other_key().id());
     assert_eq!(key().id(), key().id());
+    assert_eq!(SnapshotKey::read(&[7; 32][..]).unwrap(), key());
+    for (len, expected) in [(0, "0 bytes"), (31, "31 bytes"), (33, "more")] {
+        let error = SnapshotKey::read(&vec![7; len][..]).unwrap_err().to_string();
+        assert_eq!(error, format!("a key has 32 bytes, and this is {expected}"));
+    }
     let said = format!("{:?} {}", key(), key().id());
     assert!(!said.contains("070707") && !said.contains("7, 7"), "{said}");
 }
