@@ -269,9 +269,16 @@ impl Snapshot {
         if set.snapshot != self.number {
             return Err(SnapshotError::WorkingSet { reason: "it is of another snapshot" });
         }
-        let chunks = self.memory.placed(0).count();
-        if set.chunks.iter().any(|index| *index as usize >= chunks) {
-            return Err(SnapshotError::WorkingSet { reason: "it has memory that the snapshot has not" });
+        let mut seen = vec![false; self.memory.chunks().count()];
+        for index in &set.chunks {
+            match seen.get_mut(*index as usize) {
+                Some(seen) if !*seen => *seen = true,
+                Some(_) => return Err(SnapshotError::WorkingSet { reason: "it has some memory twice" }),
+                None => {
+                    let reason = "it has memory that the snapshot has not";
+                    return Err(SnapshotError::WorkingSet { reason });
+                }
+            }
         }
         Ok(Self { prefetch: Prefetch::These(set.chunks), ..self })
     }
