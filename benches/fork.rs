@@ -6,21 +6,20 @@
 
 #[path = "floors/fork.rs"]
 mod floor;
+#[path = "support/guest.rs"]
+mod guest;
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ossature::block::NullDisk;
 use ossature::boot::Platform;
 use ossature::bus::Device;
-use ossature::legacy::{AcpiPower, GenerationId, Serial, SerialPort, VmGenId, backend};
+use ossature::legacy::AcpiPower;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
-use ossature::virtio::net::{Mac, Net, StreamSocket};
-use ossature::virtio::vsock::{Cid, Vsock};
-use ossature::virtio::{Blk, LocalDevice, SharedLoop, VirtioMmio};
+use ossature::virtio::SharedLoop;
 use ossature::vmm::machine::{ForkPlan, GuestClock, Machine, PayloadError};
 use ossature::vmm::program::raise_descriptor_limit;
 use ossature::vmm::{Kvm, Registers};
@@ -32,20 +31,9 @@ const DESCRIPTORS: u64 = 56;
 const POWER_OFF: [u8; 6] = [0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
 
 fn devices(number: u64, io: &Arc<SharedLoop>) -> (Vec<Box<dyn Device>>, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let mac = Mac::new([0x52, 0x54, 0, (number >> 16) as u8, (number >> 8) as u8, number as u8]).unwrap();
-    let virtio = |id: &str, device: Box<dyn LocalDevice>| -> Box<dyn Device> {
-        Box::new(VirtioMmio::new(id, device, io.clone()))
-    };
-    let devices: Vec<Box<dyn Device>> = vec![
-        Box::new(AcpiPower::new("power")),
-        Box::new(Serial::new("serial", SerialPort::COM1, backend::none())),
-        Box::new(VmGenId::new("generation", GenerationId::random().unwrap())),
-        virtio("disk", Box::new(Blk::new(NullDisk::new(1 << 20), "disk".parse().unwrap()))),
-        virtio("net", Box::new(Net::new(StreamSocket::from_fd(ours).unwrap(), mac))),
-        virtio("vsock", Box::new(Vsock::new(Cid::try_from(number + 3).unwrap()).unwrap())),
-    ];
-    (devices, theirs)
+    let (mut devices, cable) = guest::devices(number, io);
+    devices.push(Box::new(AcpiPower::new("power")));
+    (devices, cable)
 }
 
 fn payload(memory: &GuestMmap, _: &Platform) -> Result<Registers, PayloadError> {

@@ -7,9 +7,11 @@
 //!   order;
 //! - `-- merge FILE... TO`: the same as one full snapshot.
 //!
-//! `list`, `check` and `merge` take snapshots of any machine, such as `microvm`'s. It needs `/dev/kvm`.
+//! `list`, `check` and `merge` take snapshots of any machine, such as `microvm`'s. With `--key FILE` before it, a step uses a
+//! key of 32 bytes. It needs `/dev/kvm`.
 
 use std::env;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -18,7 +20,7 @@ use std::time::Instant;
 use ossature::boot::Platform;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
-use ossature::vmm::machine::{Machine, Snapshot};
+use ossature::vmm::machine::{Machine, Snapshot, SnapshotKey};
 use ossature::vmm::{Failure, Kvm, Registers};
 
 const COUNTER: GuestAddress = GuestAddress(0x2000);
@@ -26,20 +28,26 @@ const CODE: GuestAddress = GuestAddress(0x1000);
 /// inc dword [0x2000]; jmp to itself
 const GUEST: &[u8] = &[0x66, 0xff, 0x06, 0x00, 0x20, 0xeb, 0xf9];
 
-const USAGE: &str =
-    "usage: snapshot [save FILE [DIFF] | restore FILE... | list FILE... | check FILE... | merge FILE... TO]";
+const USAGE: &str = "usage: snapshot [--key FILE] [save FILE [DIFF] | restore FILE... | list FILE... | check FILE... | merge FILE... TO]";
 
 fn main() -> Result<ExitCode, Failure> {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args[..] {
+    let (key, args) = match args[..] {
+        ["--key", file, ref args @ ..] if !args.is_empty() => {
+            (Some(SnapshotKey::read(File::open(file)?)?), args)
+        }
+        ref args => (None, args),
+    };
+    let key = key.as_ref();
+    match *args {
         [] => tour()?,
-        ["save", file] => save(file, None)?,
-        ["save", file, diff] => save(file, Some(diff))?,
-        ["restore", ref files @ ..] if !files.is_empty() => drop(restore(files, "restored")?),
+        ["save", file] => save(file, None, key)?,
+        ["save", file, diff] => save(file, Some(diff), key)?,
+        ["restore", ref files @ ..] if !files.is_empty() => drop(restore(files, "restored", key)?),
         ["list", ref files @ ..] if !files.is_empty() => files.iter().try_for_each(|file| list(file))?,
-        ["check", ref files @ ..] if !files.is_empty() => check(files)?,
-        ["merge", ref files @ .., to] if !files.is_empty() => merge(files, to)?,
+        ["check", ref files @ ..] if !files.is_empty() => check(files, key)?,
+        ["merge", ref files @ .., to] if !files.is_empty() => merge(files, to, key)?,
         _ => {
             writeln!(io::stderr(), "{USAGE}")?;
             return Ok(ExitCode::from(2));
@@ -66,12 +74,12 @@ fn tour() -> Result<(), Failure> {
     writeln!(io::stdout(), "killed")?;
     list(&full)?;
     list(&diff)?;
-    merge(&[&full, &diff], &merged)?;
+    merge(&[&full, &diff], &merged, None)?;
     // All map the files' memory and see their own changes only.
     let machines = [
-        restore(&[&full], "one"),
-        restore(&[&full, &diff], "two, of the diff"),
-        restore(&[&merged], "three, of what was merged"),
+        restore(&[&full], "one", None),
+        restore(&[&full, &diff], "two, of the diff", None),
+        restore(&[&merged], "three, of what was merged", None),
     ];
     for file in [full, diff, merged] {
         std::fs::remove_file(file)?;
@@ -87,8 +95,12 @@ fn count(machine: &Machine) -> Result<u32, Failure> {
 }
 
 /// Runs a guest that counts, saves it, and then what it has changed, and lets it go on until it is killed.
-fn save(file: &str, diff: Option<&str>) -> Result<(), Failure> {
-    let machine = Machine::builder("saved")
+fn save(file: &str, diff: Option<&str>, key: Option<&SnapshotKey>) -> Result<(), Failure> {
+    let mut builder = Machine::builder("saved");
+    if let Some(key) = key {
+        builder = builder.snapshot_key(key.clone());
+    }
+    let machine = builder
         .memory(RamConfig::new(64 << 20))
         .payload(|memory: &GuestMmap, _: &Platform| {
             memory.write_slice(GUEST, CODE)?;
@@ -127,10 +139,17 @@ fn wait_until(machine: &Machine, is_there: impl Fn(u32) -> bool) -> Result<(), F
     Ok(())
 }
 
+fn open(files: &[&str], key: Option<&SnapshotKey>) -> Result<Snapshot, Failure> {
+    Ok(match key {
+        Some(key) => key.open_chain(files)?,
+        None => Snapshot::open_chain(files)?,
+    })
+}
+
 /// A machine that goes on from a full snapshot, or from the last one of a chain.
-fn restore(files: &[&str], name: &str) -> Result<Machine, Failure> {
+fn restore(files: &[&str], name: &str, key: Option<&SnapshotKey>) -> Result<Machine, Failure> {
     let start = Instant::now();
-    let machine = Machine::builder(name).restore(Snapshot::open_chain(files)?).build(&Kvm::open()?)?;
+    let machine = Machine::builder(name).restore(open(files, key)?).build(&Kvm::open()?)?;
     let saved = count(&machine)?;
     machine.start()?;
     let took = start.elapsed();
@@ -150,6 +169,9 @@ fn list(file: &str) -> Result<(), Failure> {
         (Some(id), None) => writeln!(out, "id: {id}")?,
         (None, _) => writeln!(out, "id: none, as it has version 1 of the format")?,
     }
+    if let Some(key) = snapshot.key_id() {
+        writeln!(out, "tree: of key {key}")?;
+    }
     writeln!(out, "memory in this file: {} KiB", snapshot.memory_in_file() >> 10)?;
     writeln!(out, "devices: {}", snapshot.devices().collect::<Vec<_>>().join(", "))?;
     writeln!(out, "{:<16} {:<32} {:>7} {:>7}", "section", "kind", "version", "bytes")?;
@@ -159,16 +181,16 @@ fn list(file: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compares all of the files with their checksums, and each diff with its base.
-fn check(files: &[&str]) -> Result<(), Failure> {
-    Snapshot::open_chain(files)?.verify_memory()?;
+/// Compares all of the files with their checksums, or their trees, and each diff with its base.
+fn check(files: &[&str], key: Option<&SnapshotKey>) -> Result<(), Failure> {
+    open(files, key)?.verify_memory()?;
     writeln!(io::stdout(), "{} is intact", files.join(", "))?;
     Ok(())
 }
 
 /// Makes one full snapshot of a chain.
-fn merge(files: &[&str], to: &str) -> Result<(), Failure> {
-    Snapshot::open_chain(files)?.merge(to)?;
+fn merge(files: &[&str], to: &str, key: Option<&SnapshotKey>) -> Result<(), Failure> {
+    open(files, key)?.merge(to)?;
     writeln!(io::stdout(), "{} is merged to {to}", files.join(", "))?;
     Ok(())
 }

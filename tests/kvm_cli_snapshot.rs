@@ -98,7 +98,7 @@ fn c3_files_that_are_no_snapshots_are_named() {
     let mut newer = b"OSSASNAP\x09\0".to_vec();
     newer.resize(100, 0);
     let newer = files.with("newer", &newer);
-    refuses(&["--restore", &newer], 1, &[&newer, "version 9 of the format; known are versions up to 2"]);
+    refuses(&["--restore", &newer], 1, &[&newer, "version 9 of the format; known are versions up to 3"]);
 }
 
 #[test]
@@ -179,6 +179,50 @@ fn a_machine_goes_on_from_its_file_and_what_does_not_fit_is_said_in_flags() {
     let left: Vec<_> =
         fs::read_dir(files.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".part")), "{left:?}");
+}
+
+#[test]
+fn a_machine_goes_on_by_its_key_and_by_no_other() {
+    let files = Files::new();
+    let path = |name: &str| files.0.path().join(name).to_str().unwrap().to_owned();
+    let guest = files.with("guest", &kernel(X86_64, &echo()));
+    let (key, other, short) =
+        (files.with("key", &[7; 32]), files.with("other", &[8; 32]), files.with("short", &[7; 31]));
+    let (control, snapshot) = (path("control"), path("guest.snap"));
+    let args = ["--kernel", &guest, "--boot", "linux", "--memory", "16M", "--snapshot-key"];
+    refuses(&[&args[..], &["/no/such/key"]].concat(), 1, &["--snapshot-key /no/such/key: ", "No such file"]);
+    refuses(&[&args[..], &[&short]].concat(), 1, &[&short, "a key has 32 bytes, and this is 31 bytes"]);
+    let mut vmm = start(&[&args[..], &[&key, "--control", &control]].concat());
+    assert_eq!(answer(&mut vmm), b'a');
+    assert_eq!(request(Path::new(&control), &format!("snapshot {snapshot}")), "ok");
+    drop(vmm);
+
+    let restore = ["--restore", snapshot.as_str()];
+    refuses(&restore, 2, &[&snapshot, "it was saved with key", "--snapshot-key"]);
+    refuses(&[&restore[..], &["--snapshot-key", &other]].concat(), 1, &[&snapshot, "it was saved with key"]);
+    let plain = path("plain.snap");
+    for more in [&[][..], &["--on-demand"]] {
+        let with_key = ["--snapshot-key", key.as_str(), "--control", &control];
+        let mut again = start(&[&restore[..], &with_key, more].concat());
+        assert_eq!((answer(&mut again), answer(&mut again)), (b'b', b'c'), "{more:?}");
+    }
+    let mut bytes = fs::read(&snapshot).unwrap();
+    bytes[200] ^= 1;
+    let changed = files.with("changed", &bytes);
+    let with_key = ["--restore", &changed, "--snapshot-key", &key];
+    refuses(&with_key, 1, &[&changed, "not what was saved with this key"]);
+
+    // The example says so, too, and checks it.
+    let example = |args: &[&str]| run(Command::new(cli::example("snapshot")).args(args));
+    let listed = Command::new(cli::example("snapshot")).args(["list", &snapshot]).output().unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
+    assert!(text.contains("tree: of key ") && text.contains("ossature.tree"), "{text}");
+    let (code, text) = example(&["check", &snapshot]);
+    assert!(code == 1 && text.contains("it was saved with key"), "{text}");
+    let (code, text) = example(&["--key", &key, "merge", &snapshot, &plain]);
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = example(&["--key", &key, "check", &plain]);
+    assert_eq!(code, 0, "{text}");
 }
 
 #[test]

@@ -9,7 +9,9 @@ mod machine;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data, kvm_debugregs,
@@ -51,9 +53,16 @@ pub(crate) struct Template {
 }
 
 /// A machine that runs until its guest writes to a port.
-pub(crate) struct Child(Option<JoinHandle<VcpuFd>>, #[allow(unused)] Parts);
+pub(crate) struct Child(Option<JoinHandle<(VcpuFd, Instant)>>, #[allow(unused)] Parts);
 
 struct Parts(kvm_ioctls::VmFd, Vec<std::os::fd::OwnedFd>, Memory, Vec<Memory>);
+
+impl Child {
+    /// When its guest wrote to the port.
+    pub(crate) fn ran(mut self) -> Instant {
+        self.0.take().unwrap().join().unwrap().1
+    }
+}
 
 impl Drop for Child {
     fn drop(&mut self) {
@@ -64,8 +73,12 @@ impl Drop for Child {
 impl Template {
     /// Of a machine with so many bytes of memory, whose guest is about to run `code`.
     pub(crate) fn new(len: usize, code: &[u8]) -> Self {
+        Self::in_file(memfd_create("floor", MemfdFlags::CLOEXEC).unwrap().into(), len, code)
+    }
+
+    /// The same in this file.
+    pub(crate) fn in_file(file: File, len: usize, code: &[u8]) -> Self {
         let host = Host::open();
-        let file = File::from(memfd_create("floor", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(len as u64).unwrap();
         file.write_all_at(code, 0x1000).unwrap();
         let doorbell = |(page, queue): (u64, u64)| kvm_ioeventfd {
@@ -87,13 +100,25 @@ impl Template {
     }
 
     pub(crate) fn fork(&self) -> Child {
-        let ram = Memory::of(&self.file, self.len);
+        self.child(&self.file)
+    }
+
+    /// From a file that has memory, of which as much is read as a state takes.
+    pub(crate) fn restore(&self, path: &Path, state: usize) -> Child {
+        let file = File::open(path).unwrap();
+        file.read_exact_at(&mut vec![0; state], 0).unwrap();
+        self.child(&file)
+    }
+
+    fn child(&self, file: &File) -> Child {
+        let ram = Memory::of(file, self.len);
         let machine = self.host.machine_in(ram, &LINES, &self.doorbells, &PAGES);
         self.state.write(&machine);
         let Machine { mut vcpu, vm, events, ram, pages } = machine;
         let run = move || {
             assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x600, [_])));
-            vcpu
+            let now = Instant::now();
+            (vcpu, now)
         };
         Child(Some(std::thread::spawn(run)), Parts(vm, events, ram, pages))
     }

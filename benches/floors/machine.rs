@@ -101,7 +101,12 @@ impl Host {
         let vm = self.kvm.create_vm().unwrap();
         vm.set_tss_address(0xfffb_d000).unwrap();
         // Memory first: a change of the slots waits for what the kernel has changed before.
-        slot(&vm, 0, 0, 0, &ram);
+        let low = ram.len.min(3 << 30);
+        region(&vm, 0, 0, 0, ram.base, low);
+        if ram.len > low {
+            // SAFETY: inside.
+            region(&vm, 1 + pages.len() as u32, 0, 4 << 30, unsafe { ram.base.add(low) }, ram.len - low);
+        }
         let mut mapped = Vec::new();
         for (index, &address) in (1..).zip(pages) {
             let page = Memory::new(4096);
@@ -150,7 +155,11 @@ fn ioctl<T>(vm: &VmFd, request: libc::c_ulong, argument: &T) {
 }
 
 fn slot(vm: &VmFd, slot: u32, flags: u32, guest_phys_addr: u64, memory: &Memory) {
-    let (memory_size, userspace_addr) = (memory.len as u64, memory.base.as_ptr() as u64);
+    region(vm, slot, flags, guest_phys_addr, memory.base, memory.len);
+}
+
+fn region(vm: &VmFd, slot: u32, flags: u32, guest_phys_addr: u64, base: NonNull<u8>, len: usize) {
+    let (memory_size, userspace_addr) = (len as u64, base.as_ptr() as u64);
     let region = kvm_userspace_memory_region { slot, flags, guest_phys_addr, memory_size, userspace_addr };
     // SAFETY: the machine keeps the memory for as long as its vCPU lives.
     unsafe { vm.set_user_memory_region(region) }.unwrap();

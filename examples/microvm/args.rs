@@ -116,6 +116,10 @@ pub struct Args {
     /// file; that of the working set FILE.ws, if it is there, before that
     #[arg(long, requires = "restore")]
     pub on_demand: bool,
+    /// A file of 32 secret bytes: snapshots are saved with this key, and --restore takes no other one. Memory is checked
+    /// before the guest starts, or with --on-demand when it is touched
+    #[arg(long, value_name = "FILE")]
+    pub snapshot_key: Option<PathBuf>,
     /// Where --snapshot-on writes the machine to. A snapshot that is there is replaced, any other file is not
     #[arg(long, value_name = "FILE", requires = "snapshot_on")]
     pub snapshot_to: Option<PathBuf>,

@@ -62,7 +62,9 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
         .on_triple_fault(args.on_triple_fault)
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?); // the process is ours: cheaper than masks
     let builder = linux(args).into_iter().fold(builder, |builder, linux| builder.payload(linux));
-    let restored = snapshot::open(args)?;
+    let key = snapshot::key(args)?;
+    let restored = snapshot::open(args, key.as_ref())?;
+    let builder = key.into_iter().fold(builder, |builder, key| builder.snapshot_key(key));
     let transport = snapshot::transport(args, restored.as_ref())?;
     let builder = match restored {
         Some(snapshot) => {

@@ -1,11 +1,14 @@
 //! `--restore`, and snapshots on a signal or on request: a machine becomes a file, and goes on from one.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 
 use ossature::vmm::error_chain;
-use ossature::vmm::machine::{LifecycleState, Machine, MachineHandle, Snapshot, SnapshotError, WorkingSet};
+use ossature::vmm::machine::{
+    LifecycleState, Machine, MachineHandle, Snapshot, SnapshotError, SnapshotKey, WorkingSet,
+};
 use ossature::vmm::program::Signals;
 
 use crate::Result;
@@ -16,9 +19,13 @@ use crate::report::{USER, Usage};
 pub const PCI: &str = "pci";
 
 /// The snapshot that the machine goes on from, if there is to be one.
-pub fn open(args: &Args) -> Result<Option<Snapshot>> {
+pub fn open(args: &Args, key: Option<&SnapshotKey>) -> Result<Option<Snapshot>> {
     let Some(path) = &args.restore else { return Ok(None) };
-    let snapshot = Snapshot::open(path).map_err(|error| format!("--restore {}", failed(path, &error)))?;
+    let opened = match key {
+        Some(key) => key.open(path),
+        None => Snapshot::open(path),
+    };
+    let snapshot = opened.map_err(|error| format!("--restore {}", failed(path, &error)))?;
     if !args.on_demand {
         return Ok(Some(snapshot));
     }
@@ -31,6 +38,13 @@ pub fn open(args: &Args) -> Result<Option<Snapshot>> {
     }
     let snapshot = WorkingSet::open(&beside).and_then(|set| snapshot.prefetch(set));
     Ok(Some(snapshot.map_err(|error| failed(&beside, &error))?))
+}
+
+/// The key of `--snapshot-key`, if there is one.
+pub fn key(args: &Args) -> Result<Option<SnapshotKey>> {
+    let Some(path) = &args.snapshot_key else { return Ok(None) };
+    let key = File::open(path).and_then(SnapshotKey::read);
+    Ok(Some(key.map_err(|error| format!("--snapshot-key {}: {error}", path.display()))?))
 }
 
 /// The file, and what is wrong with it.
@@ -63,6 +77,9 @@ pub fn usage(args: &Args, error: &SnapshotError) -> Option<String> {
         }
         SnapshotError::OtherMemory { found, asked } => {
             Some(format!("--memory {asked}: the machine of {path} has {found} bytes; leave the flag out"))
+        }
+        SnapshotError::KeyNeeded { key } => {
+            Some(format!("--restore {path}: it was saved with key {key}; give it with --snapshot-key"))
         }
         SnapshotError::OtherDevices { missing, extra } => {
             let list = |ids: &[String]| {

@@ -11,6 +11,7 @@ mod qcow2;
 mod queue;
 mod registers;
 mod snapshot;
+mod sources;
 mod state;
 
 use std::cell::Cell;
@@ -43,6 +44,11 @@ pub const TARGETS: &[Target] = &[
     ("state_file", state::file),
     ("device_state", state::devices),
     ("snapshot", snapshot::run),
+    ("keyed_snapshot", snapshot::run_keyed),
+    ("packed", sources::packed),
+    ("remote_client", sources::remote_client),
+    ("remote_server", sources::remote_server),
+    ("working_set", sources::working_set),
 ];
 
 thread_local! {

@@ -56,6 +56,11 @@ targets!(
     state_file,
     device_state,
     snapshot,
+    keyed_snapshot,
+    packed,
+    remote_client,
+    remote_server,
+    working_set,
 );
 
 #[test]

@@ -14,7 +14,7 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
-use super::snapshot::{Pager, Pages, Saved, Snapshot, SnapshotError};
+use super::snapshot::{Pager, Pages, Saved, Snapshot, SnapshotError, SnapshotKey};
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
@@ -46,6 +46,7 @@ pub struct MachineBuilder {
     /// What it is a clone of.
     template: Option<Arc<Saved>>,
     clock: GuestClock,
+    key: Option<SnapshotKey>,
     payload: Option<Box<dyn Payload>>,
     pub(super) devices: Vec<Box<dyn Device>>,
     statistics: bool,
@@ -66,6 +67,7 @@ impl MachineBuilder {
             snapshot: None,
             template: None,
             clock: GuestClock::default(),
+            key: None,
             payload: None,
             devices: Vec::new(),
             statistics: false,
@@ -133,6 +135,13 @@ impl MachineBuilder {
     /// [payload](Self::payload) is loaded when the machine is reset.
     pub fn restore(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
+        self
+    }
+
+    /// Saves each snapshot of the machine with this key: full ones, diffs and checkpoints. A machine that goes on from a
+    /// snapshot, or a fork, has the key of that by default. With another one, or without, it writes no diff of it.
+    pub fn snapshot_key(mut self, key: SnapshotKey) -> Self {
+        self.key = Some(key);
         self
     }
 
@@ -228,7 +237,7 @@ impl MachineBuilder {
         let Self {
             name, mut vm, cpus, ram, given, snapshot, mut payload, devices, statistics, shared, ..
         } = self;
-        let Self { template, clock, on_reset, on_triple_fault, on_thread_start, .. } = self;
+        let Self { template, clock, key, on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
         vm.cpus = cpus.unwrap_or(vm.cpus);
         let to_clone = template.is_some();
@@ -321,6 +330,7 @@ impl MachineBuilder {
             phases: Vec::new(),
             pauses: 0,
             status,
+            key: key.or_else(|| saved.as_ref().and_then(|saved| saved.key().cloned())),
             pager,
             board: Arc::new(board),
         };

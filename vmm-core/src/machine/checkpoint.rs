@@ -12,7 +12,7 @@ use super::LifecycleState;
 use super::control::{Control, Shared};
 use super::events::MachineEvent;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError};
+use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError, SnapshotKey};
 use crate::{GuestDirtyLog, VmError};
 
 /// A moment in a machine's life to which it can [go back](MachineHandle::reset_to), any number of times, in place: the
@@ -20,7 +20,7 @@ use crate::{GuestDirtyLog, VmError};
 ///
 /// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and
 /// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
-/// is. While a checkpoint exists, the machine's writes are logged, which costs the guest a fault for each page that it
+/// is. (If it was saved with a key, its memory is copied and checked before the first reset.) While a checkpoint exists, the machine's writes are logged, which costs the guest a fault for each page that it
 /// writes after each reset. So there is one checkpoint at a time, and no other
 /// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
 /// memory while it goes back may be undone or not.
@@ -64,7 +64,10 @@ impl Checkpoint {
         log: GuestDirtyLog,
         machine: &Arc<Shared>,
     ) -> Result<Self, SnapshotError> {
-        let originals = Originals::new(snapshot)?;
+        Self::of(Originals::new(snapshot)?, log, machine)
+    }
+
+    fn of(originals: Originals, log: GuestDirtyLog, machine: &Arc<Shared>) -> Result<Self, SnapshotError> {
         Ok(Self { originals, log, dirty: Vec::new(), machine: Arc::downgrade(machine) })
     }
 
@@ -128,7 +131,8 @@ impl MachineHandle {
     /// is another one, or while the host's kernel writes guest memory for a device (vhost), which no log sees.
     pub fn checkpoint(&self) -> Result<Checkpoint, SnapshotError> {
         let file = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
-        self.checkpoint_in(file)
+        let (snapshot, log) = self.checkpoint_in(file)?;
+        Checkpoint::of(Originals::own(snapshot)?, log, &self.shared)
     }
 
     /// Writes a [`snapshot`](Self::snapshot) to `path` that is a checkpoint, too. It must stay as it is.
@@ -136,21 +140,22 @@ impl MachineHandle {
         let file = NewFile::create(path.as_ref())?;
         let same =
             file.file().try_clone().map_err(|source| SnapshotError::Io { part: "descriptor", source })?;
-        let checkpoint = self.checkpoint_in(same)?;
+        let (snapshot, log) = self.checkpoint_in(same)?;
+        let checkpoint = Checkpoint::new(snapshot, log, &self.shared)?;
         file.commit()?;
         Ok(checkpoint)
     }
 
-    fn checkpoint_in(&self, file: File) -> Result<Checkpoint, SnapshotError> {
-        let log = self.shared.control(CHECKPOINT, |control| {
+    fn checkpoint_in(&self, file: File) -> Result<(Snapshot, GuestDirtyLog), SnapshotError> {
+        let (log, key) = self.shared.control(CHECKPOINT, |control| {
             Ok(control.at_rest(CHECKPOINT, |control| {
                 let board = &control.board;
                 let log = board.vm().dirty_log(board.ram())?;
-                control.snapshot_to(&file)?;
-                Ok(log)
+                control.snapshot_to(&file, control.key.clone())?;
+                Ok((log, control.key.clone()))
             }))
         })??;
-        Checkpoint::new(Snapshot::from_file(file)?, log, &self.shared)
+        Ok((Snapshot::open_fd(file.into(), key.as_ref())?, log))
     }
 
     /// Takes the machine, running or paused, back to a checkpoint of it, in place: memory, of which the pages are copied
@@ -215,7 +220,8 @@ impl MachineHandle {
         self.shared.control(DIFF, |control| {
             Ok(control.at_rest(DIFF, |control| control.diff_to(checkpoint, file.file())))
         })??;
-        let diff = Snapshot::from_file(same)?.on(checkpoint.snapshot().duplicate()?)?;
+        let base = checkpoint.snapshot().duplicate()?;
+        let diff = Snapshot::open_fd(same.into(), base.key())?.on(base)?;
         let originals = Originals::new(diff)?;
         file.commit()?;
         checkpoint.originals = originals;
@@ -228,6 +234,10 @@ impl Control {
     fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<(), SnapshotError> {
         let base = checkpoint.snapshot();
         base.expect_slots(self.board.ram())?;
+        if self.key.as_ref() != base.key() {
+            let found = self.key.as_ref().map(SnapshotKey::id);
+            return Err(SnapshotError::MixedKeys { found, base: base.key_id() });
+        }
         let state = self.save()?;
         checkpoint.collect()?;
         let (shape, ram) = (self.board.shape(self.cpus), self.board.ram());
@@ -255,6 +265,7 @@ impl Control {
         let snapshot = checkpoint.snapshot();
         snapshot.expect_machine(&self.board.shape(self.cpus), self.board.ram())?;
         let state = snapshot.state()?;
+        checkpoint.originals.prepare()?;
         let ran = self.entered() == LifecycleState::Running;
         if ran {
             self.pause_vcpus(RESET)?;

@@ -15,7 +15,7 @@ use super::fork::Lineage;
 use super::mailbox::{Mailbox, Order};
 use super::outcome::Outcome;
 use super::payload::Payload;
-use super::snapshot::Pager;
+use super::snapshot::{Pager, SnapshotKey};
 use super::state::MachineState;
 use super::status::{Peer, Requests, Status};
 use super::timeline::{BuildPhase, Stopwatch};
@@ -46,6 +46,8 @@ pub(super) struct Control {
     /// How often the machine was paused: which pause a guard belongs to.
     pub(super) pauses: u64,
     pub(super) status: Arc<Status>,
+    /// What its snapshots are saved with.
+    pub(super) key: Option<SnapshotKey>,
     /// Fills memory that comes on demand.
     pub(super) pager: Option<Pager>,
     // The last to go: vCPUs run in what it holds.

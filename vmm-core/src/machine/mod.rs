@@ -70,8 +70,8 @@ pub use reporter::EventReporter;
 #[cfg(feature = "lz4")]
 pub use snapshot::PackedSnapshot;
 pub use snapshot::{
-    LiveSnapshot, MemoryProgress, RemoteSnapshot, Snapshot, SnapshotError, SnapshotId, SnapshotSection,
-    SnapshotSource, WorkingSet, serve_snapshot,
+    KeyId, LiveSnapshot, MemoryProgress, RemoteSnapshot, Snapshot, SnapshotError, SnapshotId, SnapshotKey,
+    SnapshotSection, SnapshotSource, WorkingSet, serve_snapshot,
 };
 pub use state::MachineState;
 pub use status::{OnReset, OnTripleFault};

@@ -8,7 +8,7 @@ use super::LifecycleState;
 use super::control::Control;
 use super::error::LifecycleError;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, SnapshotError};
+use super::snapshot::{self, NewFile, SnapshotError, SnapshotKey};
 use super::state::MachineState;
 use crate::{Registers, VcpuState};
 
@@ -73,7 +73,7 @@ impl Paused {
     /// lasts is up to the caller, as is what is in the file after an error, which is no snapshot;
     /// [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
     pub fn snapshot_to(&self, file: &File) -> Result<(), SnapshotError> {
-        self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file)))?
+        self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file, control.key.clone())))?
     }
 
     /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
@@ -100,7 +100,7 @@ impl MachineHandle {
     pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<(), SnapshotError> {
         let file = NewFile::create(path.as_ref())?;
         self.shared.control(SNAPSHOT, |control| {
-            Ok(control.at_rest(SNAPSHOT, |control| control.snapshot_to(file.file())))
+            Ok(control.at_rest(SNAPSHOT, |control| control.snapshot_to(file.file(), control.key.clone())))
         })??;
         file.commit()
     }
@@ -111,10 +111,10 @@ const SNAPSHOT: &str = "write a snapshot of";
 
 impl Control {
     /// Writes a snapshot of the machine, which does not run, into an empty file.
-    pub(super) fn snapshot_to(&mut self, file: &File) -> Result<(), SnapshotError> {
+    pub(super) fn snapshot_to(&mut self, file: &File, key: Option<SnapshotKey>) -> Result<(), SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
         let state = self.save()?;
-        snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram())
+        snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram(), key.as_ref())
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 use super::Machine;
 use super::builder::MachineBuilder;
 use super::handle::MachineHandle;
-use super::snapshot::{Saved, Snapshot, SnapshotError};
+use super::snapshot::{Saved, Snapshot, SnapshotError, SnapshotKey};
 use crate::Hypervisor;
 use claims::Claims;
 pub use error::{ForkError, Holder};
@@ -88,13 +88,25 @@ impl Template {
     /// A template that is stored. Its memory is not read before it is used; see [`Snapshot::verify_memory`]. Who the
     /// parent was is not in it, but for what the states of devices say: these refuse the parent's MAC and CID.
     pub fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
-        Self::of("clone", snapshot, Arc::default())
+        let key = snapshot.key().cloned();
+        Self::of("clone", snapshot, Arc::default(), key)
     }
 
-    fn of(name: &str, snapshot: Snapshot, lineage: Arc<Lineage>) -> Result<Self, SnapshotError> {
+    fn of(
+        name: &str,
+        snapshot: Snapshot,
+        lineage: Arc<Lineage>,
+        key: Option<SnapshotKey>,
+    ) -> Result<Self, SnapshotError> {
         let file = Arc::clone(snapshot.file()?);
-        let (name, saved) = (name.to_owned(), Arc::new(Saved::new(snapshot)?));
+        let (name, saved) = (name.to_owned(), Arc::new(Saved::new(snapshot)?.with_key(key)));
         Ok(Self { name, saved, file, lineage })
+    }
+
+    /// A child that need not be told from others.
+    #[cfg(test)]
+    pub(super) fn any_child(&self) -> MachineBuilder {
+        MachineBuilder::new("child".to_owned()).clone_of(Arc::clone(&self.saved))
     }
 
     /// Makes the children of `plan`, and starts them. All of them, or none: all are built before any starts, and on an
@@ -144,11 +156,12 @@ impl MachineHandle {
     /// What is on disks is no part of it: see [`snapshot`](Self::snapshot).
     pub fn template(&self) -> Result<Template, SnapshotError> {
         const CALL: &str = "make a template of";
-        let (file, name, identities) = self.shared.control(CALL, |control| {
+        let (file, name, identities, key) = self.shared.control(CALL, |control| {
             Ok(control.at_rest(CALL, |control| {
                 let file = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
-                control.snapshot_to(&file)?;
-                Ok((file, control.name.clone(), control.board.identities()))
+                // It stays in memory: nobody but this process can change it.
+                control.snapshot_to(&file, None)?;
+                Ok((file, control.name.clone(), control.board.identities(), control.key.clone()))
             }))
         })??;
         // Whoever has the descriptor can rely on it as much as this process.
@@ -157,7 +170,8 @@ impl MachineHandle {
             .map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?;
         let lineage = Arc::clone(self.shared.lineage.get_or_init(Arc::default));
         lineage.claims().of_parent(identities);
-        Template::of(&name, Snapshot::from_file(file)?, lineage)
+        let template = Snapshot::from_file(file)?;
+        Template::of(&name, template, lineage, key)
     }
 
     /// Makes a [template](Self::template) of the machine, which goes on, and [forks](Template::fork) it.

@@ -13,6 +13,7 @@ use super::identity::{self, Base, SnapshotId};
 use super::memory::{CHUNK, MAX_PIECES, MemoryTable, PAGE};
 use super::pager::Prefetch;
 use super::pages::PageSet;
+use super::tree::{self, SnapshotKey};
 use super::{Contents, Header, Snapshot};
 
 /// The memory of one file of a chain.
@@ -42,9 +43,16 @@ impl Snapshot {
     ///
     /// Each file is the caller's choice: what a diff says of its base is compared, and opens nothing.
     pub fn open_chain<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self, SnapshotError> {
+        Self::open_paths(paths, None)
+    }
+
+    pub(super) fn open_paths<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        key: Option<&SnapshotKey>,
+    ) -> Result<Self, SnapshotError> {
         let mut chain: Option<Self> = None;
         for path in paths {
-            let next = Self::open(path)?;
+            let next = Self::open_path(path.as_ref(), key)?;
             chain = Some(match chain {
                 Some(base) => next.on(base)?,
                 None => next,
@@ -57,14 +65,22 @@ impl Snapshot {
 
     /// Puts a diff on what it is based on: a full snapshot, or a diff that has its own base.
     pub fn on(mut self, base: Self) -> Result<Self, SnapshotError> {
-        let Some(Base { id, seal }) = self.identity.and_then(|identity| identity.base) else {
+        let Some(Base { id, seal, root }) = self.identity.and_then(|identity| identity.base) else {
             return Err(SnapshotError::NotADiff);
         };
         base.expect_whole()?;
         if base.id() != Some(id) {
             return Err(SnapshotError::OtherBase { expected: id, found: base.id() });
         }
-        if identity::seal(&base.sections) != seal || !self.memory.is_beside(&base.memory) {
+        self.expect_key()?;
+        if self.key() != base.key() {
+            let (found, base) = (self.key_id(), base.key_id());
+            return Err(SnapshotError::MixedKeys { found, base });
+        }
+        // With a tree, it is this very file, or one that its key's owner has merged it into.
+        let roots = [base.seal.map(|seal| seal.root), base.identity.and_then(|base| base.stands_for)];
+        let is_same = self.seal.is_none() || (root.is_some() && roots.contains(&root));
+        if !is_same || identity::seal(&base.sections) != seal || !self.memory.is_beside(&base.memory) {
             return Err(SnapshotError::ChangedBase { base: id });
         }
         self.file()?;
@@ -98,6 +114,7 @@ impl Snapshot {
             prefetch: Prefetch::Nothing,
             number: self.number,
             header: self.header,
+            seal: self.seal,
             identity: self.identity,
             shape: self.shape.clone(),
             memory: Arc::clone(&self.memory),
@@ -123,11 +140,18 @@ impl Snapshot {
     /// What diffs of it say of it.
     pub(super) fn as_base(&self) -> Result<Base, SnapshotError> {
         let id = self.id().ok_or(SnapshotError::NoId)?;
-        Ok(Base { id, seal: identity::seal(&self.sections) })
+        self.expect_key()?;
+        Ok(Base { id, seal: identity::seal(&self.sections), root: self.seal.map(|seal| seal.root) })
     }
 
-    /// Fails if it is a diff without its base.
+    /// The root that diffs of it name: its own, or that of what it was merged of.
+    pub(super) fn stands_for(&self) -> Option<tree::Hash> {
+        self.identity.and_then(|identity| identity.stands_for).or(self.seal.map(|seal| seal.root))
+    }
+
+    /// Fails if it is a diff without its base, or has a tree and no key.
     pub(super) fn expect_whole(&self) -> Result<(), SnapshotError> {
+        self.expect_key()?;
         match self.base() {
             Some(base) if self.below.is_empty() => Err(SnapshotError::NeedsBase { base }),
             _ => Ok(()),
@@ -147,6 +171,9 @@ impl Snapshot {
         let Some(full) = diffs.pop() else { return Ok(()) };
         full.memory.fill(ram, &full.file, full.start)?;
         let visible = visible(&diffs);
+        if self.key().is_some() {
+            return copy(&diffs, ram, visible.iter());
+        }
         let (mapped, pieces) = plan(&diffs, &visible);
         for (layer, pieces) in diffs.iter().zip(&pieces) {
             match map_file(&ram.map(), &layer.file, pieces) {

@@ -8,6 +8,7 @@ use ossature_bus::state_file::{Architecture, FormatError};
 use ossature_memory::{DmaError, MapFileError, RamError, UserfaultError};
 
 use super::identity::SnapshotId;
+use super::tree::KeyId;
 use crate::VmError;
 use crate::machine::error::LifecycleError;
 
@@ -95,6 +96,40 @@ pub enum SnapshotError {
     MemoryChecksum {
         /// The first guest address of the piece.
         addr: u64,
+    },
+    /// It has a tree of hashes, and is used without the key to it.
+    #[error("it was saved with key {key}: open it with that key")]
+    KeyNeeded {
+        /// The id of the key.
+        key: KeyId,
+    },
+    /// A key is given, and it was saved without one.
+    #[error("it was saved without a key, and is opened with one: nothing in it can be checked against that")]
+    NoTree,
+    /// It was saved with another key than it is opened with.
+    #[error("it was saved with key {found}, and is opened with key {given}")]
+    OtherKey {
+        /// The id of the key that it was saved with.
+        found: KeyId,
+        /// The id of the key that is given.
+        given: KeyId,
+    },
+    /// Its header or its state is not what was saved with the key.
+    #[error("its header or state is not what was saved with this key")]
+    Tampered,
+    /// Guest memory is not what was saved with the key.
+    #[error("guest memory at {addr:#x} is not what was saved with this key")]
+    TamperedMemory {
+        /// The first guest address of the piece.
+        addr: u64,
+    },
+    /// A diff and what it is based on are saved with the same key, or both without one.
+    #[error("a diff has the key of its base: this one {}, and its base {}", key(found.as_ref()), key(base.as_ref()))]
+    MixedKeys {
+        /// The id of the diff's key.
+        found: Option<KeyId>,
+        /// The id of the base's key.
+        base: Option<KeyId>,
     },
     /// A field says what cannot be.
     #[error("its {field}: {reason}")]
@@ -237,6 +272,10 @@ pub enum SnapshotError {
 
 fn id(id: Option<&SnapshotId>) -> String {
     id.map_or_else(|| "of version 1 of the format, without an id".to_owned(), ToString::to_string)
+}
+
+fn key(id: Option<&KeyId>) -> String {
+    id.map_or_else(|| "has none".to_owned(), |id| format!("has key {id}"))
 }
 
 fn devices(missing: &[String], extra: &[String]) -> String {

@@ -3,14 +3,17 @@
 use ossature_bus::state_file::Architecture;
 
 use super::error::SnapshotError;
+use super::tree;
 
 /// The first bytes of every snapshot.
 pub(super) const MAGIC: [u8; 8] = *b"OSSASNAP";
 /// The version of the format that is written.
 const VERSION: u16 = 2;
+/// The same with a tree of hashes.
+const WITH_TREE: u16 = 3;
 /// The oldest version that is read.
 const OLDEST: u16 = 1;
-/// Bytes of the header, behind which the state begins.
+/// Bytes of the header, behind which the state begins, or what says with which key it was saved.
 pub(super) const LEN: usize = 44;
 /// Where memory may begin: pages of every host.
 pub(super) const ALIGN: u64 = 64 << 10;
@@ -38,11 +41,22 @@ pub(super) const HERE: Architecture =
 
 impl Header {
     /// Of a snapshot of this host with `state` bytes of state and `memory` bytes of memory. `None` if they are too many.
-    pub(super) fn new(state: u64, memory: u64) -> Option<Self> {
-        let start = (LEN as u64).checked_add(state)?.checked_next_multiple_of(ALIGN)?;
+    pub(super) fn new(state: u64, memory: u64, has_tree: bool) -> Option<Self> {
+        let version = if has_tree { WITH_TREE } else { VERSION };
+        let start = state_at(version).checked_add(state)?.checked_next_multiple_of(ALIGN)?;
         let end =
             start.checked_add(memory).filter(|end| i64::try_from(*end).is_ok() && state <= MAX_STATE)?;
-        Some(Self { version: VERSION, architecture: HERE, state, memory: start, end })
+        Some(Self { version, architecture: HERE, state, memory: start, end })
+    }
+
+    /// Returns true if it has a tree of hashes.
+    pub(super) fn has_tree(&self) -> bool {
+        self.version >= WITH_TREE
+    }
+
+    /// The first byte of the state.
+    pub(super) fn state_at(&self) -> u64 {
+        state_at(self.version)
     }
 
     pub(super) fn to_bytes(self) -> [u8; LEN] {
@@ -70,8 +84,8 @@ impl Header {
         }
         let version = u16::from_le_bytes(take(&mut left));
         // Other versions may have put their checksum elsewhere.
-        if !(OLDEST..=VERSION).contains(&version) {
-            return Err(SnapshotError::Version { found: version, known: VERSION });
+        if !(OLDEST..=WITH_TREE).contains(&version) {
+            return Err(SnapshotError::Version { found: version, known: WITH_TREE });
         }
         let architecture = u16::from_le_bytes(take(&mut left));
         let reserved = u32::from_le_bytes(take(&mut left));
@@ -99,7 +113,7 @@ impl Header {
                 reason: "longer than possible",
             });
         }
-        let behind = LEN as u64 + state;
+        let behind = state_at(version) + state;
         if memory < behind || !memory.is_multiple_of(ALIGN) || end < memory {
             return Err(SnapshotError::Damaged {
                 field: "place of the memory",
@@ -111,6 +125,11 @@ impl Header {
         }
         Ok(Self { version, architecture, state, memory, end })
     }
+}
+
+/// The first byte of the state in a version of the format.
+fn state_at(version: u16) -> u64 {
+    LEN as u64 + if version >= WITH_TREE { tree::SEAL as u64 } else { 0 }
 }
 
 /// Takes the next bytes of a header that has them.
@@ -132,23 +151,24 @@ mod tests {
 
     #[test]
     fn a_header_is_read_as_it_was_written() {
-        let header = Header::new(1000, 1 << 20).unwrap();
+        let header = Header::new(1000, 1 << 20, false).unwrap();
         assert_eq!((header.memory, header.end), (ALIGN, ALIGN + (1 << 20)));
         assert_eq!(Header::read(&header.to_bytes(), header.end).unwrap(), header);
-        assert_eq!(Header::new(MAX_STATE + 1, 1), None);
-        assert_eq!(Header::new(1, u64::MAX - 1), None);
+        assert_eq!(Header::new(MAX_STATE + 1, 1, false), None);
+        assert_eq!(Header::new(1, u64::MAX - 1, false), None);
     }
 
     #[test]
     fn d2_each_flipped_bit_of_a_header_is_refused() {
-        let header = Header::new(1000, 1 << 20).unwrap();
+        let header = Header::new(1000, 1 << 20, false).unwrap();
         for bit in 0..LEN * 8 {
             let mut bytes = header.to_bytes();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let error = Header::read(&bytes, header.end).unwrap_err();
             let as_it_is = match bit / 64 {
                 0 => matches!(error, SnapshotError::NotASnapshot),
-                _ if bit < 80 => matches!(error, SnapshotError::Version { .. }),
+                // Version 3 is known, too.
+                _ if (65..80).contains(&bit) => matches!(error, SnapshotError::Version { .. }),
                 _ => matches!(error, SnapshotError::Checksum { part: "header" }),
             };
             assert!(as_it_is, "{bit}: {error}");
@@ -157,7 +177,7 @@ mod tests {
 
     #[test]
     fn d2_each_field_of_a_header_is_checked() {
-        let header = Header::new(1000, 1 << 20).unwrap();
+        let header = Header::new(1000, 1 << 20, false).unwrap();
         let with = |at: usize, value: &[u8]| {
             let mut bytes = header.to_bytes();
             bytes[at..at + value.len()].copy_from_slice(value);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ossature_memory::vm_memory::mmap::MmapRegion;
 use ossature_memory::vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory};
-use ossature_memory::{Dma, Ram};
+use ossature_memory::{Dma, Ram, memory_file};
 
 use super::chain::Layer;
 use super::memory::{MemoryTable, PAGE};
@@ -17,23 +17,32 @@ use super::{Shape, Snapshot, SnapshotError};
 #[derive(Debug)]
 pub(in crate::machine) struct Originals {
     snapshot: Snapshot,
-    /// Each file of the chain, the last one first.
-    layers: Vec<(Arc<MemoryTable>, MmapRegion)>,
+    /// Each file of the chain, the last one first. None before a copy was made that nobody else can change.
+    layers: Option<Vec<(Arc<MemoryTable>, MmapRegion)>>,
 }
 
 impl Originals {
+    /// Of a snapshot with a key, all memory is copied and checked when it is first needed.
     pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
         snapshot.expect_whole()?;
-        let layers = snapshot.layers()?.into_iter().map(|Layer { file, start, memory }| {
-            let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
-            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            let mapped =
-                MmapRegion::build(Some(FileOffset::from_arc(file, start)), len, libc::PROT_READ, flags);
-            let failed = |error| SnapshotError::Io { part: "memory", source: std::io::Error::other(error) };
-            Ok((memory, mapped.map_err(failed)?))
-        });
-        let layers = layers.collect::<Result<_, SnapshotError>>()?;
+        let layers = snapshot.key().is_none().then(|| map(&snapshot)).transpose()?;
         Ok(Self { snapshot, layers })
+    }
+
+    /// Of a snapshot in memory that this process has just written, and nobody else has.
+    pub(in crate::machine) fn own(snapshot: Snapshot) -> Result<Self, SnapshotError> {
+        let layers = Some(map(&snapshot)?);
+        Ok(Self { snapshot, layers })
+    }
+
+    /// Makes ready what is copied from.
+    pub(in crate::machine) fn prepare(&mut self) -> Result<(), SnapshotError> {
+        if self.layers.is_none() {
+            let copy = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
+            self.snapshot.merge_with(&copy, None)?;
+            self.layers = Some(map(&Snapshot::from_file(copy)?)?);
+        }
+        Ok(())
     }
 
     pub(in crate::machine) fn snapshot(&self) -> &Snapshot {
@@ -42,7 +51,8 @@ impl Originals {
 
     /// Makes the pages at these guest addresses, ascending, what they are in the snapshot.
     pub(in crate::machine) fn copy_to(&self, ram: &Ram, pages: &[Range<u64>]) -> Result<(), SnapshotError> {
-        let Some(((full, _), diffs)) = self.layers.split_last() else { return Ok(()) };
+        let layers = self.layers.as_deref().unwrap_or_default();
+        let Some(((full, _), diffs)) = layers.split_last() else { return Ok(()) };
         let dma = ram.dma();
         for piece in pages.iter().flat_map(|range| full.pieces_of(range)) {
             let in_full = piece.present.then_some(diffs.len());
@@ -75,7 +85,8 @@ impl Originals {
         offset: u64,
         len: u64,
     ) -> Result<(), SnapshotError> {
-        let Some((_, memory)) = layer.and_then(|layer| self.layers.get(layer)) else {
+        let memory = layer.zip(self.layers.as_ref()).and_then(|(layer, layers)| layers.get(layer));
+        let Some((_, memory)) = memory else {
             return zero(dma, addr, len);
         };
         let damaged = || SnapshotError::Damaged { field: "memory", reason: "as long as its slots are not" };
@@ -84,6 +95,18 @@ impl Originals {
         from.copy_to_volatile_slice(to);
         Ok(())
     }
+}
+
+/// Maps the memory of each file of a chain.
+fn map(snapshot: &Snapshot) -> Result<Vec<(Arc<MemoryTable>, MmapRegion)>, SnapshotError> {
+    let layers = snapshot.layers()?.into_iter().map(|Layer { file, start, memory }| {
+        let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        let mapped = MmapRegion::build(Some(FileOffset::from_arc(file, start)), len, libc::PROT_READ, flags);
+        let failed = |error| SnapshotError::Io { part: "memory", source: std::io::Error::other(error) };
+        Ok((memory, mapped.map_err(failed)?))
+    });
+    layers.collect()
 }
 
 /// Fills guest memory with zeros.

@@ -102,7 +102,7 @@ impl Control {
             pager.finish()?;
         }
         let slots: Vec<RamSlot> = self.board.ram().slots().collect();
-        let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?;
+        let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?.with_key(self.key.as_ref());
         // Before anything is registered: it waits for pages that are being given back, which would wait for the thread. And
         // it lives longer than the thread, with which the protection ends.
         let _held = HeldPages::of(&slots);

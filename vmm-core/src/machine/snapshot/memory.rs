@@ -15,6 +15,7 @@ use super::error::SnapshotError;
 use super::header::ALIGN;
 use super::pages::{self, PageSet};
 use super::source::SnapshotSource;
+use super::tree::{HASH, Leaves, SnapshotKey};
 
 mod diff;
 
@@ -103,6 +104,8 @@ pub(super) struct MemoryTable {
     chunks: Vec<Option<u32>>,
     /// In a diff: the pages of each chunk that has some.
     pages: Option<BTreeMap<usize, PageSet>>,
+    /// With a key: what is checked in place of the checksums.
+    leaves: Option<Leaves>,
 }
 
 impl MemoryTable {
@@ -127,7 +130,7 @@ impl MemoryTable {
             chunks = chunks.checked_add(size.div_ceil(CHUNK)).filter(|all| *all <= MAX_CHUNKS as u64)?;
         }
         let fits = (1..=MAX_SLOTS).contains(&placed.len());
-        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize], pages: None })
+        fits.then(|| Self { slots: placed, chunks: vec![None; chunks as usize], pages: None, leaves: None })
     }
 
     /// The longest that it can become.
@@ -137,6 +140,72 @@ impl MemoryTable {
             None => vec![Some(0); self.chunks.len()],
         };
         Self { chunks, ..self.clone() }
+    }
+
+    /// With a tree, if there is a key.
+    pub(super) fn with_key(self, key: Option<&SnapshotKey>) -> Self {
+        let hashes = || vec![[0; HASH]; self.chunks.len()];
+        let leaves = key.map(|key| Leaves { key: key.clone(), hashes: hashes() });
+        Self { leaves, ..self }
+    }
+
+    /// The key that it is saved with, or was opened with.
+    pub(super) fn key(&self) -> Option<&SnapshotKey> {
+        self.leaves.as_ref().map(|leaves| &leaves.key)
+    }
+
+    /// The section of the leaves, if there is to be a tree.
+    pub(super) fn save_leaves(&self) -> Option<SavedState<'static>> {
+        let hashes = &self.leaves.as_ref()?.hashes;
+        let present = hashes.iter().zip(&self.chunks).filter(|(_, chunk)| chunk.is_some());
+        Some(Leaves::save(present.map(|(hash, _)| hash)))
+    }
+
+    /// Takes the leaves over. They are checked against if there is a key, to which they belong.
+    pub(super) fn load_leaves(
+        &mut self,
+        state: &SavedState<'_>,
+        key: Option<&SnapshotKey>,
+    ) -> Result<(), StateError> {
+        let mut leaves = Leaves::load(state, self.chunks.iter().flatten().count())?.into_iter();
+        let Some(key) = key else { return Ok(()) };
+        let hash = |chunk: &Option<u32>| chunk.and_then(|_| leaves.next()).unwrap_or_default();
+        self.leaves = Some(Leaves { key: key.clone(), hashes: self.chunks.iter().map(hash).collect() });
+        Ok(())
+    }
+
+    /// Notes what chunk `index` is, which consists of these pieces, and that there is something of it.
+    pub(super) fn note<'a>(&mut self, index: usize, pieces: impl Iterator<Item = &'a [u8]>) {
+        let (mut crc, mut leaf) = (crc32fast::Hasher::new(), self.key().map(SnapshotKey::leaf));
+        for bytes in pieces {
+            crc.update(bytes);
+            if let Some(leaf) = &mut leaf {
+                leaf.update(bytes);
+            }
+        }
+        self.chunks.get_mut(index).into_iter().for_each(|chunk| *chunk = Some(crc.clone().finalize()));
+        let hash = self.leaves.as_mut().and_then(|leaves| leaves.hashes.get_mut(index));
+        if let Some((hash, leaf)) = hash.zip(leaf) {
+            *hash = *leaf.finalize().as_bytes();
+        }
+    }
+
+    /// Fails unless chunk `index`, of which there is something, consists of these pieces.
+    pub(super) fn check<'a>(
+        &self,
+        index: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), SnapshotError> {
+        let addr = || self.chunk(index).map_or(0, |(chunk, _)| chunk.addr);
+        if let Some(Leaves { key, hashes }) = &self.leaves {
+            // Compared as hashes are: in a time that says nothing.
+            let same = hashes.get(index).is_some_and(|hash| leaf(key, pieces) == *hash);
+            return if same { Ok(()) } else { Err(SnapshotError::TamperedMemory { addr: addr() }) };
+        }
+        let mut crc = crc32fast::Hasher::new();
+        pieces.for_each(|bytes| crc.update(bytes));
+        let same = self.chunks.get(index).copied().flatten() == Some(crc.finalize());
+        if same { Ok(()) } else { Err(SnapshotError::MemoryChecksum { addr: addr() }) }
     }
 
     /// Bytes of the file that memory takes.
@@ -283,9 +352,8 @@ impl MemoryTable {
         file: &File,
         at: u64,
     ) -> Result<(), SnapshotError> {
-        let some = write_nonzero(file, at, bytes)?;
-        if let Some(chunk) = self.chunks.get_mut(index) {
-            *chunk = some.then(|| crc32fast::hash(bytes));
+        if write_nonzero(file, at, bytes)? {
+            self.note(index, std::iter::once(bytes));
         }
         Ok(())
     }
@@ -298,14 +366,12 @@ impl MemoryTable {
                 .pages()
                 .try_for_each(|(index, _)| self.read_pages(source, start, index, &mut buffer).map(drop));
         }
-        for (chunk, checksum) in self.chunks() {
+        for (index, (chunk, checksum)) in self.chunks().enumerate() {
             let bytes = read(source, start, chunk, &mut buffer)?;
-            let intact = match checksum {
-                Some(checksum) => crc32fast::hash(bytes) == checksum,
-                None => bytes.iter().all(|byte| *byte == 0),
-            };
-            if !intact {
-                return Err(SnapshotError::MemoryChecksum { addr: chunk.addr });
+            match checksum {
+                Some(_) => self.check(index, std::iter::once(bytes))?,
+                None if bytes.iter().all(|byte| *byte == 0) => {}
+                None => return Err(SnapshotError::MemoryChecksum { addr: chunk.addr }),
             }
         }
         Ok(())
@@ -362,9 +428,12 @@ impl MemoryTable {
     }
 
     /// Fills `ram`, which is zero and has the same slots, with what is in the file: mapped copy on write where that can
-    /// be, otherwise copied.
+    /// be, otherwise copied. With a key it is copied: what is mapped could change after it was checked.
     pub(super) fn fill(&self, ram: &Ram, file: &File, start: u64) -> Result<(), SnapshotError> {
         self.expect_slots(ram)?;
+        if self.leaves.is_some() {
+            return self.copy(ram, &mut { file }, start);
+        }
         match map_file(&ram.map(), file, &self.pieces(start)) {
             Err(MapFileError::Backing { .. }) => self.copy(ram, &mut { file }, start),
             mapped => Ok(mapped?),
@@ -424,16 +493,22 @@ impl MemoryTable {
     ) -> Result<(), SnapshotError> {
         let dma = ram.dma();
         let mut buffer = vec![0; CHUNK as usize];
-        for (chunk, checksum) in self.chunks() {
-            let Some(checksum) = checksum else { continue };
+        for (index, (chunk, _)) in self.chunks().enumerate().filter(|(_, (_, checksum))| checksum.is_some()) {
             let bytes = read(source, start, chunk, &mut buffer)?;
-            if crc32fast::hash(bytes) != checksum {
-                return Err(SnapshotError::MemoryChecksum { addr: chunk.addr });
-            }
+            self.check(index, std::iter::once(bytes))?;
             dma.write(GuestAddress(chunk.addr), bytes)?;
         }
         Ok(())
     }
+}
+
+/// The leaf of a chunk that consists of these pieces.
+fn leaf<'a>(key: &SnapshotKey, pieces: impl Iterator<Item = &'a [u8]>) -> blake3::Hash {
+    let mut hash = key.leaf();
+    pieces.for_each(|bytes| {
+        hash.update(bytes);
+    });
+    hash.finalize()
 }
 
 fn read<'a>(

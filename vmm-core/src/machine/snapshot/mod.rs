@@ -23,6 +23,17 @@
 //! Since version 2, the section `ossature.identity` has the snapshot's id, 16 random bytes. That of a diff also has the id
 //! of its base, and a checksum of the base's sections but `memory` and this one; its section `memory`, of version 2, has a
 //! bit for each page of the chunks of which some were written, and checksums of these pages only. All others are holes.
+//!
+//! A snapshot that was saved with a [`SnapshotKey`] has version 3, and 48 bytes between header and state:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 44 | 16 | id of the key: the first bytes of BLAKE3's `derive_key("ossature 2026 snapshot key id", key)` |
+//! | 60 | 32 | root: the hash of the header's 44 bytes and the state, keyed with `derive_key("ossature 2026 snapshot root", key)` |
+//!
+//! The section `ossature.tree` has the leaves: for each checksum in `memory`, the hash of the same bytes, keyed with
+//! `derive_key("ossature 2026 snapshot leaf", key)`. The section `ossature.identity`, then of version 2, also has the root
+//! of the base of a diff; and that of the last one of a chain, in what was merged of it.
 
 mod chain;
 mod error;
@@ -42,6 +53,7 @@ mod save;
 mod saved;
 mod shape;
 mod source;
+mod tree;
 mod working_set;
 
 use std::collections::BTreeMap;
@@ -77,6 +89,8 @@ pub(super) use save::{write, write_diff};
 pub(super) use saved::Saved;
 pub(super) use shape::Shape;
 pub use source::SnapshotSource;
+use tree::Seal;
+pub use tree::{KeyId, SnapshotKey};
 pub use working_set::WorkingSet;
 
 /// The section of what the hypervisor has of the machine.
@@ -93,6 +107,8 @@ fn vcpu(index: u32) -> String {
 /// Each machine that is [restored](super::MachineBuilder::restore) from it maps the file's memory copy on write: nothing
 /// is copied before it is written, and what is only read is shared by all of them. The file must stay as it is while one
 /// of them lives; a new snapshot in its place is another file and does no harm.
+///
+/// What was saved with a [`SnapshotKey`] is opened with [`SnapshotKey::open`]. Without the key it is listed only.
 ///
 /// ```
 /// use ossature_core::machine::{Machine, Snapshot};
@@ -121,6 +137,8 @@ pub struct Snapshot {
     /// Tells snapshots apart.
     number: u64,
     header: Header,
+    /// The root of its tree, if it has one.
+    seal: Option<Seal>,
     /// None in version 1 of the format.
     identity: Option<Identity>,
     shape: Shape,
@@ -164,24 +182,31 @@ pub struct SnapshotSection<'a> {
 impl Snapshot {
     /// Opens a snapshot for reading.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SnapshotError> {
-        let path = path.as_ref();
+        Self::open_path(path.as_ref(), None)
+    }
+
+    fn open_path(path: &Path, key: Option<&SnapshotKey>) -> Result<Self, SnapshotError> {
         let file = File::open(path).map_err(|source| SnapshotError::File {
             path: path.to_owned(),
             call: "open",
             source,
         })?;
-        Self::from_file(file)
+        Self::open_fd(file.into(), key)
     }
 
     /// A snapshot in an open file, such as a memfd.
     pub fn from_file(file: impl Into<OwnedFd>) -> Result<Self, SnapshotError> {
-        let file = File::from(file.into());
+        Self::open_fd(file.into(), None)
+    }
+
+    pub(super) fn open_fd(file: OwnedFd, key: Option<&SnapshotKey>) -> Result<Self, SnapshotError> {
+        let file = File::from(file);
         let failed = |part| move |source| SnapshotError::Io { part, source };
         let about = file.metadata().map_err(failed("header"))?;
         if !about.is_file() {
             return Err(SnapshotError::NotASnapshot);
         }
-        let snapshot = Self::read(&mut &file)?;
+        let snapshot = Self::read(&mut &file, key)?;
         Ok(snapshot(Contents::File(Arc::new(file))))
     }
 
@@ -189,8 +214,14 @@ impl Snapshot {
     /// file](PackedSnapshot::open), the caller's own [`SnapshotSource`]. Its state is read now, and its memory [on
     /// demand](Self::on_demand).
     pub fn from_source(source: impl SnapshotSource + 'static) -> Result<Self, SnapshotError> {
-        let mut source: Box<dyn SnapshotSource> = Box::new(source);
-        let snapshot = Self::read(&mut *source)?;
+        Self::open_source(Box::new(source), None)
+    }
+
+    fn open_source(
+        mut source: Box<dyn SnapshotSource>,
+        key: Option<&SnapshotKey>,
+    ) -> Result<Self, SnapshotError> {
+        let snapshot = Self::read(&mut *source, key)?;
         Ok(snapshot(Contents::Source(Mutex::new(Some(source)))))
     }
 
@@ -238,9 +269,16 @@ impl Snapshot {
         if set.snapshot != self.number {
             return Err(SnapshotError::WorkingSet { reason: "it is of another snapshot" });
         }
-        let chunks = self.memory.placed(0).count();
-        if set.chunks.iter().any(|index| *index as usize >= chunks) {
-            return Err(SnapshotError::WorkingSet { reason: "it has memory that the snapshot has not" });
+        let mut seen = vec![false; self.memory.chunks().count()];
+        for index in &set.chunks {
+            match seen.get_mut(*index as usize) {
+                Some(seen) if !*seen => *seen = true,
+                Some(_) => return Err(SnapshotError::WorkingSet { reason: "it has some memory twice" }),
+                None => {
+                    let reason = "it has memory that the snapshot has not";
+                    return Err(SnapshotError::WorkingSet { reason });
+                }
+            }
         }
         Ok(Self { prefetch: Prefetch::These(set.chunks), ..self })
     }
@@ -251,8 +289,12 @@ impl Snapshot {
         Self { prefetch: Prefetch::All, ..self }
     }
 
-    /// Reads and checks all but the memory. The snapshot that it gives lacks only where it comes from.
-    fn read(source: &mut dyn SnapshotSource) -> Result<impl FnOnce(Contents) -> Self + use<>, SnapshotError> {
+    /// Reads and checks all but the memory: with a key, before anything of it is decoded. The snapshot that it gives lacks
+    /// only where it comes from.
+    fn read(
+        source: &mut dyn SnapshotSource,
+        key: Option<&SnapshotKey>,
+    ) -> Result<impl FnOnce(Contents) -> Self + use<>, SnapshotError> {
         let failed = |part| move |source| SnapshotError::Io { part, source };
         let has = source.size().map_err(failed("header"))?;
         let (mut bytes, needs) = ([0; header::LEN], header::LEN as u64);
@@ -263,8 +305,20 @@ impl Snapshot {
             return Err(SnapshotError::Truncated { needs, has });
         }
         let header = Header::read(&bytes, has)?;
+        if key.is_some() && !header.has_tree() {
+            return Err(SnapshotError::NoTree);
+        }
+        let mut seal = None;
+        if header.has_tree() {
+            let mut bytes = [0; tree::SEAL];
+            source.fetch(header::LEN as u64, &mut bytes).map_err(failed("root"))?;
+            seal = Some(Seal::from_bytes(&bytes));
+        }
         let mut state = vec![0; header.state as usize];
-        source.fetch(header::LEN as u64, &mut state).map_err(failed("state"))?;
+        source.fetch(header.state_at(), &mut state).map_err(failed("state"))?;
+        if let Some((seal, key)) = seal.zip(key) {
+            seal.check(key, &bytes, &state)?;
+        }
         let number = u64::from(crc32fast::hash(&bytes)) << 32 | u64::from(crc32fast::hash(&state));
         let state = StateFile::parse(&state, header.architecture)?;
         let sections: BTreeMap<_, _> =
@@ -274,7 +328,12 @@ impl Snapshot {
             _ => Some(load(&sections, identity::ID, Identity::load)?),
         };
         let shape = load(&sections, shape::ID, Shape::load)?;
-        let memory = load(&sections, memory::ID, MemoryTable::load)?;
+        let mut memory = load(&sections, memory::ID, MemoryTable::load)?;
+        if seal.is_some() {
+            load(&sections, tree::ID, |leaves| memory.load_leaves(leaves, key))?;
+        } else if identity.is_some_and(|identity| identity.has_roots()) {
+            return Err(SnapshotError::Damaged { field: "identity", reason: "it has roots, and no tree" });
+        }
         if header.end - header.memory != memory.len() {
             return Err(SnapshotError::Damaged { field: "memory", reason: "as long as its slots are not" });
         }
@@ -289,6 +348,7 @@ impl Snapshot {
             let number = id.strip_prefix("vcpu").and_then(|number| number.parse().ok());
             matches!(id, shape::ID | memory::ID | VM)
                 || (id == identity::ID && identity.is_some())
+                || (id == tree::ID && seal.is_some())
                 || number.is_some_and(|index| index < shape.cpus && vcpu(index) == id)
         };
         let is_device = |id: &str| !is_reserved_id(id) && shape.devices.iter().any(|(other, _)| other == id);
@@ -301,6 +361,7 @@ impl Snapshot {
             prefetch,
             number,
             header,
+            seal,
             identity,
             shape,
             memory,
@@ -339,8 +400,28 @@ impl Snapshot {
         })
     }
 
-    /// Reads all memory and compares it with its checksums; also that of what a diff is based on, as far as it was opened.
+    /// The id of the key that it was saved with, if it was.
+    pub fn key_id(&self) -> Option<KeyId> {
+        Some(self.seal?.key)
+    }
+
+    /// The key that it was opened with.
+    pub(super) fn key(&self) -> Option<&SnapshotKey> {
+        self.memory.key()
+    }
+
+    /// Fails if it has a tree that cannot be checked.
+    fn expect_key(&self) -> Result<(), SnapshotError> {
+        match self.key_id().filter(|_| self.key().is_none()) {
+            Some(key) => Err(SnapshotError::KeyNeeded { key }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads all memory and compares it with its checksums, or with its tree; also that of what a diff is based on, as far
+    /// as it was opened.
     pub fn verify_memory(&self) -> Result<(), SnapshotError> {
+        self.expect_key()?;
         match &self.contents {
             Contents::File(_) => self.layers()?.iter().try_for_each(|layer| {
                 let Layer { file, start, memory } = layer;
@@ -360,6 +441,7 @@ impl Snapshot {
 
     /// The state of the machine, decoded.
     pub(super) fn state(&self) -> Result<MachineState, SnapshotError> {
+        self.expect_key()?;
         let vcpus = (0..self.shape.cpus)
             .map(|index| load(&self.sections, &vcpu(index), VcpuState::from_saved))
             .collect::<Result<_, _>>()?;

@@ -1,7 +1,7 @@
 //! Guest memory that comes when it is touched: one thread for each machine, which fills missing pages from a
 //! [`SnapshotSource`].
 //!
-//! A chunk of 2 MiB is read when its first page is touched, compared with its checksum, and put into memory as a whole,
+//! A chunk of 2 MiB is read when its first page is touched, compared with its checksum, or with its leaf of the tree, and put into memory as a whole,
 //! the touched page first. Whatever fails ends the machine: its vCPUs are told to stop before those who wait are let go
 //! on, with zeros.
 
@@ -99,7 +99,7 @@ impl Pager {
     /// cannot come on demand.
     pub(super) fn start(
         ram: &Ram,
-        table: &MemoryTable,
+        table: &Arc<MemoryTable>,
         source: Box<dyn SnapshotSource>,
         (start, snapshot): (u64, u64),
         prefetch: Prefetch,
@@ -141,6 +141,7 @@ impl Pager {
         let mut handler = Handler {
             faults,
             source,
+            table: Arc::clone(table),
             chunks,
             here,
             removed: BTreeMap::new(),
@@ -229,6 +230,8 @@ fn thread_failed(source: io::Error) -> SnapshotError {
 struct Handler {
     faults: Userfault,
     source: Box<dyn SnapshotSource>,
+    /// What they are compared with.
+    table: Arc<MemoryTable>,
     /// All chunks of memory, by ascending address.
     chunks: Vec<PlacedChunk>,
     /// Which of them have come: a page of these that is missing was given back to the host, and is zero.
@@ -401,14 +404,12 @@ impl Handler {
     fn install(&mut self, index: usize, touched: u64) -> Result<(), SnapshotError> {
         let Some(chunk) = self.chunks.get(index).copied() else { return Ok(()) };
         let mut bytes = std::mem::take(&mut self.bytes);
-        if let Some(checksum) = chunk.checksum {
+        if chunk.checksum.is_some() {
             bytes.resize(CHUNK as usize, 0);
             let bytes = bytes.get_mut(..chunk.len).unwrap_or_default();
             let failed = |source| SnapshotError::Source { addr: chunk.addr, source };
             self.source.fetch(chunk.offset, bytes).map_err(failed)?;
-            if crc32fast::hash(bytes) != checksum {
-                return Err(SnapshotError::MemoryChecksum { addr: chunk.addr });
-            }
+            self.table.check(index, std::iter::once(&*bytes))?;
             self.shared.fetched.fetch_add(chunk.len as u64, Ordering::Relaxed);
         }
         let from = touched - touched % FIRST;

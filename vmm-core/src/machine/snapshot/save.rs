@@ -13,23 +13,25 @@ use super::header::{self, HERE, Header};
 use super::identity::{self, Identity};
 use super::memory::{self, MemoryTable};
 use super::shape::{self, Shape};
+use super::tree::{self, Seal, SnapshotKey};
 use super::{Snapshot, VM, vcpu};
 use crate::machine::MachineState;
 
-/// Writes a machine that is paused into `file`, which is empty.
+/// Writes a machine that is paused into `file`, which is empty; with a tree, if there is a key.
 pub(in crate::machine) fn write(
     file: &File,
     shape: &Shape,
     state: &MachineState,
     ram: &Ram,
+    key: Option<&SnapshotKey>,
 ) -> Result<(), SnapshotError> {
-    let table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?;
+    let table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?.with_key(key);
     write_parts(file, &Identity::new(None)?, &sections(shape, state), table, |table, start| {
         table.write(ram, file, start)
     })
 }
 
-/// Writes what has changed of it since `base`: its state, and the pages at these guest addresses, ascending.
+/// Writes what has changed of it since `base`, with the same key: its state, and the pages at these guest addresses, ascending.
 pub(in crate::machine) fn write_diff(
     file: &File,
     shape: &Shape,
@@ -38,7 +40,7 @@ pub(in crate::machine) fn write_diff(
     base: &Snapshot,
     dirty: &[Range<u64>],
 ) -> Result<(), SnapshotError> {
-    let table = MemoryTable::of_pages(ram, dirty).ok_or(SnapshotError::TooLarge)?;
+    let table = MemoryTable::of_pages(ram, dirty).ok_or(SnapshotError::TooLarge)?.with_key(base.key());
     let identity = Identity::new(Some(base.as_base()?))?;
     write_parts(file, &identity, &sections(shape, state), table, |table, start| table.write(ram, file, start))
 }
@@ -74,7 +76,8 @@ pub(super) fn begin(
     }
     // What a chunk takes in the table depends on what is in it: memory is placed behind all that the state may take.
     let bytes = encode(identity, sections, &table.full())?;
-    let header = Header::new(bytes.len() as u64, table.len()).ok_or(SnapshotError::TooLarge)?;
+    let header =
+        Header::new(bytes.len() as u64, table.len(), table.key().is_some()).ok_or(SnapshotError::TooLarge)?;
     // One that is too long for the file system is refused before anything is written.
     file.set_len(header.end).map_err(failed("length"))?;
     Ok(header)
@@ -91,9 +94,14 @@ pub(super) fn end(
     let failed = |part| move |source| SnapshotError::Io { part, source };
     let bytes = encode(identity, sections, table)?;
     let header = Header { state: bytes.len() as u64, ..header };
-    file.write_all_at(&bytes, header::LEN as u64).map_err(failed("state"))?;
+    file.write_all_at(&bytes, header.state_at()).map_err(failed("state"))?;
+    let beginning = header.to_bytes();
+    let seal = table.key().map(|key| Seal::of(key, &beginning, &bytes).to_bytes());
+    if let Some(seal) = seal {
+        file.write_all_at(&seal, header::LEN as u64).map_err(failed("root"))?;
+    }
     // Last: until it is there, the file is no snapshot.
-    file.write_all_at(&header.to_bytes(), 0).map_err(failed("header"))
+    file.write_all_at(&beginning, 0).map_err(failed("header"))
 }
 
 /// The parts of a machine in this state.
@@ -110,9 +118,10 @@ fn encode(
     sections: &Sections<'_>,
     table: &MemoryTable,
 ) -> Result<Vec<u8>, SnapshotError> {
-    let (identity, table) = (identity.save(), table.save());
+    let (identity, leaves, table) = (identity.save(), table.save_leaves(), table.save());
     let mut all: Vec<_> = sections.iter().map(|(id, state)| (id.as_str(), state)).collect();
     all.extend([(identity::ID, &identity), (memory::ID, &table)]);
+    all.extend(leaves.iter().map(|leaves| (tree::ID, leaves)));
     let mut bytes = Vec::new();
     state_file::write(&mut bytes, HERE, &all)?;
     Ok(bytes)

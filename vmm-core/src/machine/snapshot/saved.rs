@@ -5,7 +5,7 @@ use std::fs::File;
 use ossature_memory::{Ram, RamConfig};
 use rustix::fs::fstatfs;
 
-use super::{Shape, Snapshot, SnapshotError};
+use super::{Shape, Snapshot, SnapshotError, SnapshotKey};
 use crate::machine::MachineState;
 use crate::{Hypervisor, VmConfig};
 
@@ -15,13 +15,26 @@ pub(in crate::machine) struct Saved {
     snapshot: Snapshot,
     state: MachineState,
     on_disk: bool,
+    key: Option<SnapshotKey>,
 }
 
 impl Saved {
     pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
         let state = snapshot.state()?;
-        let on_disk = snapshot.file().is_ok_and(|file| is_on_disk(file));
-        Ok(Self { snapshot, state, on_disk })
+        let key = snapshot.key().cloned();
+        // With a key, memory is copied.
+        let on_disk = key.is_none() && snapshot.file().is_ok_and(|file| is_on_disk(file));
+        Ok(Self { snapshot, state, on_disk, key })
+    }
+
+    /// The same, whose machines save with this key.
+    pub(in crate::machine) fn with_key(self, key: Option<SnapshotKey>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// The key that machines which go on from it save with.
+    pub(in crate::machine) fn key(&self) -> Option<&SnapshotKey> {
+        self.key.as_ref()
     }
 
     pub(in crate::machine) fn shape(&self) -> &Shape {

@@ -18,15 +18,19 @@ use crate::scripted::{Script, Scripted};
 
 const RAM: u64 = 64 << 10;
 
-fn builder() -> MachineBuilder {
+pub(super) fn builder() -> MachineBuilder {
     let clock = || UNIX_EPOCH + Duration::from_secs(1 << 30);
     Machine::builder("snapshot").device(Rtc::with_clock("rtc", clock)).device(I8042::new("i8042"))
 }
 
 /// A machine of two vCPUs with something in its memory and in its devices.
 fn machine() -> Machine {
+    machine_of(builder())
+}
+
+pub(super) fn machine_of(builder: MachineBuilder) -> Machine {
     let guest = Script::new().pio_write(0x70, Size::B1, 0x31).ram_write(GuestAddress(0x3000), b"written");
-    let machine = builder()
+    let machine = builder
         .cpus(2)
         .memory(RamConfig::new(RAM))
         .payload(|memory: &ossature_memory::GuestMmap, _: &ossature_boot::Platform| {
@@ -64,13 +68,13 @@ fn open(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
     Snapshot::from_file(file(bytes))
 }
 
-fn build(builder: MachineBuilder) -> Result<Machine, BuildErrors> {
+pub(super) fn build(builder: MachineBuilder) -> Result<Machine, BuildErrors> {
     builder.build(&Scripted::new([Script::new(), Script::new()]))
 }
 
 /// What a refusal is; a machine that is built instead is none.
 #[track_caller]
-fn refusal(built: Result<Machine, BuildErrors>) -> SnapshotError {
+pub(super) fn refusal(built: Result<Machine, BuildErrors>) -> SnapshotError {
     match built.unwrap_err().0.pop() {
         Some(BuildError::Snapshot(error)) => error,
         other => panic!("{other:?}"),
@@ -88,7 +92,7 @@ pub(super) fn assembled(sections: &BTreeMap<String, SavedState<'static>>, memory
     let mut state = Vec::new();
     let sections: Vec<_> = sections.iter().map(|(id, state)| (id.as_str(), state)).collect();
     state_file::write(&mut state, header::HERE, &sections).unwrap();
-    let header = Header::new(state.len() as u64, memory.len() as u64).unwrap();
+    let header = Header::new(state.len() as u64, memory.len() as u64, false).unwrap();
     let mut bytes = header.to_bytes().to_vec();
     bytes.extend(state);
     bytes.resize(header.memory as usize, 0);
@@ -416,6 +420,23 @@ fn v2_a_golden_chain_is_restored() {
     }
     goes_on(Snapshot::open(&base).unwrap(), Script::new().ram_expect(GuestAddress(0x3000), b"written"));
     let chain = Snapshot::open_chain([base, diff]).unwrap();
+    goes_on(chain, Script::new().ram_expect(GuestAddress(0x3000), b"changed"));
+}
+
+/// As that one, of snapshots that were saved with a key.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn v3_a_golden_chain_with_a_tree_is_restored() {
+    let key = SnapshotKey::new([7; 32]);
+    let [base, diff] = ["v3-scripted.snap", "v3-scripted.diff"].map(golden);
+    if std::env::var_os("BLESS").is_some() {
+        let machine = machine_of(builder().snapshot_key(key.clone()));
+        let mut checkpoint = machine.checkpoint_at(&base).unwrap();
+        machine.ram().dma().write(GuestAddress(0x3000), b"changed").unwrap();
+        machine.snapshot_diff(&mut checkpoint, &diff).unwrap();
+    }
+    goes_on(key.open(&base).unwrap(), Script::new().ram_expect(GuestAddress(0x3000), b"written"));
+    let chain = key.open_chain([base, diff]).unwrap();
     goes_on(chain, Script::new().ram_expect(GuestAddress(0x3000), b"changed"));
 }
 

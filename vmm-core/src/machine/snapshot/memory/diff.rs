@@ -31,7 +31,7 @@ impl MemoryTable {
 
     /// A table of the same slots, of memory that is zero.
     pub(in crate::machine::snapshot) fn empty(&self) -> Self {
-        Self { slots: self.slots.clone(), chunks: vec![None; self.chunks.len()], pages: None }
+        Self { slots: self.slots.clone(), chunks: vec![None; self.chunks.len()], pages: None, leaves: None }
     }
 
     /// Returns true if it is of a diff.
@@ -79,17 +79,17 @@ impl MemoryTable {
         let dma = ram.dma();
         let all: Vec<(Chunk, Option<u32>)> = self.chunks().collect();
         let mut buffer = vec![0; CHUNK as usize];
-        for (index, pages) in self.pages.iter().flatten() {
+        let written = self.pages.take();
+        for (index, pages) in written.iter().flatten() {
             let Some((chunk, _)) = all.get(*index) else { continue };
-            let mut hash = crc32fast::Hasher::new();
             for run in pages.bytes() {
                 let bytes = buffer.get_mut(run.clone()).unwrap_or_default();
                 dma.read(GuestAddress(chunk.addr + run.start as u64), bytes)?;
-                hash.update(bytes);
                 write_nonzero(file, start + chunk.offset + run.start as u64, bytes)?;
             }
-            self.chunks.get_mut(*index).into_iter().for_each(|sum| *sum = Some(hash.clone().finalize()));
+            self.note(*index, pages.bytes().map(|run| buffer.get(run).unwrap_or_default()));
         }
+        self.pages = written;
         Ok(())
     }
 
@@ -102,20 +102,18 @@ impl MemoryTable {
         index: usize,
         buffer: &mut [u8],
     ) -> Result<Option<Chunk>, SnapshotError> {
-        let Some((chunk, Some(checksum))) = self.chunk(index) else { return Ok(None) };
+        let Some((chunk, Some(_))) = self.chunk(index) else { return Ok(None) };
         let mut whole = PageSet::default();
         let pages = self.pages.as_ref().and_then(|pages| pages.get(&index));
         if pages.is_none() {
             whole.insert(0..chunk.len / PAGE);
         }
-        let mut hash = crc32fast::Hasher::new();
-        for run in pages.unwrap_or(&whole).bytes() {
+        let pages = pages.unwrap_or(&whole);
+        for run in pages.bytes() {
             let at = start + chunk.offset + run.start as u64;
-            let bytes = buffer.get_mut(run).unwrap_or_default();
-            source.fetch(at, bytes).map_err(failed)?;
-            hash.update(bytes);
+            source.fetch(at, buffer.get_mut(run).unwrap_or_default()).map_err(failed)?;
         }
-        let intact = hash.finalize() == checksum;
-        if intact { Ok(Some(chunk)) } else { Err(SnapshotError::MemoryChecksum { addr: chunk.addr }) }
+        self.check(index, pages.bytes().map(|run| buffer.get(run).unwrap_or_default()))?;
+        Ok(Some(chunk))
     }
 }

@@ -317,6 +317,8 @@ fn the_next_machine_finds_the_working_set() {
     let refused = |set| open().prefetch(set).unwrap_err().to_string();
     let other = WorkingSet { snapshot: set.snapshot + 1, ..set.clone() };
     assert_eq!(refused(other), "its working set: it is of another snapshot");
+    let twice = WorkingSet { chunks: vec![0, 1, 0], ..set.clone() };
+    assert_eq!(refused(twice), "its working set: it has some memory twice");
     let beyond = WorkingSet { chunks: vec![0, (RAM / CHUNK) as u32], ..set };
     assert_eq!(refused(beyond), "its working set: it has memory that the snapshot has not");
 }

@@ -1,0 +1,2 @@
+#![no_main]
+ossature_fuzz::program!("packed");
