@@ -39,6 +39,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod aarch64;
 pub mod acpi;
 mod cmdline;
 mod image;
