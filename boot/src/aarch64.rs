@@ -5,6 +5,8 @@ mod error;
 pub mod fdt;
 mod kernel;
 pub mod layout;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::ops::Range;
 

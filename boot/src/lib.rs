@@ -45,6 +45,8 @@ mod cmdline;
 mod image;
 mod load;
 mod platform;
+#[cfg(test)]
+mod testing;
 mod unpack;
 pub mod x86_64;
 

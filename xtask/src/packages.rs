@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("depmod", "kmod"),
     ("dmidecode", "dmidecode"),
     ("dmsetup", "dmsetup"),
+    ("dtc", "device-tree-compiler"),
     ("fio", "fio"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),

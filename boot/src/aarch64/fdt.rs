@@ -1,6 +1,7 @@
 //! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
 //! bindings of each device).
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
@@ -173,8 +174,9 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
     let cpus = tree.begin_node("cpus")?;
     tree.property_u32("#address-cells", 1)?;
     tree.property_u32("#size-cells", 0)?;
-    for (index, &id) in ids.iter().enumerate() {
-        if ids.iter().take(index).any(|other| *other == id) {
+    let mut known = BTreeSet::new();
+    for &id in ids {
+        if !known.insert(id) {
             return Err(FdtError::DuplicateCpu { id });
         }
         let cpu = tree.begin_node(&format!("cpu@{id:x}"))?;
@@ -275,6 +277,3 @@ fn memory(node: &Node, index: usize) -> Result<(u64, u64), FdtError> {
 fn bad(node: &Node, needs: &'static str) -> FdtError {
     FdtError::BadNode { id: node.id.clone(), kind: node.kind, needs }
 }
-
-#[cfg(test)]
-mod tests;

@@ -178,5 +178,6 @@ impl Payload for Linux {
 }
 
 // The kernel that they load is one for x86.
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod tests;

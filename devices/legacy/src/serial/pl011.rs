@@ -234,7 +234,7 @@ fn register(at: Access) -> Result<u64, BusFault> {
     if at.size == Size::B8 {
         return Err(BusFault::Width);
     }
-    if at.offset % 4 == 0 { Ok(at.offset) } else { Err(BusFault::Unmapped) }
+    if at.offset.is_multiple_of(4) { Ok(at.offset) } else { Err(BusFault::Unmapped) }
 }
 
 impl Uart for Pl011 {
