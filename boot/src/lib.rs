@@ -39,11 +39,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod aarch64;
 pub mod acpi;
 mod cmdline;
 mod image;
 mod load;
 mod platform;
+#[cfg(test)]
+mod testing;
 mod unpack;
 pub mod x86_64;
 

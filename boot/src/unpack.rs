@@ -139,7 +139,7 @@ const FORMATS: &[Format] = &[
     Format::new("zstd", "zstd", &[0x28, 0xb5, 0x2f, 0xfd], decoder!("zstd", zstd)),
 ];
 
-const TRAILER: u64 = 4;
+pub(crate) const TRAILER: u64 = 4;
 const BUFFER: usize = 256 << 10;
 
 /// Returns true if a file that starts with `head` is packed in a known way.

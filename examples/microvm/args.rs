@@ -7,8 +7,6 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use ossature::boot::x86_64::BootProtocol;
-use ossature::boot::x86_64::smbios::Uuid;
 use ossature::bus::RateLimit;
 use ossature::legacy::GenerationId;
 use ossature::memory::Backing;
@@ -17,9 +15,10 @@ use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 
+use crate::arch::{self, ArchArgs};
 use crate::control;
 use crate::disk::{self, Disk};
-use crate::identity::{self, ConfigFile};
+use crate::identity;
 use crate::nic::{self, Nic};
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
@@ -29,33 +28,19 @@ const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code:
 #[derive(Debug, Parser)]
 #[command(name = "microvm", version, after_help = HELP)]
 pub struct Args {
-    /// Kernel: an ELF file or a bzImage, as it is or packed with gzip, LZ4, XZ or zstd
-    #[arg(long, value_name = "FILE", required_unless_present = "restore")]
+    #[arg(long, help = arch::KERNEL, value_name = "FILE", required_unless_present = "restore")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line; what the machine itself needs there, such as pci=off, is added
-    #[arg(long, default_value = "console=ttyS0 panic=-1")]
+    #[arg(long, default_value = arch::CMDLINE)]
     pub cmdline: String,
-    /// Boot protocol; auto takes PVH where the kernel has it
-    #[arg(long, default_value = "auto", value_name = "auto|pvh|linux")]
-    pub boot: BootProtocol,
     /// Map kernel and initial RAM disk copy-on-write; the files must not change while the guest runs
     #[arg(long, conflicts_with_all = ["hugepages", "shared_memory"])]
     pub map_kernel: bool,
-    /// The machine's UUID, which the guest finds in its SMBIOS tables
-    #[arg(long)]
-    pub uuid: Option<Uuid>,
-    /// The machine's serial number there, such as ds=nocloud for cloud-init
-    #[arg(long, value_name = "TEXT")]
-    pub serial_number: Option<String>,
-    /// An OEM string there, such as io.systemd.credential:NAME=VALUE; repeatable
-    #[arg(long, value_name = "TEXT")]
-    pub oem_string: Vec<String>,
-    /// A file for the guest, which Linux shows as /sys/firmware/qemu_fw_cfg/by_name/opt/NAME/raw; repeatable
-    #[arg(long, value_name = identity::FILE, value_parser = OsStringValueParser::new().try_map(ConfigFile::parse))]
-    pub fw_cfg: Vec<ConfigFile>,
+    #[command(flatten)]
+    pub arch: ArchArgs,
     /// Give the guest a VM generation ID, by which it learns that it is a copy of another: a UUID, or auto for a new one
     #[arg(long, value_name = "UUID|auto", value_parser = identity::generation)]
     pub generation_id: Option<GenerationId>,

@@ -1,4 +1,4 @@
-//! What the guest finds: the devices of a PC that Linux asks for, a serial port, and virtio devices.
+//! What the guest finds: its platform's own devices, a serial port, and virtio devices.
 
 use std::collections::BTreeMap;
 use std::io::{self, stdin, stdout};
@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use ossature::bus::{Device, EventLoop, Hosted, RateLimiter, RateLimits};
 use ossature::legacy::{
-    AcpiPower, DebugPort, Escape, Generation, I8042, KeyFilter, PowerButton, Pvpanic, Rtc, Serial,
-    SerialPort, Stamps, VmGenId, backend, window_size,
+    DebugPort, Escape, Generation, KeyFilter, PowerButton, Stamps, VmGenId, backend, window_size,
 };
 use ossature::pci::PciBus;
 use ossature::virtio::blk::BlkHandle;
@@ -27,17 +26,17 @@ use ossature::vmm::program::raise_descriptor_limit;
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
 use crate::report::{USER, Usage};
-use crate::{disk, identity, snapshot};
+use crate::{arch, disk, snapshot};
 
-/// So many virtio devices have an interrupt line of their own. The others share what is left of the 24 that a machine has.
+/// So many virtio devices have an interrupt line of their own. The others share what is left that a machine has.
 const OWN_LINES: usize = 12;
 /// The id of the socket device, of which there is one.
 pub const VSOCK: &str = "vsock";
 
 /// What is left to its VMM of the devices that a machine has.
 pub struct Devices {
-    /// The guest's power button.
-    pub button: PowerButton,
+    /// The guest's power button, if it has one.
+    pub button: Option<PowerButton>,
     /// The guest's generation, if it has one.
     pub generation: Option<Generation>,
     /// What the guest wrote to the boot timer's port.
@@ -65,22 +64,14 @@ impl Devices {
         started: Instant,
     ) -> Result<(MachineBuilder, Self)> {
         let machine = builder.handle();
-        let power = AcpiPower::new("power");
-        let button = power.button();
-        let mut builder = builder
-            .device(Rtc::new("rtc").on(here))
-            .device(I8042::new("i8042"))
-            .device(Pvpanic::new("pvpanic"))
-            .device(power)
-            .devices(serial(args, &machine, here)?);
+        let (builder, button) = args.arch.add_to(builder, here)?;
+        let mut builder = builder.devices(serial(args, &machine, here)?);
         let generation = args.generation_id.map(|id| VmGenId::new("generation", id));
         let handle = generation.as_ref().map(VmGenId::generation);
         builder = builder.devices(generation.map(|device| Box::new(device) as Box<dyn Device>));
-        let files = identity::fw_cfg(&args.fw_cfg)?;
-        builder = builder.devices(files.map(|device| Box::new(device) as Box<dyn Device>));
         let timer = DebugPort::new("boot-timer", started);
         let stamps = timer.stamps();
-        if args.boot_timer {
+        if args.boot_timer && arch::HAS_PORTS {
             builder = builder.device(timer);
         }
 
@@ -196,7 +187,7 @@ pub fn fit(window: &ConsoleWindow) {
     }
 }
 
-/// COM1, unless it goes nowhere.
+/// The serial port, unless it goes nowhere.
 fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Option<Box<dyn Device>>> {
     let failed = |how: &str, path: &Path, e: io::Error| format!("--serial {how}={}: {e}", path.display());
     let line = match args.serial() {
@@ -205,7 +196,7 @@ fn serial(args: &Args, machine: &MachineHandle, here: &EventLoop) -> Result<Opti
         SerialLine::File(path) => backend::file(&path).map_err(|e| failed("file", &path, e))?,
         SerialLine::Socket(path) => backend::socket(&path).map_err(|e| failed("socket", &path, e))?,
     };
-    Ok(Some(Box::new(Serial::new("com1", SerialPort::COM1, line).on(here))))
+    Ok(Some(arch::serial(line, here)))
 }
 
 fn console_port(port: &Port) -> Result<ConsolePort> {

@@ -10,14 +10,22 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `disk` its disks, `devices` what the guest finds, `identity` by what it knows which guest it
-//! is, `snapshot` how a machine becomes a file and goes on from one, `report` what is said of the machine while it runs and
+//! `args` is its command line, `arch` what only machines of one architecture have, `disk` its disks, `devices` what the guest finds, `identity` and `files` by what it knows which
+//! guest it is, `snapshot` how a machine becomes a file and goes on from one, `report` what is said of the machine while it runs and
 //! when it has ended.
 
+#[cfg(target_arch = "aarch64")]
+#[path = "aarch64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "x86_64.rs"]
+mod arch;
 mod args;
 mod control;
 mod devices;
 mod disk;
+#[cfg(target_arch = "x86_64")]
+mod files;
 mod identity;
 mod nic;
 mod report;
@@ -29,7 +37,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ossature::boot::x86_64::smbios::Smbios;
 use ossature::bus::{EventLoop, SocketFile};
 use ossature::legacy::RawTerminal;
 use ossature::memory::{Backing, RamConfig};
@@ -66,6 +73,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let restored = snapshot::open(args, key.as_ref())?;
     let builder = key.into_iter().fold(builder, |builder, key| builder.snapshot_key(key));
     let transport = snapshot::transport(args, restored.as_ref())?;
+    args.arch.check(transport)?;
     let builder = match restored {
         Some(snapshot) => {
             let builder = args.cpus.into_iter().fold(builder, |builder, cpus| builder.cpus(cpus));
@@ -118,9 +126,11 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
 /// What is done about signals: the guest is asked or stopped, and the terminal is as it was when microvm ends or stops.
 fn signals(machine: &Machine, devices: &Devices, terminal: Option<Arc<RawTerminal>>) -> Signals {
     let (button, window) = (devices.button.clone(), devices.window.clone());
-    let signals = Signals::new(machine.handle())
-        .power_button(GRACE, move || button.press())
-        .window_change(move || window.iter().for_each(devices::fit));
+    let signals = Signals::new(machine.handle());
+    let signals = button
+        .into_iter()
+        .fold(signals, |signals, button| signals.power_button(GRACE, move || button.press()));
+    let signals = signals.window_change(move || window.iter().for_each(devices::fit));
     let Some(terminal) = terminal else { return signals };
     let again = terminal.clone();
     // A terminal that has gone needs no mode.
@@ -138,11 +148,7 @@ fn memory(args: &Args, default: u64) -> RamConfig {
 
 /// The kernel with all that it is handed.
 fn linux(args: &Args) -> Option<Linux> {
-    let smbios = Smbios::new()
-        .uuid(args.uuid.unwrap_or_default())
-        .serial(args.serial_number.clone().unwrap_or_default());
-    let smbios = args.oem_string.iter().cloned().fold(smbios, Smbios::oem_string);
-    let linux = Linux::new(args.kernel.as_ref()?).cmdline(&args.cmdline).smbios(smbios);
-    let linux = linux.protocol(args.boot).mapped(args.map_kernel);
+    let linux = Linux::new(args.kernel.as_ref()?).cmdline(&args.cmdline).mapped(args.map_kernel);
+    let linux = args.arch.linux(linux);
     Some(args.initrd.iter().fold(linux, Linux::initrd))
 }

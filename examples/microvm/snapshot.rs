@@ -11,9 +11,9 @@ use ossature::vmm::machine::{
 };
 use ossature::vmm::program::Signals;
 
-use crate::Result;
 use crate::args::{Args, Transport};
 use crate::report::{USER, Usage};
+use crate::{Result, arch};
 
 /// The id of the PCI bus.
 pub const PCI: &str = "pci";
@@ -103,7 +103,7 @@ pub fn usage(args: &Args, error: &SnapshotError) -> Option<String> {
 fn flag(id: &str) -> String {
     let numbered = |kind| id.strip_prefix(kind).is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_digit()));
     match id {
-        "com1" => "--serial".to_owned(),
+        arch::SERIAL => "--serial".to_owned(),
         "vsock" => "--vsock".to_owned(),
         "console" => "--console or --port".to_owned(),
         "boot-timer" => "--boot-timer".to_owned(),

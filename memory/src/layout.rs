@@ -58,6 +58,13 @@ pub enum NodeKind {
     VmGenId,
     /// A firmware configuration device (QEMU's `docs/specs/fw_cfg`): 12 ports.
     FwCfg,
+    /// A PL011 UART: one page of memory, one interrupt.
+    Pl011,
+    /// A PL031 clock: one page of memory, and its interrupt if it has one.
+    Pl031,
+    /// An interrupt controller of the kind GICv3, in this order: the distributor, and the redistributors of all
+    /// processors, in memory.
+    GicV3,
 }
 
 /// How an interrupt line is raised.

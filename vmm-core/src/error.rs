@@ -21,6 +21,8 @@ pub enum Capability {
     Irqfd,
     /// Guest writes that signal an eventfd (`KVM_CAP_IOEVENTFD`).
     Ioeventfd,
+    /// Guests start and stop processors by PSCI (`KVM_CAP_ARM_PSCI_0_2`).
+    Psci,
     /// Leaving the guest at once (`KVM_CAP_IMMEDIATE_EXIT`, Linux 4.11).
     ImmediateExit,
     /// Registers set through the shared page (`KVM_CAP_SYNC_REGS`, Linux 4.17).
@@ -35,6 +37,7 @@ impl fmt::Display for Capability {
             Self::IrqRouting => "KVM_CAP_IRQ_ROUTING (message-signalled interrupts)",
             Self::Irqfd => "KVM_CAP_IRQFD (interrupts through an eventfd)",
             Self::Ioeventfd => "KVM_CAP_IOEVENTFD (guest writes that signal an eventfd)",
+            Self::Psci => "KVM_CAP_ARM_PSCI_0_2 (guests start processors by PSCI)",
             Self::ImmediateExit => "KVM_CAP_IMMEDIATE_EXIT (Linux 4.11 or newer)",
             Self::SyncRegs => "KVM_CAP_SYNC_REGS (Linux 4.17 or newer)",
         })

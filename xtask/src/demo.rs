@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use crate::arch::Arch;
 use crate::follow::Follow;
 use crate::frame::Frame;
 use crate::host::Kvm;
@@ -40,6 +41,9 @@ pub struct Demo {
     /// A kernel to boot instead of Debian's, with the virtio drivers and ext4 built in
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// The guest's architecture [default: the host's]. With aarch64 on another host, all runs in a nested machine
+    #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
+    arch: Arch,
     /// Number of vCPUs
     #[arg(long, default_value_t = 2)]
     cpus: u32,
@@ -56,17 +60,23 @@ pub struct Demo {
 /// # Errors
 /// Something is missing that the developer has to install, or the guest ended before its command.
 pub fn run(demo: &Demo) -> Result<u8> {
-    packages::ensure(&[PROGRAMS, packages::machine()])?;
     let kvm = Kvm::detect();
-    if demo.says_progress() {
-        eprintln!("{}", kvm.summary());
+    match (demo.arch, demo.arch.is_host()) {
+        (_, true) => {
+            packages::ensure(&[PROGRAMS, packages::machine()])?;
+            if demo.says_progress() {
+                eprintln!("{}", kvm.summary());
+            }
+        }
+        (Arch::Aarch64, false) => packages::ensure(&[&[PROGRAMS], packages::NESTED_AARCH64].concat())?,
+        (Arch::X86_64, false) => {
+            return Err(Error::needs_developer(
+                "--arch x86_64: guests of x86_64 run on hosts of x86_64 only",
+            ));
+        }
     }
-    if demo.says_progress() {
-        vmm::build()?
-    } else {
-        vmm::build_quietly()?
-    }
-    if kvm == Kvm::Full {
+    vmm::build_for(demo.arch, !demo.says_progress())?;
+    if kvm == Kvm::Full && demo.arch.is_host() {
         let folder = paths::target().join("demo").join(std::process::id().to_string());
         fs::create_dir_all(&folder).context(folder.display())?;
         let code = demo.on_host(&folder);
@@ -110,7 +120,7 @@ impl Demo {
     }
 
     fn in_nested_machine(&self) -> Result<u8> {
-        let mut machine = Machine::new()?;
+        let mut machine = Machine::of(self.arch)?;
         machine.progress = self.says_progress();
         let needed = self.memory + 2048;
         machine.memory_mib = machine.memory_mib.max(u32::try_from(needed).unwrap_or(u32::MAX));
@@ -149,18 +159,21 @@ impl Demo {
     /// Puts the guest's files into a folder; returns the script that starts the VMM.
     fn prepare(&self, folder: &Path) -> Result<String> {
         let (kernel, mut tree) = match &self.kernel {
-            Some(kernel) => {
-                (std::path::absolute(kernel).context(kernel.display())?, guest::tree_without_modules()?)
-            }
+            Some(kernel) => (
+                std::path::absolute(kernel).context(kernel.display())?,
+                guest::tree_without_modules_for(self.arch)?,
+            ),
             None => {
-                let kernel = kernels::fetch(Flavour::Cloud)?;
+                let kernel = kernels::fetch_for(self.arch, Flavour::Cloud)?;
                 (kernel.vmlinux(), guest::tree(&kernel)?)
             }
         };
         let disk = folder.join("disk.img");
         tree.file("/etc/profile", 0o644, include_str!("demo/profile.sh"));
         tree.write_ext4(&disk, DISK_MIB)?;
-        let mut cmdline = "console=ttyS0 loglevel=3 panic=-1 root=/dev/vda".to_owned();
+        let facts = self.arch.facts();
+        let mut cmdline =
+            format!("console={0} loglevel=3 panic=-1 root=/dev/vda ossature.serial={0}", facts.console);
         cmdline.push_str(" ossature.ip=10.77.0.2/24");
         let mut console = String::new();
         if let Some(job) = &self.run {
@@ -174,10 +187,11 @@ impl Demo {
         let initrd = folder.join("initrd");
         fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;
         let machine = format!(
-            "ip tuntap add tap0 mode tap && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
+            "{} tap0 && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
              exec {} --kernel {} --initrd {} --cmdline {} --cpus {} --memory {}M \
              --disk path={} --net tap=tap0 {console}",
-            quote_path(&vmm::program()),
+            facts.make_tap,
+            quote_path(&vmm::program_for(self.arch)),
             quote_path(&kernel),
             quote_path(&initrd),
             quote(&cmdline),

@@ -6,9 +6,10 @@
 
 use std::fs;
 
+use crate::arch::Arch;
 use crate::kernels::{Kernel, Module};
 use crate::tree::Tree;
-use crate::{Context, Result, packages, process};
+use crate::{Context, Result, packages, port, process};
 
 /// What guests need that Debian's kernels have as modules.
 const MODULES: &[&str] = &[
@@ -21,9 +22,9 @@ const MODULES: &[&str] = &[
     "vmw_vsock_virtio_transport",
     "ext4",
     "evdev",
-    "button",
-    "pvpanic-mmio",
 ];
+/// The same of the devices that only machines of x86_64 have.
+const X86_MODULES: &[&str] = &["button", "pvpanic-mmio"];
 
 /// What the power button's handler is called by `acpid` of busybox.
 const POWER_BUTTON: &str = "/etc/acpi/PWRF/00000080";
@@ -33,13 +34,22 @@ const POWER_BUTTON: &str = "/etc/acpi/PWRF/00000080";
 /// # Errors
 /// As [`packages::busybox`].
 pub fn busybox_tree() -> Result<Tree> {
-    let program = packages::busybox()?;
+    busybox_tree_for(Arch::HOST)
+}
+
+/// The same for an architecture. Debian builds the same commands into each busybox.
+///
+/// # Errors
+/// As [`packages::busybox`], or the other architecture's cannot be fetched.
+pub fn busybox_tree_for(arch: Arch) -> Result<Tree> {
+    let host = packages::busybox()?;
+    let program = if arch.is_host() { host.clone() } else { port::busybox(arch)? };
     let mut tree = Tree::new();
     for folder in ["/proc", "/sys", "/dev", "/run", "/root", "/tmp", "/mnt", "/new"] {
         tree.directory(folder);
     }
     tree.character_device("/dev/console", 5, 1);
-    for name in process::text(process::command(&program).arg("--list"))?.lines() {
+    for name in process::text(process::command(&host).arg("--list"))?.lines() {
         tree.link(&format!("/bin/{name}"), "busybox");
     }
     tree.copy("/bin/busybox", &program)?;
@@ -76,8 +86,9 @@ pub fn tree(kernel: &Kernel) -> Result<Tree> {
 /// # Errors
 /// As [`tree`].
 pub fn tree_with_modules(kernel: &Kernel, more: &[&str]) -> Result<Tree> {
-    let mut tree = tree_without_modules()?;
-    add_modules(&mut tree, &kernel.modules(&[MODULES, more].concat())?, |module| module)?;
+    let mut tree = tree_without_modules_for(kernel.arch)?;
+    let more = if kernel.arch == Arch::X86_64 { [more, X86_MODULES].concat() } else { more.to_vec() };
+    add_modules(&mut tree, &kernel.modules(&[MODULES, &more].concat())?, |module| module)?;
     Ok(tree)
 }
 
@@ -86,7 +97,15 @@ pub fn tree_with_modules(kernel: &Kernel, more: &[&str]) -> Result<Tree> {
 /// # Errors
 /// As [`packages::busybox`].
 pub fn tree_without_modules() -> Result<Tree> {
-    let mut tree = busybox_tree()?;
+    tree_without_modules_for(Arch::HOST)
+}
+
+/// The same for an architecture.
+///
+/// # Errors
+/// As [`busybox_tree_for`].
+pub fn tree_without_modules_for(arch: Arch) -> Result<Tree> {
+    let mut tree = busybox_tree_for(arch)?;
     tree.file("/etc/modules", 0o644, "");
     tree.file("/init", 0o755, include_str!("guest/init.sh"));
     tree.file("/etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\n");

@@ -4,34 +4,40 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::arch::Arch;
+use crate::port::Port;
 use crate::{Context, Error, Result, packages, paths, process};
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// `linux-image-cloud-amd64`: drivers of virtual machines only. The guest of demo and tests.
+    /// Such as `linux-image-cloud-amd64`: drivers of virtual machines only. The guest of demo and tests.
     Cloud,
-    /// `linux-image-amd64`: has 9p and KVM. Runs the nested machine.
+    /// Such as `linux-image-amd64`: has 9p and KVM. Runs the nested machine.
     Generic,
 }
 
 impl Flavour {
-    fn suffix(self) -> &'static str {
+    /// The end of a release's name.
+    fn suffix(self, arch: Arch) -> String {
+        let debian = arch.facts().debian;
         match self {
-            Flavour::Cloud => "cloud-amd64",
-            Flavour::Generic => "amd64",
+            Flavour::Cloud => format!("cloud-{debian}"),
+            Flavour::Generic => debian.to_owned(),
         }
     }
 
     /// The name of the package that depends on the current kernel.
-    fn metapackage(self) -> String {
-        format!("linux-image-{}", self.suffix())
+    fn metapackage(self, arch: Arch) -> String {
+        format!("linux-image-{}", self.suffix(arch))
     }
 }
 
 /// An unpacked kernel package.
 #[derive(Clone, Debug)]
 pub struct Kernel {
+    /// What it runs on.
+    pub arch: Arch,
     /// As `uname -r` prints it in the guest.
     pub release: String,
     /// The folder that the package is unpacked in.
@@ -48,12 +54,13 @@ pub struct Module {
 }
 
 impl Kernel {
-    /// The kernel as bzImage, as the package holds it.
+    /// The kernel as the package holds it: a bzImage on x86_64, an Image on aarch64.
     pub fn vmlinuz(&self) -> PathBuf {
         self.folder.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
-    /// The kernel as ELF file, unpacked from the bzImage when the package was.
+    /// The kernel as a VMM loads it without unpacking: an ELF file that was unpacked from the bzImage when the package was,
+    /// or an Image.
     pub fn vmlinux(&self) -> PathBuf {
         self.folder.join("boot").join(format!("vmlinux-{}", self.release))
     }
@@ -82,14 +89,18 @@ impl Kernel {
 
 /// The kernel that an earlier [`fetch`] unpacked; the newest if there are several.
 pub fn cached(flavour: Flavour) -> Option<Kernel> {
+    cached_for(Arch::HOST, flavour)
+}
+
+fn cached_for(arch: Arch, flavour: Flavour) -> Option<Kernel> {
     let mut found: Vec<Kernel> = fs::read_dir(folder())
         .ok()?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| Some((abi(&name, flavour)?, name)))
-        .map(|(_, release)| Kernel { folder: folder().join(&release), release })
+        .filter_map(|name| Some((abi(&name, arch, flavour)?, name)))
+        .map(|(_, release)| Kernel { arch, folder: folder().join(&release), release })
         .filter(|kernel| kernel.vmlinux().exists())
         .collect();
-    found.sort_by_key(|kernel| abi(&kernel.release, flavour));
+    found.sort_by_key(|kernel| abi(&kernel.release, arch, flavour));
     found.pop()
 }
 
@@ -102,10 +113,37 @@ pub fn fetch(flavour: Flavour) -> Result<Kernel> {
         Ok(release) => release,
         Err(error) => return cached(flavour).ok_or(error),
     };
-    let kernel = Kernel { folder: folder().join(&release), release };
+    let kernel = Kernel { arch: Arch::HOST, folder: folder().join(&release), release };
     if !kernel.vmlinux().exists() {
         unpack(&kernel)?;
     }
+    Ok(kernel)
+}
+
+/// The same for an architecture. Of another one than the host's, a kernel that is there is taken, whatever is current.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn fetch_for(arch: Arch, flavour: Flavour) -> Result<Kernel> {
+    if arch.is_host() {
+        return fetch(flavour);
+    }
+    if let Some(kernel) = cached_for(arch, flavour) {
+        return Ok(kernel);
+    }
+    let port = Port::update(arch)?;
+    let meta = flavour.metapackage(arch);
+    let depends = port.depends(&meta)?;
+    let release = parse_depends(&depends, arch, flavour)
+        .ok_or_else(|| Error::new(format!("apt-cache names no kernel for {meta}")))?;
+    let kernel = Kernel { arch, folder: folder().join(release), release: release.to_owned() };
+    if kernel.folder.exists() {
+        // An earlier call did not come to its end.
+        fs::remove_dir_all(&kernel.folder).context(kernel.folder.display())?;
+    }
+    let package = format!("linux-image-{release}");
+    port.unpack(&package, &port.version(&package)?, &kernel.folder)?;
+    complete(&kernel)?;
     Ok(kernel)
 }
 
@@ -129,10 +167,20 @@ fn unpack(kernel: &Kernel) -> Result<()> {
         // A damaged download: the next call fetches it anew.
         let _ = fs::remove_file(&package);
     })?;
-    process::run(process::command("depmod").arg("-b").arg(&kernel.folder).arg(&kernel.release))?;
-    unpack_elf(&kernel.vmlinuz(), &kernel.vmlinux())?;
+    complete(kernel)?;
     eprintln!("Linux {} is ready after {:.1} s", kernel.release, start.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// Makes what an unpacked package lacks: the list of modules' needs, and last the kernel as it is loaded.
+fn complete(kernel: &Kernel) -> Result<()> {
+    process::run(process::command("depmod").arg("-b").arg(&kernel.folder).arg(&kernel.release))?;
+    match kernel.arch {
+        Arch::X86_64 => unpack_elf(&kernel.vmlinuz(), &kernel.vmlinux()),
+        Arch::Aarch64 => {
+            fs::hard_link(kernel.vmlinuz(), kernel.vmlinux()).context(kernel.vmlinux().display())
+        }
+    }
 }
 
 /// Unpacks the ELF file that a bzImage carries (Documentation/arch/x86/boot.rst: `setup_sects`,
@@ -168,9 +216,9 @@ fn current_release(flavour: Flavour) -> Result<String> {
             "Debian's kernels are fetched on Debian only: pass --kernel FILE, any kernel will do",
         ));
     }
-    let meta = flavour.metapackage();
+    let meta = flavour.metapackage(Arch::HOST);
     let depends = || process::text(process::command("apt-cache").args(["depends", &meta]));
-    let current = |text: String| parse_depends(&text, flavour).map(str::to_owned);
+    let current = |text: String| parse_depends(&text, Arch::HOST, flavour).map(str::to_owned);
     if let Some(release) = depends().ok().and_then(current) {
         return Ok(release);
     }
@@ -179,15 +227,15 @@ fn current_release(flavour: Flavour) -> Result<String> {
 }
 
 /// The kernel release that a metapackage depends on, from what `apt-cache depends` prints.
-fn parse_depends(text: &str, flavour: Flavour) -> Option<&str> {
+fn parse_depends(text: &str, arch: Arch, flavour: Flavour) -> Option<&str> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
-        .find(|release| abi(release, flavour).is_some())
+        .find(|release| abi(release, arch, flavour).is_some())
 }
 
 /// Splits `6.1.0-56-cloud-amd64` into its numbers, if the flavour fits.
-fn abi(release: &str, flavour: Flavour) -> Option<Vec<u32>> {
-    let numbers = release.strip_suffix(flavour.suffix())?.strip_suffix('-')?;
+fn abi(release: &str, arch: Arch, flavour: Flavour) -> Option<Vec<u32>> {
+    let numbers = release.strip_suffix(&*flavour.suffix(arch))?.strip_suffix('-')?;
     numbers.split(['.', '-']).map(|number| number.parse().ok()).collect()
 }
 

@@ -8,8 +8,10 @@
 //! assert!(tree.to_cpio().starts_with(b"070701"));
 //! ```
 
+pub mod arch;
 pub mod bare_metal;
 pub mod cpio;
+pub mod cross;
 pub mod demo;
 pub mod follow;
 pub mod foreign;
@@ -22,6 +24,7 @@ pub mod measure;
 pub mod nested;
 pub mod packages;
 pub mod paths;
+pub mod port;
 pub mod process;
 pub mod report;
 pub mod stamp;

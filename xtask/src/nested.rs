@@ -1,4 +1,4 @@
-//! The nested machine: QEMU emulates a PC with AMD's virtualization, Debian's kernel runs KVM on it,
+//! The nested machine: QEMU emulates a PC with AMD's virtualization or an Arm machine with EL2, Debian's kernel runs KVM on it,
 //! and a job runs there that sees the host's files. This is how guests with stock kernels are tested
 //! on hosts whose processor offers no virtualization.
 //!
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::arch::Arch;
 use crate::follow::Follow;
 use crate::kernels::{self, Flavour};
 use crate::process::{command, quote, quote_path, stty, terminal_size};
@@ -25,10 +26,8 @@ const MODULES: &[&str] = &[
     "9p",
     "9pnet_virtio",
     "overlay",
-    "kvm-amd",
     "tun",
     "loop",
-    "dm-mod",
     "ext4",
     "vhost_net",
     "vhost_vsock",
@@ -97,6 +96,7 @@ pub struct Machine {
     pub counts_instructions: bool,
     /// Says on standard error how the boot gets on.
     pub progress: bool,
+    arch: Arch,
     kernel: PathBuf,
     folder: PathBuf,
 }
@@ -107,8 +107,17 @@ impl Machine {
     /// # Errors
     /// The kernel cannot be fetched, or the folder cannot be written.
     pub fn new() -> Result<Machine> {
+        Self::of(Arch::HOST)
+    }
+
+    /// The same of an architecture. On another one than the host's, a job finds busybox alone, and the repository and the
+    /// shared folder at their paths.
+    ///
+    /// # Errors
+    /// As [`Machine::new`].
+    pub fn of(arch: Arch) -> Result<Machine> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let kernel = kernels::fetch(Flavour::Generic)?;
+        let kernel = kernels::fetch_for(arch, Flavour::Generic)?;
         let all = paths::target().join("nested");
         remove_leftovers(&all);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -117,13 +126,18 @@ impl Machine {
             memory_mib: 6144,
             counts_instructions: false,
             progress: true,
+            arch,
             kernel: kernel.vmlinux(),
             folder,
         };
         let shared = machine.shared();
         fs::create_dir_all(&shared).context(shared.display())?;
-        let mut tree = guest::busybox_tree()?;
-        guest::add_modules(&mut tree, &kernel.modules(MODULES)?, without_signature)?;
+        let mut tree = guest::busybox_tree_for(arch)?;
+        let modules = kernel.modules(&[MODULES, arch.facts().nested_modules].concat())?;
+        guest::add_modules(&mut tree, &modules, without_signature)?;
+        if !arch.is_host() {
+            tree.file("/repository", 0o644, paths::root().to_string_lossy().into_owned());
+        }
         tree.file("/shared-folder", 0o644, shared.to_string_lossy().into_owned());
         tree.file("/init", 0o755, include_str!("nested/init.sh"));
         fs::write(machine.initrd(), tree.to_cpio()).context(machine.initrd().display())?;
@@ -173,7 +187,7 @@ impl Machine {
                 .stdin(Stdio::piped()),
             None => qemu.args(CONSOLE).stdin(Stdio::null()),
         };
-        let mut child = qemu.stdout(Stdio::null()).spawn().context("qemu-system-x86_64")?;
+        let mut child = qemu.stdout(Stdio::null()).spawn().context("qemu")?;
         if let (Some(input), Some(pipe)) = (input, child.stdin.take()) {
             thread::spawn(move || input(pipe));
         }
@@ -189,7 +203,7 @@ impl Machine {
         let terminal = Terminal::remember();
         let size = terminal_size().map(|(rows, columns)| format!("stty rows {rows} cols {columns}"));
         self.prepare(job, &size.unwrap_or_default())?;
-        let mut child = self.qemu().args(CONSOLE).spawn().context("qemu-system-x86_64")?;
+        let mut child = self.qemu().args(CONSOLE).spawn().context("qemu")?;
         let attended = self.attend(&mut child, job, &mut []);
         drop(terminal);
         attended?;
@@ -230,8 +244,9 @@ impl Machine {
         let clock = if self.counts_instructions { "" } else { "nohz=off highres=off" };
         // setpriv: the machine does not outlive this process, however that ends.
         let mut qemu = command("setpriv");
-        qemu.args(["--pdeathsig", "TERM", "qemu-system-x86_64", "-nodefaults", "-no-user-config"])
-            .args(["-M", "q35", "-cpu", "max,+svm", "-accel", "tcg,thread=single"])
+        qemu.args(["--pdeathsig", "TERM"])
+            .args(self.arch.facts().qemu)
+            .args(["-nodefaults", "-no-user-config", "-accel", "tcg,thread=single"])
             // One CPU: with two, the emulator now and then loses an interrupt between them, and guests with
             // more than one vCPU stand still for ever, in any VMM. Two machines side by side use two cores.
             .args(["-smp", "1", "-m", &format!("{}M", self.memory_mib)])
@@ -241,7 +256,7 @@ impl Machine {
             .arg("-initrd")
             .arg(self.initrd())
             .arg("-append")
-            .arg(format!("console=ttyS0 quiet panic=-1 8250.nr_uarts=1 mitigations=off {clock}"))
+            .arg(format!("{} quiet panic=-1 {clock}", self.arch.facts().nested_cmdline))
             .arg("-serial")
             .arg(format!("file:{}", self.console_log().to_string_lossy().replace(',', ",,")))
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])
@@ -262,7 +277,7 @@ impl Machine {
             eprintln!("nested machine: booting");
         }
         loop {
-            let over = child.try_wait().context("qemu-system-x86_64")?.is_some();
+            let over = child.try_wait().context("qemu")?.is_some();
             if !up && self.shared().join("up").exists() {
                 up = true;
                 if self.progress {
@@ -275,7 +290,7 @@ impl Machine {
                     Ok(false) => {}
                     // As a process that writes to a pipe which nobody reads.
                     Err(error) => {
-                        child.kill().and_then(|()| child.wait()).context("qemu-system-x86_64")?;
+                        child.kill().and_then(|()| child.wait()).context("qemu")?;
                         return Err(Error::new(format!("passing on what the job prints: {error}")));
                     }
                 }
@@ -285,7 +300,7 @@ impl Machine {
             }
             let late = job.limit.filter(|limit| start.elapsed() > *limit);
             if let Some(limit) = late.or(job.silence.filter(|silence| heard.elapsed() > *silence)) {
-                child.kill().and_then(|()| child.wait()).context("qemu-system-x86_64")?;
+                child.kill().and_then(|()| child.wait()).context("qemu")?;
                 let (what, seconds) = (if late.is_some() { "" } else { " of silence" }, limit.as_secs());
                 return Err(Error::new(format!("the nested machine was turned off after {seconds} s{what}")));
             }

@@ -7,24 +7,28 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::host::Kvm;
-use crate::{Error, Result, process};
+use crate::{Error, Result, cross, process};
 
 /// What each program that the commands call comes in.
 const PROGRAMS: &[(&str, &str)] = &[
+    ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
     (BUSYBOX, "busybox-static"),
     ("btrfs", "btrfs-progs"),
     ("depmod", "kmod"),
     ("dmidecode", "dmidecode"),
     ("dmsetup", "dmsetup"),
+    ("dtc", "device-tree-compiler"),
     ("fio", "fio"),
     ("iasl", "acpica-tools"),
     ("ip", "iproute2"),
+    (LIBC_ARM64, "libc6-dev-arm64-cross"),
     ("lspci", "pciutils"),
     ("lz4", "lz4"),
     ("mke2fs", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("passt", "passt"),
     ("qemu-img", "qemu-utils"),
+    ("qemu-system-aarch64", "qemu-system-arm"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("socat", "socat"),
     ("strace", "strace"),
@@ -36,11 +40,15 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// The host's busybox, which runs in guests and therefore has to be static.
 const BUSYBOX: &str = "busybox";
+/// No program: what static programs for arm64 are linked with.
+const LIBC_ARM64: &str = "libc.a for arm64";
 
 /// What unpacks Debian's kernel for guests and makes their file systems.
 pub const GUEST: &[&str] = &[BUSYBOX, "depmod", "lz4"];
 /// What runs the nested machine.
 pub const NESTED: &[&str] = &[BUSYBOX, "depmod", "xz", "qemu-system-x86_64"];
+/// What runs the nested machine of the other architecture, and builds the VMM for it.
+pub const NESTED_AARCH64: &[&[&str]] = &[&[BUSYBOX, "depmod", "qemu-system-aarch64"], cross::LINKER];
 
 /// How long `apt-get` is called again while another process holds one of its locks.
 const LOCK_LIMIT: Duration = Duration::from_secs(1800);
@@ -223,6 +231,9 @@ fn missing(programs: &[&str], has: impl Fn(&str) -> bool) -> Result<Vec<&'static
 fn has(program: &str) -> bool {
     if program == BUSYBOX {
         return busybox().is_ok();
+    }
+    if program == LIBC_ARM64 {
+        return Path::new("/usr/aarch64-linux-gnu/lib/libc.a").exists();
     }
     let find = format!("command -v {}", process::quote(program));
     process::output(process::command("sh").arg("-c").arg(find)).is_ok()

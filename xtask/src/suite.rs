@@ -36,7 +36,7 @@ const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
 /// What a step's checks and tests call, but for cargo and the nested machine.
 pub fn programs(step: &str) -> &'static [&'static str] {
     match step {
-        "unit" => &["dmidecode", "iasl", "ip", "mke2fs", "qemu-img", "strace", "tshark", "valgrind"],
+        "unit" => &["dmidecode", "dtc", "iasl", "ip", "mke2fs", "qemu-img", "strace", "tshark", "valgrind"],
         "kvm" => &["ip", "strace"],
         "report" => report::PROGRAMS,
         "guest" => &[

@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::{Result, paths, process};
+use crate::arch::Arch;
+use crate::{Result, cross, paths, process};
 
 /// How long a quiet build is quiet.
 const QUIET: Duration = Duration::from_secs(30);
@@ -14,6 +15,32 @@ const QUIET: Duration = Duration::from_secs(30);
 /// Where [`build`] leaves the VMM: the release build of the example `microvm`.
 pub fn program() -> PathBuf {
     example("microvm")
+}
+
+/// Where [`build_for`] leaves it.
+pub fn program_for(arch: Arch) -> PathBuf {
+    if arch.is_host() {
+        return program();
+    }
+    paths::target().join(arch.facts().target).join("release/examples/microvm")
+}
+
+/// Builds the VMM for an architecture: for another one than the host's without shared libraries, and with less of the
+/// optimizations that take the compiler long.
+///
+/// # Errors
+/// It does not compile, or there is no standard library for the architecture.
+pub fn build_for(arch: Arch, quiet: bool) -> Result<()> {
+    if arch.is_host() {
+        return if quiet { build_quietly() } else { build() };
+    }
+    let mut cargo = cargo_build("microvm");
+    cross::set_up(&mut cargo, arch, "-Ctarget-feature=+crt-static")?;
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "false").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+    if quiet {
+        cargo.arg("--quiet");
+    }
+    process::run(&mut cargo)
 }
 
 /// Builds the VMM.

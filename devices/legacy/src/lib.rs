@@ -4,6 +4,7 @@
 //! | device | what for | where |
 //! |---|---|---|
 //! | [`Serial`] | 16550A UART on a terminal, file, pseudo-terminal or socket | ports 0x3f8 and so on, IRQ 4 or 3 |
+//! | [`Serial::pl011`] | PL011 UART of Arm machines, on the same | a page of memory, any IRQ |
 //! | [`I8042`] | reset, Ctrl-Alt-Del | ports 0x60 and 0x64, IRQ 1 |
 //! | [`Rtc`] | the time of day | ports 0x70 and 0x71 |
 //! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
@@ -91,7 +92,7 @@ pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
 pub use rtc::Rtc;
-pub use serial::{Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
+pub use serial::{Pl011, Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
 pub use terminal::{RawTerminal, window_size};
 pub use vm_gen_id::{Generation, GenerationId, VmGenId};
 

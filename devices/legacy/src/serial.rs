@@ -1,7 +1,8 @@
-//! A 16550A serial port as a device.
+//! A serial port as a device: a 16550A, or a PL011.
 
 mod interrupt_line;
 mod model;
+mod pl011;
 mod port;
 mod registers;
 mod state;
@@ -24,6 +25,7 @@ use interrupt_line::InterruptLine;
 use port::{Port, PortTurns, Receive};
 
 pub use model::{Uart, Written};
+pub use pl011::Pl011;
 pub use registers::TYPEAHEAD_CAPACITY;
 pub use uart::Uart16550;
 
@@ -50,7 +52,15 @@ impl SerialPort {
     pub const COM4: Self = Self { base: 0x2e8, irq: 3 };
 }
 
-/// A 16550A serial port (TI PC16550D data sheet).
+/// Where a port's registers and its interrupt are.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Ports(SerialPort),
+    /// A page of memory, and a level-triggered interrupt, wherever the machine has room.
+    Memory,
+}
+
+/// A 16550A serial port (TI PC16550D data sheet), or an Arm machine's [`PL011`](Self::pl011).
 ///
 /// **Output** is handed to the line at once by the vCPU that sends, without waiting; where the guest waits for the
 /// transmitter's interrupt, in one piece for each burst of up to 16 bytes. What the line does not take now (a full
@@ -75,7 +85,7 @@ impl SerialPort {
 #[derive(Debug)]
 pub struct Serial<U: Uart = Uart16550> {
     id: String,
-    place: SerialPort,
+    place: Place,
     /// The interrupt line is level-triggered.
     level: bool,
     /// The loop that was given, if one was.
@@ -93,9 +103,30 @@ impl Serial {
     }
 }
 
+impl Serial<Pl011> {
+    /// A PL011 named `id` on the line `backend`, in a page of memory: `ttyAMA0` of an Arm machine.
+    ///
+    /// ```
+    /// use ossature_legacy::{Serial, backend};
+    /// # fn demo(builder: impl Fn(Box<dyn ossature_bus::Device>)) -> std::io::Result<()> {
+    /// let console = Serial::pl011("console", backend::stdio()?);
+    /// # builder(Box::new(console));
+    /// # Ok(()) }
+    /// ```
+    pub fn pl011(id: impl Into<String>, backend: Backend) -> Self {
+        let mut port = Self::at(id, Place::Memory, backend, Pl011::new());
+        port.level = true;
+        port
+    }
+}
+
 impl<U: Uart + 'static> Serial<U> {
     /// The same with the registers of `uart`, as a master reset leaves them.
     pub fn with_uart(id: impl Into<String>, place: SerialPort, backend: Backend, uart: U) -> Self {
+        Self::at(id, Place::Ports(place), backend, uart)
+    }
+
+    fn at(id: impl Into<String>, place: Place, backend: Backend, uart: U) -> Self {
         let Backend { line, on_key } = backend;
         let needs_loop = line.needs_loop();
         let port = Arc::new(Port::new(uart, line, on_key));
@@ -184,9 +215,14 @@ impl<U: Uart + 'static> Device for Serial<U> {
 
     fn requires(&self) -> Requires {
         let irq = if self.level { InterruptRequest::level(IRQ) } else { InterruptRequest::edge(IRQ) };
-        Requires::new()
-            .registers(RegistersRequest::ports(REGISTERS, 8).fixed(self.place.base.into()))
-            .interrupt(irq.fixed(self.place.irq.into()))
+        match self.place {
+            Place::Ports(SerialPort { base, irq: line }) => Requires::new()
+                .registers(RegistersRequest::ports(REGISTERS, uart::REGISTERS.into()).fixed(base.into()))
+                .interrupt(irq.fixed(line.into())),
+            Place::Memory => Requires::new()
+                .registers(RegistersRequest::memory(REGISTERS, pl011::LEN).align(pl011::LEN))
+                .interrupt(irq),
+        }
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
@@ -198,7 +234,10 @@ impl<U: Uart + 'static> Device for Serial<U> {
         let on_loop = self.hosted.as_ref().map(|hosted| hosted.handle().clone());
         self.port.attach(line, assigned.events().clone(), on_loop);
         registers.answer(self.port.clone());
-        Ok(NodeKind::Serial16550)
+        Ok(match self.place {
+            Place::Ports(_) => NodeKind::Serial16550,
+            Place::Memory => NodeKind::Pl011,
+        })
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {

@@ -1,5 +1,4 @@
-//! A Linux kernel as what a machine runs. It boots by the protocols of x86_64 for now; how a vCPU starts is each
-//! architecture's.
+//! A Linux kernel as what a machine runs. How it boots is each architecture's.
 
 use std::error::Error;
 use std::fmt;
@@ -8,12 +7,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ossature_boot::x86_64::smbios::Smbios;
-use ossature_boot::x86_64::{self, BootError, BootProtocol, BootSpec};
 use ossature_boot::{ImageSource, Platform};
 use ossature_memory::GuestMmap;
 
-use super::{Registers, start_registers};
+use super::{LinuxOptions, Registers, load_linux};
 use crate::error_chain;
 use crate::machine::{Payload, PayloadError};
 
@@ -35,14 +32,28 @@ pub struct Linux {
     kernel: Image,
     initrd: Option<Image>,
     cmdline: String,
-    complete_cmdline: bool,
-    smbios: Option<Smbios>,
-    protocol: BootProtocol,
     mapped: bool,
+    /// What other architectures do not have.
+    pub(super) options: LinuxOptions,
+}
+
+/// What a kernel is started with.
+pub(crate) struct Start<'a> {
+    pub(crate) kernel: ImageSource<'a>,
+    pub(crate) initrd: Option<ImageSource<'a>>,
+    pub(crate) cmdline: &'a str,
+}
+
+/// Why it could not be, by what that is about.
+pub(crate) enum StartError {
+    Kernel(PayloadError),
+    Initrd(PayloadError),
+    Other(PayloadError),
 }
 
 impl Linux {
-    /// The kernel in this file: an ELF file or a bzImage, as it is or packed with gzip, LZ4, XZ or zstd.
+    /// The kernel in this file, as it is or packed with gzip, LZ4, XZ or zstd: on x86_64 an ELF file or a bzImage, on
+    /// aarch64 an Image or an EFI image with one in it.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self::from_image(Image::Path(kernel.into()))
     }
@@ -53,15 +64,7 @@ impl Linux {
     }
 
     fn from_image(kernel: Image) -> Self {
-        Self {
-            kernel,
-            initrd: None,
-            cmdline: String::new(),
-            complete_cmdline: true,
-            smbios: Some(Smbios::new()),
-            protocol: BootProtocol::default(),
-            mapped: false,
-        }
+        Self { kernel, initrd: None, cmdline: String::new(), mapped: false, options: LinuxOptions::default() }
     }
 
     /// With this initial RAM disk.
@@ -78,39 +81,15 @@ impl Linux {
         self
     }
 
-    /// With this command line. Before it the machine puts what it needs there itself
-    /// ([`machine_words`](ossature_boot::x86_64::machine_words)), such as `pci=off` without PCI, but for parameters that
-    /// this one sets. Where the console is, and what happens when the kernel panics, is said here.
+    /// With this command line. Where the console is, and what happens when the kernel panics, is said here.
     #[must_use]
     pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline = cmdline.into();
         self
     }
 
-    /// Has the machine add to the [command line](Self::cmdline), which it does by default, or leave it as it is.
-    #[must_use]
-    pub fn complete_cmdline(mut self, complete: bool) -> Self {
-        self.complete_cmdline = complete;
-        self
-    }
-
-    /// On a machine that says that it is this one: vendor, product, serial number, UUID, OEM strings. `None` leaves the
-    /// SMBIOS tables out.
-    #[must_use]
-    pub fn smbios(mut self, smbios: impl Into<Option<Smbios>>) -> Self {
-        self.smbios = smbios.into();
-        self
-    }
-
-    /// Entered by this protocol.
-    #[must_use]
-    pub fn protocol(mut self, protocol: BootProtocol) -> Self {
-        self.protocol = protocol;
-        self
-    }
-
     /// With kernel and initial RAM disk mapped copy-on-write instead of copied, as far as their pages meet
-    /// pages of the guest: of an ELF kernel that is all, of a bzImage nothing. Saves the time and the memory of
+    /// pages of the guest: of an ELF kernel or an Image that is all, of a bzImage nothing. Saves the time and the memory of
     /// the copy, and guests share what none of them writes.
     ///
     /// The files then have to stay as they are for as long as the machine lives. The guest sees what is written
@@ -188,25 +167,17 @@ impl Payload for Linux {
             None => None,
         };
         let source = if self.mapped { ImageSource::Mapped } else { ImageSource::File };
-        let mut spec = BootSpec::new(source(&kernel), &self.cmdline);
-        spec.initrd = initrd.as_deref().map(source);
-        spec.complete_cmdline = self.complete_cmdline;
-        spec.smbios = self.smbios.as_ref();
-        spec.protocol = self.protocol;
-        let booted =
-            x86_64::prepare(memory, platform, &spec).map_err(|error| match (error, &self.initrd) {
-                (BootError::Kernel(error), _) => self.kernel.failure("kernel", error).into(),
-                (
-                    error @ (BootError::ReadInitrd { .. }
-                    | BootError::EmptyInitrd
-                    | BootError::InitrdTooLarge { .. }),
-                    Some(initrd),
-                ) => initrd.failure("initrd", error).into(),
-                (error, _) => PayloadError::from(error),
-            })?;
-        Ok(start_registers(booted.cpu)?)
+        let start =
+            Start { kernel: source(&kernel), initrd: initrd.as_deref().map(source), cmdline: &self.cmdline };
+        load_linux(memory, platform, &start, &self.options).map_err(|error| match (error, &self.initrd) {
+            (StartError::Kernel(error), _) => self.kernel.failure("kernel", error).into(),
+            (StartError::Initrd(error), Some(initrd)) => initrd.failure("initrd", error).into(),
+            (StartError::Initrd(error) | StartError::Other(error), _) => error,
+        })
     }
 }
 
+// The kernel that they load is one for x86.
 #[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod tests;

@@ -10,5 +10,5 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 
-mod linux;
+pub(crate) mod linux;
 pub use linux::Linux;

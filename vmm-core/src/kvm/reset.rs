@@ -1,8 +1,9 @@
 //! The state of a machine before it ever ran.
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::VcpuFd;
 
 use super::host::Host;
+use super::shared::new_vcpu;
 use crate::arch::{self, VcpuAccess, VcpuParts, VmParts};
 use crate::call::{call, retry};
 use crate::{VmConfig, VmError};
@@ -20,21 +21,17 @@ impl ResetState {
     pub(super) fn of(host: &Host, config: &VmConfig) -> Result<Self, VmError> {
         let vm = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
         arch::prepare_vm(&vm)?;
-        if config.has_irqchip() {
-            arch::before_vcpus(&vm, config)?;
-        }
-        let vcpus =
-            (0..config.cpus.max(1)).map(|index| vcpu(&vm, index, host, config)).collect::<Result<_, _>>()?;
-        if config.has_irqchip() {
-            arch::after_vcpus(&vm, config)?;
-        }
+        let controllers = || config.has_irqchip().then(|| arch::create_controllers(&vm, config)).transpose();
+        let _controllers = if arch::VCPUS_FIRST { None } else { controllers()? };
+        let vcpus: Vec<_> = (0..config.cpus.max(1))
+            .map(|index| new_vcpu(&vm, index, host, config))
+            .collect::<Result<_, _>>()?;
+        let _controllers = if arch::VCPUS_FIRST { controllers()? } else { None };
+        let state = |(index, vcpu): (u32, &VcpuFd)| {
+            let access = VcpuAccess::new(&vm, (vcpu, index), (&host.kvm, &host.facts), config)?;
+            VcpuParts::read(access, None).map(VcpuParts::for_reset)
+        };
+        let vcpus = (0..).zip(&vcpus).map(state).collect::<Result<_, _>>()?;
         Ok(Self { vm: VmParts::read(&vm, config)?, vcpus })
     }
-}
-
-fn vcpu(vm: &VmFd, index: u32, host: &Host, config: &VmConfig) -> Result<VcpuParts, VmError> {
-    let vcpu = retry(|| vm.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
-    arch::init_vcpu(&vcpu, index, (&host.kvm, &host.facts), config)?;
-    let access = VcpuAccess::new(vm, (&vcpu, index), (&host.kvm, &host.facts), config)?;
-    VcpuParts::read(access, None).map(VcpuParts::for_reset)
 }

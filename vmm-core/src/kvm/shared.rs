@@ -1,6 +1,5 @@
 //! What a machine and its vCPUs share.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KvmIrqRouting, kvm_enable_cap};
@@ -11,7 +10,7 @@ use super::host::Host;
 use super::reset::ResetState;
 use super::ring::{self, Rings};
 use super::slots::Slots;
-use crate::arch;
+use crate::arch::{self, Controllers};
 use crate::call::{call, retry};
 use crate::irq_routes::IrqRoutes;
 use crate::{VmConfig, VmError};
@@ -28,9 +27,10 @@ pub(super) struct VmShared {
     slots: Mutex<Slots>,
     rings: Mutex<Rings>,
     routes: Mutex<IrqRoutes>,
-    has_irqchip: Mutex<bool>,
-    /// How many were created.
-    vcpus: AtomicU32,
+    /// The interrupt controllers, once there are any.
+    chips: Mutex<Option<Controllers>>,
+    /// vCPUs that were created before anybody asked for them, by index.
+    vcpus: Mutex<Vec<Option<VcpuFd>>>,
     /// Once somebody has asked for a reset.
     reset: Mutex<Option<Arc<ResetState>>>,
 }
@@ -60,8 +60,8 @@ impl VmShared {
             slots: Mutex::default(),
             rings: Mutex::default(),
             routes: Mutex::default(),
-            has_irqchip: Mutex::new(false),
-            vcpus: AtomicU32::new(0),
+            chips: Mutex::default(),
+            vcpus: Mutex::default(),
             reset: Mutex::default(),
         })
     }
@@ -121,11 +121,13 @@ impl VmShared {
         Ok(state)
     }
 
-    /// Takes notice of a new vCPU: some interrupt controllers are created after the last one.
-    pub(super) fn vcpu_created(&self) -> Result<(), VmError> {
-        let created = self.vcpus.fetch_add(1, Ordering::Relaxed) + 1;
-        let all = created == self.config.cpus && self.config.has_irqchip();
-        if all { arch::after_vcpus(&self.fd, &self.config) } else { Ok(()) }
+    /// A new vCPU, or the one that the interrupt controllers have needed already.
+    pub(super) fn vcpu(&self, index: u32) -> Result<VcpuFd, VmError> {
+        let mut waiting = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.get_mut(index as usize).and_then(Option::take) {
+            Some(vcpu) => Ok(vcpu),
+            None => new_vcpu(&self.fd, index, &self.host, &self.config),
+        }
     }
 
     pub(super) fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
@@ -136,12 +138,24 @@ impl VmShared {
     /// far as possible. A change of the memory slots waits until the kernel has no more use for the old version of
     /// whatever was changed before it, and the controllers are on the kernel's own bus.
     pub(super) fn create_irqchip(&self) -> Result<(), VmError> {
-        let mut done = self.has_irqchip.lock().unwrap_or_else(PoisonError::into_inner);
-        if *done || !self.config.has_irqchip() {
+        let mut chips = self.chips.lock().unwrap_or_else(PoisonError::into_inner);
+        if chips.is_some() || !self.config.has_irqchip() {
             return Ok(());
         }
-        arch::before_vcpus(&self.fd, &self.config)?;
-        *done = true;
+        if arch::VCPUS_FIRST {
+            let mut waiting = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+            for index in 0..self.config.cpus {
+                waiting.push(Some(new_vcpu(&self.fd, index, &self.host, &self.config)?));
+            }
+        }
+        *chips = Some(arch::create_controllers(&self.fd, &self.config)?);
         Ok(())
     }
+}
+
+/// Creates vCPU `index` as it is before it ever runs.
+pub(super) fn new_vcpu(vm: &VmFd, index: u32, host: &Host, config: &VmConfig) -> Result<VcpuFd, VmError> {
+    let vcpu = retry(|| vm.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
+    arch::init_vcpu((vm, &vcpu), index, (&host.kvm, &host.facts), config)?;
+    Ok(vcpu)
 }

@@ -12,7 +12,7 @@ use super::shared::VmShared;
 use super::sys;
 use crate::arch::{self, KvmRegisters, VcpuAccess, VcpuParts};
 use crate::backend::VcpuBackend;
-use crate::call::{call, retry};
+use crate::call::call;
 use crate::state::VcpuStateOf;
 use crate::{
     Buses, CrashReason, Kicker, Registers, StatsReader, Step, VcpuCrash, VcpuError, VcpuState, VmError,
@@ -33,8 +33,7 @@ pub(super) struct KvmVcpu {
 impl KvmVcpu {
     /// Creates vCPU `index`.
     pub(super) fn new(vm: &Arc<VmShared>, index: u32) -> Result<Self, VmError> {
-        let fd = retry(|| vm.fd.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
-        arch::init_vcpu(&fd, index, (&vm.host.kvm, &vm.host.facts), &vm.config)?;
+        let fd = vm.vcpu(index)?;
         vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
         Ok(Self { run, vm: Arc::clone(vm), index })

@@ -16,7 +16,7 @@ use super::host::Host;
 use super::shared::VmShared;
 use super::sys;
 use super::vcpu::KvmVcpu;
-use crate::arch::VmParts;
+use crate::arch::{self, VmParts};
 use crate::backend::sealed::Sealed;
 use crate::call::call;
 use crate::guard::Route;
@@ -137,7 +137,8 @@ impl Vm for KvmVm {
 
     fn set_irq_line(&self, gsi: u32, asserted: bool) -> Result<(), VmError> {
         self.shared.needs_irqchip(gsi)?;
-        self.shared.fd.set_irq_line(gsi, asserted).map_err(call("KVM_IRQ_LINE"))
+        let line = arch::line_number(gsi);
+        self.shared.fd.set_irq_line(line, asserted).map_err(call("KVM_IRQ_LINE"))
     }
 
     fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError> {
@@ -165,9 +166,7 @@ impl Vm for KvmVm {
             return Err(VmError::TooManyVcpus { index, max: self.shared.config.cpus });
         }
         self.shared.create_irqchip()?;
-        let vcpu = KvmVcpu::new(&self.shared, index)?;
-        self.shared.vcpu_created()?;
-        Ok(Vcpu::new(Box::new(vcpu), buses))
+        Ok(Vcpu::new(Box::new(KvmVcpu::new(&self.shared, index)?), buses))
     }
 
     fn dirty_log(&self, ram: &Ram) -> Result<GuestDirtyLog, VmError> {

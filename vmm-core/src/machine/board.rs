@@ -24,7 +24,7 @@ use super::plan::{self, Asked, Place};
 use super::snapshot::{Shape, SnapshotError};
 use super::status::Status;
 use super::wiring::{Stock, WiredRange, Wiring};
-use crate::{Buses, StatsReader, Vm};
+use crate::{Buses, StatsReader, Vm, arch};
 
 /// A device and what it was given.
 struct Slot {
@@ -157,9 +157,9 @@ impl Board {
     pub(super) fn platform(&self, cpus: u32) -> Platform {
         let slots = lock(&self.slots);
         Platform::new(
-            (0..cpus).collect(),
+            (0..cpus).map(arch::cpu_id).collect(),
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
-            slots.iter().filter_map(Slot::node).collect(),
+            arch::platform_nodes(cpus).into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
         )
     }
 

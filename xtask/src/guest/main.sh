@@ -3,7 +3,8 @@
 # frame.rs); otherwise offers a shell. Then powers off.
 #
 #   ossature.console=NAME        hvc0, ttyS0, ...; default: the kernel's console
-#   ossature.streams=TOKEN       the console is the job's standard input too, and ttyS0 its standard error, in a frame of
+#   ossature.serial=NAME         ttyS0 or ttyAMA0: where the job's standard error goes, see the next
+#   ossature.streams=TOKEN       the console is the job's standard input too, and the serial port its standard error, in a frame of
 #                                its own; the token is in the frames' marks. Input is in blocks, each behind a line with
 #                                its length, and ends with one of length 0
 #   ossature.size=ROWSxCOLUMNS   of the terminal that the shell is on
@@ -11,10 +12,11 @@ export HOME=/root TERM=linux PS1='guest:\w# '
 
 # From here on only emergencies of the kernel come between what the job prints.
 dmesg -n 1
-console='' size='' token=''
+console='' size='' token='' serial=ttyS0
 for word in $(cat /proc/cmdline); do
     case $word in
     ossature.console=*) console=${word#*=} ;;
+    ossature.serial=*) serial=${word#*=} ;;
     ossature.size=*) size=${word#*=} ;;
     ossature.streams=*) token=${word#*=} ;;
     esac
@@ -34,7 +36,7 @@ input() {
 }
 
 if [ -e /run/job ] && [ -n "$token" ]; then
-    exec 4<>/dev/ttyS0
+    exec 4<>"/dev/$serial"
     stty raw -echo <&3
     stty raw -echo <&4
     printf '\001%sbegin\001' "$token" >&4

@@ -3,17 +3,28 @@ use super::*;
 #[test]
 fn the_metapackage_names_the_release() {
     let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
-    assert_eq!(parse_depends(text, Flavour::Cloud), Some("6.1.0-56-cloud-amd64"));
-    assert_eq!(parse_depends(text, Flavour::Generic), None);
-    assert_eq!(parse_depends("linux-image-amd64\n", Flavour::Generic), None);
+    assert_eq!(parse_depends(text, Arch::X86_64, Flavour::Cloud), Some("6.1.0-56-cloud-amd64"));
+    assert_eq!(parse_depends(text, Arch::X86_64, Flavour::Generic), None);
+    assert_eq!(parse_depends("linux-image-amd64\n", Arch::X86_64, Flavour::Generic), None);
 }
 
 #[test]
 fn flavours_are_told_apart_and_ordered_by_number() {
-    assert_eq!(abi("6.1.0-56-amd64", Flavour::Generic), Some(vec![6, 1, 0, 56]));
-    assert_eq!(abi("6.1.0-56-cloud-amd64", Flavour::Generic), None);
-    assert_eq!(abi("6.1.0-56-cloud-amd64", Flavour::Cloud), Some(vec![6, 1, 0, 56]));
-    assert!(abi("6.1.0-9-amd64", Flavour::Generic) < abi("6.1.0-10-amd64", Flavour::Generic));
+    assert_eq!(abi("6.1.0-56-amd64", Arch::X86_64, Flavour::Generic), Some(vec![6, 1, 0, 56]));
+    assert_eq!(abi("6.1.0-56-cloud-amd64", Arch::X86_64, Flavour::Generic), None);
+    assert_eq!(abi("6.1.0-56-cloud-amd64", Arch::X86_64, Flavour::Cloud), Some(vec![6, 1, 0, 56]));
+    assert!(
+        abi("6.1.0-9-amd64", Arch::X86_64, Flavour::Generic)
+            < abi("6.1.0-10-amd64", Arch::X86_64, Flavour::Generic)
+    );
+}
+
+#[test]
+fn architectures_are_told_apart() {
+    let text = "linux-image-cloud-arm64\n  Depends: linux-image-6.1.0-56-cloud-arm64\n";
+    assert_eq!(parse_depends(text, Arch::Aarch64, Flavour::Cloud), Some("6.1.0-56-cloud-arm64"));
+    assert_eq!(parse_depends(text, Arch::X86_64, Flavour::Cloud), None);
+    assert_eq!(abi("6.1.0-56-arm64", Arch::X86_64, Flavour::Generic), None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # First process of the nested machine: loads what KVM needs, makes the host's root writable in
-# memory, runs the job there and reports its exit code through the shared folder.
+# memory, runs the job there and reports its exit code through the shared folder. Where the host's
+# programs do not run, the root is this one, with the repository (/repository) at its path.
 export PATH=/bin
 mkdir /host /memory
 mount -t proc proc /proc
@@ -8,10 +9,31 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 while read -r module parameters; do insmod "$module" $parameters; done </etc/modules
 # Guests wait in the emulator, not in a loop that the emulator has to run.
-echo 0 >/sys/module/kvm/parameters/halt_poll_ns
+echo 0 2>/dev/null >/sys/module/kvm/parameters/halt_poll_ns
 shared=$(cat /shared-folder)
 
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,ro,cache=loose host /host
+finish() {
+    echo $? >"$1/exit.part"
+    mv "$1/exit.part" "$1/exit"
+    sync
+    poweroff -f
+}
+if [ -e /repository ]; then
+    repository=$(cat /repository)
+    mkdir -p "$repository" "$shared" /dev/pts /dev/shm
+    mount -t devpts -o ptmxmode=666 devpts /dev/pts
+    mount -t tmpfs shm /dev/shm
+    mount -t tmpfs run /run
+    mount -t tmpfs tmp /tmp
+    mkdir -p "$repository"
+    mount --bind "/host$repository" "$repository"
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none shared "$shared"
+    ip link set lo up
+    : >"$shared/up"
+    setsid -c sh "$shared/job" <>/dev/hvc0 >&0 2>&1
+    finish "$shared"
+fi
 mount -t tmpfs -o size=75% memory /memory
 mkdir /memory/upper /memory/work
 mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work root /root
@@ -32,7 +54,4 @@ cd /root
 mount --move . /
 : >".$shared/up"
 setsid -c chroot . /bin/sh "$shared/job" <>dev/hvc0 >&0 2>&1
-echo $? >".$shared/exit.part"
-mv ".$shared/exit.part" ".$shared/exit"
-sync
-poweroff -f
+finish ".$shared"

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{Access, BusFault};
 
 /// The effect of a write on the side that moves the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +25,10 @@ pub enum Written {
 /// What the guest sends waits in a bounded queue until the line takes it. A model whose queue is full shows the guest a
 /// transmitter that is not ready, and raises the transmitter's interrupt once enough of it is free. No method waits.
 pub trait Uart: Send {
-    /// Reads the register at `offset` (0 to 7).
-    fn read(&mut self, offset: u8) -> u8;
-    /// Writes the register at `offset` (0 to 7).
-    fn write(&mut self, offset: u8, value: u8) -> Written;
+    /// Reads the register that the guest has accessed, if it has such a register of such a width.
+    fn read(&mut self, at: Access) -> Result<u64, BusFault>;
+    /// Writes it.
+    fn write(&mut self, at: Access, value: u64) -> Result<Written, BusFault>;
     /// Master reset. Output that waits for the line stays: for the guest it has been sent.
     fn reset(&mut self);
 

@@ -19,7 +19,6 @@ use super::registers::TYPEAHEAD_CAPACITY;
 use super::transfer::{Activity, Transfer};
 use crate::backend::line::{FdLine, Line, poll};
 use crate::escape::Escape;
-use crate::register;
 
 /// Called with the escape keys in the line's input.
 type OnKey = Box<dyn FnMut(Escape) + Send>;
@@ -191,17 +190,15 @@ impl<U: Uart> Receive for Port<U> {
 
 impl<U: Uart> Mmio for Port<U> {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
-        let offset = register::byte(at, 8)?;
         let mut transfer = self.lock();
-        let value = transfer.uart.read(offset);
+        let value = transfer.uart.read(at)?;
         self.after_guest(transfer, Written::Register);
-        Ok(value.into())
+        Ok(value)
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        let offset = register::byte(at, 8)?;
         let mut transfer = self.lock();
-        let written = transfer.uart.write(offset, value as u8);
+        let written = transfer.uart.write(at, value)?;
         self.after_guest(transfer, written);
         Ok(Effect::None)
     }

@@ -7,10 +7,15 @@
 use std::collections::VecDeque;
 
 use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{Access, BusFault};
 
 use super::model::{Uart, Written};
 use super::registers::*;
 use super::state::{SerialState, UartState};
+use crate::register;
+
+/// How many there are, each a byte wide.
+pub(super) const REGISTERS: u8 = 8;
 
 /// A 16550A with a receiver of 64 bytes and 64 KiB of output that waits: the default model of a
 /// [`Serial`](crate::Serial).
@@ -152,6 +157,75 @@ impl Uart16550 {
         Ok(uart)
     }
 
+    /// Reads the register at `offset` (0 to 7).
+    pub fn read(&mut self, offset: u8) -> u8 {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = self.divisor;
+                if offset == 0 { low } else { high }
+            }
+            0 => {
+                let byte = self.rx.pop_front().unwrap_or(0);
+                self.looped &= !self.rx.is_empty();
+                byte
+            }
+            1 => self.ier,
+            2 => self.read_iir(),
+            3 => self.lcr,
+            4 => self.mcr,
+            5 => self.read_lsr(),
+            6 => self.msr(),
+            _ => self.scratch,
+        }
+    }
+
+    /// Writes the register at `offset` (0 to 7).
+    pub fn write(&mut self, offset: u8, value: u8) -> Written {
+        match offset {
+            0 | 1 if self.lcr & LCR_DLAB != 0 => {
+                let [low, high] = &mut self.divisor;
+                *(if offset == 0 { low } else { high }) = value;
+            }
+            0 if self.mcr & MCR_LOOP != 0 => {
+                if self.rx.len() < self.rx_depth() {
+                    self.rx.push_back(value);
+                    self.looped = true;
+                } else {
+                    self.overrun = true;
+                }
+                self.tx_ready = true;
+            }
+            0 => return self.transmit(value),
+            1 => {
+                // Enabling the transmitter's interrupt while the transmitter is ready raises it.
+                if value & IER_TX != 0 && self.ier & IER_TX == 0 && !self.tx_stalled {
+                    self.tx_ready = true;
+                }
+                self.ier = value & IER_MASK;
+            }
+            2 => {
+                let mut written = Written::Register;
+                let fifo = value & FCR_ENABLE != 0;
+                // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
+                // the UART as far as the guest knows, and drivers set the bit when they open the port.
+                if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
+                    let rx = std::mem::take(&mut self.rx);
+                    if !std::mem::take(&mut self.looped) && !rx.is_empty() {
+                        self.thrown = rx;
+                        written = Written::Thrown;
+                    }
+                }
+                self.fifo = fifo;
+                return written;
+            }
+            3 => self.lcr = value,
+            4 => self.mcr = value & MCR_MASK,
+            7 => self.scratch = value,
+            _ => {}
+        }
+        Written::Register
+    }
+
     fn transmit(&mut self, byte: u8) -> Written {
         if self.tx.len() >= TX_CAPACITY {
             return Written::Overflow;
@@ -238,71 +312,12 @@ impl Uart for Uart16550 {
         *self = Self { tx, tx_stalled: self.tx_stalled, ..Self::new() };
     }
 
-    fn read(&mut self, offset: u8) -> u8 {
-        match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => {
-                let [low, high] = self.divisor;
-                if offset == 0 { low } else { high }
-            }
-            0 => {
-                let byte = self.rx.pop_front().unwrap_or(0);
-                self.looped &= !self.rx.is_empty();
-                byte
-            }
-            1 => self.ier,
-            2 => self.read_iir(),
-            3 => self.lcr,
-            4 => self.mcr,
-            5 => self.read_lsr(),
-            6 => self.msr(),
-            _ => self.scratch,
-        }
+    fn read(&mut self, at: Access) -> Result<u64, BusFault> {
+        Ok(self.read(register::byte(at, REGISTERS)?).into())
     }
 
-    fn write(&mut self, offset: u8, value: u8) -> Written {
-        match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => {
-                let [low, high] = &mut self.divisor;
-                *(if offset == 0 { low } else { high }) = value;
-            }
-            0 if self.mcr & MCR_LOOP != 0 => {
-                if self.rx.len() < self.rx_depth() {
-                    self.rx.push_back(value);
-                    self.looped = true;
-                } else {
-                    self.overrun = true;
-                }
-                self.tx_ready = true;
-            }
-            0 => return self.transmit(value),
-            1 => {
-                // Enabling the transmitter's interrupt while the transmitter is ready raises it.
-                if value & IER_TX != 0 && self.ier & IER_TX == 0 && !self.tx_stalled {
-                    self.tx_ready = true;
-                }
-                self.ier = value & IER_MASK;
-            }
-            2 => {
-                let mut written = Written::Register;
-                let fifo = value & FCR_ENABLE != 0;
-                // FCR bit 2 (clear the transmit FIFO) is not honoured: what waits in the queue has left
-                // the UART as far as the guest knows, and drivers set the bit when they open the port.
-                if fifo != self.fifo || fifo && value & FCR_CLEAR_RX != 0 {
-                    let rx = std::mem::take(&mut self.rx);
-                    if !std::mem::take(&mut self.looped) && !rx.is_empty() {
-                        self.thrown = rx;
-                        written = Written::Thrown;
-                    }
-                }
-                self.fifo = fifo;
-                return written;
-            }
-            3 => self.lcr = value,
-            4 => self.mcr = value & MCR_MASK,
-            7 => self.scratch = value,
-            _ => {}
-        }
-        Written::Register
+    fn write(&mut self, at: Access, value: u64) -> Result<Written, BusFault> {
+        Ok(self.write(register::byte(at, REGISTERS)?, value as u8))
     }
 
     fn take_edge(&mut self) -> bool {

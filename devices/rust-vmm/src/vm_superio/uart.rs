@@ -12,6 +12,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{Access, BusFault, Size};
 use ossature_legacy::{Uart, Written};
 
 use super::serial::{Error, NoEvents, SerialEvents};
@@ -197,13 +198,8 @@ impl<EV: SerialEvents> SuperioUart<EV> {
         self.set(LCR, lcr);
     }
 
-    fn is_loop(&self) -> bool {
-        self.mcr & MCR_LOOP != 0
-    }
-}
-
-impl<EV: SerialEvents + Clone + Send> Uart for SuperioUart<EV> {
-    fn read(&mut self, offset: u8) -> u8 {
+    /// Reads the register at `offset` (0 to 7).
+    pub fn read(&mut self, offset: u8) -> u8 {
         match offset {
             IER if !self.divisor => return self.ier,
             IIR => self.tx_raised = false,
@@ -213,7 +209,8 @@ impl<EV: SerialEvents + Clone + Send> Uart for SuperioUart<EV> {
         self.serial.read(offset)
     }
 
-    fn write(&mut self, offset: u8, value: u8) -> Written {
+    /// Writes the register at `offset` (0 to 7).
+    pub fn write(&mut self, offset: u8, value: u8) -> Written {
         match offset {
             DATA if !self.divisor && !self.is_loop() => return self.transmit(value),
             IER if !self.divisor => {
@@ -227,6 +224,29 @@ impl<EV: SerialEvents + Clone + Send> Uart for SuperioUart<EV> {
         }
         self.set(offset, value);
         Written::Register
+    }
+
+    fn is_loop(&self) -> bool {
+        self.mcr & MCR_LOOP != 0
+    }
+}
+
+/// The number of the register that `at` means, of 8 that are a byte wide.
+fn register(at: Access) -> Result<u8, BusFault> {
+    match (at.size, u8::try_from(at.offset)) {
+        (Size::B1, Ok(offset @ 0..8)) => Ok(offset),
+        (Size::B1, _) => Err(BusFault::Unmapped),
+        _ => Err(BusFault::Width),
+    }
+}
+
+impl<EV: SerialEvents + Clone + Send> Uart for SuperioUart<EV> {
+    fn read(&mut self, at: Access) -> Result<u64, BusFault> {
+        Ok(self.read(register(at)?).into())
+    }
+
+    fn write(&mut self, at: Access, value: u64) -> Result<Written, BusFault> {
+        Ok(self.write(register(at)?, value as u8))
     }
 
     fn reset(&mut self) {

@@ -1,6 +1,8 @@
-//! 64-bit Arm. What of it is not there yet is refused with [`VmError::Unsupported`](crate::VmError::Unsupported): vCPUs,
-//! the interrupt controller, states. Scripted machines work.
+//! 64-bit Arm. What of it is not there yet is refused with [`VmError::Unsupported`](crate::VmError::Unsupported): complete
+//! states of vCPUs and machines, and so snapshots and resets in place.
 
+mod boot;
+mod gic;
 mod irq;
 #[allow(unsafe_code)]
 mod registers;
@@ -8,16 +10,16 @@ mod setup;
 mod spaces;
 mod state;
 
-pub(crate) use irq::{WIRED_LINES, WiredLine, wired_lines};
-pub(crate) use registers::{
-    KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page, start_registers,
-};
+pub(crate) use boot::{LinuxOptions, load_linux};
+pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
+pub(crate) use irq::{WIRED_LINES, WiredLine, line_number, wired_lines};
+pub(crate) use registers::{KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page};
 pub(crate) use setup::{
-    ArchConfig, HostFacts, NEWEST, REQUIRED, after_vcpus, before_vcpus, init_vcpu, instruction_byte,
-    notify_paused, prepare_vm,
+    ArchConfig, HostFacts, NEWEST, REQUIRED, init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    high_window_space, is_reserved, line_space, lines, memory_space, port_space, window_space,
+    cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
+    window_space,
 };
 pub(crate) use state::{VcpuAccess, VcpuParts, VmParts};
 

@@ -1,14 +1,15 @@
 //! A vCPU's registers as plain data.
 
 use std::fmt;
+use std::mem::offset_of;
 use std::ptr::NonNull;
 
-use kvm_bindings::kvm_run;
+use kvm_bindings::{KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_SIZE_U64, kvm_regs, kvm_run};
 use kvm_ioctls::VcpuFd;
-use ossature_boot::x86_64::cpu::CpuState;
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 
 use crate::VmError;
+use crate::call::call;
 
 const GENERAL: Field = Field::new(1, "general registers");
 const SP: Field = Field::new(2, "stack pointer");
@@ -17,7 +18,7 @@ const PSTATE: Field = Field::new(4, "processor state");
 /// Bytes of the general registers.
 const GENERAL_LEN: usize = 31 * size_of::<u64>();
 
-/// The registers that say where a vCPU is and in which mode.
+/// The registers that say where a vCPU is and in which mode. The stack pointer is that of EL1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the processor's
 pub struct Registers {
@@ -57,22 +58,45 @@ impl fmt::Display for Registers {
     }
 }
 
-/// How a vCPU starts that a loader for another architecture has prepared: not at all.
-pub(crate) fn start_registers(_: CpuState) -> Result<Registers, VmError> {
-    Err(VmError::Unsupported { what: "an x86 kernel" })
+/// The registers as KVM has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvmRegisters(Registers);
+
+/// The name of a general register, by its place in [`kvm_regs`].
+fn id(offset: usize) -> u64 {
+    // In units of 32 bits.
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | u64::from(KVM_REG_ARM_CORE) | (offset / size_of::<u32>()) as u64
 }
 
-/// The registers as KVM has them: not yet.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum KvmRegisters {}
+/// The name of each register, with its place.
+fn places(registers: &mut Registers) -> impl Iterator<Item = (u64, &mut u64)> {
+    let Registers { x, sp, pc, pstate } = registers;
+    let general = (0..).map(|n| id(offset_of!(kvm_regs, regs.regs) + n * size_of::<u64>()));
+    // The kernel calls what runs at EL1 and has its own stack pointer by what it runs on: that of EL1.
+    general.zip(x.iter_mut()).chain([
+        (id(offset_of!(kvm_regs, sp_el1)), sp),
+        (id(offset_of!(kvm_regs, regs.pc)), pc),
+        (id(offset_of!(kvm_regs, regs.pstate)), pstate),
+    ])
+}
 
 impl KvmRegisters {
-    pub(crate) fn read(_: &VcpuFd) -> Result<Self, VmError> {
-        Err(VmError::Unsupported { what: "reading registers on this architecture" })
+    pub(crate) fn read(vcpu: &VcpuFd) -> Result<Self, VmError> {
+        let mut registers = Registers::default();
+        for (id, value) in places(&mut registers) {
+            let mut bytes = [0; 8];
+            vcpu.get_one_reg(id, &mut bytes).map_err(call("KVM_GET_ONE_REG"))?;
+            *value = u64::from_ne_bytes(bytes);
+        }
+        Ok(Self(registers))
     }
 
-    pub(crate) fn write(&self, _: &VcpuFd) -> Result<(), VmError> {
-        match *self {}
+    pub(crate) fn write(&self, vcpu: &VcpuFd) -> Result<(), VmError> {
+        let mut registers = self.0;
+        for (id, value) in places(&mut registers) {
+            vcpu.set_one_reg(id, &value.to_ne_bytes()).map_err(call("KVM_SET_ONE_REG"))?;
+        }
+        Ok(())
     }
 
     /// A vCPU has to be asked.
@@ -80,14 +104,14 @@ impl KvmRegisters {
         None
     }
 
-    pub(crate) fn apply(&mut self, _: &Registers) {
-        match *self {}
+    pub(crate) fn apply(&mut self, registers: &Registers) {
+        self.0 = *registers;
     }
 }
 
 impl From<KvmRegisters> for Registers {
     fn from(from: KvmRegisters) -> Self {
-        match from {}
+        from.0
     }
 }
 
@@ -96,8 +120,8 @@ impl From<KvmRegisters> for Registers {
 /// # Safety
 ///
 /// Nothing to keep: the page is not accessed.
-pub(crate) unsafe fn leave_in_page(_: NonNull<kvm_run>, _: u32, registers: &KvmRegisters) -> bool {
-    match *registers {}
+pub(crate) unsafe fn leave_in_page(_: NonNull<kvm_run>, _: u32, _: &KvmRegisters) -> bool {
+    false
 }
 
 /// The page has no registers.

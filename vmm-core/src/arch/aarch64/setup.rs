@@ -1,9 +1,14 @@
-//! How KVM's virtual machines and vCPUs are set up: only as far as a machine without vCPUs.
+//! How KVM's virtual machines and vCPUs are set up.
 
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, kvm_vcpu_init,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::registers::Registers;
 use super::state::VcpuParts;
+use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
 
 /// What a machine has on this architecture only: nothing.
@@ -20,40 +25,57 @@ impl ArchConfig {
 pub(crate) struct HostFacts;
 
 /// What a machine cannot be made without.
-pub(crate) const REQUIRED: [(Capability, Cap); 5] = [
+pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
     (Capability::UserMemory, Cap::UserMemory),
+    (Capability::Irqchip, Cap::Irqchip),
     (Capability::IrqRouting, Cap::IrqRouting),
     (Capability::Irqfd, Cap::Irqfd),
     (Capability::Ioeventfd, Cap::Ioeventfd),
+    (Capability::Psci, Cap::ArmPsci02),
     (Capability::ImmediateExit, Cap::ImmediateExit),
 ];
 
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::ImmediateExit;
 
-/// There is nothing that a machine needs before anything else.
+/// There is nothing that a machine needs before anything else: it is created with as many address bits as the host has.
 pub(crate) fn prepare_vm(_: &VmFd) -> Result<(), VmError> {
     Ok(())
 }
 
-/// No interrupt controllers exist before the vCPUs.
-pub(crate) fn before_vcpus(_: &VmFd, config: &VmConfig) -> Result<(), VmError> {
-    let ArchConfig = config.arch;
+/// Gives vCPU `index` the features of the host's processor, and PSCI. All but the first wait for the guest to start them.
+pub(crate) fn init_vcpu(
+    (vm, vcpu): (&VmFd, &VcpuFd),
+    index: u32,
+    (kvm, _): (&Kvm, &HostFacts),
+    _: &VmConfig,
+) -> Result<(), VmError> {
+    let mut init = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut init).map_err(call("KVM_ARM_PREFERRED_TARGET"))?;
+    let sve = kvm.check_extension(Cap::ArmSve);
+    // The kernel has both of them or neither.
+    let pointer_authentication =
+        kvm.check_extension(Cap::ArmPtrAuthAddress) && kvm.check_extension(Cap::ArmPtrAuthGeneric);
+    let features = [
+        (KVM_ARM_VCPU_PSCI_0_2, true),
+        (KVM_ARM_VCPU_POWER_OFF, index > 0),
+        (KVM_ARM_VCPU_SVE, sve),
+        (KVM_ARM_VCPU_PTRAUTH_ADDRESS, pointer_authentication),
+        (KVM_ARM_VCPU_PTRAUTH_GENERIC, pointer_authentication),
+    ];
+    if let Some(first) = init.features.first_mut() {
+        *first |= features.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | 1 << bit);
+    }
+    vcpu.vcpu_init(&init).map_err(call("KVM_ARM_VCPU_INIT"))?;
+    if sve {
+        vcpu.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(call("KVM_ARM_VCPU_FINALIZE"))?;
+    }
     Ok(())
 }
 
-/// The GIC is created after all vCPUs.
-pub(crate) fn after_vcpus(_: &VmFd, _: &VmConfig) -> Result<(), VmError> {
-    Err(VmError::Unsupported { what: "an interrupt controller on this architecture" })
-}
-
-pub(crate) fn init_vcpu(_: &VcpuFd, _: u32, _: (&Kvm, &HostFacts), config: &VmConfig) -> Result<(), VmError> {
-    let ArchConfig = &config.arch;
-    Err(VmError::Unsupported { what: "a vCPU on this architecture" })
-}
-
+/// Guests have no clock to be told by: their counter goes on.
 pub(crate) fn notify_paused(_: &VcpuFd) -> Result<(), VmError> {
-    Err(VmError::Unsupported { what: "telling guests of pauses on this architecture" })
+    Ok(())
 }
 
 /// The host does not translate addresses for us.

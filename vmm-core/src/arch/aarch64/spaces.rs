@@ -1,28 +1,37 @@
-//! Which addresses and interrupt lines a machine has for its devices. There are no ports.
+//! Which addresses and interrupt lines a machine has for its devices. There are no ports. RAM and its gap are where x86_64
+//! has them: what depends on neither is the same on both.
 
 use std::ops::RangeInclusive;
 
+use ossature_boot::{Node, NodeKind, NodeRange};
 use ossature_memory::layout::Space;
 
 use super::irq::WIRED_LINES;
 
-/// Where devices are: below the RAM, above the interrupt controllers.
-const MMIO: RangeInclusive<u64> = 0x6000_0000..=0x7fff_ffff;
+/// Where devices are put.
+const MMIO: RangeInclusive<u64> = 0xd000_0000..=0xdfff_ffff;
+/// Where those may be that ask for just that: outside RAM and the interrupt controllers.
+const MMIO_FIXED: RangeInclusive<u64> = 0xc000_0000..=0xefff_ffff;
 /// Where devices get addresses to hand on, below 4 GiB.
-const WINDOWS: RangeInclusive<u64> = 0x4000_0000..=0x5fff_ffff;
+const WINDOWS: RangeInclusive<u64> = 0xe000_0000..=0xefff_ffff;
 /// The same above 4 GiB, as far as RAM does not reach, at first.
 const HIGH_WINDOWS: u64 = 1 << 38;
-/// The interrupt controllers.
-const RESERVED: RangeInclusive<u64> = 0x3000_0000..=0x3fff_ffff;
+/// The interrupt controllers: the distributor, and from [`REDISTRIBUTORS`] on one for each vCPU.
+const RESERVED: RangeInclusive<u64> = 0xf000_0000..=0xffff_ffff;
+
+/// The GIC's distributor, and its size.
+pub(super) const DISTRIBUTOR: (u64, u64) = (0xf000_0000, 0x1_0000);
+/// The first redistributor, and the size of each. There is room for 1,920.
+pub(super) const REDISTRIBUTORS: (u64, u64) = (0xf100_0000, 0x2_0000);
 
 /// Guest-physical addresses.
 pub(crate) fn memory_space() -> Space {
-    Space::new([MMIO])
+    Space::new([MMIO]).with_fixed_only([MMIO_FIXED])
 }
 
 /// Guest-physical addresses below 4 GiB that devices hand on.
 pub(crate) fn window_space() -> Space {
-    Space::new([WINDOWS]).with_fixed_only([MMIO])
+    Space::new([WINDOWS]).with_fixed_only([MMIO_FIXED])
 }
 
 /// The same above RAM, which ends before `ram_end`.
@@ -49,4 +58,17 @@ pub(crate) fn lines() -> impl Iterator<Item = u64> {
 /// Returns true if one of the addresses is the platform's own.
 pub(crate) fn is_reserved(addresses: &RangeInclusive<u64>) -> bool {
     RESERVED.start() <= addresses.end() && addresses.start() <= RESERVED.end()
+}
+
+/// The id by which the interrupt controllers know a vCPU: its affinity (MPIDR), as KVM makes it. A controller addresses 16
+/// processors of a cluster at once.
+pub(crate) fn cpu_id(index: u32) -> u32 {
+    (index & 0xf) | (index >> 4 & 0xff) << 8 | (index >> 12 & 0xff) << 16
+}
+
+/// What guests are told of beside the devices: the interrupt controllers.
+pub(crate) fn platform_nodes(cpus: u32) -> Vec<Node> {
+    let range = |(base, len)| NodeRange::Memory { base, len };
+    let redistributors = (REDISTRIBUTORS.0, REDISTRIBUTORS.1 * u64::from(cpus));
+    vec![Node::new("gic", NodeKind::GicV3, vec![range(DISTRIBUTOR), range(redistributors)], Vec::new())]
 }

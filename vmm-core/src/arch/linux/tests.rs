@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 
 use ossature_boot::RamRange;
 use ossature_boot::x86_64::layout;
+use ossature_boot::x86_64::smbios::Smbios;
 use ossature_memory::vm_memory::{Bytes, GuestAddress};
 
 use super::*;

@@ -1,13 +1,74 @@
-//! From the state in which a payload wants to start to a vCPU's registers.
+//! How Linux boots here, and from the state in which a payload wants to start to a vCPU's registers.
 
-use ossature_boot::x86_64::cpu;
+use ossature_boot::Platform;
+use ossature_boot::x86_64::smbios::Smbios;
+use ossature_boot::x86_64::{self, BootError, BootProtocol, BootSpec, cpu};
+use ossature_memory::GuestMmap;
 
 use super::registers::{Registers, SegmentRegister, Table};
-use crate::VmError;
+use crate::arch::linux::{Linux, Start, StartError};
 
-/// How a vCPU starts that boot's loader has prepared.
-pub(crate) fn start_registers(state: cpu::CpuState) -> Result<Registers, VmError> {
-    Ok(state.into())
+/// What a kernel is started with on this architecture only.
+#[derive(Clone, Debug)]
+pub(crate) struct LinuxOptions {
+    complete_cmdline: bool,
+    smbios: Option<Smbios>,
+    protocol: BootProtocol,
+}
+
+impl Default for LinuxOptions {
+    fn default() -> Self {
+        Self { complete_cmdline: true, smbios: Some(Smbios::new()), protocol: BootProtocol::default() }
+    }
+}
+
+impl Linux {
+    /// Has the machine put what it needs ([`machine_words`](ossature_boot::x86_64::machine_words)), such as `pci=off`
+    /// without PCI, before the [command line](Self::cmdline), but for parameters that the command line sets; which it does
+    /// by default. Or leaves the command line as it is.
+    #[must_use]
+    pub fn complete_cmdline(mut self, complete: bool) -> Self {
+        self.options.complete_cmdline = complete;
+        self
+    }
+
+    /// On a machine that says that it is this one: vendor, product, serial number, UUID, OEM strings. `None` leaves the
+    /// SMBIOS tables out.
+    #[must_use]
+    pub fn smbios(mut self, smbios: impl Into<Option<Smbios>>) -> Self {
+        self.options.smbios = smbios.into();
+        self
+    }
+
+    /// Entered by this protocol.
+    #[must_use]
+    pub fn protocol(mut self, protocol: BootProtocol) -> Self {
+        self.options.protocol = protocol;
+        self
+    }
+}
+
+/// Puts a kernel into guest memory, and says how vCPU 0 starts.
+pub(crate) fn load_linux(
+    memory: &GuestMmap,
+    platform: &Platform,
+    start: &Start,
+    options: &LinuxOptions,
+) -> Result<Registers, StartError> {
+    let mut spec = BootSpec::new(start.kernel, start.cmdline);
+    spec.initrd = start.initrd;
+    spec.complete_cmdline = options.complete_cmdline;
+    spec.smbios = options.smbios.as_ref();
+    spec.protocol = options.protocol;
+    match x86_64::prepare(memory, platform, &spec) {
+        Ok(booted) => Ok(booted.cpu.into()),
+        Err(BootError::Kernel(error)) => Err(StartError::Kernel(error.into())),
+        Err(
+            error
+            @ (BootError::ReadInitrd { .. } | BootError::EmptyInitrd | BootError::InitrdTooLarge { .. }),
+        ) => Err(StartError::Initrd(error.into())),
+        Err(error) => Err(StartError::Other(error.into())),
+    }
 }
 
 impl From<cpu::CpuState> for Registers {

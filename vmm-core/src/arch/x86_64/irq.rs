@@ -24,3 +24,8 @@ pub(crate) fn wired_lines() -> impl Iterator<Item = WiredLine> {
     let ioapic = (0..WIRED_LINES).map(|gsi| WiredLine { gsi, chip: KVM_IRQCHIP_IOAPIC, pin: gsi });
     pics.chain(ioapic)
 }
+
+/// What `KVM_IRQ_LINE` calls a line.
+pub(crate) fn line_number(gsi: u32) -> u32 {
+    gsi
+}

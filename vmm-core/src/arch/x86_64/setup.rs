@@ -42,8 +42,15 @@ pub(crate) const NEWEST: Cap = Cap::SyncRegs;
 /// The lines of the first PIC that may be level-triggered: all but 0 to 2.
 const FIRST_PIC_ELCR: u8 = 0xf8;
 
-/// Creates the interrupt controllers that exist before the vCPUs, and the timer if there is to be one.
-pub(crate) fn before_vcpus(vm: &VmFd, config: &VmConfig) -> Result<(), VmError> {
+/// What is kept of the interrupt controllers: nothing, they are parts of the virtual machine.
+#[derive(Debug)]
+pub(crate) struct Controllers;
+
+/// The interrupt controllers exist before the vCPUs.
+pub(crate) const VCPUS_FIRST: bool = false;
+
+/// Creates the interrupt controllers, and the timer if there is to be one.
+pub(crate) fn create_controllers(vm: &VmFd, config: &VmConfig) -> Result<Controllers, VmError> {
     vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
     // As firmware leaves it: all lines masked. KVM's own passes an interrupt on at once, at vectors that are those of
     // exceptions until the guest sets it up.
@@ -55,12 +62,7 @@ pub(crate) fn before_vcpus(vm: &VmFd, config: &VmConfig) -> Result<(), VmError> 
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
     }
-    Ok(())
-}
-
-/// Creates the interrupt controllers that exist after all vCPUs: none.
-pub(crate) fn after_vcpus(_: &VmFd, _: &VmConfig) -> Result<(), VmError> {
-    Ok(())
+    Ok(Controllers)
 }
 
 /// Tells the guest that it was paused. It may have no clock to tell it by.
@@ -85,7 +87,7 @@ pub(crate) fn instruction_byte(vcpu: &VcpuFd, registers: &Registers, n: u64) -> 
 /// Gives vCPU `index` its CPUID and MSRs. The local APIC and the FPU stay as KVM resets them: LINT0 of vCPU 0 passes
 /// the PICs' interrupts on, and operating systems set up the rest.
 pub(crate) fn init_vcpu(
-    vcpu: &VcpuFd,
+    (_, vcpu): (&VmFd, &VcpuFd),
     index: u32,
     (kvm, host): (&Kvm, &HostFacts),
     config: &VmConfig,

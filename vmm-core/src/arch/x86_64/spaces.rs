@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use ossature_boot::Node;
 use ossature_memory::layout::Space;
 
 /// Where devices are put.
@@ -60,4 +61,14 @@ const RESERVED: [RangeInclusive<u64>; 3] =
 /// Returns true if one of the addresses is the platform's own.
 pub(crate) fn is_reserved(addresses: &RangeInclusive<u64>) -> bool {
     RESERVED.iter().any(|reserved| reserved.start() <= addresses.end() && addresses.start() <= reserved.end())
+}
+
+/// The id by which the interrupt controllers know a vCPU.
+pub(crate) fn cpu_id(index: u32) -> u32 {
+    index
+}
+
+/// What guests are told of beside the devices: the rest is a convention.
+pub(crate) fn platform_nodes(_: u32) -> Vec<Node> {
+    Vec::new()
 }

@@ -1,4 +1,5 @@
 use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{Access, BusFault};
 
 use super::*;
 use crate::serial::uart::Uart16550;
@@ -14,14 +15,24 @@ struct Deep {
     rest: Uart16550,
 }
 
-impl Uart for Deep {
-    fn read(&mut self, _: u8) -> u8 {
+impl Deep {
+    fn take(&mut self) -> u8 {
         self.rx.pop_front().unwrap_or(0)
     }
 
-    fn write(&mut self, _: u8, _: u8) -> Written {
+    fn throw(&mut self) -> Written {
         self.thrown = std::mem::take(&mut self.rx);
         Written::Thrown
+    }
+}
+
+impl Uart for Deep {
+    fn read(&mut self, _: Access) -> Result<u64, BusFault> {
+        Ok(self.take().into())
+    }
+
+    fn write(&mut self, _: Access, _: u64) -> Result<Written, BusFault> {
+        Ok(self.throw())
     }
 
     fn reset(&mut self) {
@@ -130,7 +141,7 @@ fn d2_what_a_deep_receiver_gives_back_has_a_place_and_the_state_can_be_restored(
         assert_eq!(port.typeahead.len() + port.uart.rx.len(), TYPEAHEAD_CAPACITY, "round {round}");
         // The handle for input adds nothing behind it.
         assert_eq!(port.receive(b"x"), 0);
-        let written = port.uart.write(2, 0x07);
+        let written = port.uart.throw();
         port.after_guest(written);
         assert!(port.uart.rx.is_empty() && port.typeahead.len() == TYPEAHEAD_CAPACITY, "round {round}");
         let state = port.uart.save(port.typeahead.make_contiguous());
@@ -139,7 +150,7 @@ fn d2_what_a_deep_receiver_gives_back_has_a_place_and_the_state_can_be_restored(
         // Nothing of it is lost.
         for _ in 0..100 {
             port.after_guest(Written::Register);
-            assert_eq!(port.uart.read(0), next());
+            assert_eq!(port.uart.take(), next());
         }
     }
 }

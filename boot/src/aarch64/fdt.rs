@@ -1,0 +1,279 @@
+//! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
+//! bindings of each device).
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use vm_fdt::{FdtWriter, FdtWriterNode};
+
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+
+/// Why a platform cannot be described.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FdtError {
+    /// A machine without processors.
+    #[error("the platform has no processor")]
+    NoCpu,
+    /// Two processors with one id.
+    #[error("the id {id:#x} is given to two processors")]
+    DuplicateCpu {
+        /// The id.
+        id: u32,
+    },
+    /// A machine without exactly one interrupt controller.
+    #[error("the platform has {found} interrupt controllers; a device tree needs one")]
+    InterruptController {
+        /// How many it has.
+        found: usize,
+    },
+    /// A node of a kind that a device tree cannot describe.
+    #[error("device `{id}`: the device tree cannot describe a device of kind {kind:?}")]
+    UnknownKind {
+        /// The node's name.
+        id: String,
+        /// Its kind.
+        kind: NodeKind,
+    },
+    /// A node that lacks what its kind has.
+    #[error("device `{id}` of kind {kind:?} has to have {needs}")]
+    BadNode {
+        /// The node's name.
+        id: String,
+        /// Its kind.
+        kind: NodeKind,
+        /// What is missing.
+        needs: &'static str,
+    },
+    /// The tree does not fit where it has to be.
+    #[error("the device tree takes {len} bytes; there is room for {room}")]
+    TooLarge {
+        /// Its size in bytes.
+        len: u64,
+        /// Bytes that it may take.
+        room: u64,
+    },
+    /// The tree cannot be written.
+    #[error("the device tree cannot be written: {reason}")]
+    Writer {
+        /// What the writer says.
+        reason: String,
+    },
+}
+
+impl From<vm_fdt::Error> for FdtError {
+    fn from(error: vm_fdt::Error) -> Self {
+        Self::Writer { reason: error.to_string() }
+    }
+}
+
+/// What the boot loader tells the kernel: the node `/chosen`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen<'a> {
+    /// The command line.
+    pub bootargs: &'a str,
+    /// Where the initial RAM disk lies.
+    pub initrd: Option<Range<u64>>,
+    /// Randomness: the last eight bytes choose the kernel's addresses, the others start its entropy pool.
+    pub seed: Option<&'a [u8; 64]>,
+}
+
+/// The handles by which nodes refer to others.
+const GIC: u32 = 1;
+const CLOCK: u32 = 2;
+/// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
+const CLOCK_HZ: u32 = 24_000_000;
+
+/// Kinds of interrupts, and their triggers, in three cells (`arm,gic-v3`).
+const SHARED: u32 = 0;
+const PRIVATE: u32 = 1;
+const RISING: u32 = 1;
+const HIGH: u32 = 4;
+/// The private interrupts of the generic timer as Arm's base system architecture numbers them: secure, non-secure,
+/// virtual, hypervisor.
+const TIMERS: [u32; 4] = [13, 14, 11, 10];
+
+/// The device tree of a machine, which follows from its arguments alone. Processors are named by their affinity
+/// (MPIDR), the interrupt `n` of a device is the shared peripheral interrupt `n`.
+pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
+    let mut gics = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3);
+    let (Some(gic), None) = (gics.next(), gics.next()) else {
+        let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
+        return Err(FdtError::InterruptController { found });
+    };
+    let mut tree = FdtWriter::new()?;
+    let root = tree.begin_node("")?;
+    cells(&mut tree)?;
+    tree.property_string("compatible", "linux,dummy-virt")?;
+    tree.property_u32("interrupt-parent", GIC)?;
+    tree.property_null("dma-coherent")?;
+    write_chosen(&mut tree, platform, chosen)?;
+    for ram in &platform.ram {
+        let node = tree.begin_node(&format!("memory@{:x}", ram.base))?;
+        tree.property_string("device_type", "memory")?;
+        tree.property_array_u64("reg", &[ram.base, ram.len])?;
+        tree.end_node(node)?;
+    }
+    cpus(&mut tree, &platform.cpus)?;
+    let psci = tree.begin_node("psci")?;
+    strings(&mut tree, "compatible", &["arm,psci-1.0", "arm,psci-0.2"])?;
+    tree.property_string("method", "hvc")?;
+    tree.end_node(psci)?;
+    let timer = tree.begin_node("timer")?;
+    tree.property_string("compatible", "arm,armv8-timer")?;
+    let interrupts: Vec<u32> = TIMERS.iter().flat_map(|&number| [PRIVATE, number, HIGH]).collect();
+    tree.property_array_u32("interrupts", &interrupts)?;
+    tree.property_null("always-on")?;
+    tree.end_node(timer)?;
+    let clock = tree.begin_node("apb-pclk")?;
+    tree.property_string("compatible", "fixed-clock")?;
+    tree.property_u32("#clock-cells", 0)?;
+    tree.property_u32("clock-frequency", CLOCK_HZ)?;
+    tree.property_string("clock-output-names", "apb_pclk")?;
+    tree.property_phandle(CLOCK)?;
+    tree.end_node(clock)?;
+    interrupt_controller(&mut tree, gic)?;
+    for node in &platform.nodes {
+        device(&mut tree, node)?;
+    }
+    tree.end_node(root)?;
+    Ok(tree.finish()?)
+}
+
+fn cells(tree: &mut FdtWriter) -> Result<(), FdtError> {
+    tree.property_u32("#address-cells", 2)?;
+    tree.property_u32("#size-cells", 2)?;
+    Ok(())
+}
+
+fn strings(tree: &mut FdtWriter, name: &str, values: &[&str]) -> Result<(), FdtError> {
+    Ok(tree.property_string_list(name, values.iter().map(|value| (*value).to_owned()).collect())?)
+}
+
+fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> Result<(), FdtError> {
+    let node = tree.begin_node("chosen")?;
+    tree.property_string("bootargs", chosen.bootargs)?;
+    if let Some(console) = platform.nodes.iter().find(|node| node.kind == NodeKind::Pl011) {
+        tree.property_string("stdout-path", &format!("/{}", name("serial", memory(console, 0)?.0)))?;
+    }
+    if let Some(initrd) = &chosen.initrd {
+        tree.property_u64("linux,initrd-start", initrd.start)?;
+        tree.property_u64("linux,initrd-end", initrd.end)?;
+    }
+    if let Some((pool, addresses)) = chosen.seed.and_then(|seed| seed.split_last_chunk::<8>()) {
+        tree.property("rng-seed", pool)?;
+        tree.property("kaslr-seed", addresses)?;
+    }
+    Ok(tree.end_node(node)?)
+}
+
+fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
+    if ids.is_empty() {
+        return Err(FdtError::NoCpu);
+    }
+    let cpus = tree.begin_node("cpus")?;
+    tree.property_u32("#address-cells", 1)?;
+    tree.property_u32("#size-cells", 0)?;
+    let mut known = BTreeSet::new();
+    for &id in ids {
+        if !known.insert(id) {
+            return Err(FdtError::DuplicateCpu { id });
+        }
+        let cpu = tree.begin_node(&format!("cpu@{id:x}"))?;
+        tree.property_string("device_type", "cpu")?;
+        tree.property_string("compatible", "arm,armv8")?;
+        tree.property_u32("reg", id)?;
+        tree.property_string("enable-method", "psci")?;
+        tree.end_node(cpu)?;
+    }
+    Ok(tree.end_node(cpus)?)
+}
+
+fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError> {
+    let (distributor, redistributors) = (memory(gic, 0)?, memory(gic, 1)?);
+    let node = tree.begin_node(&name("interrupt-controller", distributor.0))?;
+    tree.property_string("compatible", "arm,gic-v3")?;
+    tree.property_u32("#interrupt-cells", 3)?;
+    tree.property_null("interrupt-controller")?;
+    let reg = [distributor.0, distributor.1, redistributors.0, redistributors.1];
+    tree.property_array_u64("reg", &reg)?;
+    cells(tree)?;
+    tree.property_null("ranges")?;
+    tree.property_phandle(GIC)?;
+    Ok(tree.end_node(node)?)
+}
+
+/// A device. The interrupt controller is described before.
+fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
+    match node.kind {
+        NodeKind::Hidden | NodeKind::GicV3 => Ok(()),
+        NodeKind::VirtioMmio => {
+            let written = begin(tree, node, "virtio_mmio", &["virtio,mmio"])?;
+            tree.property_null("dma-coherent")?;
+            interrupts(tree, node, true)?;
+            Ok(tree.end_node(written)?)
+        }
+        NodeKind::Pl011 => {
+            let written = begin(tree, node, "serial", &["arm,pl011", "arm,primecell"])?;
+            interrupts(tree, node, true)?;
+            tree.property_array_u32("clocks", &[CLOCK, CLOCK])?;
+            strings(tree, "clock-names", &["uartclk", "apb_pclk"])?;
+            Ok(tree.end_node(written)?)
+        }
+        NodeKind::Pl031 => {
+            let written = begin(tree, node, "rtc", &["arm,pl031", "arm,primecell"])?;
+            interrupts(tree, node, false)?;
+            tree.property_u32("clocks", CLOCK)?;
+            tree.property_string("clock-names", "apb_pclk")?;
+            Ok(tree.end_node(written)?)
+        }
+        NodeKind::VmGenId => {
+            let written = begin(tree, node, "vmgenid", &["microsoft,vmgenid"])?;
+            interrupts(tree, node, true)?;
+            Ok(tree.end_node(written)?)
+        }
+        kind => Err(FdtError::UnknownKind { id: node.id.clone(), kind }),
+    }
+}
+
+/// Begins the node of a device with one range of memory.
+fn begin(
+    tree: &mut FdtWriter,
+    node: &Node,
+    kind: &str,
+    compatible: &[&str],
+) -> Result<FdtWriterNode, FdtError> {
+    let (base, len) = memory(node, 0)?;
+    let written = tree.begin_node(&name(kind, base))?;
+    strings(tree, "compatible", compatible)?;
+    tree.property_array_u64("reg", &[base, len])?;
+    Ok(written)
+}
+
+fn interrupts(tree: &mut FdtWriter, node: &Node, needed: bool) -> Result<(), FdtError> {
+    let cells = |interrupt: &NodeInterrupt| {
+        let trigger = if interrupt.trigger == Trigger::Edge { RISING } else { HIGH };
+        [SHARED, interrupt.number, trigger]
+    };
+    match node.interrupts.first() {
+        Some(interrupt) => Ok(tree.property_array_u32("interrupts", &cells(interrupt))?),
+        None if needed => Err(bad(node, "an interrupt")),
+        None => Ok(()),
+    }
+}
+
+fn name(kind: &str, base: u64) -> String {
+    format!("{kind}@{base:x}")
+}
+
+/// Base and length of a node's range `index`, which is memory.
+fn memory(node: &Node, index: usize) -> Result<(u64, u64), FdtError> {
+    match node.ranges.get(index) {
+        Some(&NodeRange::Memory { base, len }) => Ok((base, len)),
+        _ => Err(bad(node, if index == 0 { "a range of memory" } else { "a second range of memory" })),
+    }
+}
+
+fn bad(node: &Node, needs: &'static str) -> FdtError {
+    FdtError::BadNode { id: node.id.clone(), kind: node.kind, needs }
+}

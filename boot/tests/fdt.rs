@@ -1,0 +1,116 @@
+//! The device tree against a golden file, and against the device tree compiler.
+//!
+//! A wanted change of the tree: run with `UPDATE_GOLDEN=1` and look at the difference that `dtc` shows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests, too, may panic
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use ossature_boot::aarch64::fdt::{self, Chosen, FdtError};
+use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
+
+fn memory(base: u64, len: u64) -> NodeRange {
+    NodeRange::Memory { base, len }
+}
+
+fn node(kind: NodeKind, base: u64, number: u32, trigger: Trigger) -> Node {
+    let interrupts = vec![NodeInterrupt::new(number, trigger)];
+    Node::new(format!("{kind:?}"), kind, vec![memory(base, 0x1000)], interrupts)
+}
+
+fn gic(cpus: u64) -> Node {
+    let ranges = vec![memory(0xf000_0000, 0x1_0000), memory(0xf100_0000, cpus * 0x2_0000)];
+    Node::new("gic", NodeKind::GicV3, ranges, Vec::new())
+}
+
+/// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
+fn everything() -> Platform {
+    let nodes = vec![
+        gic(3),
+        node(NodeKind::Pl011, 0xd000_0000, 2, Trigger::Level),
+        node(NodeKind::Pl031, 0xd000_1000, 3, Trigger::Level),
+        node(NodeKind::VirtioMmio, 0xd000_2000, 0, Trigger::Edge),
+        node(NodeKind::VirtioMmio, 0x40_0000_0000, 95, Trigger::Level),
+        node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
+        Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
+    ];
+    let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 5 << 30)];
+    Platform::new(vec![0, 1, 0x100], ram, nodes)
+}
+
+fn blob(platform: &Platform) -> Result<Vec<u8>, FdtError> {
+    let mut seed = [0; 64];
+    seed.iter_mut().zip(0..).for_each(|(byte, n)| *byte = n);
+    let initrd = Some(0xb000_0000..0xb012_3456);
+    fdt::blob(platform, &Chosen { bootargs: "console=ttyAMA0 quiet", initrd, seed: Some(&seed) })
+}
+
+/// The source of a tree, of which the compiler has nothing to say.
+fn source(blob: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let binary = dir.path().join("machine.dtb");
+    fs::write(&binary, blob).unwrap();
+    let output = Command::new("dtc")
+        .args(["-I", "dtb", "-O", "dts"])
+        .arg(&binary)
+        .output()
+        .expect("dtc runs (Debian has it in the package device-tree-compiler)");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_tree_is_the_golden_one() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/machine.dtb");
+    let found = blob(&everything()).unwrap();
+    source(&found);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &found).unwrap();
+    }
+    assert!(fs::read(&golden).unwrap() == found, "{} differs", golden.display());
+}
+
+#[test]
+fn dtc_accepts_machines_of_any_size() {
+    for cpus in [1, 2, 16, 512] {
+        let ids = (0..cpus).map(|n| (n & 0xf) | (n >> 4) << 8).collect();
+        let nodes = vec![gic(cpus.into())];
+        let tree = source(&blob(&Platform::new(ids, vec![RamRange::new(0, 1 << 20)], nodes)).unwrap());
+        assert_eq!(tree.matches("device_type = \"cpu\"").count(), cpus as usize);
+        assert!(!tree.contains("stdout-path"), "there is no console: {tree}");
+    }
+}
+
+#[test]
+fn without_a_disk_and_randomness_nothing_is_said_of_them() {
+    let tree = source(&fdt::blob(&everything(), &Chosen::default()).unwrap());
+    assert!(!tree.contains("initrd") && !tree.contains("seed"), "{tree}");
+}
+
+#[test]
+fn what_cannot_be_described_is_refused_by_name() {
+    let with = |change: &dyn Fn(&mut Platform)| {
+        let mut platform = everything();
+        change(&mut platform);
+        blob(&platform).unwrap_err().to_string()
+    };
+    let io = NodeRange::Io { base: 0x3f8, len: 8 };
+    let com1 = Node::new("com1", NodeKind::Serial16550, vec![io], Vec::new());
+    let said = with(&|platform| platform.nodes.push(com1.clone()));
+    assert_eq!(said, "device `com1`: the device tree cannot describe a device of kind Serial16550");
+    let said = with(&|platform| platform.nodes[3].interrupts.clear());
+    assert_eq!(said, "device `VirtioMmio` of kind VirtioMmio has to have an interrupt");
+    let said = with(&|platform| platform.nodes[1].ranges = vec![io]);
+    assert_eq!(said, "device `Pl011` of kind Pl011 has to have a range of memory");
+    let said = with(&|platform| platform.nodes[0].ranges.truncate(1));
+    assert_eq!(said, "device `gic` of kind GicV3 has to have a second range of memory");
+    let said = with(&|platform| drop(platform.nodes.remove(0)));
+    assert_eq!(said, "the platform has 0 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.nodes.push(gic(1)));
+    assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.cpus.push(0x100));
+    assert_eq!(said, "the id 0x100 is given to two processors");
+    assert_eq!(with(&|platform| platform.cpus.clear()), "the platform has no processor");
+}

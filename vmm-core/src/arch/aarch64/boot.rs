@@ -1,0 +1,42 @@
+//! How Linux boots here.
+
+use ossature_boot::Platform;
+use ossature_boot::aarch64::{self, BootError, BootSpec};
+use ossature_memory::GuestMmap;
+
+use super::registers::Registers;
+use crate::arch::linux::{Start, StartError};
+
+/// What a kernel is started with on this architecture only: nothing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LinuxOptions;
+
+/// Puts a kernel into guest memory, and says how vCPU 0 starts.
+pub(crate) fn load_linux(
+    memory: &GuestMmap,
+    platform: &Platform,
+    start: &Start,
+    _: &LinuxOptions,
+) -> Result<Registers, StartError> {
+    let mut seed = [0; 64];
+    getrandom::fill(&mut seed).map_err(|error| StartError::Other(error.into()))?;
+    let mut spec = BootSpec::new(start.kernel, start.cmdline);
+    spec.initrd = start.initrd;
+    spec.seed = Some(&seed);
+    match aarch64::prepare(memory, platform, &spec) {
+        Ok(booted) => {
+            let mut registers =
+                Registers { pc: booted.cpu.pc, pstate: booted.cpu.pstate, ..Registers::default() };
+            if let Some(first) = registers.x.first_mut() {
+                *first = booted.cpu.x0;
+            }
+            Ok(registers)
+        }
+        Err(BootError::Kernel(error)) => Err(StartError::Kernel(error.into())),
+        Err(
+            error
+            @ (BootError::ReadInitrd { .. } | BootError::EmptyInitrd | BootError::InitrdTooLarge { .. }),
+        ) => Err(StartError::Initrd(error.into())),
+        Err(error) => Err(StartError::Other(error.into())),
+    }
+}
