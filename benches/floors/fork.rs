@@ -51,13 +51,29 @@ pub(crate) struct Template {
 }
 
 /// A machine that runs until its guest writes to a port.
-pub(crate) struct Child(Option<JoinHandle<VcpuFd>>, #[allow(unused)] Parts);
+pub(crate) struct Child(Option<JoinHandle<VcpuFd>>, Parts);
 
-struct Parts(kvm_ioctls::VmFd, Vec<std::os::fd::OwnedFd>, Memory, Vec<Memory>);
+#[allow(unused)]
+struct Parts {
+    vcpu: Option<VcpuFd>,
+    vm: kvm_ioctls::VmFd,
+    events: Vec<std::os::fd::OwnedFd>,
+    ram: Memory,
+    pages: Vec<Memory>,
+}
+
+impl Child {
+    /// Waits until its guest has run.
+    pub(crate) fn wait(&mut self) {
+        if let Some(thread) = self.0.take() {
+            self.1.vcpu = Some(thread.join().unwrap());
+        }
+    }
+}
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(self.0.take().map(|thread| thread.join().unwrap()));
+        self.wait();
     }
 }
 
@@ -95,7 +111,7 @@ impl Template {
             assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x600, [_])));
             vcpu
         };
-        Child(Some(std::thread::spawn(run)), Parts(vm, events, ram, pages))
+        Child(Some(std::thread::spawn(run)), Parts { vcpu: None, vm, events, ram, pages })
     }
 }
 

@@ -35,6 +35,6 @@ impl ResetState {
 fn vcpu(vm: &VmFd, index: u32, host: &Host, config: &VmConfig) -> Result<VcpuParts, VmError> {
     let vcpu = retry(|| vm.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
     arch::init_vcpu(&vcpu, index, (&host.kvm, &host.facts), config)?;
-    let access = VcpuAccess::new(vm, (&vcpu, index), (&host.kvm, &host.facts), config)?;
+    let access = VcpuAccess::new(vm, (&vcpu, index, true), (&host.kvm, &host.facts), config)?;
     VcpuParts::read(access, None).map(VcpuParts::for_reset)
 }

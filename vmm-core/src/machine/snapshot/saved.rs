@@ -1,12 +1,15 @@
 //! A snapshot whose state has been decoded: what any number of machines go on from.
 
 use std::fs::File;
+use std::sync::OnceLock;
 
+use ossature_bus::Device;
 use ossature_memory::{Ram, RamConfig};
 use rustix::fs::fstatfs;
 
-use super::{Shape, Snapshot, SnapshotError};
-use crate::machine::MachineState;
+use super::{Snapshot, SnapshotError};
+use crate::machine::board::{self, Fitting, Placed};
+use crate::machine::{BuildError, MachineState};
 use crate::{Hypervisor, VmConfig};
 
 /// A snapshot and its state. Machines only look at it.
@@ -15,17 +18,26 @@ pub(in crate::machine) struct Saved {
     snapshot: Snapshot,
     state: MachineState,
     on_disk: bool,
+    /// The host can have such vCPUs.
+    checked: OnceLock<()>,
+    /// How devices fit, once some have.
+    fitting: OnceLock<Vec<Fitting>>,
 }
 
 impl Saved {
     pub(in crate::machine) fn new(snapshot: Snapshot) -> Result<Self, SnapshotError> {
         let state = snapshot.state()?;
         let on_disk = snapshot.file().is_ok_and(|file| is_on_disk(file));
-        Ok(Self { snapshot, state, on_disk })
+        Ok(Self { snapshot, state, on_disk, checked: OnceLock::new(), fitting: OnceLock::new() })
     }
 
-    pub(in crate::machine) fn shape(&self) -> &Shape {
-        self.snapshot.shape()
+    /// Finds the places of a machine's devices again.
+    pub(in crate::machine) fn place(
+        &self,
+        devices: Vec<Box<dyn Device>>,
+        ram_end: u64,
+    ) -> Result<Vec<Placed>, Vec<BuildError>> {
+        board::place_again(devices, (self.snapshot.shape(), &self.fitting), ram_end)
     }
 
     pub(in crate::machine) fn state(&self) -> &MachineState {
@@ -57,7 +69,11 @@ impl Saved {
             return Err(SnapshotError::OtherCpus { found, asked });
         }
         vm.cpus = found;
-        hypervisor.check_states(vm, &self.state.vcpus)?;
+        // One host is the same for all.
+        if self.checked.get().is_none() {
+            hypervisor.check_states(vm, &self.state.vcpus)?;
+            self.checked.get_or_init(|| ());
+        }
         vm.take_over(&self.state.vcpus);
         Ok(())
     }
