@@ -203,6 +203,47 @@ fn forks_of_the_same_machine_and_of_its_children_know_each_other() {
     assert_eq!(third[0].fork(&kvm, &plan).unwrap().len(), 1);
 }
 
+#[test]
+fn a_parent_that_runs_is_copied_while_it_runs() {
+    let _alone = alone();
+    let (kvm, parent) = (Kvm::open().unwrap(), parent());
+    parent.ram().dma().write_obj(GuestAddress(0x5000), 7).unwrap();
+    let before = taken();
+    let (template, cost) = parent.template_live().unwrap();
+    assert!(cost.paused <= cost.protected, "{cost:?}");
+    parent.ram().dma().write_obj(GuestAddress(0x5000), 8).unwrap();
+    let rounds = number(&parent, ROUNDS) & 0xffff;
+    until(&parent, "the parent goes on", || number(&parent, ROUNDS) & 0xffff != rounds);
+
+    let said = Said::default();
+    let plan = ForkPlan::new(4, GuestClock::Continue, |child| devices(child, &said));
+    let children = template.fork(&kvm, &plan).unwrap();
+    all_have_spoken(&children, 0, &said);
+    assert!(children.iter().all(|child| number(child, 0x5000) == 7));
+    // The parent's name is taken, as with any template.
+    let plan = ForkPlan::new(1, GuestClock::Continue, |_| devices(PARENT, &said));
+    assert!(matches!(
+        template.fork(&kvm, &plan),
+        Err(ForkError::SameIdentity { holder: Holder::Parent, .. })
+    ));
+    // A child's memory is mapped from the template, but for what it has written.
+    children[0].ram().dma().write_obj(GuestAddress(0x6000), 9).unwrap();
+    let (own, _) = children[0].template_live().unwrap();
+    children[0].ram().dma().write_obj(GuestAddress(0x6000), 10).unwrap();
+    let plan = ForkPlan::new(1, GuestClock::Continue, |child| devices(child, &said));
+    let grandchildren = own.fork(&kvm, &plan).unwrap();
+    assert_eq!([0x5000, 0x6000].map(|at| number(&grandchildren[0], at)), [7, 9]);
+    drop((grandchildren, own, children, template));
+    assert_eq!(taken(), before);
+
+    let (template, _) = parent.template_live().unwrap();
+    parent.stop().unwrap();
+    assert!(parent.template_live().is_err());
+    drop(parent);
+    let plan = ForkPlan::new(2, GuestClock::Continue, |child| devices(child, &said));
+    assert_eq!(template.fork(&kvm, &plan).unwrap().len(), 2);
+}
+
 /// The errors of forks of a machine whose third child is made by `third`.
 fn refused(template: &Template, third: impl Fn(u64) -> Made + Send + Sync) -> ForkError {
     let before = taken();

@@ -87,7 +87,7 @@ impl MachineHandle {
 
 impl Control {
     /// Writes the machine, which runs, into an empty file.
-    fn save_live(&mut self, file: &File) -> Result<LiveSnapshot, SnapshotError> {
+    pub(in crate::machine) fn save_live(&mut self, file: &File) -> Result<LiveSnapshot, SnapshotError> {
         self.save_live_with(file, |protect| protect())
     }
 
