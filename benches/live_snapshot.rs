@@ -1,5 +1,5 @@
-//! How long a guest that writes all the time is paused for a live snapshot, of little and of much memory, beside the least
-//! that a pause can be: the same without memory.
+//! How long a guest that writes all the time is paused for a live snapshot and for a template, of little and of much memory,
+//! beside the least that a pause can be: the same without memory.
 //!
 //! `cargo run --release --example live_snapshot`
 
@@ -44,11 +44,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
         let machine = machine.build(&Kvm::open()?)?;
         machine.start()?;
-        machines.push((machine, Vec::new(), Vec::new(), Vec::new()));
+        machines.push((machine, Vec::new(), Vec::new(), Vec::new(), Vec::new()));
     }
     // By turns, so that what else the host does is the same for all.
     for _ in 0..ROUNDS {
-        for (machine, floor, paused, protected) in &mut machines {
+        for (machine, floor, paused, protected, template) in &mut machines {
             let start = Instant::now();
             let pause = machine.pause()?;
             let _state = pause.save()?;
@@ -57,11 +57,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             let saved = machine.snapshot_live(&path)?;
             paused.push(saved.paused);
             protected.push(saved.protected);
+            template.push(machine.template_live()?.1.paused);
         }
     }
     println!("{ROUNDS} live snapshots each, median and least:");
-    for (size, (_, floor, paused, protected)) in SIZES.iter().zip(&mut machines) {
-        let [floor, paused, protected] = [floor, paused, protected].map(|times| {
+    for (size, (machine, floor, paused, protected, template)) in SIZES.iter().zip(&mut machines) {
+        let start = Instant::now();
+        machine.template()?;
+        let copied = start.elapsed();
+        let [floor, paused, protected, template] = [floor, paused, protected, template].map(|times| {
             times.sort();
             let at = |index: usize| times.get(index).copied().unwrap_or(Duration::ZERO);
             format!("{:?}, {:?}", at(ROUNDS / 2), at(0))
@@ -70,6 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!(
             "{size} MiB: paused {paused}; pause, state and resume alone {floor}; written in {protected}"
         );
+        println!("{size} MiB: paused {template} for a template; {copied:?} if it is paused meanwhile");
     }
     Ok(())
 }

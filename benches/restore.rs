@@ -99,8 +99,8 @@ fn to_first_instruction(kvm: &Kvm, io: &Arc<SharedLoop>, sizes: &[u64], rounds: 
         for ((size, floor), (ours, floors)) in all.iter().zip(&mut times) {
             ours.push(restored(kvm, io, &path("snapshot", *size)));
             let start = Instant::now();
-            let child = floor.restore(&path("floor", *size), STATE);
-            floors.push(child.ran() - start);
+            let mut child = floor.restore(&path("floor", *size), STATE);
+            floors.push(child.wait().unwrap() - start);
         }
     }
     for ((size, _), (ours, floors)) in all.iter().zip(&mut times) {

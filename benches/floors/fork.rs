@@ -53,20 +53,29 @@ pub(crate) struct Template {
 }
 
 /// A machine that runs until its guest writes to a port.
-pub(crate) struct Child(Option<JoinHandle<(VcpuFd, Instant)>>, #[allow(unused)] Parts);
+pub(crate) struct Child(Option<JoinHandle<(VcpuFd, Instant)>>, Parts);
 
-struct Parts(kvm_ioctls::VmFd, Vec<std::os::fd::OwnedFd>, Memory, Vec<Memory>);
+#[allow(unused)]
+struct Parts {
+    vcpu: Option<VcpuFd>,
+    vm: kvm_ioctls::VmFd,
+    events: Vec<std::os::fd::OwnedFd>,
+    ram: Memory,
+    pages: Vec<Memory>,
+}
 
 impl Child {
-    /// When its guest wrote to the port.
-    pub(crate) fn ran(mut self) -> Instant {
-        self.0.take().unwrap().join().unwrap().1
+    /// Waits until its guest has run, and says when that wrote to the port, once.
+    pub(crate) fn wait(&mut self) -> Option<Instant> {
+        let (vcpu, ran) = self.0.take()?.join().unwrap();
+        self.1.vcpu = Some(vcpu);
+        Some(ran)
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(self.0.take().map(|thread| thread.join().unwrap()));
+        self.wait();
     }
 }
 
@@ -120,7 +129,7 @@ impl Template {
             let now = Instant::now();
             (vcpu, now)
         };
-        Child(Some(std::thread::spawn(run)), Parts(vm, events, ram, pages))
+        Child(Some(std::thread::spawn(run)), Parts { vcpu: None, vm, events, ram, pages })
     }
 }
 

@@ -173,7 +173,14 @@ impl Mapping {
             file_pieces: Mutex::new(file_pieces),
             held: RwLock::default(),
         };
-        mapping.settle(0, len)?;
+        if !options.dump {
+            // With the slack, which the kernel would have to keep apart.
+            // SAFETY: the whole of the new mapping; its contents stay as they are.
+            check("madvise", unsafe { libc::madvise(start.as_ptr().cast(), total, libc::MADV_DONTDUMP) })?;
+        }
+        if options.thp {
+            mapping.settle(0, len)?;
+        }
         mapping.prefault(0, len)?;
         Ok(mapping)
     }

@@ -130,6 +130,40 @@ fn a_thousand_forks_of_a_machine_run_and_leave_nothing() {
     until(&parent, "the parent goes on", || number(&parent, ROUNDS) & 0xffff != rounds);
 }
 
+/// Sets an MSR (`IA32_SYSENTER_CS`) before it becomes many, and reads it afterwards.
+const KEEPS_AN_MSR: &[u8] = &[
+    0x66, 0xb9, 0x74, 0x01, 0x00, 0x00, // mov ecx, 0x174
+    0x66, 0xb8, 0xef, 0xbe, 0x00, 0x00, // mov eax, 0xbeef
+    0x66, 0x31, 0xd2, // xor edx, edx
+    0x0f, 0x30, // wrmsr
+    0xba, 0x80, 0x00, // mov dx, 0x80
+    0xed, // L: in ax, dx
+    0xa3, 0x00, 0x40, // mov [0x4000], ax
+    0xff, 0x06, 0x04, 0x40, // inc word [0x4004]
+    0x3d, 0xff, 0xff, // cmp ax, 0xffff
+    0x74, 0xf3, // je L
+    0x0f, 0x32, // rdmsr
+    0x66, 0xa3, 0x10, 0x40, // mov [0x4010], eax
+    0xf4, // hlt
+];
+
+#[test]
+fn each_child_has_the_msrs_of_its_parent() {
+    let _alone = alone();
+    let (kvm, said) = (Kvm::open().unwrap(), Said::default());
+    let parent = guest("parent", &[(0x1000, KEEPS_AN_MSR)]).devices(devices(PARENT, &said).unwrap());
+    let parent = parent.build(&kvm).unwrap();
+    parent.start().unwrap();
+    until(&parent, "the guest runs", || number(&parent, ROUNDS) > 3);
+    let template = parent.template().unwrap();
+    for clock in [GuestClock::Continue, GuestClock::CatchUp] {
+        let plan = ForkPlan::new(2, clock, |child| devices(child, &said));
+        for child in template.fork(&kvm, &plan).unwrap() {
+            until(&child, "a child has read it", || number(&child, 0x4010) == 0xbeef);
+        }
+    }
+}
+
 #[test]
 fn no_child_sees_what_another_one_or_the_parent_writes() {
     let _alone = alone();
@@ -167,6 +201,47 @@ fn forks_of_the_same_machine_and_of_its_children_know_each_other() {
     // Who is gone has nothing.
     drop(second);
     assert_eq!(third[0].fork(&kvm, &plan).unwrap().len(), 1);
+}
+
+#[test]
+fn a_parent_that_runs_is_copied_while_it_runs() {
+    let _alone = alone();
+    let (kvm, parent) = (Kvm::open().unwrap(), parent());
+    parent.ram().dma().write_obj(GuestAddress(0x5000), 7).unwrap();
+    let before = taken();
+    let (template, cost) = parent.template_live().unwrap();
+    assert!(cost.paused <= cost.protected, "{cost:?}");
+    parent.ram().dma().write_obj(GuestAddress(0x5000), 8).unwrap();
+    let rounds = number(&parent, ROUNDS) & 0xffff;
+    until(&parent, "the parent goes on", || number(&parent, ROUNDS) & 0xffff != rounds);
+
+    let said = Said::default();
+    let plan = ForkPlan::new(4, GuestClock::Continue, |child| devices(child, &said));
+    let children = template.fork(&kvm, &plan).unwrap();
+    all_have_spoken(&children, 0, &said);
+    assert!(children.iter().all(|child| number(child, 0x5000) == 7));
+    // The parent's name is taken, as with any template.
+    let plan = ForkPlan::new(1, GuestClock::Continue, |_| devices(PARENT, &said));
+    assert!(matches!(
+        template.fork(&kvm, &plan),
+        Err(ForkError::SameIdentity { holder: Holder::Parent, .. })
+    ));
+    // A child's memory is mapped from the template, but for what it has written.
+    children[0].ram().dma().write_obj(GuestAddress(0x6000), 9).unwrap();
+    let (own, _) = children[0].template_live().unwrap();
+    children[0].ram().dma().write_obj(GuestAddress(0x6000), 10).unwrap();
+    let plan = ForkPlan::new(1, GuestClock::Continue, |child| devices(child, &said));
+    let grandchildren = own.fork(&kvm, &plan).unwrap();
+    assert_eq!([0x5000, 0x6000].map(|at| number(&grandchildren[0], at)), [7, 9]);
+    drop((grandchildren, own, children, template));
+    assert_eq!(taken(), before);
+
+    let (template, _) = parent.template_live().unwrap();
+    parent.stop().unwrap();
+    assert!(parent.template_live().is_err());
+    drop(parent);
+    let plan = ForkPlan::new(2, GuestClock::Continue, |child| devices(child, &said));
+    assert_eq!(template.fork(&kvm, &plan).unwrap().len(), 2);
 }
 
 /// The errors of forks of a machine whose third child is made by `third`.
@@ -215,6 +290,14 @@ fn a_fork_that_fails_names_the_child_and_leaves_nothing() {
         Ok(devices)
     });
     assert!(error.to_string().contains("another"), "{error}");
+    // One that asks for other things than that of the parent and of the children before.
+    let error = refused(&own, |child| {
+        let mut devices = devices(child, &Said::default())?;
+        let ports = Requires::new().registers(RegistersRequest::ports("port", 2).fixed(0x84));
+        devices[0] = Box::new(Part::new("teller", ports, |_| Teller { number: 0, said: Said::default() }));
+        Ok(devices)
+    });
+    assert!(error.to_string().starts_with("child 33: ") && error.to_string().contains("teller"), "{error}");
 
     // A parent that has gone leaves its template; one that was stopped has none.
     let template = parent.template().unwrap();
@@ -223,12 +306,12 @@ fn a_fork_that_fails_names_the_child_and_leaves_nothing() {
     assert!(matches!(parent.fork(&kvm, &plan), Err(ForkError::Parent(_))));
     drop(parent);
     let children = template.fork(&kvm, &plan).unwrap();
-    all_have_spoken(&children, 30, &said);
+    all_have_spoken(&children, 35, &said);
     // Names are free again when their machines are gone.
-    let again = ForkPlan::new(1, GuestClock::Continue, |_| devices(31, &said));
+    let again = ForkPlan::new(1, GuestClock::Continue, |_| devices(36, &said));
     assert!(matches!(
         template.fork(&kvm, &again),
-        Err(ForkError::SameIdentity { holder: Holder::Child(31), .. })
+        Err(ForkError::SameIdentity { holder: Holder::Child(36), .. })
     ));
     drop(children);
     template.fork(&kvm, &again).unwrap();

@@ -28,7 +28,7 @@ impl ResetState {
             .collect::<Result<_, _>>()?;
         let _controllers = if arch::VCPUS_FIRST { controllers()? } else { None };
         let state = |(index, vcpu): (u32, &VcpuFd)| {
-            let access = VcpuAccess::new(&vm, (vcpu, index), (&host.kvm, &host.facts), config)?;
+            let access = VcpuAccess::new(&vm, (vcpu, index, true), (&host.kvm, &host.facts), config)?;
             VcpuParts::read(access, None).map(VcpuParts::for_reset)
         };
         let vcpus = (0..).zip(&vcpus).map(state).collect::<Result<_, _>>()?;

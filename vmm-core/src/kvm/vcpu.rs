@@ -28,6 +28,8 @@ pub(super) struct KvmVcpu {
     run: VcpuRun,
     vm: Arc<VmShared>,
     index: u32,
+    /// Nothing of its state was set.
+    is_new: bool,
 }
 
 impl KvmVcpu {
@@ -36,13 +38,14 @@ impl KvmVcpu {
         let fd = vm.vcpu(index)?;
         vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
-        Ok(Self { run, vm: Arc::clone(vm), index })
+        Ok(Self { run, vm: Arc::clone(vm), index, is_new: true })
     }
 
     fn access(&self) -> Result<VcpuAccess<'_>, VmError> {
         let vm = &*self.vm;
         let host = (&vm.host.kvm, &vm.host.facts);
-        VcpuAccess::new(&vm.fd, (self.run.fd(), self.index), host, &vm.config)
+        let is_new = self.is_new && !self.run.has_run();
+        VcpuAccess::new(&vm.fd, (self.run.fd(), self.index, is_new), host, &vm.config)
     }
 
     /// Completes the access that the last exit was for: KVM would do so when the guest is next entered, with whatever
@@ -72,7 +75,9 @@ impl KvmVcpu {
 
     fn write(&mut self, parts: &VcpuParts, buses: &mut Buses) -> Result<(), VmError> {
         self.complete_access(buses)?;
-        parts.write(self.access()?)?;
+        let written = parts.write(self.access()?);
+        self.is_new = false;
+        written?;
         self.run.forget_registers();
         Ok(())
     }
@@ -150,6 +155,7 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
+        self.is_new = false;
         let is_new = !self.run.has_run() && self.vm.config.has_irqchip();
         let known = self.run.left_registers().or_else(|| KvmRegisters::new(self.index).filter(|_| is_new));
         let mut all = known.map_or_else(|| KvmRegisters::read(self.run.fd()), Ok)?;

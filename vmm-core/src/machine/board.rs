@@ -2,6 +2,7 @@
 //! ask for, and takes each device through its life.
 
 mod claims;
+mod place;
 mod remap;
 mod replace;
 
@@ -10,7 +11,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange};
-use ossature_bus::state_file::is_reserved_id;
 use ossature_bus::{
     AddressSpace, Assigned, Bus, Device, DeviceError, DeviceState, Handover, Identity, Metric, MetricVisitor,
     Panic, RangeId, Registration, Requires, Retired, Syscall,
@@ -18,10 +18,12 @@ use ossature_bus::{
 use ossature_memory::{ListenerGuard, Ram, RamError};
 
 use self::claims::RamClaims;
+use self::place::place_beside;
+pub(super) use self::place::{Fitting, Placed, place, place_again};
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
-use super::plan::{self, Asked, Place};
-use super::snapshot::{Shape, SnapshotError};
+use super::plan::Place;
+use super::snapshot::Shape;
 use super::status::Status;
 use super::wiring::{Stock, WiredRange, Wiring};
 use crate::{Buses, StatsReader, Vm, arch};
@@ -34,49 +36,6 @@ struct Slot {
     place: Place,
     kind: NodeKind,
     assigned: Assigned,
-}
-
-/// A device that has a place and nothing else yet.
-pub(super) struct Placed {
-    device: Box<dyn Device>,
-    requires: Requires,
-    place: Place,
-}
-
-/// Finds places for the devices of a machine that has none yet, whose RAM ends before `ram_end`, or says everything that
-/// is in the way.
-pub(super) fn place(devices: Vec<Box<dyn Device>>, ram_end: u64) -> Result<Vec<Placed>, Vec<BuildError>> {
-    place_beside(&[], devices, ram_end)
-}
-
-/// The same at the places where they were in the machine of a snapshot.
-pub(super) fn place_again(
-    devices: Vec<Box<dyn Device>>,
-    shape: &Shape,
-    ram_end: u64,
-) -> Result<Vec<Placed>, Vec<BuildError>> {
-    let ids: BTreeSet<&str> = devices.iter().map(|device| device.id()).collect();
-    let (missing, extra) = shape.difference(&ids);
-    if !(missing.is_empty() && extra.is_empty()) {
-        return Err(vec![SnapshotError::OtherDevices { missing, extra }.into()]);
-    }
-    let mut pinned = Vec::new();
-    let mut errors = Vec::new();
-    for device in &devices {
-        match shape.pinned(device.id(), &device.requires()) {
-            Some(requires) => pinned.push(requires),
-            None => errors.push(SnapshotError::OtherDevice { id: device.id().to_owned() }.into()),
-        }
-    }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let placed = place_requires(&[], devices, pinned, ram_end)?;
-    let moved = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place));
-    match moved {
-        Some(moved) => Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]),
-        None => Ok(placed),
-    }
 }
 
 pub(super) struct Board {
@@ -528,71 +487,11 @@ fn detach_all(attached: Vec<(Slot, Wiring)>) {
     }
 }
 
-/// Finds places for `devices` beside those in `slots`.
-fn place_beside(
-    slots: &[Slot],
-    devices: Vec<Box<dyn Device>>,
-    ram_end: u64,
-) -> Result<Vec<Placed>, Vec<BuildError>> {
-    let requires = devices.iter().map(|device| device.requires()).collect();
-    place_requires(slots, devices, requires, ram_end)
-}
-
-/// The same for devices that ask for `requires`.
-fn place_requires(
-    slots: &[Slot],
-    devices: Vec<Box<dyn Device>>,
-    requires: Vec<Requires>,
-    ram_end: u64,
-) -> Result<Vec<Placed>, Vec<BuildError>> {
-    let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
-    let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
-        id: slot.device.id(),
-        requires: &slot.requires,
-        place: Some(place),
-    });
-    let new = devices.iter().zip(&requires);
-    let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
-    let asked: Vec<Asked<'_>> = placed.chain(new).collect();
-    let mut errors = check_ids(&asked, slots.len());
-    let mut places = plan::plan(&asked, ram_end).unwrap_or_else(|conflicts| {
-        errors.extend(conflicts);
-        Vec::new()
-    });
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let places = places.split_off(slots.len());
-    let parts = devices.into_iter().zip(requires).zip(places);
-    Ok(parts.map(|((device, requires), place)| Placed { device, requires, place }).collect())
-}
-
 impl Slot {
     fn place_now(&self) -> Place {
         let registers = self.assigned.all_registers().iter().map(|registers| registers.base()).collect();
         Place { registers, ..self.place.clone() }
     }
-}
-
-/// What is wrong with the names of devices, of which the first `placed` have been checked before.
-fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
-    let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (index, Asked { id, .. }) in asked.iter().enumerate() {
-        let known = !seen.insert(*id);
-        if index < placed {
-            continue;
-        }
-        let id = (*id).to_owned();
-        if id.is_empty() {
-            errors.push(BuildError::EmptyId { index: index - placed });
-        } else if is_reserved_id(&id) {
-            errors.push(BuildError::ReservedId { id });
-        } else if known {
-            errors.push(BuildError::DuplicateId { id });
-        }
-    }
-    errors
 }
 
 struct Scoped<'a> {

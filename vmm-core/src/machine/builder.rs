@@ -260,7 +260,7 @@ impl MachineBuilder {
             None => size.unwrap_or(DEFAULT_MEMORY).saturating_add(4 << 30),
         };
         let placed = match &saved {
-            Some(saved) => super::board::place_again(devices, saved.shape(), ram_end),
+            Some(saved) => saved.place(devices, ram_end),
             None => super::board::place(devices, ram_end),
         };
         let placed = placed.map_err(|conflicts| errors.extend(conflicts)).ok();
@@ -296,11 +296,10 @@ impl MachineBuilder {
         board.add_placed(placed)?;
         watch.lap("devices");
 
-        let platform = board.platform(cpus);
         let start = payload
             .as_mut()
             .filter(|_| saved.is_none())
-            .map(|payload| payload.load(&ram.map(), &platform))
+            .map(|payload| payload.load(&ram.map(), &board.platform(cpus)))
             .transpose()
             .map_err(|source| BuildError::Payload { source })?;
         watch.lap("payload");

@@ -19,7 +19,7 @@ pub(crate) struct VcpuAccess<'a>(PhantomData<&'a VcpuFd>);
 impl<'a> VcpuAccess<'a> {
     pub(crate) fn new(
         _: &'a VmFd,
-        _: (&'a VcpuFd, u32),
+        _: (&'a VcpuFd, u32, bool),
         _: (&Kvm, &'a HostFacts),
         _: &VmConfig,
     ) -> Result<Self, VmError> {

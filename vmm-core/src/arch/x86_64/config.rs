@@ -10,19 +10,25 @@ use super::vcpu_state::VcpuParts;
 pub(crate) struct ArchConfig {
     /// True if there is an i8254 timer.
     pub(crate) pit: bool,
-    pub(crate) cpuid: Option<CpuidHook>,
+    pub(super) cpuid: CpuidChoice,
+}
+
+/// Which CPUID vCPUs have.
+#[derive(Clone, Debug, Default)]
+pub(super) enum CpuidChoice {
+    /// What the host offers.
+    #[default]
+    Host,
+    /// The same, edited.
+    Edited(CpuidHook),
+    /// What others had, by index.
+    Saved(Vec<Arc<Cpuid>>),
 }
 
 impl ArchConfig {
     /// Gives vCPUs the CPUID that those had which were in these states, by index.
     pub(crate) fn take_over<'a>(&mut self, vcpus: impl Iterator<Item = &'a VcpuParts>) {
-        let saved: Vec<Cpuid> = vcpus.map(|parts| parts.cpuid.clone()).collect();
-        self.cpuid = Some(CpuidHook(Arc::new(move |cpuid, index| {
-            if let Some(saved) = saved.get(index as usize) {
-                cpuid.clone_from(saved);
-            }
-            Ok(())
-        })));
+        self.cpuid = CpuidChoice::Saved(vcpus.map(|parts| Arc::clone(&parts.cpuid)).collect());
     }
 }
 
@@ -51,7 +57,7 @@ impl crate::VmConfig {
         mut self,
         edit: impl Fn(&mut Cpuid, u32) -> Result<(), CpuidError> + Send + Sync + 'static,
     ) -> Self {
-        self.arch.cpuid = Some(CpuidHook(Arc::new(edit)));
+        self.arch.cpuid = CpuidChoice::Edited(CpuidHook(Arc::new(edit)));
         self
     }
 }

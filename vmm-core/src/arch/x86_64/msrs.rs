@@ -80,19 +80,22 @@ pub(super) fn read(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Vec<(u32, u64)>, VmErr
     Ok(found)
 }
 
-/// Writes those of `wanted` that differ from what vCPU `index` has, in their order, and the TSC.
-pub(super) fn write(vcpu: &VcpuFd, index: u32, wanted: &[(u32, u64)]) -> Result<(), VmError> {
+/// Those of `wanted` that differ from what a vCPU has, and the TSC.
+pub(super) fn differing(vcpu: &VcpuFd, wanted: &[(u32, u64)]) -> Result<Vec<u32>, VmError> {
     let names: Vec<_> = wanted.iter().map(|(msr, _)| *msr).collect();
     let mut current = read(vcpu, &names)?.into_iter().peekable();
-    let entries: Vec<_> = wanted
-        .iter()
-        .filter(|(msr, value)| {
-            let now = current.next_if(|(other, _)| other == msr).map(|(_, value)| value);
-            now != Some(*value) || *msr == TSC
-        })
-        .map(|(msr, value)| entry(*msr, *value))
-        .collect();
-    write_all(vcpu, index, &entries)
+    let differing = wanted.iter().filter(|(msr, value)| {
+        let now = current.next_if(|(other, _)| other == msr).map(|(_, value)| value);
+        now != Some(*value) || *msr == TSC
+    });
+    Ok(differing.map(|(msr, _)| *msr).collect())
+}
+
+/// Writes to vCPU `index` those of `wanted` that are named, in their order.
+pub(super) fn write(vcpu: &VcpuFd, index: u32, wanted: &[(u32, u64)], named: &[u32]) -> Result<(), VmError> {
+    let mut named = named.iter().peekable();
+    let entries = wanted.iter().filter(|(msr, _)| named.next_if_eq(&msr).is_some());
+    write_all(vcpu, index, &entries.map(|(msr, value)| entry(*msr, *value)).collect::<Vec<_>>())
 }
 
 /// Writes each entry, in their order.

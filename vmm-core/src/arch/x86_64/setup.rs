@@ -1,10 +1,13 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use super::config::CpuidChoice;
 use super::cpuid::{Cpuid, CpuidError};
 use super::guest_cpuid::{CpuFeatures, cpuid};
 use super::preflight::has_svm;
@@ -119,12 +122,17 @@ pub(super) fn config_cpuid(
     index: u32,
     (kvm, host): (&Kvm, &HostFacts),
     config: &VmConfig,
-) -> Result<Cpuid, VmError> {
+) -> Result<Arc<Cpuid>, VmError> {
+    if let CpuidChoice::Saved(all) = &config.arch.cpuid {
+        if let Some(cpuid) = all.get(index as usize) {
+            return Ok(Arc::clone(cpuid));
+        }
+    }
     let mut cpuid = default_cpuid(index, (kvm, host), config)?;
-    if let Some(hook) = &config.arch.cpuid {
+    if let CpuidChoice::Edited(hook) = &config.arch.cpuid {
         hook.0(&mut cpuid, index).map_err(|source| failed(index, source))?;
     }
-    Ok(cpuid)
+    Ok(Arc::new(cpuid))
 }
 
 fn set_cpuid(vcpu: &VcpuFd, cpuid: &Cpuid) -> Result<(), VmError> {

@@ -1,6 +1,7 @@
 //! All that a vCPU consists of, read from KVM and written back.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
@@ -46,6 +47,8 @@ pub(crate) struct VcpuAccess<'a> {
     vcpu: &'a VcpuFd,
     /// Which vCPU.
     index: u32,
+    /// It has not run, and nothing was set.
+    is_new: bool,
     /// True if the machine has interrupt controllers.
     irqchip: bool,
     /// The MSRs that exist, in the order in which they are to be written.
@@ -58,16 +61,16 @@ impl<'a> VcpuAccess<'a> {
     /// vCPU `index` of a machine.
     pub(crate) fn new(
         vm: &'a VmFd,
-        (vcpu, index): (&'a VcpuFd, u32),
+        (vcpu, index, is_new): (&'a VcpuFd, u32, bool),
         host: (&'a Kvm, &'a HostFacts),
         config: &'a VmConfig,
     ) -> Result<Self, VmError> {
         let msrs = host.1.state_msrs(host.0, vcpu)?;
-        Ok(Self { vm, vcpu, index, irqchip: config.has_irqchip(), msrs, host, config })
+        Ok(Self { vm, vcpu, index, is_new, irqchip: config.has_irqchip(), msrs, host, config })
     }
 
     /// The CPUID that the vCPU has.
-    fn cpuid(self) -> Result<Cpuid, VmError> {
+    fn cpuid(self) -> Result<Arc<Cpuid>, VmError> {
         config_cpuid(self.index, self.host, self.config)
     }
 }
@@ -88,7 +91,9 @@ pub(crate) struct VcpuParts {
     /// Frequency of the TSC; 0 where the host does not say.
     tsc_khz: u32,
     /// What it was made with.
-    pub(super) cpuid: Cpuid,
+    pub(super) cpuid: Arc<Cpuid>,
+    /// The MSRs that a new vCPU has otherwise when all else was written, once that was found out.
+    differing: Arc<OnceLock<Vec<u32>>>,
 }
 
 impl VcpuParts {
@@ -121,6 +126,7 @@ impl VcpuParts {
             mp_state,
             tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
             cpuid: from.cpuid()?,
+            differing: Arc::default(),
         })
     }
 
@@ -155,7 +161,13 @@ impl VcpuParts {
         if let Some(lapic) = &self.lapic {
             vcpu.set_lapic(lapic).map_err(call("KVM_SET_LAPIC"))?;
         }
-        msrs::write(vcpu, to.index, &self.msrs)?;
+        // All that are new are the same.
+        let known = self.differing.get().filter(|_| to.is_new);
+        let found = if known.is_none() { msrs::differing(vcpu, &self.msrs)? } else { Vec::new() };
+        msrs::write(vcpu, to.index, &self.msrs, known.unwrap_or(&found))?;
+        if to.is_new && known.is_none() {
+            self.differing.get_or_init(|| found);
+        }
         // Last: what the calls above make pending does not count.
         vcpu.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
     }
@@ -210,9 +222,10 @@ impl VcpuParts {
         let lapic = fields.optional(LAPIC, Plain::decode)?;
         let mp_state = fields.optional(MP_STATE, Decoder::u32)?;
         let cpuid = pieces(fields.bytes(CPUID, Cpuid::MAX_BYTES)?, "CPUID", Cpuid::entry)?;
-        let cpuid = Cpuid { entries: cpuid };
+        let cpuid = Arc::new(Cpuid { entries: cpuid });
         fields.finish()?;
-        Ok(Self { regs, sregs, xsave, xcrs, debug, events, msrs, lapic, mp_state, tsc_khz, cpuid })
+        let differing = Arc::default();
+        Ok(Self { regs, sregs, xsave, xcrs, debug, events, msrs, lapic, mp_state, tsc_khz, cpuid, differing })
     }
 
     /// Has its TSC be so many nanoseconds later.
@@ -232,6 +245,7 @@ impl VcpuParts {
             }
         }
         self.events.flags |= KVM_VCPUEVENT_VALID_SIPI_VECTOR;
+        self.differing = Arc::default();
         self
     }
 

@@ -16,8 +16,9 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::Machine;
 use super::builder::MachineBuilder;
+use super::control::Control;
 use super::handle::MachineHandle;
-use super::snapshot::{Saved, Snapshot, SnapshotError, SnapshotKey};
+use super::snapshot::{LiveSnapshot, Saved, Snapshot, SnapshotError, SnapshotKey};
 use crate::Hypervisor;
 use claims::Claims;
 pub use error::{ForkError, Holder};
@@ -149,20 +150,48 @@ impl Template {
     }
 }
 
+const CALL: &str = "make a template of";
+
 impl MachineHandle {
     /// A template of the machine as it is, which is paused while what it uses of its memory is copied, once, into a memfd.
     /// Then it goes on; one that is paused, or has not started, stays so.
     ///
     /// What is on disks is no part of it: see [`snapshot`](Self::snapshot).
     pub fn template(&self) -> Result<Template, SnapshotError> {
-        const CALL: &str = "make a template of";
-        let (file, name, identities, key) = self.shared.control(CALL, |control| {
-            Ok(control.at_rest(CALL, |control| {
-                let file = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
-                // It stays in memory: nobody but this process can change it.
-                control.snapshot_to(&file, None)?;
-                Ok((file, control.name.clone(), control.board.identities(), control.key.clone()))
-            }))
+        Ok(self
+            .template_by(|control, file| control.at_rest(CALL, |control| control.snapshot_to(file, None)))?
+            .0)
+    }
+
+    /// The same of a machine that runs and goes on while its memory is copied, as by
+    /// [`snapshot_live`](Self::snapshot_live), with what that asks of host and memory: the pause does not depend on how
+    /// much memory there is. What its disks have goes on meanwhile, too: for guests that write to none, or whose children
+    /// get new ones.
+    ///
+    /// ```
+    /// # use ossature_core::machine::Machine;
+    /// # use ossature_core::scripted::{Script, Scripted};
+    /// # if ossature_memory::Userfault::open(ossature_memory::UserfaultMode::WriteProtected).is_err() { return Ok(()) }
+    /// # let machine = Machine::builder("live").build(&Scripted::new([Script::new()]))?;
+    /// machine.start()?;
+    /// let (template, cost) = machine.template_live()?;
+    /// println!("paused for {:?}", cost.paused);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn template_live(&self) -> Result<(Template, LiveSnapshot), SnapshotError> {
+        self.template_by(|control, file| control.save_live(file, None))
+    }
+
+    /// A template whose file `save` writes: without a key, as it stays in memory, which nobody but this process can change.
+    fn template_by<T>(
+        &self,
+        save: impl FnOnce(&mut Control, &File) -> Result<T, SnapshotError>,
+    ) -> Result<(Template, T), SnapshotError> {
+        let file = memory_file().map_err(|source| SnapshotError::Io { part: "memfd", source })?;
+        let (saved, name, identities, key) = self.shared.control(CALL, |control| {
+            let saved = save(control, &file);
+            Ok(saved
+                .map(|saved| (saved, control.name.clone(), control.board.identities(), control.key.clone())))
         })??;
         // Whoever has the descriptor can rely on it as much as this process.
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
@@ -170,8 +199,7 @@ impl MachineHandle {
             .map_err(|e| SnapshotError::Io { part: "memory file", source: e.into() })?;
         let lineage = Arc::clone(self.shared.lineage.get_or_init(Arc::default));
         lineage.claims().of_parent(identities);
-        let template = Snapshot::from_file(file)?;
-        Template::of(&name, template, lineage, key)
+        Ok((Template::of(&name, Snapshot::from_file(file)?, lineage, key)?, saved))
     }
 
     /// Makes a [template](Self::template) of the machine, which goes on, and [forks](Template::fork) it.

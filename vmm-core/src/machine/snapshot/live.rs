@@ -26,6 +26,7 @@ use super::identity::Identity;
 use super::memory::{CHUNK, MemoryTable, PlacedChunk};
 use super::save;
 use super::shape::Shape;
+use super::tree::SnapshotKey;
 use crate::machine::control::Control;
 use crate::machine::status::Status;
 use crate::machine::{LifecycleState, MachineHandle, MachineState};
@@ -79,22 +80,29 @@ impl MachineHandle {
     /// ```
     pub fn snapshot_live(&self, path: impl AsRef<Path>) -> Result<LiveSnapshot, SnapshotError> {
         let file = NewFile::create(path.as_ref())?;
-        let saved = self.shared.control(CALL, |control| Ok(control.save_live(file.file())))??;
+        let saved = self
+            .shared
+            .control(CALL, |control| Ok(control.save_live(file.file(), control.key.clone())))??;
         file.commit()?;
         Ok(saved)
     }
 }
 
 impl Control {
-    /// Writes the machine, which runs, into an empty file.
-    fn save_live(&mut self, file: &File) -> Result<LiveSnapshot, SnapshotError> {
-        self.save_live_with(file, |protect| protect())
+    /// Writes the machine, which runs, into an empty file, with this key.
+    pub(in crate::machine) fn save_live(
+        &mut self,
+        file: &File,
+        key: Option<SnapshotKey>,
+    ) -> Result<LiveSnapshot, SnapshotError> {
+        self.save_live_with(file, key, |protect| protect())
     }
 
     /// The same, where the caller has the last step of the pause done, which protects memory.
     fn save_live_with(
         &mut self,
         file: &File,
+        key: Option<SnapshotKey>,
         last: impl FnOnce(&mut dyn FnMut()),
     ) -> Result<LiveSnapshot, SnapshotError> {
         self.expect(&[LifecycleState::Running], CALL)?;
@@ -102,7 +110,7 @@ impl Control {
             pager.finish()?;
         }
         let slots: Vec<RamSlot> = self.board.ram().slots().collect();
-        let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?.with_key(self.key.as_ref());
+        let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?.with_key(key.as_ref());
         // Before anything is registered: it waits for pages that are being given back, which would wait for the thread. And
         // it lives longer than the thread, with which the protection ends.
         let _held = HeldPages::of(&slots);

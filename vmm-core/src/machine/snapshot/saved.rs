@@ -1,12 +1,15 @@
 //! A snapshot whose state has been decoded: what any number of machines go on from.
 
 use std::fs::File;
+use std::sync::OnceLock;
 
+use ossature_bus::Device;
 use ossature_memory::{Ram, RamConfig};
 use rustix::fs::fstatfs;
 
-use super::{Shape, Snapshot, SnapshotError, SnapshotKey};
-use crate::machine::MachineState;
+use super::{Snapshot, SnapshotError, SnapshotKey};
+use crate::machine::board::{self, Fitting, Placed};
+use crate::machine::{BuildError, MachineState};
 use crate::{Hypervisor, VmConfig};
 
 /// A snapshot and its state. Machines only look at it.
@@ -16,6 +19,10 @@ pub(in crate::machine) struct Saved {
     state: MachineState,
     on_disk: bool,
     key: Option<SnapshotKey>,
+    /// The host can have such vCPUs.
+    checked: OnceLock<()>,
+    /// How devices fit, once some have.
+    fitting: OnceLock<Vec<Fitting>>,
 }
 
 impl Saved {
@@ -24,7 +31,8 @@ impl Saved {
         let key = snapshot.key().cloned();
         // With a key, memory is copied.
         let on_disk = key.is_none() && snapshot.file().is_ok_and(|file| is_on_disk(file));
-        Ok(Self { snapshot, state, on_disk, key })
+        let (checked, fitting) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { snapshot, state, on_disk, key, checked, fitting })
     }
 
     /// The same, whose machines save with this key.
@@ -37,8 +45,13 @@ impl Saved {
         self.key.as_ref()
     }
 
-    pub(in crate::machine) fn shape(&self) -> &Shape {
-        self.snapshot.shape()
+    /// Finds the places of a machine's devices again.
+    pub(in crate::machine) fn place(
+        &self,
+        devices: Vec<Box<dyn Device>>,
+        ram_end: u64,
+    ) -> Result<Vec<Placed>, Vec<BuildError>> {
+        board::place_again(devices, (self.snapshot.shape(), &self.fitting), ram_end)
     }
 
     pub(in crate::machine) fn state(&self) -> &MachineState {
@@ -70,7 +83,11 @@ impl Saved {
             return Err(SnapshotError::OtherCpus { found, asked });
         }
         vm.cpus = found;
-        hypervisor.check_states(vm, &self.state.vcpus)?;
+        // One host is the same for all.
+        if self.checked.get().is_none() {
+            hypervisor.check_states(vm, &self.state.vcpus)?;
+            self.checked.get_or_init(|| ());
+        }
         vm.take_over(&self.state.vcpus);
         Ok(())
     }

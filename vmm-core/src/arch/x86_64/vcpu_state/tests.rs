@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -16,7 +17,8 @@ fn parts() -> VcpuParts {
         lapic: Some(kvm_lapic_state::default()),
         mp_state: Some(1),
         tsc_khz: 2_000_000,
-        cpuid: Cpuid { entries: [1, 7].map(|leaf| Cpuid::entry([leaf; 28])).to_vec() },
+        cpuid: Arc::new(Cpuid { entries: [1, 7].map(|leaf| Cpuid::entry([leaf; 28])).to_vec() }),
+        differing: Arc::default(),
     }
 }
 
@@ -60,7 +62,7 @@ fn d2_parts_of_other_lengths_are_refused() {
     refused(VcpuParts { xsave: vec![0; MAX_XSAVE / 4 + 1], ..parts() });
     refused(VcpuParts { msrs: vec![(0, 0); MAX_MSRS + 1], ..parts() });
     let entries = vec![Cpuid::entry([0; 28]); Cpuid::MAX_BYTES / 28 + 1];
-    refused(VcpuParts { cpuid: Cpuid { entries }, ..parts() });
+    refused(VcpuParts { cpuid: Arc::new(Cpuid { entries }), ..parts() });
     let mut short = Encoder::new(KIND, VERSION);
     short.bytes(REGS, &[0; 8]);
     assert!(VcpuParts::from_saved(&short.finish()).is_err());

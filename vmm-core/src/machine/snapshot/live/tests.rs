@@ -97,6 +97,7 @@ fn the_image_is_the_memory_of_the_pause_whatever_is_written_since() {
                 let saved = machine.handle().shared.control("save", |control| {
                     Ok(control.save_live_with(
                         &file,
+                        None,
                         // Devices stop before their state is saved, and go on with the machine.
                         |arm| {
                             writers.paused(|| {
@@ -200,7 +201,7 @@ fn a_machine_that_ends_meanwhile_leaves_nothing() {
     let machine = machine(RamConfig::new(RAM));
     let file = NewFile::create(&path).unwrap();
     let error = machine.handle().shared.control("save", |control| {
-        Ok(control.save_live_with(file.file(), |arm| {
+        Ok(control.save_live_with(file.file(), None, |arm| {
             arm();
             machine.handle().stop();
         }))
@@ -228,7 +229,7 @@ fn a_file_that_cannot_be_written_leaves_the_guest_as_it_was() {
     let empty = folder.path().join("empty");
     fs::write(&empty, b"").unwrap();
     let file = File::open(&empty).unwrap();
-    let saved = machine.handle().shared.control("save", |control| Ok(control.save_live(&file)));
+    let saved = machine.handle().shared.control("save", |control| Ok(control.save_live(&file, None)));
     let error = saved.unwrap().unwrap_err();
     assert!(matches!(error, SnapshotError::Io { part: "length", .. }), "{error}");
     assert_eq!(machine.state(), LifecycleState::Running);

@@ -1,0 +1,160 @@
+//! Where a machine's devices are put: anew, beside others, or where they were in the machine of a snapshot.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use ossature_bus::state_file::is_reserved_id;
+use ossature_bus::{Device, Requires};
+
+use super::Slot;
+use crate::machine::error::BuildError;
+use crate::machine::plan::{self, Asked, Place};
+use crate::machine::snapshot::{Shape, SnapshotError};
+
+/// A device that has a place and nothing else yet.
+pub(in crate::machine) struct Placed {
+    pub(super) device: Box<dyn Device>,
+    pub(super) requires: Requires,
+    pub(super) place: Place,
+}
+
+impl Placed {
+    fn fitting(&self, requires: Requires) -> Fitting {
+        Fitting { id: self.device.id().to_owned(), requires, place: self.place.clone() }
+    }
+}
+
+/// Finds places for the devices of a machine that has none yet, whose RAM ends before `ram_end`, or says everything that
+/// is in the way.
+pub(in crate::machine) fn place(
+    devices: Vec<Box<dyn Device>>,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    place_beside(&[], devices, ram_end)
+}
+
+/// What a device asked for that fits where it was, and where that is.
+#[derive(Debug)]
+pub(in crate::machine) struct Fitting {
+    id: String,
+    requires: Requires,
+    place: Place,
+}
+
+/// The same at the places where they were in the machine of a snapshot. Devices that ask for what others did, which were
+/// found to be `fitting`, fit, too.
+pub(in crate::machine) fn place_again(
+    devices: Vec<Box<dyn Device>>,
+    (shape, fitting): (&Shape, &OnceLock<Vec<Fitting>>),
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
+    let asked = devices.iter().zip(&requires).map(|(device, requires)| (device.id(), requires));
+    if let Some(known) = fitting.get() {
+        if known.iter().map(|known| (known.id.as_str(), &known.requires)).eq(asked) {
+            let parts = devices.into_iter().zip(requires).zip(known);
+            let placed = parts.map(|((device, requires), known)| Placed {
+                device,
+                requires,
+                place: known.place.clone(),
+            });
+            return Ok(placed.collect());
+        }
+    }
+    let placed = find_again(devices, &requires, shape, ram_end)?;
+    fitting.get_or_init(|| {
+        let parts = placed.iter().zip(requires);
+        parts.map(|(placed, requires)| placed.fitting(requires)).collect()
+    });
+    Ok(placed)
+}
+
+fn find_again(
+    devices: Vec<Box<dyn Device>>,
+    requires: &[Requires],
+    shape: &Shape,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let ids: BTreeSet<&str> = devices.iter().map(|device| device.id()).collect();
+    let (missing, extra) = shape.difference(&ids);
+    if !(missing.is_empty() && extra.is_empty()) {
+        return Err(vec![SnapshotError::OtherDevices { missing, extra }.into()]);
+    }
+    let mut pinned = Vec::new();
+    let mut errors = Vec::new();
+    for (device, requires) in devices.iter().zip(requires) {
+        match shape.pinned(device.id(), requires) {
+            Some(requires) => pinned.push(requires),
+            None => errors.push(SnapshotError::OtherDevice { id: device.id().to_owned() }.into()),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let placed = place_requires(&[], devices, pinned, ram_end)?;
+    let moved = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place));
+    match moved {
+        Some(moved) => Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]),
+        None => Ok(placed),
+    }
+}
+
+/// Finds places for `devices` beside those in `slots`.
+pub(super) fn place_beside(
+    slots: &[Slot],
+    devices: Vec<Box<dyn Device>>,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let requires = devices.iter().map(|device| device.requires()).collect();
+    place_requires(slots, devices, requires, ram_end)
+}
+
+/// The same for devices that ask for `requires`.
+fn place_requires(
+    slots: &[Slot],
+    devices: Vec<Box<dyn Device>>,
+    requires: Vec<Requires>,
+    ram_end: u64,
+) -> Result<Vec<Placed>, Vec<BuildError>> {
+    let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
+    let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
+        id: slot.device.id(),
+        requires: &slot.requires,
+        place: Some(place),
+    });
+    let new = devices.iter().zip(&requires);
+    let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
+    let asked: Vec<Asked<'_>> = placed.chain(new).collect();
+    let mut errors = check_ids(&asked, slots.len());
+    let mut places = plan::plan(&asked, ram_end).unwrap_or_else(|conflicts| {
+        errors.extend(conflicts);
+        Vec::new()
+    });
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let places = places.split_off(slots.len());
+    let parts = devices.into_iter().zip(requires).zip(places);
+    Ok(parts.map(|((device, requires), place)| Placed { device, requires, place }).collect())
+}
+
+/// What is wrong with the names of devices, of which the first `placed` have been checked before.
+fn check_ids(asked: &[Asked<'_>], placed: usize) -> Vec<BuildError> {
+    let mut errors = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (index, Asked { id, .. }) in asked.iter().enumerate() {
+        let known = !seen.insert(*id);
+        if index < placed {
+            continue;
+        }
+        let id = (*id).to_owned();
+        if id.is_empty() {
+            errors.push(BuildError::EmptyId { index: index - placed });
+        } else if is_reserved_id(&id) {
+            errors.push(BuildError::ReservedId { id });
+        } else if known {
+            errors.push(BuildError::DuplicateId { id });
+        }
+    }
+    errors
+}
