@@ -484,7 +484,7 @@ impl MemoryTable {
         })
     }
 
-    /// Copies all that is not zero into `ram`, which is zero.
+    /// Copies all that is not zero into `ram`, which is zero, page by page.
     pub(super) fn copy(
         &self,
         ram: &Ram,
@@ -496,7 +496,11 @@ impl MemoryTable {
         for (index, (chunk, _)) in self.chunks().enumerate().filter(|(_, (_, checksum))| checksum.is_some()) {
             let bytes = read(source, start, chunk, &mut buffer)?;
             self.check(index, std::iter::once(bytes))?;
-            dma.write(GuestAddress(chunk.addr), bytes)?;
+            // What is zero takes nothing from the host.
+            for run in nonzero(bytes) {
+                let addr = GuestAddress(chunk.addr + run.start as u64);
+                dma.write(addr, bytes.get(run).unwrap_or_default())?;
+            }
         }
         Ok(())
     }
@@ -524,25 +528,24 @@ fn read<'a>(
 
 /// Writes the runs of pages that are not zero. Returns true if there are some.
 fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
-    let zeros = [0; PAGE];
-    let (mut run, mut some) = (0..0, false);
-    let write = |run: Range<usize>| {
+    let mut some = false;
+    for run in nonzero(bytes) {
+        some = true;
         let at = start + run.start as u64;
-        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
-    };
-    for (index, page) in bytes.chunks(PAGE).enumerate() {
-        if Some(page) != zeros.get(..page.len()) {
-            let begin = if run.is_empty() { index * PAGE } else { run.start };
-            run = begin..index * PAGE + page.len();
-            some = true;
-        } else if !run.is_empty() {
-            write(std::mem::take(&mut run))?;
-        }
-    }
-    if !run.is_empty() {
-        write(run)?;
+        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)?;
     }
     Ok(some)
+}
+
+/// The runs of pages that are not zero, ascending.
+fn nonzero(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let zeros = [0; PAGE];
+    let mut pages = bytes.chunks(PAGE).map(move |page| Some(page) != zeros.get(..page.len())).enumerate();
+    std::iter::from_fn(move || {
+        let (first, _) = pages.find(|(_, some)| *some)?;
+        let behind = pages.find(|(_, some)| !some).map(|(page, _)| page * PAGE);
+        Some(first * PAGE..behind.unwrap_or(bytes.len()))
+    })
 }
 
 fn failed(source: io::Error) -> SnapshotError {
