@@ -251,7 +251,7 @@ pub fn remote_server(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let mut says = Vec::new();
     if input.flag() {
-        says = input.rest().to_vec();
+        says = input.bytes(usize::MAX).to_vec();
     }
     while says.len() < 40 * 12 && !input.is_empty() {
         let (offset, len) = match input.u8() {
@@ -266,7 +266,7 @@ pub fn remote_server(bytes: &[u8]) {
     // What a server says that keeps to the protocol.
     let mut expected = b"OSSAPAGE\x01\0\0\0\0\0\0\0".to_vec();
     expected.extend((sample().len() as u64).to_le_bytes());
-    let mut is_good = says.len() % 12 == 0 || says.len() % 12 < 8;
+    let mut is_good = true;
     for question in says.chunks_exact(12) {
         let offset = u64::from_le_bytes(question[..8].try_into().expect("8 bytes"));
         let len = u32::from_le_bytes(question[8..].try_into().expect("4 bytes")) as usize;
@@ -289,7 +289,8 @@ pub fn remote_server(bytes: &[u8]) {
         }
     }
     assert!(client.told == expected, "{} bytes instead of {}", client.told.len(), expected.len());
-    assert_eq!(served.is_ok(), is_good, "{served:?}");
+    // Whoever hangs up before a question, or in its offset, may.
+    assert_eq!(served.is_ok(), is_good && says.len() % 12 < 8, "{served:?}");
 }
 
 /// A snapshot with four pieces of memory, and a working set of it.

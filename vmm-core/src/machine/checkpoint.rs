@@ -20,8 +20,8 @@ use crate::{GuestDirtyLog, VmError};
 ///
 /// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and
 /// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
-/// is. (If it was saved with a key, its memory is copied and checked before the first reset.) While a checkpoint exists, the machine's writes are logged, which costs the guest a fault for each page that it
-/// writes after each reset. So there is one checkpoint at a time, and no other
+/// is; one that was saved with a key is copied, and checked, before the first reset. While a checkpoint exists, the
+/// machine's writes are logged, which costs the guest a fault for each page that it writes after each reset. So there is one checkpoint at a time, and no other
 /// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
 /// memory while it goes back may be undone or not.
 ///

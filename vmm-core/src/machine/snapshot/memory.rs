@@ -15,8 +15,9 @@ use super::error::SnapshotError;
 use super::header::ALIGN;
 use super::pages::{self, PageSet};
 use super::source::SnapshotSource;
-use super::tree::{HASH, Leaves, SnapshotKey};
+use super::tree::Leaves;
 
+mod checked;
 mod diff;
 
 /// The section's id.
@@ -140,72 +141,6 @@ impl MemoryTable {
             None => vec![Some(0); self.chunks.len()],
         };
         Self { chunks, ..self.clone() }
-    }
-
-    /// With a tree, if there is a key.
-    pub(super) fn with_key(self, key: Option<&SnapshotKey>) -> Self {
-        let hashes = || vec![[0; HASH]; self.chunks.len()];
-        let leaves = key.map(|key| Leaves { key: key.clone(), hashes: hashes() });
-        Self { leaves, ..self }
-    }
-
-    /// The key that it is saved with, or was opened with.
-    pub(super) fn key(&self) -> Option<&SnapshotKey> {
-        self.leaves.as_ref().map(|leaves| &leaves.key)
-    }
-
-    /// The section of the leaves, if there is to be a tree.
-    pub(super) fn save_leaves(&self) -> Option<SavedState<'static>> {
-        let hashes = &self.leaves.as_ref()?.hashes;
-        let present = hashes.iter().zip(&self.chunks).filter(|(_, chunk)| chunk.is_some());
-        Some(Leaves::save(present.map(|(hash, _)| hash)))
-    }
-
-    /// Takes the leaves over. They are checked against if there is a key, to which they belong.
-    pub(super) fn load_leaves(
-        &mut self,
-        state: &SavedState<'_>,
-        key: Option<&SnapshotKey>,
-    ) -> Result<(), StateError> {
-        let mut leaves = Leaves::load(state, self.chunks.iter().flatten().count())?.into_iter();
-        let Some(key) = key else { return Ok(()) };
-        let hash = |chunk: &Option<u32>| chunk.and_then(|_| leaves.next()).unwrap_or_default();
-        self.leaves = Some(Leaves { key: key.clone(), hashes: self.chunks.iter().map(hash).collect() });
-        Ok(())
-    }
-
-    /// Notes what chunk `index` is, which consists of these pieces, and that there is something of it.
-    pub(super) fn note<'a>(&mut self, index: usize, pieces: impl Iterator<Item = &'a [u8]>) {
-        let (mut crc, mut leaf) = (crc32fast::Hasher::new(), self.key().map(SnapshotKey::leaf));
-        for bytes in pieces {
-            crc.update(bytes);
-            if let Some(leaf) = &mut leaf {
-                leaf.update(bytes);
-            }
-        }
-        self.chunks.get_mut(index).into_iter().for_each(|chunk| *chunk = Some(crc.clone().finalize()));
-        let hash = self.leaves.as_mut().and_then(|leaves| leaves.hashes.get_mut(index));
-        if let Some((hash, leaf)) = hash.zip(leaf) {
-            *hash = *leaf.finalize().as_bytes();
-        }
-    }
-
-    /// Fails unless chunk `index`, of which there is something, consists of these pieces.
-    pub(super) fn check<'a>(
-        &self,
-        index: usize,
-        pieces: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<(), SnapshotError> {
-        let addr = || self.chunk(index).map_or(0, |(chunk, _)| chunk.addr);
-        if let Some(Leaves { key, hashes }) = &self.leaves {
-            // Compared as hashes are: in a time that says nothing.
-            let same = hashes.get(index).is_some_and(|hash| leaf(key, pieces) == *hash);
-            return if same { Ok(()) } else { Err(SnapshotError::TamperedMemory { addr: addr() }) };
-        }
-        let mut crc = crc32fast::Hasher::new();
-        pieces.for_each(|bytes| crc.update(bytes));
-        let same = self.chunks.get(index).copied().flatten() == Some(crc.finalize());
-        if same { Ok(()) } else { Err(SnapshotError::MemoryChecksum { addr: addr() }) }
     }
 
     /// Bytes of the file that memory takes.
@@ -484,7 +419,7 @@ impl MemoryTable {
         })
     }
 
-    /// Copies all that is not zero into `ram`, which is zero.
+    /// Copies all that is not zero into `ram`, which is zero, page by page.
     pub(super) fn copy(
         &self,
         ram: &Ram,
@@ -496,19 +431,14 @@ impl MemoryTable {
         for (index, (chunk, _)) in self.chunks().enumerate().filter(|(_, (_, checksum))| checksum.is_some()) {
             let bytes = read(source, start, chunk, &mut buffer)?;
             self.check(index, std::iter::once(bytes))?;
-            dma.write(GuestAddress(chunk.addr), bytes)?;
+            // What is zero takes nothing from the host.
+            for run in nonzero(bytes) {
+                let addr = GuestAddress(chunk.addr + run.start as u64);
+                dma.write(addr, bytes.get(run).unwrap_or_default())?;
+            }
         }
         Ok(())
     }
-}
-
-/// The leaf of a chunk that consists of these pieces.
-fn leaf<'a>(key: &SnapshotKey, pieces: impl Iterator<Item = &'a [u8]>) -> blake3::Hash {
-    let mut hash = key.leaf();
-    pieces.for_each(|bytes| {
-        hash.update(bytes);
-    });
-    hash.finalize()
 }
 
 fn read<'a>(
@@ -524,25 +454,24 @@ fn read<'a>(
 
 /// Writes the runs of pages that are not zero. Returns true if there are some.
 fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
-    let zeros = [0; PAGE];
-    let (mut run, mut some) = (0..0, false);
-    let write = |run: Range<usize>| {
+    let mut some = false;
+    for run in nonzero(bytes) {
+        some = true;
         let at = start + run.start as u64;
-        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)
-    };
-    for (index, page) in bytes.chunks(PAGE).enumerate() {
-        if Some(page) != zeros.get(..page.len()) {
-            let begin = if run.is_empty() { index * PAGE } else { run.start };
-            run = begin..index * PAGE + page.len();
-            some = true;
-        } else if !run.is_empty() {
-            write(std::mem::take(&mut run))?;
-        }
-    }
-    if !run.is_empty() {
-        write(run)?;
+        file.write_all_at(bytes.get(run).unwrap_or_default(), at).map_err(failed)?;
     }
     Ok(some)
+}
+
+/// The runs of pages that are not zero, ascending.
+fn nonzero(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let zeros = [0; PAGE];
+    let mut pages = bytes.chunks(PAGE).map(move |page| Some(page) != zeros.get(..page.len())).enumerate();
+    std::iter::from_fn(move || {
+        let (first, _) = pages.find(|(_, some)| *some)?;
+        let behind = pages.find(|(_, some)| !some).map(|(page, _)| page * PAGE);
+        Some(first * PAGE..behind.unwrap_or(bytes.len()))
+    })
 }
 
 fn failed(source: io::Error) -> SnapshotError {

@@ -1,8 +1,8 @@
 //! Guest memory that comes when it is touched: one thread for each machine, which fills missing pages from a
 //! [`SnapshotSource`].
 //!
-//! A chunk of 2 MiB is read when its first page is touched, compared with its checksum, or with its leaf of the tree, and put into memory as a whole,
-//! the touched page first. Whatever fails ends the machine: its vCPUs are told to stop before those who wait are let go
+//! A chunk of 2 MiB is read when its first page is touched, compared with its checksum, or with its leaf of the tree, and
+//! put into memory as a whole, the touched page first. Whatever fails ends the machine: its vCPUs are told to stop before those who wait are let go
 //! on, with zeros.
 
 use std::collections::{BTreeMap, VecDeque};

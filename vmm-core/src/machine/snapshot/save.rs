@@ -31,7 +31,8 @@ pub(in crate::machine) fn write(
     })
 }
 
-/// Writes what has changed of it since `base`, with the same key: its state, and the pages at these guest addresses, ascending.
+/// Writes what has changed of it since `base`, with the same key: its state, and the pages at these guest addresses,
+/// ascending.
 pub(in crate::machine) fn write_diff(
     file: &File,
     shape: &Shape,

@@ -41,10 +41,10 @@ pub(super) type Hash = [u8; HASH];
 /// since, is refused before a machine sees it. A [machine that has one](super::super::MachineBuilder::snapshot_key) writes
 /// no snapshot without it.
 ///
-/// Nothing of the machine is used before it was checked. The state is checked when the snapshot is opened, and each 2 MiB of memory
-/// when the machine is built, or, [on demand](Snapshot::on_demand), when they are first touched: one that is not what was saved ends
-/// the machine. Either way memory is copied first and checked then, so the file cannot change in between, and is not
-/// mapped.
+/// Nothing of the machine is used before it was checked. The state is checked when the snapshot is opened, and each 2 MiB
+/// of memory when the machine is built, or, [on demand](Snapshot::on_demand), when they are first touched: one that is not
+/// what was saved ends the machine. Either way memory is copied first and checked then, so the file cannot change in
+/// between, and is not mapped.
 ///
 /// What a key does not say is when: an older snapshot that was saved with the same key is a good one. Compare
 /// [`Snapshot::id`] if it has to be a certain one. Nothing is encrypted.
@@ -154,8 +154,8 @@ impl SnapshotKey {
         Snapshot::open_source(Box::new(source), Some(self))
     }
 
-    /// As [`Snapshot::open_chain`], of snapshots that were all saved with this key. Each diff goes on the very snapshot that it was made
-    /// of, and on what that was [merged](Snapshot::merge) into.
+    /// As [`Snapshot::open_chain`], of snapshots that were all saved with this key. Each diff goes on the very snapshot that
+    /// it was made of, and on what that was [merged](Snapshot::merge) into.
     pub fn open_chain<P: AsRef<Path>>(
         &self,
         paths: impl IntoIterator<Item = P>,

@@ -110,6 +110,15 @@ fn memory_comes_back_as_it_was_with_holes_for_zeros() {
     use std::os::unix::fs::MetadataExt;
     assert!(file.metadata().unwrap().blocks() * 512 <= 64 << 10);
 
+    // Copied, it takes no more.
+    let config = table.config(None).unwrap().backing(Backing::Memfd);
+    let copied = Ram::new(&config).unwrap();
+    table.add_slots(&copied, &config).unwrap();
+    table.copy(&copied, &mut &file, ALIGN).unwrap();
+    written.iter().for_each(|at| assert_eq!(copied.dma().read_obj::<u8>(GuestAddress(*at)).unwrap(), 0xa5));
+    let backing = copied.slots().next().unwrap().file().unwrap().file().metadata().unwrap();
+    assert!(backing.blocks() * 512 <= 64 << 10, "{}", backing.blocks());
+
     let config = table.config(None).unwrap();
     let again = Ram::new(&config).unwrap();
     table.add_slots(&again, &config).unwrap();
