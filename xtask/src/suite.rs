@@ -26,8 +26,22 @@ use crate::{Error, Result, bare_metal, foreign, fuzz, packages, paths, process, 
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
-    "rustfmt", "clippy", "doc", "deny", "examples", "aarch64", "unit", "doctest", "loom", "fuzz", "kvm",
-    "bench", "consumer", "report", "guest",
+    "rustfmt",
+    "clippy",
+    "doc",
+    "deny",
+    "examples",
+    "aarch64",
+    "unit",
+    "doctest",
+    "loom",
+    "fuzz",
+    "kvm",
+    "bench",
+    "consumer",
+    "report",
+    "guest",
+    "aarch64-guest",
 ];
 
 /// Those that run tests of the workspace.
@@ -92,6 +106,7 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.consumer();
     suite.check(checks::REPORT);
     suite.tests("guest", Environment::Full, &tests);
+    suite.check(("aarch64-guest", aarch64::guest));
     suite.finish()
 }
 

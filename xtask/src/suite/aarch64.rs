@@ -1,7 +1,8 @@
-//! The check that the workspace compiles for aarch64.
+//! The checks that the workspace compiles for aarch64, and that Debian's kernel runs there.
 
 use crate::arch::Arch;
-use crate::{Result, cross, paths, process};
+use crate::demo::{self, Demo};
+use crate::{Error, Result, cross, paths, process};
 
 /// The packages whose tests and examples compile for it too. Those of core and of the facade run bare x86 guests.
 const WITH_TESTS: &[&str] = &[
@@ -14,6 +15,18 @@ const WITH_TESTS: &[&str] = &[
     "ossature-boot",
     "xtask",
 ];
+
+/// What a guest with two vCPUs, a disk and a network card finds.
+const JOB: &str = "set -ex; test $(uname -m) = aarch64; test $(nproc) = 2; grep '^/dev/vda / ext4 rw' /proc/mounts; \
+    ping -c 1 -W 60 10.77.0.1; dd if=/dev/zero of=/file bs=1M count=4; sync";
+
+/// Boots Debian's kernel in the nested machine, in the example VMM.
+pub fn guest() -> Result<()> {
+    match demo::run(&Demo::command(Arch::Aarch64, 2, JOB))? {
+        0 => Ok(()),
+        code => Err(Error::new(format!("the guest's command ended with {code}"))),
+    }
+}
 
 /// Checks the libraries and programs of the whole workspace, its example VMM, and the tests that are not x86's. Has a
 /// target folder of its own, so that the other steps find theirs as they left it.

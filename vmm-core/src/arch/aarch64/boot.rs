@@ -9,7 +9,7 @@ use crate::arch::linux::{Start, StartError};
 
 /// What a kernel is started with on this architecture only: nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LinuxOptions;
+pub(crate) struct LinuxOptions {}
 
 /// Puts a kernel into guest memory, and says how vCPU 0 starts.
 pub(crate) fn load_linux(

@@ -13,7 +13,7 @@ use crate::{Capability, VmConfig, VmError};
 
 /// What a machine has on this architecture only: nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ArchConfig;
+pub(crate) struct ArchConfig {}
 
 impl ArchConfig {
     /// There is nothing to take over.
@@ -22,7 +22,7 @@ impl ArchConfig {
 
 /// What is asked of the host once: nothing yet.
 #[derive(Debug, Default)]
-pub(crate) struct HostFacts;
+pub(crate) struct HostFacts {}
 
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
