@@ -2,16 +2,17 @@
 //!
 //! `cargo run --release --example fork -- --kernel K --initrd I --memory 256M --children 16`
 //!
-//! The guest has a network card, a disk, vsock, a generation ID and a host name in a file of fw_cfg. Its initial RAM disk
-//! has a program that connects to port 1000 of the host when it has started, and again when it finds that it has another
-//! host name: it sends a line `mac=.. cid=.. random=.. hostname=..` and waits for one. `tests/guests/clone.rs` is such a
-//! program.
+//! The guest has a network card, a disk, vsock, a console, a generation ID and a host name in a file of fw_cfg. Its initial
+//! RAM disk has a program that connects to port 1000 of the host when it has started, and again when it finds that it has
+//! another host name: it sends a line `mac=.. cid=.. random=.. hostname=..` and waits for one. When all have called, the host
+//! connects to port 1000 of each, and is sent a line `hostname=.. disk=..`. `tests/guests/clone.rs` is such a program.
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,14 +22,16 @@ use ossature::block::{ImageFormat, OpenMode, Qcow2, Qcow2Options};
 use ossature::bus::Device;
 use ossature::legacy::{AcpiPower, FwCfg, GenerationId, I8042, Rtc, Serial, SerialPort, VmGenId, backend};
 use ossature::memory::RamConfig;
+use ossature::pci::PciBus;
+use ossature::virtio::console::{Console, ConsoleOutput};
 use ossature::virtio::net::{Mac, Net, StreamSocket};
 use ossature::virtio::vsock::{Cid, HostSocket, Vsock};
-use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Rng, SharedLoop, VirtioMmio};
+use ossature::virtio::{Blk, LocalDevice, MmioInterrupt, Rng, SharedLoop, VirtioMmio, VirtioPci};
 use ossature::vmm::machine::{ForkPlan, GuestClock, Linux, Machine};
 use ossature::vmm::program::{parse_size, raise_descriptor_limit};
 use ossature::vmm::{Failure, Kvm};
 
-/// Where guests call.
+/// Where guests call, and are called.
 const PORT: u32 = 1000;
 /// How long a guest may take for its boot, and for its call.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -50,6 +53,9 @@ struct Args {
     /// How many children.
     #[arg(long, default_value_t = 16)]
     children: u64,
+    /// Puts the virtio devices behind a PCI bus instead of MMIO.
+    #[arg(long)]
+    pci: bool,
     /// Shows the parent's console.
     #[arg(long)]
     console: bool,
@@ -63,13 +69,14 @@ struct Own {
     calls: UnixListener,
     generation: GenerationId,
     /// The other end of its network cable.
-    _network: UnixStream,
+    network: UnixStream,
 }
 
 /// Makes what guests have: the parent, which is the first, and child N, which is the one after N others.
 struct Maker {
     folder: PathBuf,
     io: Arc<SharedLoop>,
+    pci: bool,
     own: Mutex<Vec<Own>>,
 }
 
@@ -88,11 +95,15 @@ impl Maker {
         let generation = GenerationId::random()?;
         let name = format!("guest-{number:05}");
         let output = if console { backend::writer(io::stderr()) } else { backend::none() };
+        let bus = PciBus::new();
         let virtio = |id: &str, device: Box<dyn LocalDevice>| -> Box<dyn Device> {
+            if self.pci {
+                return Box::new(VirtioPci::new(id, device, self.io.clone(), &bus));
+            }
             let device = VirtioMmio::new(id, device, self.io.clone());
             Box::new(device.with_interrupt(MmioInterrupt::AlwaysSet))
         };
-        let devices: Vec<Box<dyn Device>> = vec![
+        let mut devices: Vec<Box<dyn Device>> = vec![
             Box::new(Rtc::new("rtc")),
             Box::new(I8042::new("i8042")),
             Box::new(AcpiPower::new("power")),
@@ -103,9 +114,13 @@ impl Maker {
             virtio("disk", Box::new(Blk::new(disk, "disk".parse()?))),
             virtio("net", Box::new(net)),
             virtio("vsock", Box::new(vsock)),
+            virtio("console", Box::new(Console::new(None, ConsoleOutput::writer(io::sink())))),
         ];
+        if self.pci {
+            devices.insert(0, Box::new(bus.host("pci")));
+        }
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        own.push(Own { calls, generation, _network: ours });
+        own.push(Own { calls, generation, network: ours });
         Ok(devices)
     }
 }
@@ -141,6 +156,31 @@ fn answer(calls: &UnixListener) -> Made<String> {
     Err("a guest does not call".into())
 }
 
+/// Calls a guest, and returns what it says.
+fn ask(socket: &Path) -> Made<String> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    writeln!(&stream, "CONNECT {PORT}")?;
+    let mut lines = BufReader::new(&stream).lines();
+    match (lines.next().transpose()?, lines.next().transpose()?) {
+        (Some(ok), Some(line)) if ok.starts_with("OK ") => Ok(line),
+        (said, _) => Err(format!("a guest does not answer: {said:?}").into()),
+    }
+}
+
+/// Reads what a guest sends to its network, and counts the bytes.
+fn count(network: &UnixStream) -> Made<Arc<AtomicU64>> {
+    let (mut network, bytes) = (network.try_clone()?, Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&bytes);
+    thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        while let Ok(len @ 1..) = network.read(&mut buffer) {
+            counted.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    });
+    Ok(bytes)
+}
+
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
     raise_descriptor_limit()?;
@@ -156,8 +196,8 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
     let kvm = Kvm::open()?;
     let base = folder.join("base.img");
     File::create(&base)?.set_len(DISK)?;
-    let maker =
-        Maker { folder: folder.to_owned(), io: Arc::new(SharedLoop::new("io")?), own: Mutex::default() };
+    let io = Arc::new(SharedLoop::new("io")?);
+    let maker = Maker { folder: folder.to_owned(), io, pci: args.pci, own: Mutex::default() };
 
     // The parent, until it calls.
     let cmdline = if args.console { "console=ttyS0 panic=-1" } else { "quiet panic=-1" };
@@ -168,6 +208,10 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
         .payload(Linux::new(&args.kernel).cmdline(cmdline).initrd(&args.initrd))
         .devices(maker.devices(0, overlay(&parents_disk, &base, ImageFormat::Raw)?, args.console)?)
         .build(&kvm)?;
+    let sent = match &maker.own.lock().unwrap_or_else(PoisonError::into_inner)[..] {
+        [own, ..] => count(&own.network)?,
+        [] => return Err("there is no parent".into()),
+    };
     parent.start()?;
     let owner = |number: usize| {
         let own = maker.own.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,6 +239,7 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
         maker.devices(child + 1, disk, false)
     });
     let start = Instant::now();
+    let sent_before = sent.load(Ordering::Relaxed);
     let children = template.fork(&kvm, &plan)?;
     let forked = start.elapsed();
 
@@ -203,6 +248,11 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
         let (line, generation) = call(child + 1)?;
         answered.push(start.elapsed());
         writeln!(out, "child {child} {line} generation={generation}")?;
+    }
+    // By now each has written to its disk and its memory: none sees what another one wrote.
+    for child in 0..children.len() {
+        let line = ask(&folder.join(format!("vsock-{}", child + 1)))?;
+        writeln!(out, "child {child} again {line}")?;
     }
     writeln!(out)?;
     writeln!(out, "parent paused   {stopped:.2?}, once")?;
@@ -222,10 +272,17 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
         writeln!(out, "child {child:<9} {unique:>12} {shared:>12} {reclaimable:>12}")?;
     }
 
-    // The parent has gone on, and has what it had.
-    match (parent.outcome(), parent.pause()) {
-        (None, Ok(paused)) => paused.resume()?,
-        (outcome, _) => return Err(format!("the parent has not gone on: {outcome:?}").into()),
+    // The parent goes on, and has what it had.
+    writeln!(out, "parent again {}", ask(&folder.join("vsock-0"))?)?;
+    if let Some(outcome) = parent.outcome() {
+        return Err(format!("the parent has ended: {outcome:?}").into());
+    }
+    let since = Instant::now();
+    while sent.load(Ordering::Relaxed) == sent_before {
+        if since.elapsed() > LIMIT {
+            return Err("the parent sends nothing any more".into());
+        }
+        thread::sleep(Duration::from_millis(1));
     }
     writeln!(out, "the parent runs")?;
     Ok(())
