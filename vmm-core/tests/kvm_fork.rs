@@ -165,6 +165,29 @@ fn each_child_has_the_msrs_of_its_parent() {
 }
 
 #[test]
+fn a_device_of_any_child_is_replaced_by_one_that_asks_for_the_same() {
+    let _alone = alone();
+    let anywhere = || -> Box<dyn Device> {
+        let page = Requires::new().registers(RegistersRequest::memory("page", 0x1000));
+        Box::new(Part::new("anywhere", page, |_| Teller { number: 0, said: Said::default() }))
+    };
+    let parent = guest("parent", &[(0x1000, GUEST)]).devices(devices(PARENT, &Said::default()).unwrap());
+    let kvm = Kvm::open().unwrap();
+    let parent = parent.device(anywhere()).build(&kvm).unwrap();
+    parent.start().unwrap();
+    let template = parent.template().unwrap();
+    let plan = ForkPlan::new(2, GuestClock::Continue, |child| {
+        let mut made = devices(child, &Said::default())?;
+        made.push(anywhere());
+        Ok(made)
+    });
+    let children = template.fork(&kvm, &plan).unwrap();
+    for machine in children.iter().chain([&parent]) {
+        machine.replace_device(anywhere()).unwrap();
+    }
+}
+
+#[test]
 fn no_child_sees_what_another_one_or_the_parent_writes() {
     let _alone = alone();
     let parent = parent();

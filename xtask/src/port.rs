@@ -76,7 +76,9 @@ impl Port {
     /// # Errors
     /// The download fails, or `folder` cannot be written.
     pub fn unpack(&self, package: &str, version: &str, folder: &Path) -> Result<()> {
-        let part = folder.with_extension("part");
+        let mut part = folder.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
         if part.exists() {
             fs::remove_dir_all(&part).context(part.display())?;
         }

@@ -143,10 +143,10 @@ impl VmShared {
             return Ok(());
         }
         if arch::VCPUS_FIRST {
-            let mut waiting = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-            for index in 0..self.config.cpus {
-                waiting.push(Some(new_vcpu(&self.fd, index, &self.host, &self.config)?));
-            }
+            let vcpus = (0..self.config.cpus)
+                .map(|index| new_vcpu(&self.fd, index, &self.host, &self.config).map(Some));
+            let vcpus = vcpus.collect::<Result<_, _>>()?;
+            *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = vcpus;
         }
         *chips = Some(arch::create_controllers(&self.fd, &self.config)?);
         Ok(())

@@ -21,12 +21,12 @@ finish() {
 }
 if [ -e /repository ]; then
     repository=$(cat /repository)
-    mkdir -p "$repository" "$shared" /dev/pts /dev/shm
+    mkdir -p /dev/pts /dev/shm
     mount -t devpts -o ptmxmode=666 devpts /dev/pts
     mount -t tmpfs shm /dev/shm
     mount -t tmpfs run /run
     mount -t tmpfs tmp /tmp
-    mkdir -p "$repository"
+    mkdir -p "$repository" "$shared"
     mount --bind "/host$repository" "$repository"
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none shared "$shared"
     ip link set lo up

@@ -91,12 +91,13 @@ fn find_again(
     if !errors.is_empty() {
         return Err(errors);
     }
-    let placed = place_requires(&[], devices, pinned, ram_end)?;
-    let moved = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place));
-    match moved {
-        Some(moved) => Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]),
-        None => Ok(placed),
+    let mut placed = place_requires(&[], devices, pinned, ram_end)?;
+    if let Some(moved) = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place)) {
+        return Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]);
     }
+    // What may take their place asks for the same as they do.
+    placed.iter_mut().zip(requires).for_each(|(placed, requires)| placed.requires = requires.clone());
+    Ok(placed)
 }
 
 /// Finds places for `devices` beside those in `slots`.
