@@ -161,7 +161,7 @@ impl Pl011 {
             } else {
                 (self.overrun, self.overrun_irq) = (true, true);
             }
-            self.tx_ready = true;
+            self.tx_ready = !self.tx_stalled;
             return Written::Register;
         }
         if self.tx.len() >= TX_CAPACITY {
