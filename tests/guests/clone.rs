@@ -32,20 +32,24 @@ fn main() -> Result<()> {
     thread::spawn(|| send_packets().unwrap_or_else(|e| println!("packets: {e}")));
     let mut last = String::new();
     loop {
-        let name = fs::read_to_string(NAME)?;
-        let name = name.trim_end_matches('\0');
+        let name = named()?;
         if name == last {
             thread::sleep(FREQUENTLY);
             continue;
         }
-        fs::write("/proc/sys/kernel/hostname", name)?;
+        fs::write("/proc/sys/kernel/hostname", &name)?;
         if !last.is_empty() {
             take_mac()?;
             until("the kernel's word on a new generation", || Ok(reseeds()?.filter(|reseeds| *reseeds > 0)))?;
         }
-        let was = std::mem::replace(&mut last, name.to_owned());
+        let was = std::mem::replace(&mut last, name);
         tell(port, &was)?;
     }
+}
+
+/// The name that the host gives to this guest.
+fn named() -> Result<String> {
+    Ok(fs::read_to_string(NAME)?.trim_end_matches('\0').to_owned())
 }
 
 /// Sends a line, and waits for one.
@@ -70,6 +74,10 @@ fn tell(port: u32, was: &str) -> Result<()> {
     let mac = fs::read_to_string(format!("{CARD}/address"))?.trim().to_owned();
     let reseeds = reseeds()?.unwrap_or_default();
     until("a connection", || {
+        // A clone that was made while its parent waited for the answer has nothing to say in its name.
+        if named()? != name {
+            return Ok(Some(()));
+        }
         let Ok(mut stream) = connect(port) else { return Ok(None) };
         // The address that it has with this connection: before it may be that of the parent.
         let cid = cid()?;

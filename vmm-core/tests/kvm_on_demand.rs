@@ -156,6 +156,21 @@ fn a_guest_runs_while_its_memory_comes_from_a_file_or_a_peer() {
     server.join().unwrap().unwrap();
 }
 
+#[test]
+fn what_is_read_to_save_a_machine_is_not_what_its_guest_touches() {
+    let (file, _) = saved();
+    let machine = restored(Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand());
+    number(&machine, 0);
+    let (before, touched) = (machine.memory_progress().unwrap().unwrap(), machine.working_set().unwrap());
+    assert!(before.missing > 0, "{before:?}");
+    let folder = tempfile::tempdir().unwrap();
+    machine.snapshot(folder.path().join("again.snap")).unwrap();
+    let progress = machine.memory_progress().unwrap().unwrap();
+    assert_eq!((progress.faults, progress.missing), (before.faults, 0), "{progress:?}");
+    assert_eq!(machine.working_set().unwrap(), touched);
+    Snapshot::open(folder.path().join("again.snap")).unwrap().verify_memory().unwrap();
+}
+
 /// A file that cannot be read from an offset on, after a while.
 struct Lost(File, u64);
 

@@ -113,6 +113,10 @@ impl Control {
     /// Writes a snapshot of the machine, which does not run, into an empty file.
     pub(super) fn snapshot_to(&mut self, file: &File, key: Option<SnapshotKey>) -> Result<(), SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
+        // What the saver would touch is nothing that the guest has.
+        if let Some(pager) = &mut self.pager {
+            pager.finish()?;
+        }
         let state = self.save()?;
         snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram(), key.as_ref())
     }
