@@ -244,13 +244,15 @@ impl Control {
         snapshot::write_diff(file, &shape, &state, ram, checkpoint.snapshot(), &checkpoint.dirty)
     }
 
-    /// Does something with the machine while it does not run.
+    /// Does something with the machine, with all its memory, while it does not run.
     pub(super) fn at_rest<R>(
         &mut self,
         call: &'static str,
         f: impl FnOnce(&mut Self) -> Result<R, SnapshotError>,
     ) -> Result<R, SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Running, LifecycleState::Paused], call)?;
+        // While the guest goes on.
+        self.fetch_all()?;
         if self.entered() != LifecycleState::Running {
             return f(self);
         }

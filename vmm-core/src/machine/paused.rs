@@ -8,7 +8,7 @@ use super::LifecycleState;
 use super::control::Control;
 use super::error::LifecycleError;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, SnapshotError, SnapshotKey};
+use super::snapshot::{self, NewFile, Pager, SnapshotError, SnapshotKey};
 use super::state::MachineState;
 use crate::{Registers, VcpuState};
 
@@ -95,6 +95,10 @@ impl MachineHandle {
     /// folder cannot be synced, the new snapshot is in its place, and an error says that it may not last. Any other file at
     /// `path` is refused. Only its owner may read it: it has all that the guest knows.
     ///
+    /// What is still to come [on demand](super::Snapshot::on_demand) is fetched first, before a machine that runs is paused.
+    /// If some of it is not what was saved, or cannot be read, the machine ends and there is no snapshot. The same holds for
+    /// checkpoints, diffs and templates.
+    ///
     /// What is on disks is no part of it. Copy them while the machine is [paused](Self::pause), or stop it before its guest
     /// goes on.
     pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<(), SnapshotError> {
@@ -110,9 +114,16 @@ impl MachineHandle {
 const SNAPSHOT: &str = "write a snapshot of";
 
 impl Control {
+    /// Waits until memory that comes on demand is there. What could not come reads as zeros from then on, so nothing is
+    /// saved before that is known.
+    pub(super) fn fetch_all(&mut self) -> Result<(), SnapshotError> {
+        self.pager.as_mut().map_or(Ok(()), Pager::finish)
+    }
+
     /// Writes a snapshot of the machine, which does not run, into an empty file.
     pub(super) fn snapshot_to(&mut self, file: &File, key: Option<SnapshotKey>) -> Result<(), SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
+        self.fetch_all()?;
         let state = self.save()?;
         snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram(), key.as_ref())
     }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ossature_memory::vm_memory::GuestAddress;
@@ -253,7 +253,7 @@ fn a_guest_whose_memory_is_what_a_root_is_made_of_gets_no_root() {
 }
 
 /// Changes a byte of a file.
-fn flip(path: &std::path::Path, at: u64) {
+fn flip(path: &Path, at: u64) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
@@ -294,6 +294,47 @@ fn d2_memory_that_was_changed_is_refused_when_it_is_copied_and_when_it_is_touche
     assert!(memory(&restore(open()).unwrap()) == expected);
     assert!(memory(&restore(open().on_demand()).unwrap()) == expected);
     assert!(open().verify_memory().is_err());
+}
+
+#[test]
+fn d2_memory_that_is_not_what_was_saved_is_not_saved_again() {
+    type Save = fn(&Machine, &Path) -> Result<(), SnapshotError>;
+    let (folder, path, _) = saved();
+    flip(&path, key().open(&path).unwrap().header.memory + 0x2f_fff3);
+    let new = folder.path().join("new.snap");
+    let on_demand = || builder().restore(key().open(&path).unwrap().on_demand());
+    let is_named = |what: &str, error: SnapshotError| {
+        let expected = "guest memory at 0x200000 is not what was saved with this key";
+        let named = matches!(&error, SnapshotError::OnDemand { reason } if reason == expected);
+        assert!(named, "{what}: {error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}");
+    };
+    let calls: [(&str, Save); 4] = [
+        ("snapshot", |machine, path| machine.snapshot(path)),
+        ("template", |machine, _| machine.template().map(drop)),
+        ("checkpoint", |machine, _| machine.checkpoint().map(drop)),
+        ("checkpoint_at", |machine, path| machine.checkpoint_at(path).map(drop)),
+    ];
+    for state in [LifecycleState::Created, LifecycleState::Running, LifecycleState::Paused] {
+        for (name, save) in calls {
+            let machine = on_demand().build(&hypervisor()).unwrap();
+            if state != LifecycleState::Created {
+                machine.start().unwrap();
+            }
+            let _paused = (state == LifecycleState::Paused).then(|| machine.pause().unwrap());
+            assert_eq!(machine.state(), state);
+            is_named(&format!("{name}, {state:?}"), save(&machine, &new).unwrap_err());
+            assert!(matches!(machine.outcome(), Some(Outcome::Failed { .. })));
+        }
+    }
+    let machine = on_demand().build(&hypervisor()).unwrap();
+    machine.start().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    is_named("snapshot_to", machine.pause().unwrap().snapshot_to(&file).unwrap_err());
+    assert_eq!(file.metadata().unwrap().len(), 0);
+    // So no diff has it either: there is no checkpoint that it could be based on.
+    let built = on_demand().build_with_checkpoint(&hypervisor()).map(|(machine, _)| machine);
+    is_named("diff", refusal(built));
 }
 
 #[test]
@@ -408,7 +449,7 @@ fn d2_layers_that_are_changed_left_out_or_of_other_keys_are_refused() {
 }
 
 /// Writes a full snapshot of this id and memory of a machine in the same state.
-fn write_with(id: SnapshotId, of: &Snapshot, ram: &Machine, path: &std::path::Path, key: &SnapshotKey) {
+fn write_with(id: SnapshotId, of: &Snapshot, ram: &Machine, path: &Path, key: &SnapshotKey) {
     let file = File::create_new(path).unwrap();
     let state = of.state().unwrap();
     let table = MemoryTable::of(ram.ram()).unwrap().with_key(Some(key));
@@ -486,7 +527,7 @@ fn checkpoints_go_back_to_what_was_checked() {
 #[test]
 fn peers_and_sources_of_any_kind_are_checked() {
     let (_folder, path, expected) = saved();
-    let remote = |path: &std::path::Path| {
+    let remote = |path: &Path| {
         let (here, there) = UnixStream::pair().unwrap();
         let file = File::open(path).unwrap();
         let server = std::thread::spawn(move || serve_snapshot(file, there));
