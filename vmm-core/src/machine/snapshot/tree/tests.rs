@@ -399,6 +399,16 @@ fn a_chain_is_restored_and_merged_with_its_key() {
         let chain_on = key().open_chain([&merged, &chain.paths[2]]).unwrap();
         assert!(memory(&restore(chain_on).unwrap()) == chain.memory[2]);
     }
+    // A diff of what was merged goes on all that has its memory: on that, merged again or not, and on its parts.
+    let merged = builder().restore(key().open(path("two")).unwrap());
+    let (machine, mut checkpoint) = merged.build_with_checkpoint(&hypervisor()).unwrap();
+    machine.start().unwrap();
+    write(&machine, 0x20_0000, b"on what was merged");
+    machine.snapshot_diff(&mut checkpoint, path("of-two.diff")).unwrap();
+    for below in [vec![path("two")], vec![path("again")], chain.paths[..2].to_vec()] {
+        let all = below.into_iter().chain([path("of-two.diff")]);
+        assert!(memory(&restore(key().open_chain(all).unwrap()).unwrap()) == memory(&machine));
+    }
     // A machine that goes on from it goes on with diffs.
     let (machine, mut checkpoint) =
         Machine::builder("on").restore(open(3)).build_with_checkpoint(&hypervisor()).unwrap();
