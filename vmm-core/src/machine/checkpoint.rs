@@ -12,7 +12,7 @@ use super::LifecycleState;
 use super::control::{Control, Shared};
 use super::events::MachineEvent;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError, SnapshotKey};
+use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError, SnapshotKey, Written};
 use crate::{GuestDirtyLog, VmError};
 
 /// A moment in a machine's life to which it can [go back](MachineHandle::reset_to), any number of times, in place: the
@@ -147,15 +147,15 @@ impl MachineHandle {
     }
 
     fn checkpoint_in(&self, file: File) -> Result<(Snapshot, GuestDirtyLog), SnapshotError> {
-        let (log, key) = self.shared.control(CHECKPOINT, |control| {
+        let (log, written, key) = self.shared.control(CHECKPOINT, |control| {
             Ok(control.at_rest(CHECKPOINT, |control| {
                 let board = &control.board;
                 let log = board.vm().dirty_log(board.ram())?;
-                control.snapshot_to(&file, control.key.clone())?;
-                Ok((log, control.key.clone()))
+                let written = control.snapshot_to(&file, control.key.clone())?;
+                Ok((log, written, control.key.clone()))
             }))
         })??;
-        Ok((Snapshot::open_fd(file.into(), key.as_ref())?, log))
+        Ok((written.open(file, key.as_ref())?, log))
     }
 
     /// Takes the machine, running or paused, back to a checkpoint of it, in place: memory, of which the pages are copied
@@ -217,11 +217,11 @@ impl MachineHandle {
         let file = NewFile::create(path.as_ref())?;
         let same =
             file.file().try_clone().map_err(|source| SnapshotError::Io { part: "descriptor", source })?;
-        self.shared.control(DIFF, |control| {
+        let written = self.shared.control(DIFF, |control| {
             Ok(control.at_rest(DIFF, |control| control.diff_to(checkpoint, file.file())))
         })??;
         let base = checkpoint.snapshot().duplicate()?;
-        let diff = Snapshot::open_fd(same.into(), base.key())?.on(base)?;
+        let diff = written.open(same, base.key())?.on(base)?;
         let originals = Originals::new(diff)?;
         file.commit()?;
         checkpoint.originals = originals;
@@ -231,7 +231,7 @@ impl MachineHandle {
 }
 
 impl Control {
-    fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<(), SnapshotError> {
+    fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<Written, SnapshotError> {
         let base = checkpoint.snapshot();
         base.expect_slots(self.board.ram())?;
         if self.key.as_ref() != base.key() {

@@ -8,7 +8,7 @@ use super::LifecycleState;
 use super::control::Control;
 use super::error::LifecycleError;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, Pager, SnapshotError, SnapshotKey};
+use super::snapshot::{self, NewFile, Pager, SnapshotError, SnapshotKey, Written};
 use super::state::MachineState;
 use crate::{Registers, VcpuState};
 
@@ -73,7 +73,10 @@ impl Paused {
     /// lasts is up to the caller, as is what is in the file after an error, which is no snapshot;
     /// [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
     pub fn snapshot_to(&self, file: &File) -> Result<(), SnapshotError> {
-        self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file, control.key.clone())))?
+        self.machine
+            .shared
+            .control(SNAPSHOT, |control| Ok(control.snapshot_to(file, control.key.clone())))??;
+        Ok(())
     }
 
     /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
@@ -121,7 +124,11 @@ impl Control {
     }
 
     /// Writes a snapshot of the machine, which does not run, into an empty file.
-    pub(super) fn snapshot_to(&mut self, file: &File, key: Option<SnapshotKey>) -> Result<(), SnapshotError> {
+    pub(super) fn snapshot_to(
+        &mut self,
+        file: &File,
+        key: Option<SnapshotKey>,
+    ) -> Result<Written, SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
         self.fetch_all()?;
         let state = self.save()?;

@@ -85,7 +85,7 @@ pub use pager::MemoryProgress;
 use pager::Prefetch;
 pub(super) use pager::{Pager, Pages};
 pub use remote::{RemoteSnapshot, serve_snapshot};
-pub(super) use save::{write, write_diff};
+pub(super) use save::{Written, write, write_diff};
 pub(super) use saved::Saved;
 pub(super) use shape::Shape;
 pub use source::SnapshotSource;

@@ -6,6 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ossature_bus::{
+    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
+};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Backing, RamConfig};
 use tempfile::TempDir;
@@ -482,6 +485,118 @@ fn d2_another_base_of_the_same_id_state_and_key_is_refused() {
     let error = key().open_chain([&other, &chain.paths[1]]).unwrap_err();
     assert!(matches!(error, SnapshotError::ChangedBase { base: of } if of == id), "{error}");
     // Without a tree, its memory is not compared: that is what a key is for.
+}
+
+/// Puts another snapshot into the file that is being written in a folder, if there is one, when the machine goes on: that
+/// is after it was written, and before anybody reads it.
+struct Swapper {
+    folder: PathBuf,
+    other: PathBuf,
+}
+
+impl Device for Swapper {
+    fn id(&self) -> &str {
+        "swapper"
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new()
+    }
+
+    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        let files = fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
+        let part = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "part"));
+        if let (Some(part), true) = (part, self.other.exists()) {
+            fs::copy(&self.other, part).unwrap();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+#[test]
+fn d2_a_file_that_has_become_another_good_snapshot_is_no_checkpoint() {
+    for with_key in [true, false] {
+        let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let (path, other) = (|name: &str| folder.path().join(name), other.path().join("other"));
+        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
+        let builder = builder().device(swapper);
+        let builder = if with_key { builder.snapshot_key(key()) } else { builder };
+        let machine = builder.build(&hypervisor()).unwrap();
+        machine.start().unwrap();
+        // An older one, of the same machine and key.
+        machine.snapshot(path("older")).unwrap();
+        fs::copy(path("older"), &other).unwrap();
+        write(&machine, 0x1000, b"newer");
+        let error = machine.checkpoint_at(path("base")).unwrap_err();
+        assert!(matches!(error, SnapshotError::Overwritten), "{error}");
+        fs::remove_file(&other).unwrap();
+
+        // And a diff of the same base.
+        let mut checkpoint = machine.checkpoint_at(path("base")).unwrap();
+        let before = memory(&machine);
+        let paused = machine.pause().unwrap();
+        machine.snapshot_diff(&mut checkpoint, path("first")).unwrap();
+        paused.resume().unwrap();
+        fs::copy(path("first"), &other).unwrap();
+        let open = |names: &[&str]| {
+            let names = names.iter().map(|name| path(name));
+            if with_key { key().open_chain(names) } else { Snapshot::open_chain(names) }
+        };
+        let builder = Machine::builder("on").restore(open(&["base"]).unwrap());
+        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
+        let (on, mut checkpoint_on) = builder.device(swapper).build_with_checkpoint(&hypervisor()).unwrap();
+        on.start().unwrap();
+        write(&on, 0x3000, b"on");
+        let error = on.snapshot_diff(&mut checkpoint_on, path("second")).unwrap_err();
+        assert!(matches!(error, SnapshotError::Overwritten), "{error}");
+        // Nothing is left, and the checkpoint is what it was.
+        let mut left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["base", "first", "older"]);
+        on.reset_to(&mut checkpoint_on).unwrap();
+        assert!(memory(&on) == before);
+        fs::remove_file(&other).unwrap();
+        write(&on, 0x3000, b"on");
+        on.snapshot_diff(&mut checkpoint_on, path("second")).unwrap();
+        assert!(memory(&restore_with(open(&["base", "second"]).unwrap(), &folder)) == memory(&on));
+    }
+}
+
+/// A machine with a swapper that finds nothing to put anywhere.
+fn restore_with(snapshot: Snapshot, folder: &TempDir) -> Machine {
+    let swapper = Swapper { folder: folder.path().to_owned(), other: folder.path().join("none") };
+    Machine::builder("restored").restore(snapshot).device(swapper).build(&hypervisor()).unwrap()
 }
 
 #[test]
