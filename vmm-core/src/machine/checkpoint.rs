@@ -20,7 +20,8 @@ use crate::{GuestDirtyLog, VmError};
 ///
 /// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and
 /// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
-/// is; one that was saved with a key is copied, and checked, before the first reset. While a checkpoint exists, the
+/// is; one that was saved with a key is copied, and checked, before the first reset, and the pages of each diff from then on
+/// when it is written. While a checkpoint exists, the
 /// machine's writes are logged, which costs the guest a fault for each page that it writes after each reset. So there is one checkpoint at a time, and no other
 /// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
 /// memory while it goes back may be undone or not.
@@ -222,9 +223,7 @@ impl MachineHandle {
         })??;
         let base = checkpoint.snapshot().duplicate()?;
         let diff = written.open(same, base.key())?.on(base)?;
-        let originals = Originals::new(diff)?;
-        file.commit()?;
-        checkpoint.originals = originals;
+        checkpoint.originals.go_on(diff, || file.commit())?;
         checkpoint.dirty.clear();
         Ok(())
     }

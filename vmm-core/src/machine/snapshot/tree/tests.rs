@@ -650,6 +650,38 @@ fn checkpoints_go_back_to_what_was_checked() {
 }
 
 #[test]
+fn resets_after_diffs_read_no_file_again() {
+    let (folder, machine) = (TempDir::new().unwrap(), machine());
+    let path = |name: &str| folder.path().join(name);
+    let memory_at = |name: &str| key().open(path(name)).unwrap().header.memory;
+    let mut checkpoint = machine.checkpoint_at(path("base")).unwrap();
+    let base = memory(&machine);
+    // The copy is made.
+    machine.reset_to(&mut checkpoint).unwrap();
+    assert!(memory(&machine) == base);
+    flip(&path("base"), memory_at("base") + 0x7f_f001);
+    // Over what is in the base, next to it, where it has zeros, and zeros over what is not.
+    for round in 1..=3_u8 {
+        for at in [0x1000, 0x2000 + 0x1000 * u64::from(round), 0x40_0000, 0x20_0000 * u64::from(round)] {
+            write(&machine, at, &[round; 0x1000]);
+        }
+        write(&machine, 0x2f_f000, &[0; 0x1000]);
+        let name = format!("{round}.diff");
+        machine.snapshot_diff(&mut checkpoint, path(&name)).unwrap();
+        flip(&path(&name), memory_at(&name) + 0x1001);
+        let expected = memory(&machine);
+        for at in [0x1800, 0x3800, 0x4800, 0x2f_fff0, 0x40_0800, 0x60_0000, 0x7f_f000] {
+            write(&machine, at, b"changed");
+        }
+        machine.reset_to(&mut checkpoint).unwrap();
+        assert!(memory(&machine) == expected, "{round}");
+    }
+    // From files, all that was changed is found.
+    let chain = key().open_chain(["base", "1.diff"].map(path)).unwrap();
+    refusal(restore(chain));
+}
+
+#[test]
 fn peers_and_sources_of_any_kind_are_checked() {
     let (_folder, path, expected) = saved();
     let remote = |path: &Path| {
