@@ -1,6 +1,7 @@
 //! Snapshots that were saved with a key: whatever is changed in them, or is put in place of them, is refused.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -747,6 +748,16 @@ fn forks_save_with_the_key_of_their_parent() {
         let again = path.with_file_name("child.snap");
         child.snapshot(&again).unwrap();
         assert!(memory(&restore(key().open(&again).unwrap()).unwrap()) == expected);
+    }
+    // By its descriptor: the key is whoever forks it to give.
+    let descriptor = parent.template().unwrap().as_fd().try_clone_to_owned().unwrap();
+    let template = crate::machine::Template::new(Snapshot::from_file(descriptor).unwrap()).unwrap();
+    for given in [None, Some(key())] {
+        let child = template.any_child();
+        let child = if let Some(key) = &given { child.snapshot_key(key.clone()) } else { child };
+        let again = path.with_file_name("elsewhere.snap");
+        child.build(&hypervisor()).unwrap().snapshot(&again).unwrap();
+        assert_eq!(Snapshot::open(&again).unwrap().key_id(), given.map(|key| key.id()));
     }
     flip(&path, key().open(&path).unwrap().header.memory + 0x1001);
     let template = crate::machine::Template::new(key().open(&path).unwrap()).unwrap();
