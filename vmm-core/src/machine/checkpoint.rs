@@ -12,7 +12,7 @@ use super::LifecycleState;
 use super::control::{Control, Shared};
 use super::events::MachineEvent;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError, SnapshotKey};
+use super::snapshot::{self, NewFile, Originals, Snapshot, SnapshotError, SnapshotKey, Written};
 use crate::{GuestDirtyLog, VmError};
 
 /// A moment in a machine's life to which it can [go back](MachineHandle::reset_to), any number of times, in place: the
@@ -20,7 +20,8 @@ use crate::{GuestDirtyLog, VmError};
 ///
 /// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and
 /// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
-/// is; one that was saved with a key is copied, and checked, before the first reset. While a checkpoint exists, the
+/// is; one that was saved with a key is copied, and checked, before the first reset, and the pages of each diff from then on
+/// when it is written. While a checkpoint exists, the
 /// machine's writes are logged, which costs the guest a fault for each page that it writes after each reset. So there is one checkpoint at a time, and no other
 /// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
 /// memory while it goes back may be undone or not.
@@ -147,15 +148,15 @@ impl MachineHandle {
     }
 
     fn checkpoint_in(&self, file: File) -> Result<(Snapshot, GuestDirtyLog), SnapshotError> {
-        let (log, key) = self.shared.control(CHECKPOINT, |control| {
+        let (log, written, key) = self.shared.control(CHECKPOINT, |control| {
             Ok(control.at_rest(CHECKPOINT, |control| {
                 let board = &control.board;
                 let log = board.vm().dirty_log(board.ram())?;
-                control.snapshot_to(&file, control.key.clone())?;
-                Ok((log, control.key.clone()))
+                let written = control.snapshot_to(&file, control.key.clone())?;
+                Ok((log, written, control.key.clone()))
             }))
         })??;
-        Ok((Snapshot::open_fd(file.into(), key.as_ref())?, log))
+        Ok((written.open(file, key.as_ref())?, log))
     }
 
     /// Takes the machine, running or paused, back to a checkpoint of it, in place: memory, of which the pages are copied
@@ -217,21 +218,19 @@ impl MachineHandle {
         let file = NewFile::create(path.as_ref())?;
         let same =
             file.file().try_clone().map_err(|source| SnapshotError::Io { part: "descriptor", source })?;
-        self.shared.control(DIFF, |control| {
+        let written = self.shared.control(DIFF, |control| {
             Ok(control.at_rest(DIFF, |control| control.diff_to(checkpoint, file.file())))
         })??;
         let base = checkpoint.snapshot().duplicate()?;
-        let diff = Snapshot::open_fd(same.into(), base.key())?.on(base)?;
-        let originals = Originals::new(diff)?;
-        file.commit()?;
-        checkpoint.originals = originals;
+        let diff = written.open(same, base.key())?.on(base)?;
+        checkpoint.originals.go_on(diff, || file.commit())?;
         checkpoint.dirty.clear();
         Ok(())
     }
 }
 
 impl Control {
-    fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<(), SnapshotError> {
+    fn diff_to(&mut self, checkpoint: &mut Checkpoint, file: &File) -> Result<Written, SnapshotError> {
         let base = checkpoint.snapshot();
         base.expect_slots(self.board.ram())?;
         if self.key.as_ref() != base.key() {
@@ -244,13 +243,15 @@ impl Control {
         snapshot::write_diff(file, &shape, &state, ram, checkpoint.snapshot(), &checkpoint.dirty)
     }
 
-    /// Does something with the machine while it does not run.
+    /// Does something with the machine, with all its memory, while it does not run.
     pub(super) fn at_rest<R>(
         &mut self,
         call: &'static str,
         f: impl FnOnce(&mut Self) -> Result<R, SnapshotError>,
     ) -> Result<R, SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Running, LifecycleState::Paused], call)?;
+        // While the guest goes on.
+        self.fetch_all()?;
         if self.entered() != LifecycleState::Running {
             return f(self);
         }

@@ -8,7 +8,7 @@ use super::LifecycleState;
 use super::control::Control;
 use super::error::LifecycleError;
 use super::handle::MachineHandle;
-use super::snapshot::{self, NewFile, SnapshotError, SnapshotKey};
+use super::snapshot::{self, NewFile, Pager, SnapshotError, SnapshotKey, Written};
 use super::state::MachineState;
 use crate::{Registers, VcpuState};
 
@@ -73,7 +73,10 @@ impl Paused {
     /// lasts is up to the caller, as is what is in the file after an error, which is no snapshot;
     /// [`MachineHandle::snapshot`] makes a file that is there in full or not at all.
     pub fn snapshot_to(&self, file: &File) -> Result<(), SnapshotError> {
-        self.machine.shared.control(SNAPSHOT, |control| Ok(control.snapshot_to(file, control.key.clone())))?
+        self.machine
+            .shared
+            .control(SNAPSHOT, |control| Ok(control.snapshot_to(file, control.key.clone())))??;
+        Ok(())
     }
 
     /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
@@ -95,6 +98,10 @@ impl MachineHandle {
     /// folder cannot be synced, the new snapshot is in its place, and an error says that it may not last. Any other file at
     /// `path` is refused. Only its owner may read it: it has all that the guest knows.
     ///
+    /// What is still to come [on demand](super::Snapshot::on_demand) is fetched first, before a machine that runs is paused.
+    /// If some of it is not what was saved, or cannot be read, the machine ends and there is no snapshot. The same holds for
+    /// checkpoints, diffs and templates.
+    ///
     /// What is on disks is no part of it. Copy them while the machine is [paused](Self::pause), or stop it before its guest
     /// goes on.
     pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<(), SnapshotError> {
@@ -110,13 +117,20 @@ impl MachineHandle {
 const SNAPSHOT: &str = "write a snapshot of";
 
 impl Control {
+    /// Waits until memory that comes on demand is there. What could not come reads as zeros from then on, so nothing is
+    /// saved before that is known.
+    pub(super) fn fetch_all(&mut self) -> Result<(), SnapshotError> {
+        self.pager.as_mut().map_or(Ok(()), Pager::finish)
+    }
+
     /// Writes a snapshot of the machine, which does not run, into an empty file.
-    pub(super) fn snapshot_to(&mut self, file: &File, key: Option<SnapshotKey>) -> Result<(), SnapshotError> {
+    pub(super) fn snapshot_to(
+        &mut self,
+        file: &File,
+        key: Option<SnapshotKey>,
+    ) -> Result<Written, SnapshotError> {
         self.expect(&[LifecycleState::Created, LifecycleState::Paused], SNAPSHOT)?;
-        // What the saver would touch is nothing that the guest has.
-        if let Some(pager) = &mut self.pager {
-            pager.finish()?;
-        }
+        self.fetch_all()?;
         let state = self.save()?;
         snapshot::write(file, &self.board.shape(self.cpus), &state, self.board.ram(), key.as_ref())
     }

@@ -30,6 +30,10 @@ pub use plan::ForkPlan;
 /// A template is a snapshot, of a machine that [goes on](MachineHandle::template), in memory, or one [in a file](Self::new).
 /// Another process that has its [descriptor](AsFd) opens it with [`Snapshot::from_file`] and forks it too.
 ///
+/// Children save with the [key](super::MachineBuilder::snapshot_key) of their parent, if it has one. A template that was made
+/// of a machine has no tree, and its key is with this process alone: where its descriptor is opened, children have none, and
+/// save without, unless [`ForkPlan::with_machine`] gives them one.
+///
 /// ```no_run
 /// use ossature_bus::Device;
 /// use ossature_core::Kvm;

@@ -141,7 +141,7 @@ impl Snapshot {
     pub(super) fn as_base(&self) -> Result<Base, SnapshotError> {
         let id = self.id().ok_or(SnapshotError::NoId)?;
         self.expect_key()?;
-        Ok(Base { id, seal: identity::seal(&self.sections), root: self.seal.map(|seal| seal.root) })
+        Ok(Base { id, seal: identity::seal(&self.sections), root: self.stands_for() })
     }
 
     /// The root that diffs of it name: its own, or that of what it was merged of.

@@ -123,6 +123,9 @@ pub enum SnapshotError {
         /// The first guest address of the piece.
         addr: u64,
     },
+    /// Somebody has put another snapshot into the file that was just written, before it was used as a checkpoint.
+    #[error("it is not what was just written to it: somebody else has changed the file")]
+    Overwritten,
     /// A diff and what it is based on are saved with the same key, or both without one.
     #[error("a diff has the key of its base: this one {}, and its base {}", key(found.as_ref()), key(base.as_ref()))]
     MixedKeys {

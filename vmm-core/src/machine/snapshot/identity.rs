@@ -54,7 +54,8 @@ pub(super) struct Base {
     pub(super) id: SnapshotId,
     /// See [`seal`].
     pub(super) seal: u32,
-    /// The root of its tree, if it has one: the base is this very file, its memory included.
+    /// The root of its tree, if it has one, or of what it was merged of: the base is that very file, its memory included, or
+    /// one that was merged of it.
     pub(super) root: Option<Hash>,
 }
 

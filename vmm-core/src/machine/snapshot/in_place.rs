@@ -9,7 +9,7 @@ use ossature_memory::vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, V
 use ossature_memory::{Dma, Ram, memory_file};
 
 use super::chain::Layer;
-use super::memory::{MemoryTable, PAGE};
+use super::memory::{CHUNK, MemoryTable, PAGE, write_nonzero};
 use super::{Shape, Snapshot, SnapshotError};
 
 /// A snapshot whose memory is mapped, to be copied from: for a page, that takes a fraction of what a system call does, and
@@ -18,8 +18,11 @@ use super::{Shape, Snapshot, SnapshotError};
 pub(in crate::machine) struct Originals {
     snapshot: Snapshot,
     /// Each file of the chain, the last one first. None before a copy was made that nobody else can change.
-    layers: Option<Vec<(Arc<MemoryTable>, MmapRegion)>>,
+    layers: Option<Vec<Mapped>>,
 }
+
+/// The memory of one file, or of a copy of it.
+type Mapped = (Arc<MemoryTable>, MmapRegion);
 
 impl Originals {
     /// Of a snapshot with a key, all memory is copied and checked when it is first needed.
@@ -42,6 +45,24 @@ impl Originals {
             self.snapshot.merge_with(&copy, None)?;
             self.layers = Some(map(&Snapshot::from_file(copy)?)?);
         }
+        Ok(())
+    }
+
+    /// Becomes a diff of what it is, when that is in its place; on an error before, it stays what it is. If there is a copy,
+    /// what the diff has is copied, too, and checked.
+    pub(in crate::machine) fn go_on(
+        &mut self,
+        diff: Snapshot,
+        commit: impl FnOnce() -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let added = match (&self.layers, diff.layers()?.into_iter().next()) {
+            (Some(_), Some(layer)) if diff.key().is_some() => Some(map_layer(copied(&layer)?)?),
+            (Some(_), Some(layer)) => Some(map_layer(layer)?),
+            _ => None,
+        };
+        commit()?;
+        self.snapshot = diff;
+        self.layers.iter_mut().zip(added).for_each(|(layers, added)| layers.insert(0, added));
         Ok(())
     }
 
@@ -98,15 +119,32 @@ impl Originals {
 }
 
 /// Maps the memory of each file of a chain.
-fn map(snapshot: &Snapshot) -> Result<Vec<(Arc<MemoryTable>, MmapRegion)>, SnapshotError> {
-    let layers = snapshot.layers()?.into_iter().map(|Layer { file, start, memory }| {
-        let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let mapped = MmapRegion::build(Some(FileOffset::from_arc(file, start)), len, libc::PROT_READ, flags);
-        let failed = |error| SnapshotError::Io { part: "memory", source: std::io::Error::other(error) };
-        Ok((memory, mapped.map_err(failed)?))
-    });
-    layers.collect()
+fn map(snapshot: &Snapshot) -> Result<Vec<Mapped>, SnapshotError> {
+    snapshot.layers()?.into_iter().map(map_layer).collect()
+}
+
+fn map_layer(Layer { file, start, memory }: Layer) -> Result<Mapped, SnapshotError> {
+    let len = usize::try_from(memory.len()).map_err(|_| SnapshotError::TooLarge)?;
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let mapped = MmapRegion::build(Some(FileOffset::from_arc(file, start)), len, libc::PROT_READ, flags);
+    let failed = |error| SnapshotError::Io { part: "memory", source: std::io::Error::other(error) };
+    Ok((memory, mapped.map_err(failed)?))
+}
+
+/// The pages of a diff, checked, in memory that nobody else can change.
+fn copied(Layer { file, start, memory }: &Layer) -> Result<Layer, SnapshotError> {
+    let failed = |source| SnapshotError::Io { part: "memfd", source };
+    let copy = memory_file().map_err(failed)?;
+    copy.set_len(memory.len()).map_err(failed)?;
+    let mut buffer = vec![0; CHUNK as usize];
+    for (index, pages) in memory.pages() {
+        let Some(chunk) = memory.read_pages(&mut &**file, *start, index, &mut buffer)? else { continue };
+        for run in pages.bytes() {
+            let at = chunk.offset + run.start as u64;
+            write_nonzero(&copy, at, buffer.get(run).unwrap_or_default())?;
+        }
+    }
+    Ok(Layer { file: Arc::new(copy), start: 0, memory: Arc::clone(memory) })
 }
 
 /// Fills guest memory with zeros.

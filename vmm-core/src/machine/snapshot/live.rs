@@ -106,9 +106,7 @@ impl Control {
         last: impl FnOnce(&mut dyn FnMut()),
     ) -> Result<LiveSnapshot, SnapshotError> {
         self.expect(&[LifecycleState::Running], CALL)?;
-        if let Some(pager) = &mut self.pager {
-            pager.finish()?;
-        }
+        self.fetch_all()?;
         let slots: Vec<RamSlot> = self.board.ram().slots().collect();
         let table = MemoryTable::of_slots(&slots).ok_or(SnapshotError::TooLarge)?.with_key(key.as_ref());
         // Before anything is registered: it waits for pages that are being given back, which would wait for the thread. And

@@ -453,7 +453,7 @@ fn read<'a>(
 }
 
 /// Writes the runs of pages that are not zero. Returns true if there are some.
-fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
+pub(super) fn write_nonzero(file: &File, start: u64, bytes: &[u8]) -> Result<bool, SnapshotError> {
     let mut some = false;
     for run in nonzero(bytes) {
         some = true;

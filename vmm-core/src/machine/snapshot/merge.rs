@@ -52,6 +52,7 @@ impl Snapshot {
                 }
                 Ok(some)
             })
-        })
+        })?;
+        Ok(())
     }
 }

@@ -85,7 +85,7 @@ pub use pager::MemoryProgress;
 use pager::Prefetch;
 pub(super) use pager::{Pager, Pages};
 pub use remote::{RemoteSnapshot, serve_snapshot};
-pub(super) use save::{write, write_diff};
+pub(super) use save::{Written, write, write_diff};
 pub(super) use saved::Saved;
 pub(super) use shape::Shape;
 pub use source::SnapshotSource;
@@ -226,7 +226,9 @@ impl Snapshot {
     }
 
     /// Has the memory of machines come when it is touched, 2 MiB at a time, instead of mapping the file. Each piece is
-    /// compared with its checksum before the guest sees it; one that is damaged, or cannot be read, ends the machine.
+    /// compared with its checksum before the guest sees it; one that is damaged, or cannot be read, ends the machine. Whoever
+    /// waits for it goes on with zeros: vCPUs execute nothing with them, but a device that was writing from there to a disk
+    /// may write them, so take the disk for damaged.
     /// What has come is the process's own: when all has, the file may change.
     ///
     /// It takes userfaultfd(2), which the host must permit. Memory that other processes can see, or that is made of huge

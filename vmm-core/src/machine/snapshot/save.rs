@@ -10,12 +10,33 @@ use ossature_memory::Ram;
 
 use super::error::SnapshotError;
 use super::header::{self, HERE, Header};
-use super::identity::{self, Identity};
+use super::identity::{self, Identity, SnapshotId};
 use super::memory::{self, MemoryTable};
 use super::shape::{self, Shape};
 use super::tree::{self, Seal, SnapshotKey};
 use super::{Snapshot, VM, vcpu};
 use crate::machine::MachineState;
+
+/// What was written to a file, to know it again.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::machine) struct Written {
+    id: SnapshotId,
+    seal: Option<Seal>,
+}
+
+impl Written {
+    /// Opens what was written to this file. With a key, it is what was written, its memory included; without one, at least
+    /// nobody has put another snapshot there since.
+    pub(in crate::machine) fn open(
+        self,
+        file: File,
+        key: Option<&SnapshotKey>,
+    ) -> Result<Snapshot, SnapshotError> {
+        let snapshot = Snapshot::open_fd(file.into(), key)?;
+        let same = snapshot.id() == Some(self.id) && snapshot.seal == self.seal;
+        if same { Ok(snapshot) } else { Err(SnapshotError::Overwritten) }
+    }
+}
 
 /// Writes a machine that is paused into `file`, which is empty; with a tree, if there is a key.
 pub(in crate::machine) fn write(
@@ -24,7 +45,7 @@ pub(in crate::machine) fn write(
     state: &MachineState,
     ram: &Ram,
     key: Option<&SnapshotKey>,
-) -> Result<(), SnapshotError> {
+) -> Result<Written, SnapshotError> {
     let table = MemoryTable::of(ram).ok_or(SnapshotError::TooLarge)?.with_key(key);
     write_parts(file, &Identity::new(None)?, &sections(shape, state), table, |table, start| {
         table.write(ram, file, start)
@@ -40,7 +61,7 @@ pub(in crate::machine) fn write_diff(
     ram: &Ram,
     base: &Snapshot,
     dirty: &[Range<u64>],
-) -> Result<(), SnapshotError> {
+) -> Result<Written, SnapshotError> {
     let table = MemoryTable::of_pages(ram, dirty).ok_or(SnapshotError::TooLarge)?.with_key(base.key());
     let identity = Identity::new(Some(base.as_base()?))?;
     write_parts(file, &identity, &sections(shape, state), table, |table, start| table.write(ram, file, start))
@@ -57,7 +78,7 @@ pub(super) fn write_parts(
     sections: &Sections<'_>,
     mut table: MemoryTable,
     write_memory: impl FnOnce(&mut MemoryTable, u64) -> Result<(), SnapshotError>,
-) -> Result<(), SnapshotError> {
+) -> Result<Written, SnapshotError> {
     let header = begin(file, identity, sections, &table)?;
     write_memory(&mut table, header.memory)?;
     end(file, identity, sections, &table, header)
@@ -91,18 +112,19 @@ pub(super) fn end(
     sections: &Sections<'_>,
     table: &MemoryTable,
     header: Header,
-) -> Result<(), SnapshotError> {
+) -> Result<Written, SnapshotError> {
     let failed = |part| move |source| SnapshotError::Io { part, source };
     let bytes = encode(identity, sections, table)?;
     let header = Header { state: bytes.len() as u64, ..header };
     file.write_all_at(&bytes, header.state_at()).map_err(failed("state"))?;
     let beginning = header.to_bytes();
-    let seal = table.key().map(|key| Seal::of(key, &beginning, &bytes).to_bytes());
+    let seal = table.key().map(|key| Seal::of(key, &beginning, &bytes));
     if let Some(seal) = seal {
-        file.write_all_at(&seal, header::LEN as u64).map_err(failed("root"))?;
+        file.write_all_at(&seal.to_bytes(), header::LEN as u64).map_err(failed("root"))?;
     }
     // Last: until it is there, the file is no snapshot.
-    file.write_all_at(&beginning, 0).map_err(failed("header"))
+    file.write_all_at(&beginning, 0).map_err(failed("header"))?;
+    Ok(Written { id: identity.id, seal })
 }
 
 /// The parts of a machine in this state.

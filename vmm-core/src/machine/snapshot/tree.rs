@@ -43,7 +43,8 @@ pub(super) type Hash = [u8; HASH];
 ///
 /// Nothing of the machine is used before it was checked. The state is checked when the snapshot is opened, and each 2 MiB
 /// of memory when the machine is built, or, [on demand](Snapshot::on_demand), when they are first touched: one that is not
-/// what was saved ends the machine. Either way memory is copied first and checked then, so the file cannot change in
+/// what was saved ends the machine. A device that is reading it then gets zeros, and may write them to a disk before it
+/// stops. Either way memory is copied first and checked then, so the file cannot change in
 /// between, and is not mapped.
 ///
 /// What a key does not say is when: an older snapshot that was saved with the same key is a good one. Compare

@@ -1,11 +1,15 @@
 //! Snapshots that were saved with a key: whatever is changed in them, or is put in place of them, is refused.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ossature_bus::{
+    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
+};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Backing, RamConfig};
 use tempfile::TempDir;
@@ -253,7 +257,7 @@ fn a_guest_whose_memory_is_what_a_root_is_made_of_gets_no_root() {
 }
 
 /// Changes a byte of a file.
-fn flip(path: &std::path::Path, at: u64) {
+fn flip(path: &Path, at: u64) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
@@ -294,6 +298,47 @@ fn d2_memory_that_was_changed_is_refused_when_it_is_copied_and_when_it_is_touche
     assert!(memory(&restore(open()).unwrap()) == expected);
     assert!(memory(&restore(open().on_demand()).unwrap()) == expected);
     assert!(open().verify_memory().is_err());
+}
+
+#[test]
+fn d2_memory_that_is_not_what_was_saved_is_not_saved_again() {
+    type Save = fn(&Machine, &Path) -> Result<(), SnapshotError>;
+    let (folder, path, _) = saved();
+    flip(&path, key().open(&path).unwrap().header.memory + 0x2f_fff3);
+    let new = folder.path().join("new.snap");
+    let on_demand = || builder().restore(key().open(&path).unwrap().on_demand());
+    let is_named = |what: &str, error: SnapshotError| {
+        let expected = "guest memory at 0x200000 is not what was saved with this key";
+        let named = matches!(&error, SnapshotError::OnDemand { reason } if reason == expected);
+        assert!(named, "{what}: {error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}");
+    };
+    let calls: [(&str, Save); 4] = [
+        ("snapshot", |machine, path| machine.snapshot(path)),
+        ("template", |machine, _| machine.template().map(drop)),
+        ("checkpoint", |machine, _| machine.checkpoint().map(drop)),
+        ("checkpoint_at", |machine, path| machine.checkpoint_at(path).map(drop)),
+    ];
+    for state in [LifecycleState::Created, LifecycleState::Running, LifecycleState::Paused] {
+        for (name, save) in calls {
+            let machine = on_demand().build(&hypervisor()).unwrap();
+            if state != LifecycleState::Created {
+                machine.start().unwrap();
+            }
+            let _paused = (state == LifecycleState::Paused).then(|| machine.pause().unwrap());
+            assert_eq!(machine.state(), state);
+            is_named(&format!("{name}, {state:?}"), save(&machine, &new).unwrap_err());
+            assert!(matches!(machine.outcome(), Some(Outcome::Failed { .. })));
+        }
+    }
+    let machine = on_demand().build(&hypervisor()).unwrap();
+    machine.start().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    is_named("snapshot_to", machine.pause().unwrap().snapshot_to(&file).unwrap_err());
+    assert_eq!(file.metadata().unwrap().len(), 0);
+    // So no diff has it either: there is no checkpoint that it could be based on.
+    let built = on_demand().build_with_checkpoint(&hypervisor()).map(|(machine, _)| machine);
+    is_named("diff", refusal(built));
 }
 
 #[test]
@@ -358,6 +403,16 @@ fn a_chain_is_restored_and_merged_with_its_key() {
         let chain_on = key().open_chain([&merged, &chain.paths[2]]).unwrap();
         assert!(memory(&restore(chain_on).unwrap()) == chain.memory[2]);
     }
+    // A diff of what was merged goes on all that has its memory: on that, merged again or not, and on its parts.
+    let merged = builder().restore(key().open(path("two")).unwrap());
+    let (machine, mut checkpoint) = merged.build_with_checkpoint(&hypervisor()).unwrap();
+    machine.start().unwrap();
+    write(&machine, 0x20_0000, b"on what was merged");
+    machine.snapshot_diff(&mut checkpoint, path("of-two.diff")).unwrap();
+    for below in [vec![path("two")], vec![path("again")], chain.paths[..2].to_vec()] {
+        let all = below.into_iter().chain([path("of-two.diff")]);
+        assert!(memory(&restore(key().open_chain(all).unwrap()).unwrap()) == memory(&machine));
+    }
     // A machine that goes on from it goes on with diffs.
     let (machine, mut checkpoint) =
         Machine::builder("on").restore(open(3)).build_with_checkpoint(&hypervisor()).unwrap();
@@ -408,7 +463,7 @@ fn d2_layers_that_are_changed_left_out_or_of_other_keys_are_refused() {
 }
 
 /// Writes a full snapshot of this id and memory of a machine in the same state.
-fn write_with(id: SnapshotId, of: &Snapshot, ram: &Machine, path: &std::path::Path, key: &SnapshotKey) {
+fn write_with(id: SnapshotId, of: &Snapshot, ram: &Machine, path: &Path, key: &SnapshotKey) {
     let file = File::create_new(path).unwrap();
     let state = of.state().unwrap();
     let table = MemoryTable::of(ram.ram()).unwrap().with_key(Some(key));
@@ -431,6 +486,118 @@ fn d2_another_base_of_the_same_id_state_and_key_is_refused() {
     let error = key().open_chain([&other, &chain.paths[1]]).unwrap_err();
     assert!(matches!(error, SnapshotError::ChangedBase { base: of } if of == id), "{error}");
     // Without a tree, its memory is not compared: that is what a key is for.
+}
+
+/// Puts another snapshot into the file that is being written in a folder, if there is one, when the machine goes on: that
+/// is after it was written, and before anybody reads it.
+struct Swapper {
+    folder: PathBuf,
+    other: PathBuf,
+}
+
+impl Device for Swapper {
+    fn id(&self) -> &str {
+        "swapper"
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new()
+    }
+
+    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        let files = fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
+        let part = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "part"));
+        if let (Some(part), true) = (part, self.other.exists()) {
+            fs::copy(&self.other, part).unwrap();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+#[test]
+fn d2_a_file_that_has_become_another_good_snapshot_is_no_checkpoint() {
+    for with_key in [true, false] {
+        let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let (path, other) = (|name: &str| folder.path().join(name), other.path().join("other"));
+        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
+        let builder = builder().device(swapper);
+        let builder = if with_key { builder.snapshot_key(key()) } else { builder };
+        let machine = builder.build(&hypervisor()).unwrap();
+        machine.start().unwrap();
+        // An older one, of the same machine and key.
+        machine.snapshot(path("older")).unwrap();
+        fs::copy(path("older"), &other).unwrap();
+        write(&machine, 0x1000, b"newer");
+        let error = machine.checkpoint_at(path("base")).unwrap_err();
+        assert!(matches!(error, SnapshotError::Overwritten), "{error}");
+        fs::remove_file(&other).unwrap();
+
+        // And a diff of the same base.
+        let mut checkpoint = machine.checkpoint_at(path("base")).unwrap();
+        let before = memory(&machine);
+        let paused = machine.pause().unwrap();
+        machine.snapshot_diff(&mut checkpoint, path("first")).unwrap();
+        paused.resume().unwrap();
+        fs::copy(path("first"), &other).unwrap();
+        let open = |names: &[&str]| {
+            let names = names.iter().map(|name| path(name));
+            if with_key { key().open_chain(names) } else { Snapshot::open_chain(names) }
+        };
+        let builder = Machine::builder("on").restore(open(&["base"]).unwrap());
+        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
+        let (on, mut checkpoint_on) = builder.device(swapper).build_with_checkpoint(&hypervisor()).unwrap();
+        on.start().unwrap();
+        write(&on, 0x3000, b"on");
+        let error = on.snapshot_diff(&mut checkpoint_on, path("second")).unwrap_err();
+        assert!(matches!(error, SnapshotError::Overwritten), "{error}");
+        // Nothing is left, and the checkpoint is what it was.
+        let mut left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["base", "first", "older"]);
+        on.reset_to(&mut checkpoint_on).unwrap();
+        assert!(memory(&on) == before);
+        fs::remove_file(&other).unwrap();
+        write(&on, 0x3000, b"on");
+        on.snapshot_diff(&mut checkpoint_on, path("second")).unwrap();
+        assert!(memory(&restore_with(open(&["base", "second"]).unwrap(), &folder)) == memory(&on));
+    }
+}
+
+/// A machine with a swapper that finds nothing to put anywhere.
+fn restore_with(snapshot: Snapshot, folder: &TempDir) -> Machine {
+    let swapper = Swapper { folder: folder.path().to_owned(), other: folder.path().join("none") };
+    Machine::builder("restored").restore(snapshot).device(swapper).build(&hypervisor()).unwrap()
 }
 
 #[test]
@@ -484,9 +651,41 @@ fn checkpoints_go_back_to_what_was_checked() {
 }
 
 #[test]
+fn resets_after_diffs_read_no_file_again() {
+    let (folder, machine) = (TempDir::new().unwrap(), machine());
+    let path = |name: &str| folder.path().join(name);
+    let memory_at = |name: &str| key().open(path(name)).unwrap().header.memory;
+    let mut checkpoint = machine.checkpoint_at(path("base")).unwrap();
+    let base = memory(&machine);
+    // The copy is made.
+    machine.reset_to(&mut checkpoint).unwrap();
+    assert!(memory(&machine) == base);
+    flip(&path("base"), memory_at("base") + 0x7f_f001);
+    // Over what is in the base, next to it, where it has zeros, and zeros over what is not.
+    for round in 1..=3_u8 {
+        for at in [0x1000, 0x2000 + 0x1000 * u64::from(round), 0x40_0000, 0x20_0000 * u64::from(round)] {
+            write(&machine, at, &[round; 0x1000]);
+        }
+        write(&machine, 0x2f_f000, &[0; 0x1000]);
+        let name = format!("{round}.diff");
+        machine.snapshot_diff(&mut checkpoint, path(&name)).unwrap();
+        flip(&path(&name), memory_at(&name) + 0x1001);
+        let expected = memory(&machine);
+        for at in [0x1800, 0x3800, 0x4800, 0x2f_fff0, 0x40_0800, 0x60_0000, 0x7f_f000] {
+            write(&machine, at, b"changed");
+        }
+        machine.reset_to(&mut checkpoint).unwrap();
+        assert!(memory(&machine) == expected, "{round}");
+    }
+    // From files, all that was changed is found.
+    let chain = key().open_chain(["base", "1.diff"].map(path)).unwrap();
+    refusal(restore(chain));
+}
+
+#[test]
 fn peers_and_sources_of_any_kind_are_checked() {
     let (_folder, path, expected) = saved();
-    let remote = |path: &std::path::Path| {
+    let remote = |path: &Path| {
         let (here, there) = UnixStream::pair().unwrap();
         let file = File::open(path).unwrap();
         let server = std::thread::spawn(move || serve_snapshot(file, there));
@@ -549,6 +748,16 @@ fn forks_save_with_the_key_of_their_parent() {
         let again = path.with_file_name("child.snap");
         child.snapshot(&again).unwrap();
         assert!(memory(&restore(key().open(&again).unwrap()).unwrap()) == expected);
+    }
+    // By its descriptor: the key is whoever forks it to give.
+    let descriptor = parent.template().unwrap().as_fd().try_clone_to_owned().unwrap();
+    let template = crate::machine::Template::new(Snapshot::from_file(descriptor).unwrap()).unwrap();
+    for given in [None, Some(key())] {
+        let child = template.any_child();
+        let child = if let Some(key) = &given { child.snapshot_key(key.clone()) } else { child };
+        let again = path.with_file_name("elsewhere.snap");
+        child.build(&hypervisor()).unwrap().snapshot(&again).unwrap();
+        assert_eq!(Snapshot::open(&again).unwrap().key_id(), given.map(|key| key.id()));
     }
     flip(&path, key().open(&path).unwrap().header.memory + 0x1001);
     let template = crate::machine::Template::new(key().open(&path).unwrap()).unwrap();
