@@ -21,8 +21,8 @@ use ossature::vmm::{Failure, Kvm, install_kick_handler};
 
 const USER: Messages = Messages::new("appliance");
 const USAGE: &str = "usage: appliance KERNEL INITRD DISK TAP [WORD...]";
-/// What this machine has and lacks: a serial port and no other, a keyboard controller that resets it, no PCI.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 pci=off quiet";
+/// The machine adds what follows from its devices, such as `pci=off`.
+const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 quiet";
 
 fn main() -> ExitCode {
     share_one_heap();
