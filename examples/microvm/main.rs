@@ -103,6 +103,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let _events = report::events(&here, &machine, args.log)?;
     let control = args.control.as_ref().map(SocketFile::bind).transpose();
     let (listener, _file) = control.map_err(|e| format!("--control: {e}"))?.unzip();
+    machine.wait_for_prefetch()?; // the guest's working set, if it is known
     machine.start()?;
     if let Some(listener) = listener {
         let Devices { button, generation, virtio, disks, links, .. } = devices;

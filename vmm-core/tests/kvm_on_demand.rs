@@ -157,6 +157,36 @@ fn a_guest_runs_while_its_memory_comes_from_a_file_or_a_peer() {
 }
 
 #[test]
+fn a_guest_whose_working_set_has_come_waits_for_nothing() {
+    let (file, _) = saved();
+    let open = || Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand();
+    let sweep = |machine: &Machine| {
+        machine.wait_for_prefetch().unwrap();
+        let before = machine.memory_progress().unwrap().unwrap();
+        assert!(!before.prefetching && before.faults == 0, "{before:?}");
+        machine.start().unwrap();
+        // Not by its memory: who looks there touches it.
+        let writes = |machine: &Machine| {
+            let paused = machine.pause().unwrap();
+            let writes = paused.vcpus().registers(0).unwrap().rbx;
+            paused.resume().unwrap();
+            writes
+        };
+        let first = writes(machine);
+        until(machine, |machine| writes(machine) > first + 2 * PAGES);
+        machine.memory_progress().unwrap().unwrap().faults
+    };
+    let lazy = restored(open());
+    let faults = sweep(&lazy);
+    assert!(faults as usize >= SEGMENTS.len(), "{faults}");
+    let set = lazy.working_set().unwrap().unwrap();
+    lazy.stop().unwrap();
+    let prefetched = restored(open().prefetch(set).unwrap());
+    assert_eq!(sweep(&prefetched), 0, "of {faults}");
+    prefetched.stop().unwrap();
+}
+
+#[test]
 fn what_is_read_to_save_a_machine_is_not_what_its_guest_touches() {
     let (file, _) = saved();
     let machine = restored(Snapshot::from_file(file.try_clone().unwrap()).unwrap().on_demand());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ossature_bus::{Device, EventLoop, Metric, Syscall};
@@ -15,6 +16,9 @@ use super::outcome::Outcome;
 use super::snapshot::{MemoryProgress, Pager, WorkingSet};
 use super::status::Woken;
 use crate::GuestDirtyLog;
+
+/// How often is looked whether memory has come.
+const PREFETCH_LOOK: Duration = Duration::from_millis(1);
 
 /// A handle on a machine, for any thread. It controls the machine as [`Machine`](super::Machine) does, but does not
 /// start it, and dropping it does not end it. Cheap to clone. A handle that outlives its machine reports that the
@@ -190,6 +194,17 @@ impl MachineHandle {
     /// How far memory has come that comes [on demand](super::Snapshot::on_demand). `None` for other memory.
     pub fn memory_progress(&self) -> Result<Option<MemoryProgress>, LifecycleError> {
         self.shared.control("look at", |control| Ok(control.pager.as_ref().map(Pager::progress)))
+    }
+
+    /// Waits until what is fetched before it is touched has come: the [working set](super::Snapshot::prefetch), or
+    /// [all](super::Snapshot::prefetch_all). A guest that starts then does not wait for it; one that starts at once takes what
+    /// has come, and waits for the rest. Returns at once for other memory, and when the machine has ended.
+    pub fn wait_for_prefetch(&self) -> Result<(), LifecycleError> {
+        while self.outcome().is_none() && self.memory_progress()?.is_some_and(|progress| progress.prefetching)
+        {
+            thread::sleep(PREFETCH_LOOK);
+        }
+        Ok(())
     }
 
     /// The memory that the guest has touched since it was restored [on demand](super::Snapshot::on_demand), and before
