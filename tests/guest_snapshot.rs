@@ -470,6 +470,6 @@ fn a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand()
             assert!(!text.contains("wrong at") && text.contains(" is at "), "{text}");
         }
         let [lazy, prefetched]: [u64; 2] = faults.try_into().unwrap();
-        assert!(lazy > 10 && prefetched < lazy, "{lazy} faults, and {prefetched} with the working set");
+        assert!(lazy > 10 && prefetched < lazy / 2, "{lazy} faults, and {prefetched} with the working set");
     }
 }
