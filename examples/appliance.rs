@@ -1,9 +1,9 @@
 //! The least that boots Linux as a product would: a kernel, a disk, a network card, a source of entropy and a serial port,
 //! and nothing that the guest cannot do without. What a program does not name is not in it.
 //!
-//! `cargo run --release --example appliance -- KERNEL INITRD DISK TAP [WORD...]`; the words are added to the guest's command line. The
-//! exit code says how it ended: 0 when the guest powered off, 1 when something failed, 2 for wrong usage, 3 when the guest
-//! asked for a reset.
+//! `cargo run --release --example appliance -- KERNEL INITRD DISK TAP [WORD...]`; the words are added to the guest's
+//! command line. The exit code says how it ended: 0 when the guest powered off, 1 when something failed, 2 for wrong usage,
+//! 3 when the guest asked for a reset.
 
 use std::env;
 use std::process::ExitCode;

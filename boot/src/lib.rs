@@ -1,10 +1,10 @@
 //! Kernel loaders and boot tables for virtual machine monitors, as plain data.
 //!
-//! Given guest memory, a description of the machine and a kernel image, this crate writes what a guest
-//! expects to find when it starts, and returns the registers with which its boot processor starts. It knows
-//! no device and no hypervisor: devices appear as [`Node`]s (a kind, addresses, interrupts), registers as
-//! [`x86_64::cpu::CpuState`] or [`aarch64::cpu::CpuState`]. What only guests of one architecture have is in that architecture's module, which
-//! compiles and is tested on any host.
+//! Given guest memory, a description of the machine and a kernel image, this crate writes what a guest expects to find when
+//! it starts, and returns the registers with which its boot processor starts. It knows no device and no hypervisor: devices
+//! appear as [`Node`]s (a kind, addresses, interrupts), registers as [`x86_64::cpu::CpuState`] or
+//! [`aarch64::cpu::CpuState`]. What only guests of one architecture have is in that architecture's module, which compiles
+//! and is tested on any host.
 //!
 //! ```
 //! use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};

@@ -10,9 +10,9 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `arch` what only machines of one architecture have, `disk` its disks, `devices` what the guest finds, `identity` and `files` by what it knows which
-//! guest it is, `snapshot` how a machine becomes a file and goes on from one, `report` what is said of the machine while it runs and
-//! when it has ended.
+//! `args` is its command line, `arch` what only machines of one architecture have, `disk` its disks, `devices` what the
+//! guest finds, `identity` and `files` by what it knows which guest it is, `snapshot` how a machine becomes a file and goes
+//! on from one, `report` what is said of the machine while it runs and when it has ended.
 
 #[cfg(target_arch = "aarch64")]
 #[path = "aarch64.rs"]

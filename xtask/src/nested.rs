@@ -1,6 +1,6 @@
-//! The nested machine: QEMU emulates a PC with AMD's virtualization or an Arm machine with EL2, Debian's kernel runs KVM on it,
-//! and a job runs there that sees the host's files. This is how guests with stock kernels are tested
-//! on hosts whose processor offers no virtualization.
+//! The nested machine: QEMU emulates a PC with AMD's virtualization or an Arm machine with EL2, Debian's kernel runs KVM on
+//! it, and a job runs there that sees the host's files. This is how guests with stock kernels are tested on hosts whose
+//! processor offers no virtualization.
 //!
 //! The job sees the host's root folder as it is; what it writes stays in the machine's memory and
 //! ends with it, but for [`Machine::shared`].

@@ -18,11 +18,11 @@ use crate::{GuestDirtyLog, VmError};
 /// A moment in a machine's life to which it can [go back](MachineHandle::reset_to), any number of times, in place: the
 /// same virtual machine, threads, devices and memory, of which only the pages are copied that were written since.
 ///
-/// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and
-/// built [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it
-/// is; one that was saved with a key is copied, and checked, before the first reset, and the pages of each diff from then on
-/// when it is written. While a checkpoint exists, the
-/// machine's writes are logged, which costs the guest a fault for each page that it writes after each reset. So there is one checkpoint at a time, and no other
+/// It has a copy of all memory that is not zero, in a memfd; or none, if the machine was restored from a snapshot and built
+/// [with a checkpoint](super::MachineBuilder::build_with_checkpoint): that file has it already, and must stay as it is; one
+/// that was saved with a key is copied, and checked, before the first reset, and the pages of each diff from then on when
+/// it is written. While a checkpoint exists, the machine's writes are logged, which costs the guest a fault for each page
+/// that it writes after each reset. So there is one checkpoint at a time, and no other
 /// [`dirty_log`](MachineHandle::dirty_log) beside it; dropping it ends that. What the caller's own threads write to guest
 /// memory while it goes back may be undone or not.
 ///

@@ -197,8 +197,8 @@ impl MachineHandle {
     }
 
     /// Waits until what is fetched before it is touched has come: the [working set](super::Snapshot::prefetch), or
-    /// [all](super::Snapshot::prefetch_all). A guest that starts then does not wait for it; one that starts at once takes what
-    /// has come, and waits for the rest. Returns at once for other memory, and when the machine has ended.
+    /// [all](super::Snapshot::prefetch_all). A guest that starts then does not wait for it; one that starts at once takes
+    /// what has come, and waits for the rest. Returns at once for other memory, and when the machine has ended.
     pub fn wait_for_prefetch(&self) -> Result<(), LifecycleError> {
         while self.outcome().is_none() && self.memory_progress()?.is_some_and(|progress| progress.prefetching)
         {

@@ -97,7 +97,8 @@ pub(crate) struct VcpuParts {
 }
 
 impl VcpuParts {
-    /// Reads everything, which fails if the guest runs guests of its own. `set` is what was set and the kernel has not taken yet.
+    /// Reads everything, which fails if the guest runs guests of its own. `set` is what was set and the kernel has not
+    /// taken yet.
     pub(crate) fn read(from: VcpuAccess<'_>, set: Option<KvmRegisters>) -> Result<Self, VmError> {
         let vcpu = from.vcpu;
         if from.host.1.has_nested_state(from.host.0) {

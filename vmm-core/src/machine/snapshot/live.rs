@@ -59,9 +59,9 @@ impl MachineHandle {
     /// each 2 MiB. Other control of the machine than [`stop`](Self::stop) waits until the file is written.
     ///
     /// It takes userfaultfd(2) with write protection, which the host must permit, and memory that is private, or a memfd.
-    /// Memory of huge pages is refused by name, and memory that is mapped from a snapshot on a disk: restore such machines [on
-    /// demand](super::Snapshot::on_demand). What is still to come on demand is fetched first. Do not use it with vhost-user
-    /// back ends: other processes write to a memfd without waiting.
+    /// Memory of huge pages is refused by name, and memory that is mapped from a snapshot on a disk: restore such machines
+    /// [on demand](super::Snapshot::on_demand). What is still to come on demand is fetched first. Do not use it with
+    /// vhost-user back ends: other processes write to a memfd without waiting.
     ///
     /// If the machine ends meanwhile, or the file cannot be written, nothing is left of it, and a guest that runs goes on.
     ///

@@ -2,9 +2,9 @@
 //! [`SnapshotSource`].
 //!
 //! A chunk of 2 MiB is read when its first page is touched, compared with its checksum, or with its leaf of the tree, and
-//! put into memory as a whole, the touched page first. Whatever fails ends the machine: its vCPUs are told to stop before those who wait are let go
-//! on, with zeros. A device's thread among these is not told before it has gone on, and may write the zeros to a disk. What
-//! saves the machine asks first whether all has come.
+//! put into memory as a whole, the touched page first. Whatever fails ends the machine: its vCPUs are told to stop before
+//! those who wait are let go on, with zeros. A device's thread among these is not told before it has gone on, and may write
+//! the zeros to a disk. What saves the machine asks first whether all has come.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
