@@ -22,8 +22,6 @@ use fdt::Chosen;
 pub use error::{BootError, KernelError};
 pub use kernel::Kernel;
 
-const PAGE: u64 = 4096;
-
 /// What the guest runs.
 ///
 /// ```
@@ -137,11 +135,10 @@ fn place_initrd(
     }
     let window = (ram.base - ram.base % layout::INITRD_ALIGN).saturating_add(layout::INITRD_WINDOW);
     let limit = ram.base.saturating_add(ram.len).min(window);
-    let start = limit.checked_sub(len).map(|start| start & !(PAGE - 1)).filter(|&start| start >= kernel_end);
-    let Some(start) = start else {
-        return Err(BootError::InitrdTooLarge { len, kernel_end, limit });
-    };
-    Ok((initrd, LoadSegment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len }))
+    match LoadSegment::below(limit, len, kernel_end) {
+        Some(place) => Ok((initrd, place)),
+        None => Err(BootError::InitrdTooLarge { len, kernel_end, limit }),
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,13 @@ pub struct LoadSegment {
 }
 
 impl LoadSegment {
+    /// All of an image of `len` bytes, as high as it may lie: on a page boundary, from `first` on, with its end at `limit` or
+    /// before. `None` if there is no room.
+    pub(crate) fn below(limit: u64, len: u64, first: u64) -> Option<Self> {
+        let start = limit.checked_sub(len)? & !(PAGE - 1);
+        (start >= first).then_some(Self { file_offset: 0, file_len: len, guest_addr: start, mem_len: len })
+    }
+
     pub(crate) fn contains(&self, addr: u64) -> bool {
         addr.checked_sub(self.guest_addr).is_some_and(|at| at < self.mem_len)
     }

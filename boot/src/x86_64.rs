@@ -31,7 +31,6 @@ pub use cmdline::machine_words;
 pub use error::{BootError, KernelError};
 pub use kernel::{BootProtocol, Entry, Kernel, UnknownProtocol};
 
-const PAGE: u64 = 4096;
 /// What an x86_64 kernel takes if it does not say: `COMMAND_LINE_SIZE` without the NUL.
 const DEFAULT_CMDLINE_LIMIT: usize = layout::CMDLINE_SIZE - 1;
 
@@ -200,13 +199,11 @@ fn load_initrd(
     let allowed = kernel.bzimage.as_ref().map(|bzimage| u64::from(bzimage.header.initrd_addr_max.get()));
     let allowed = allowed.filter(|&max| max != 0).map_or(layout::INITRD_LIMIT, |max| max + 1);
     let limit = ram_end.min(allowed).min(layout::INITRD_LIMIT);
-    let start = limit.checked_sub(len).map(|start| start & !(PAGE - 1)).filter(|&start| start >= kernel.end);
-    let Some(start) = start else {
+    let Some(place) = LoadSegment::below(limit, len, kernel.end) else {
         return Err(BootError::InitrdTooLarge { len, kernel_end: kernel.end, limit });
     };
-    let place = LoadSegment { file_offset: 0, file_len: len, guest_addr: start, mem_len: len };
     let loaded = load::load(&initrd, &[place], mem).map_err(|source| BootError::ReadInitrd { source })?;
-    Ok((start..start + len, loaded))
+    Ok((place.guest_addr..place.end(), loaded))
 }
 
 #[cfg(test)]

@@ -5,11 +5,14 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::time::{Duration, UNIX_EPOCH};
 
-use ossature_bus::Size;
+use ossature_bus::state::StateError;
 use ossature_bus::state_file;
+use ossature_bus::{
+    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Size, Syscall,
+};
 use ossature_legacy::{I8042, Rtc};
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Backing, FileBacking, RamConfig};
+use ossature_memory::{Backing, Dma, FileBacking, RamConfig};
 use tempfile::TempDir;
 
 use super::*;
@@ -62,6 +65,64 @@ pub(super) fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
+}
+
+/// A device without a state that does something when it goes on, before it says that it has.
+pub(super) struct OnResume<F> {
+    dma: Option<Dma>,
+    does: F,
+}
+
+impl<F: FnMut(&Dma) + Send> OnResume<F> {
+    pub(super) fn new(does: F) -> Self {
+        Self { dma: None, does }
+    }
+}
+
+impl<F: FnMut(&Dma) + Send> Device for OnResume<F> {
+    fn id(&self) -> &str {
+        "on-resume"
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new()
+    }
+
+    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
+        self.dma = Some(assigned.dma().clone());
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        (self.does)(self.dma.as_ref().unwrap());
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
 }
 
 fn open(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {

@@ -3,12 +3,10 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ossature_bus::state::StateError;
-use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
-};
+use ossature_bus::Device;
 use ossature_memory::{Backing, FileBacking, Ram, RamConfig};
 
+use super::super::tests::OnResume;
 use super::*;
 use crate::machine::{Machine, Outcome, Snapshot, SnapshotError};
 use crate::scripted::{Script, Scripted};
@@ -122,61 +120,18 @@ fn the_image_is_the_memory_of_the_pause_whatever_is_written_since() {
 }
 
 /// A device that finds work when it goes on, and does it before it says that it has.
-struct Backlog(Option<Dma>);
-
-impl Device for Backlog {
-    fn id(&self) -> &str {
-        "backlog"
-    }
-
-    fn requires(&self) -> Requires {
-        Requires::new()
-    }
-
-    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
-        self.0 = Some(assigned.dma().clone());
-        Ok(NodeKind::Hidden)
-    }
-
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        let dma = self.0.as_ref().unwrap();
+fn backlog() -> impl Device {
+    OnResume::new(|dma| {
         for at in (0..RAM).step_by(1 << 20) {
             let number: u64 = dma.read_obj(GuestAddress(at)).unwrap();
             dma.write_obj(GuestAddress(at), number + 1).unwrap();
         }
-        Ok(())
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(DeviceState::Stateless)
-    }
-
-    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
-        Ok(())
-    }
-
-    fn detach(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn syscalls(&self) -> &'static [Syscall] {
-        &[]
-    }
-
-    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+    })
 }
 
 #[test]
 fn a_device_that_has_work_when_it_goes_on_waits_for_the_copy_and_not_for_ever() {
-    let builder = Machine::builder("backlog").memory(RamConfig::new(RAM)).device(Backlog(None));
+    let builder = Machine::builder("backlog").memory(RamConfig::new(RAM)).device(backlog());
     let machine = builder.build(&Scripted::new([Script::new()])).unwrap();
     machine.start().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -185,7 +140,7 @@ fn a_device_that_has_work_when_it_goes_on_waits_for_the_copy_and_not_for_ever() 
         machine.snapshot_live(&path).unwrap();
         let snapshot = Snapshot::open(&path).unwrap();
         snapshot.verify_memory().unwrap();
-        let restored = Machine::builder("restored").restore(snapshot).device(Backlog(None));
+        let restored = Machine::builder("restored").restore(snapshot).device(backlog());
         let restored = restored.build(&Scripted::new([Script::new()])).unwrap();
         for at in (0..RAM).step_by(1 << 20) {
             let number = |machine: &Machine| machine.ram().dma().read_obj::<u64>(GuestAddress(at)).unwrap();

@@ -7,9 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Requires, Syscall,
-};
+use ossature_bus::Device;
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Backing, RamConfig};
 use tempfile::TempDir;
@@ -17,7 +15,7 @@ use tempfile::TempDir;
 use super::super::identity::{Identity, SnapshotId};
 use super::super::memory::MemoryTable;
 use super::super::save::{sections, write_parts};
-use super::super::tests::{assembled, builder as with_devices, file, machine_of, refusal};
+use super::super::tests::{OnResume, assembled, builder as with_devices, file, machine_of, refusal};
 use super::super::{RemoteSnapshot, identity, serve_snapshot};
 use super::*;
 use crate::machine::{BuildErrors, LifecycleState, Machine, MachineBuilder, Outcome};
@@ -490,58 +488,15 @@ fn d2_another_base_of_the_same_id_state_and_key_is_refused() {
 
 /// Puts another snapshot into the file that is being written in a folder, if there is one, when the machine goes on: that
 /// is after it was written, and before anybody reads it.
-struct Swapper {
-    folder: PathBuf,
-    other: PathBuf,
-}
-
-impl Device for Swapper {
-    fn id(&self) -> &str {
-        "swapper"
-    }
-
-    fn requires(&self) -> Requires {
-        Requires::new()
-    }
-
-    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
-        Ok(NodeKind::Hidden)
-    }
-
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        let files = fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
+fn swapper(folder: &Path, other: &Path) -> impl Device + use<> {
+    let (folder, other) = (folder.to_owned(), other.to_owned());
+    OnResume::new(move |_| {
+        let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
         let part = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "part"));
-        if let (Some(part), true) = (part, self.other.exists()) {
-            fs::copy(&self.other, part).unwrap();
+        if let (Some(part), true) = (part, other.exists()) {
+            fs::copy(&other, part).unwrap();
         }
-        Ok(())
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(DeviceState::Stateless)
-    }
-
-    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
-        Ok(())
-    }
-
-    fn detach(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn syscalls(&self) -> &'static [Syscall] {
-        &[]
-    }
-
-    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+    })
 }
 
 #[test]
@@ -549,8 +504,7 @@ fn d2_a_file_that_has_become_another_good_snapshot_is_no_checkpoint() {
     for with_key in [true, false] {
         let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let (path, other) = (|name: &str| folder.path().join(name), other.path().join("other"));
-        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
-        let builder = builder().device(swapper);
+        let builder = builder().device(swapper(folder.path(), &other));
         let builder = if with_key { builder.snapshot_key(key()) } else { builder };
         let machine = builder.build(&hypervisor()).unwrap();
         machine.start().unwrap();
@@ -574,8 +528,8 @@ fn d2_a_file_that_has_become_another_good_snapshot_is_no_checkpoint() {
             if with_key { key().open_chain(names) } else { Snapshot::open_chain(names) }
         };
         let builder = Machine::builder("on").restore(open(&["base"]).unwrap());
-        let swapper = Swapper { folder: folder.path().to_owned(), other: other.clone() };
-        let (on, mut checkpoint_on) = builder.device(swapper).build_with_checkpoint(&hypervisor()).unwrap();
+        let builder = builder.device(swapper(folder.path(), &other));
+        let (on, mut checkpoint_on) = builder.build_with_checkpoint(&hypervisor()).unwrap();
         on.start().unwrap();
         write(&on, 0x3000, b"on");
         let error = on.snapshot_diff(&mut checkpoint_on, path("second")).unwrap_err();
@@ -596,7 +550,7 @@ fn d2_a_file_that_has_become_another_good_snapshot_is_no_checkpoint() {
 
 /// A machine with a swapper that finds nothing to put anywhere.
 fn restore_with(snapshot: Snapshot, folder: &TempDir) -> Machine {
-    let swapper = Swapper { folder: folder.path().to_owned(), other: folder.path().join("none") };
+    let swapper = swapper(folder.path(), &folder.path().join("none"));
     Machine::builder("restored").restore(snapshot).device(swapper).build(&hypervisor()).unwrap()
 }
 
