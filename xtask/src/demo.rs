@@ -50,6 +50,9 @@ pub struct Demo {
     /// Guest memory
     #[arg(long, default_value = "512M", value_name = "SIZE[K|M|G]", value_parser = mebibytes)]
     memory: u64,
+    /// Where the guest finds its virtio devices: mmio or pci
+    #[arg(long, default_value = "mmio", value_parser = ["mmio", "pci"])]
+    transport: String,
     /// Tells the guest's marks on its consoles from what its command prints.
     #[arg(skip = token())]
     token: String,
@@ -90,7 +93,14 @@ pub fn run(demo: &Demo) -> Result<u8> {
 impl Demo {
     /// A command in a guest of this architecture.
     pub fn command(arch: Arch, cpus: u32, command: &str) -> Self {
-        Self { run: Some(command.to_owned()), kernel: None, arch, cpus, memory: 512, token: token() }
+        let (run, transport) = (Some(command.to_owned()), "mmio".to_owned());
+        Self { run, kernel: None, arch, cpus, memory: 512, transport, token: token() }
+    }
+
+    /// The same with the virtio devices on PCI.
+    #[must_use]
+    pub fn on_pci(self) -> Self {
+        Self { transport: "pci".to_owned(), ..self }
     }
 
     fn on_host(&self, folder: &Path) -> Result<u8> {
@@ -194,7 +204,7 @@ impl Demo {
         let machine = format!(
             "{} tap0 && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
              exec {} --kernel {} --initrd {} --cmdline {} --cpus {} --memory {}M \
-             --disk path={} --net tap=tap0 {console}",
+             --transport {} --disk path={} --net tap=tap0 {console}",
             facts.make_tap,
             quote_path(&vmm::program_for(self.arch)),
             quote_path(&kernel),
@@ -202,6 +212,7 @@ impl Demo {
             quote(&cmdline),
             self.cpus,
             self.memory,
+            self.transport,
             quote_path(&disk),
         );
         // A network of its own: the tap disturbs nobody, and an ordinary user may make it.
