@@ -1,6 +1,8 @@
 //! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
 //! bindings of each device).
 
+mod pci;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -24,6 +26,14 @@ pub enum FdtError {
     /// A machine without exactly one interrupt controller.
     #[error("the platform has {found} interrupt controllers; a device tree needs one")]
     InterruptController {
+        /// How many it has.
+        found: usize,
+    },
+    /// A machine with several devices of a kind of which there can be one.
+    #[error("the platform has {found} devices of kind {kind:?}; a device tree has one at most")]
+    Several {
+        /// Their kind.
+        kind: NodeKind,
         /// How many it has.
         found: usize,
     },
@@ -81,6 +91,7 @@ pub struct Chosen<'a> {
 /// The handles by which nodes refer to others.
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const ITS: u32 = 3;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
 const CLOCK_HZ: u32 = 24_000_000;
 
@@ -101,6 +112,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
         return Err(FdtError::InterruptController { found });
     };
+    let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -132,9 +144,9 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.property_string("clock-output-names", "apb_pclk")?;
     tree.property_phandle(CLOCK)?;
     tree.end_node(clock)?;
-    interrupt_controller(&mut tree, gic)?;
+    interrupt_controller(&mut tree, gic, its)?;
     for node in &platform.nodes {
-        device(&mut tree, node)?;
+        device(&mut tree, node, its.is_some())?;
     }
     tree.end_node(root)?;
     Ok(tree.finish()?)
@@ -189,7 +201,7 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
     Ok(tree.end_node(cpus)?)
 }
 
-fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError> {
+fn interrupt_controller(tree: &mut FdtWriter, gic: &Node, its: Option<&Node>) -> Result<(), FdtError> {
     let (distributor, redistributors) = (memory(gic, 0)?, memory(gic, 1)?);
     let node = tree.begin_node(&name("interrupt-controller", distributor.0))?;
     tree.property_string("compatible", "arm,gic-v3")?;
@@ -200,13 +212,29 @@ fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError
     cells(tree)?;
     tree.property_null("ranges")?;
     tree.property_phandle(GIC)?;
+    if let Some(its) = its {
+        let written = begin(tree, its, "msi-controller", &["arm,gic-v3-its"])?;
+        tree.property_null("msi-controller")?;
+        tree.property_u32("#msi-cells", 1)?;
+        tree.property_phandle(ITS)?;
+        tree.end_node(written)?;
+    }
     Ok(tree.end_node(node)?)
 }
 
-/// A device. The interrupt controller is described before.
-fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
+/// The one node of this kind, if there is one.
+fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> {
+    let mut nodes = platform.nodes.iter().filter(|node| node.kind == kind);
+    match (nodes.next(), nodes.count()) {
+        (node, 0) => Ok(node),
+        (_, others) => Err(FdtError::Several { kind, found: others + 1 }),
+    }
+}
+
+/// A device. The interrupt controllers are described before; with an ITS, PCI has message-signalled interrupts.
+fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtError> {
     match node.kind {
-        NodeKind::Hidden | NodeKind::GicV3 => Ok(()),
+        NodeKind::Hidden | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
         NodeKind::VirtioMmio => {
             let written = begin(tree, node, "virtio_mmio", &["virtio,mmio"])?;
             tree.property_null("dma-coherent")?;
@@ -232,6 +260,7 @@ fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
             interrupts(tree, node, true)?;
             Ok(tree.end_node(written)?)
         }
+        NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
         kind => Err(FdtError::UnknownKind { id: node.id.clone(), kind }),
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn message(n: u32) -> MsiMessage {
-    MsiMessage { address: 0x1_fee0_0000 + u64::from(n), data: n }
+    MsiMessage::new(0x1_fee0_0000 + u64::from(n), n)
 }
 
 #[test]
@@ -50,4 +50,17 @@ fn a_full_table_is_an_error_that_says_so() {
     }
     assert!(matches!(routes.add(message(0)), Err(VmError::NoFreeRoute { max: 4056 })));
     assert_eq!(routes.entries().len(), 4096);
+}
+
+#[test]
+#[allow(unsafe_code)] // KVM's entries are a union
+fn a_message_says_whose_it_is_where_that_matters() {
+    let mut routes = IrqRoutes::default();
+    routes.add(message(1).from_requester(0x28)).unwrap();
+    let entries = routes.entries();
+    let entry = entries.iter().find(|entry| entry.type_ == KVM_IRQ_ROUTING_MSI).unwrap();
+    // SAFETY: a message's entry, all of which is numbers.
+    let sender = unsafe { entry.u.msi.__bindgen_anon_1.devid };
+    let expected = if MESSAGES_HAVE_SENDERS { (KVM_MSI_VALID_DEVID, 0x28) } else { (0, 0) };
+    assert_eq!((entry.flags, sender), expected);
 }

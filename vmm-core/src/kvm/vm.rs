@@ -194,6 +194,10 @@ impl Vm for KvmVm {
         vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
     }
 
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.shared.host.kvm, &self.shared.host.facts))
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(sys::borrow(&self.shared.fd))
     }

@@ -4,6 +4,7 @@
 mod boot;
 mod gic;
 mod irq;
+mod its;
 #[allow(unsafe_code)]
 mod registers;
 mod setup;
@@ -12,10 +13,11 @@ mod state;
 
 pub(crate) use boot::{LinuxOptions, load_linux};
 pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
-pub(crate) use irq::{WIRED_LINES, WiredLine, line_number, wired_lines};
+pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};
 pub(crate) use registers::{KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page};
 pub(crate) use setup::{
-    ArchConfig, HostFacts, NEWEST, REQUIRED, init_vcpu, instruction_byte, notify_paused, prepare_vm,
+    ArchConfig, HostFacts, NEWEST, REQUIRED, address_bits, init_vcpu, instruction_byte, notify_paused,
+    prepare_vm,
 };
 pub(crate) use spaces::{
     cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,

@@ -1,5 +1,7 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
     KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, kvm_vcpu_init,
@@ -20,9 +22,14 @@ impl ArchConfig {
     pub(crate) fn take_over<'a>(&mut self, _: impl Iterator<Item = &'a VcpuParts>) {}
 }
 
-/// What is asked of the host once: nothing yet.
+/// What is asked of the host once.
 #[derive(Debug, Default)]
-pub(crate) struct HostFacts {}
+pub(crate) struct HostFacts {
+    address_bits: OnceLock<u32>,
+}
+
+/// Where the kernel does not say (before Linux 4.20).
+const DEFAULT_ADDRESS_BITS: u32 = 40;
 
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
@@ -37,6 +44,15 @@ pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
 
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::ImmediateExit;
+
+/// The bits of addresses that guests have: what this host's processor translates.
+pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
+    let ask = || u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
+    match *facts.address_bits.get_or_init(ask) {
+        0 => DEFAULT_ADDRESS_BITS,
+        bits => bits,
+    }
+}
 
 /// There is nothing that a machine needs before anything else: it is created with as many address bits as the host has.
 pub(crate) fn prepare_vm(_: &VmFd) -> Result<(), VmError> {
