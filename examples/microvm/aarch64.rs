@@ -1,7 +1,9 @@
-//! What a machine has on aarch64: a PL011, described by a device tree.
+//! What a machine has on aarch64: a PL011, described by a device tree or by ACPI tables.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ossature::boot::aarch64::Tables;
 use ossature::bus::{Device, EventLoop};
-use ossature::legacy::{Backend, PowerButton, Serial};
+use ossature::legacy::{AcpiPower, Backend, Pl031, PowerButton, Serial};
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
@@ -16,9 +18,14 @@ pub const HAS_PORTS: bool = false;
 pub const KERNEL: &str =
     "Kernel: an Image or an EFI image with one in it, as it is or packed with gzip, LZ4, XZ or zstd";
 
-/// The flags that only this architecture has: none.
+/// The flags that only this architecture has.
 #[derive(Debug, clap::Args)]
-pub struct ArchArgs {}
+pub struct ArchArgs {
+    /// By what the guest learns of its machine: a device tree, with which it has a clock, or ACPI tables, with which it has a
+    /// power button
+    #[arg(long, default_value = "fdt", value_name = "fdt|acpi", value_parser = PossibleValuesParser::new(["fdt", "acpi"]).map(|tables| if tables == "acpi" { Tables::Acpi } else { Tables::Fdt }), hide_possible_values = true)]
+    tables: Tables,
+}
 
 impl ArchArgs {
     /// Says that the machine does not have what is asked for, if it does not.
@@ -31,16 +38,23 @@ impl ArchArgs {
 
     /// The kernel as it is started here.
     pub fn linux(&self, linux: Linux) -> Linux {
-        linux
+        linux.tables(self.tables)
     }
 
-    /// Adds the platform's own devices: there are none, and no power button.
+    /// Adds the platform's own devices.
     pub fn add_to(
         &self,
         builder: MachineBuilder,
-        _: &EventLoop,
+        here: &EventLoop,
     ) -> Result<(MachineBuilder, Option<PowerButton>)> {
-        Ok((builder, None))
+        match self.tables {
+            Tables::Fdt => Ok((builder.device(Pl031::new("rtc").on(here)), None)),
+            Tables::Acpi => {
+                let power = AcpiPower::button_only("power");
+                let button = power.button();
+                Ok((builder.device(power), Some(button)))
+            }
+        }
     }
 }
 
