@@ -21,8 +21,7 @@ pub const KERNEL: &str =
 /// The flags that only this architecture has.
 #[derive(Debug, clap::Args)]
 pub struct ArchArgs {
-    /// By what the guest learns of its machine: a device tree, with which it has a clock, or ACPI tables, with which it has a
-    /// power button
+    /// By what the guest learns of its machine: a device tree, or ACPI tables, with which it has no clock
     #[arg(long, default_value = "fdt", value_name = "fdt|acpi", value_parser = PossibleValuesParser::new(["fdt", "acpi"]).map(|tables| if tables == "acpi" { Tables::Acpi } else { Tables::Fdt }), hide_possible_values = true)]
     tables: Tables,
 }
@@ -47,14 +46,15 @@ impl ArchArgs {
         builder: MachineBuilder,
         here: &EventLoop,
     ) -> Result<(MachineBuilder, Option<PowerButton>)> {
-        match self.tables {
-            Tables::Fdt => Ok((builder.device(Pl031::new("rtc").on(here)), None)),
-            Tables::Acpi => {
-                let power = AcpiPower::button_only("power");
-                let button = power.button();
-                Ok((builder.device(power), Some(button)))
-            }
-        }
+        let power = AcpiPower::button_only("power");
+        let button = power.button();
+        let builder = builder.device(power);
+        let builder = match self.tables {
+            Tables::Fdt => builder.device(Pl031::new("rtc").on(here)),
+            // Nothing in ACPI's tables names a clock that Linux drives.
+            Tables::Acpi => builder,
+        };
+        Ok((builder, Some(button)))
     }
 }
 

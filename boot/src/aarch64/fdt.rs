@@ -29,6 +29,14 @@ pub enum FdtError {
         /// How many it has.
         found: usize,
     },
+    /// A machine with several devices of a kind of which there can be one.
+    #[error("the platform has {found} devices of kind {kind:?}; a device tree has one at most")]
+    Several {
+        /// Their kind.
+        kind: NodeKind,
+        /// How many it has.
+        found: usize,
+    },
     /// A node of a kind that a device tree cannot describe.
     #[error("device `{id}`: the device tree cannot describe a device of kind {kind:?}")]
     UnknownKind {
@@ -84,6 +92,8 @@ pub struct Chosen<'a> {
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
 const FIRST_CPU: u32 = 0x1000;
+/// The key's code (Linux, `input-event-codes.h`).
+const KEY_POWER: u32 = 116;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
 const CLOCK_HZ: u32 = 24_000_000;
 
@@ -100,6 +110,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
         return Err(FdtError::InterruptController { found });
     };
+    only(platform, NodeKind::PowerButton)?;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -240,6 +251,15 @@ fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError
     Ok(tree.end_node(node)?)
 }
 
+/// The one node of this kind, if there is one.
+fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> {
+    let mut nodes = platform.nodes.iter().filter(|node| node.kind == kind);
+    match (nodes.next(), nodes.count()) {
+        (node, 0) => Ok(node),
+        (_, others) => Err(FdtError::Several { kind, found: others + 1 }),
+    }
+}
+
 /// A device. The interrupt controller is described before.
 fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
     match node.kind {
@@ -268,6 +288,17 @@ fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
             let written = begin(tree, node, "vmgenid", &["microsoft,vmgenid"])?;
             interrupts(tree, node, true)?;
             Ok(tree.end_node(written)?)
+        }
+        NodeKind::PowerButton => {
+            // A key that is an interrupt, without a GPIO line: pressed and released at once.
+            let keys = tree.begin_node("gpio-keys")?;
+            tree.property_string("compatible", "gpio-keys")?;
+            let key = tree.begin_node("power")?;
+            tree.property_string("label", "Power Button")?;
+            tree.property_u32("linux,code", KEY_POWER)?;
+            interrupts(tree, node, true)?;
+            tree.end_node(key)?;
+            Ok(tree.end_node(keys)?)
         }
         kind => Err(FdtError::UnknownKind { id: node.id.clone(), kind }),
     }

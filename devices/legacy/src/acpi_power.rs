@@ -28,7 +28,7 @@ const SLP_EN: u8 = 1 << 5;
 /// counted. The registers keep nothing: they read as zero, as a machine that has never slept.
 ///
 /// A machine that powers off and resets by other means, such as one of Arm by PSCI, has the
-/// [button alone](Self::button_only), which ACPI tables describe on any architecture.
+/// [button alone](Self::button_only), which ACPI tables describe on any architecture and device trees as a key.
 #[derive(Debug)]
 pub struct AcpiPower {
     id: String,
