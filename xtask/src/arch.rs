@@ -22,10 +22,10 @@ pub struct Facts {
     pub debian: &'static str,
     /// The guest's first serial port in the example VMM.
     pub console: &'static str,
-    /// The command that makes a network device of its first argument in the nested machine's shell.
-    pub make_tap: &'static str,
     /// What emulates the nested machine, with what it consists of.
     pub qemu: &'static [&'static str],
+    /// What runs a program of it on another architecture, as far as the program asks little of its kernel.
+    pub emulator: &'static str,
     /// The nested machine's own serial port, and what else its kernel is told.
     pub nested_cmdline: &'static str,
     /// What the nested machine's kernel has as modules and only this architecture needs.
@@ -36,8 +36,8 @@ const X86_64: Facts = Facts {
     target: "x86_64-unknown-linux-gnu",
     debian: "amd64",
     console: "ttyS0",
-    make_tap: "ip tuntap add mode tap dev",
     qemu: &["qemu-system-x86_64", "-M", "q35", "-cpu", "max,+svm"],
+    emulator: "qemu-x86_64",
     nested_cmdline: "console=ttyS0 8250.nr_uarts=1 mitigations=off",
     nested_modules: &["kvm-amd", "dm-mod"],
 };
@@ -46,7 +46,6 @@ const AARCH64: Facts = Facts {
     target: "aarch64-unknown-linux-gnu",
     debian: "arm64",
     console: "ttyAMA0",
-    make_tap: "tunctl -t",
     // Pointer authentication by the algorithm that the architecture prescribes takes the emulator half of its time.
     qemu: &[
         "qemu-system-aarch64",
@@ -55,6 +54,7 @@ const AARCH64: Facts = Facts {
         "-cpu",
         "max,pauth-impdef=on",
     ],
+    emulator: "qemu-aarch64",
     nested_cmdline: "console=ttyAMA0 mitigations=off",
     nested_modules: &[],
 };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::arch::Arch;
 use xtask::demo::Demo;
 use xtask::kernels::Flavour;
 use xtask::nested::{self, Job, Machine};
@@ -47,6 +48,9 @@ struct Test {
     /// Take this step only.
     #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(suite::STEPS))]
     only: Option<String>,
+    /// Take the steps of this architecture only.
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
     /// Run only tests whose binary or name contains this; those of examples if there are no others. It is an error if
     /// there are none.
     filter: Option<String>,
@@ -68,6 +72,10 @@ struct Nested {
     /// Let the machine's time be the instructions that it executes.
     #[arg(long)]
     icount: bool,
+    /// The machine's architecture [default: the host's]. On another one, Debian's programs for it are at hand instead of the
+    /// host's.
+    #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
+    arch: Arch,
 }
 
 #[derive(clap::Args)]
@@ -95,8 +103,12 @@ fn main() -> ExitCode {
 fn run(command: Commands) -> Result<u8> {
     match command {
         Commands::Nested(command) => {
-            packages::ensure(&[packages::NESTED])?;
-            let mut machine = Machine::new()?;
+            packages::ensure(if command.arch.is_host() {
+                &[packages::NESTED]
+            } else {
+                packages::NESTED_AARCH64
+            })?;
+            let mut machine = Machine::of(command.arch)?;
             machine.counts_instructions = command.icount;
             match command.what.run {
                 Some(script) => {
@@ -118,7 +130,7 @@ fn run(command: Commands) -> Result<u8> {
             report::run_measure(&measure)?;
             Ok(0)
         }
-        Commands::Test(Test { only, filter }) => suite::run(Selection { only, filter }),
+        Commands::Test(Test { only, arch, filter }) => suite::run(Selection { only, arch, filter }),
         Commands::RunPlan { plan, results, at_a_time } => {
             suite::plan::run(&plan, &results, at_a_time)?;
             Ok(0)

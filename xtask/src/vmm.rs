@@ -35,7 +35,7 @@ pub fn build_for(arch: Arch, quiet: bool) -> Result<()> {
         return if quiet { build_quietly() } else { build() };
     }
     let mut cargo = cargo_build("microvm");
-    cross::set_up(&mut cargo, arch, "-Ctarget-feature=+crt-static")?;
+    cross::set_up(&mut cargo, arch, cross::STATIC)?;
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "false").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     if quiet {
         cargo.arg("--quiet");
@@ -79,7 +79,7 @@ pub fn build_examples() -> Result<()> {
 
 /// Where [`build_examples`] leaves one.
 pub fn example(name: &str) -> PathBuf {
-    paths::target().join("release/examples").join(name)
+    paths::built().join("release/examples").join(name)
 }
 
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
