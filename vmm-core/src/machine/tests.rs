@@ -17,6 +17,7 @@ use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
 use crate::scripted::{Script, Scripted};
+use crate::arch::testing::registers_at;
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 
 mod devices;

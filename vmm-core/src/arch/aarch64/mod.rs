@@ -9,6 +9,8 @@ mod registers;
 mod setup;
 mod spaces;
 mod state;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use boot::{LinuxOptions, load_linux};
 pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
@@ -18,7 +20,7 @@ pub(crate) use setup::{
     ArchConfig, HostFacts, NEWEST, REQUIRED, init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
+    HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
 pub(crate) use state::{VcpuAccess, VcpuParts, VmParts};
