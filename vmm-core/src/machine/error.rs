@@ -82,7 +82,9 @@ pub enum BuildError {
     #[error(transparent)]
     Bus(BusError),
     /// A device has I/O ports, and the guest has no instructions for them.
-    #[error("device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses")]
+    #[error(
+        "device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses"
+    )]
     NoPorts {
         /// The device.
         id: String,

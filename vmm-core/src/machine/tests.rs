@@ -16,8 +16,8 @@ use super::mailbox::Mailbox;
 use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
-use crate::scripted::{Script, Scripted};
 use crate::arch::testing::registers_at;
+use crate::scripted::{Script, Scripted};
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 
 mod devices;

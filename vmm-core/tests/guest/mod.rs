@@ -1,10 +1,18 @@
-//! A guest of a few instructions on this machine's KVM, and a device that remembers its accesses.
-#![allow(clippy::unwrap_used, dead_code)] // a test's helpers may panic; each test binary uses some of them
+//! A guest of a few instructions on this machine's KVM, and a device that remembers its accesses. What the instructions
+//! are is in a file for each architecture, under the same names.
+#![allow(clippy::unwrap_used, clippy::panic, dead_code)] // a test's helpers may panic; each test binary uses some of them
 
+#[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+mod code;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size};
-use ossature_core::{Buses, Hypervisor, Irqchip, Kvm, Registers, Vcpu, Vm, VmConfig};
+pub use code::*;
+
+use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size, VmRequest};
+use ossature_core::{Buses, Hypervisor, Irqchip, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Ram, RamConfig};
 
@@ -12,10 +20,8 @@ use ossature_memory::{Ram, RamConfig};
 pub const CODE: u16 = 0x1000;
 /// Where data goes.
 pub const DATA: u64 = 0x2000;
-/// Where the segment register FS points, above all RAM.
+/// A page of registers that are answered, above all RAM.
 pub const MMIO: u64 = 0xd000_0000;
-/// The local APIC.
-pub const LAPIC: u64 = 0xfee0_0000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -23,35 +29,79 @@ pub enum Seen {
     Write(u64, Size, u64),
 }
 
-/// Answers everything: a read gives bytes that count up from 0x11, each access is remembered.
-#[derive(Default)]
-pub struct Recorder(Mutex<Vec<Seen>>);
+/// Answers everything: a read gives bytes that count up from 0x11, if nothing else is asked for, and each access is
+/// remembered.
+pub struct Recorder {
+    seen: Mutex<Vec<Seen>>,
+    answer: AtomicU64,
+}
+
+const PATTERN: u64 = 0x8877_6655_4433_2211;
 
 /// What a read of `size` gives.
 pub fn pattern(size: Size) -> u64 {
-    0x8877_6655_4433_2211 & size.mask()
+    PATTERN & size.mask()
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { seen: Mutex::default(), answer: AtomicU64::new(PATTERN) }
+    }
 }
 
 impl Recorder {
+    /// Has reads give the lower bits of this.
+    pub fn answer(&self, answer: u64) {
+        self.answer.store(answer, Ordering::SeqCst);
+    }
+
     pub fn take(&self) -> Vec<Seen> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.seen.lock().unwrap())
     }
 
     /// Returns true if it is among those that have not been taken.
     pub fn seen(&self, seen: Seen) -> bool {
-        self.0.lock().unwrap().contains(&seen)
+        self.seen.lock().unwrap().contains(&seen)
     }
 }
 
 impl Mmio for Recorder {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
-        self.0.lock().unwrap().push(Seen::Read(at.offset, at.size));
-        Ok(pattern(at.size))
+        self.seen.lock().unwrap().push(Seen::Read(at.offset, at.size));
+        Ok(self.answer.load(Ordering::SeqCst) & at.size.mask())
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        self.0.lock().unwrap().push(Seen::Write(at.offset, at.size, value));
+        self.seen.lock().unwrap().push(Seen::Write(at.offset, at.size, value));
         Ok(Effect::None)
+    }
+}
+
+/// Has a run of a guest end whose processor has no instruction for it: see [`halts`].
+struct Halt;
+
+impl Mmio for Halt {
+    fn read(&self, _: Access) -> Result<u64, BusFault> {
+        Ok(0)
+    }
+
+    fn write(&self, _: Access, _: u64) -> Result<Effect, BusFault> {
+        Ok(Effect::Vm(VmRequest::Shutdown))
+    }
+}
+
+/// Where it is.
+pub const HALT: u64 = 0xd100_0000;
+
+/// Runs to the end of a run; returns how many other exits there were.
+pub fn run_to_halt(vcpu: &mut Vcpu) -> usize {
+    let mut exits = 0;
+    loop {
+        match vcpu.run_once().unwrap() {
+            Step::Handled => exits += 1,
+            step if halts(step) => return exits,
+            step => panic!("{step:?}"),
+        }
     }
 }
 
@@ -65,20 +115,21 @@ pub struct Guest {
 
 impl Guest {
     /// 64 KiB of RAM with `code`, and recorders on all ports and on the page at [`MMIO`].
-    pub fn new(config: VmConfig, code: &[u8]) -> Self {
+    pub fn new(config: VmConfig, code: &[Unit]) -> Self {
         let vm = Kvm::open().unwrap().create_vm(&config).unwrap();
         let ram = Ram::new(&RamConfig::new(0x1_0000)).unwrap();
-        ram.dma().write(GuestAddress(CODE.into()), code).unwrap();
+        ram.dma().write(GuestAddress(CODE.into()), &bytes(code)).unwrap();
         vm.set_memory(&ram).unwrap();
         let (ports, memory) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
         let buses = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));
         buses.0.insert(0, 0x1_0000, "ports", ports.clone()).unwrap();
         buses.1.insert(MMIO, 0x1000, "memory", memory.clone()).unwrap();
+        buses.1.insert(HALT, 8, "halt", Arc::new(Halt)).unwrap();
         Self { vm, ram, ports, memory, buses }
     }
 
-    /// As [`new`](Self::new), without interrupt controllers: HLT ends a run.
-    pub fn bare(code: &[u8]) -> Self {
+    /// As [`new`](Self::new), without interrupt controllers.
+    pub fn bare(code: &[Unit]) -> Self {
         Self::new(VmConfig::default().irqchip(Irqchip::None), code)
     }
 
@@ -87,17 +138,14 @@ impl Guest {
         Buses::new(self.buses.0.cursor(), self.buses.1.cursor())
     }
 
-    /// vCPU `index` in real mode at [`CODE`].
+    /// vCPU `index` at [`CODE`].
     pub fn vcpu(&self, index: u32) -> Vcpu {
-        self.vcpu_with(index, Registers::real_mode(CODE))
+        self.vcpu_with(index, start())
     }
 
-    /// vCPU `index` with these registers, and FS at [`MMIO`] unless it is elsewhere.
-    pub fn vcpu_with(&self, index: u32, mut registers: Registers) -> Vcpu {
+    /// vCPU `index` with these registers.
+    pub fn vcpu_with(&self, index: u32, registers: Registers) -> Vcpu {
         let mut vcpu = self.vm.create_vcpu(index, self.buses()).unwrap();
-        if registers.fs.base == 0 {
-            registers.fs.base = MMIO;
-        }
         vcpu.set_registers(&registers).unwrap();
         vcpu
     }
