@@ -1,7 +1,8 @@
 //! Code for 64-bit Arm, and where it starts: at EL1, with translation off.
 
 use ossature_bus::{Effect, VmRequest};
-use ossature_core::{Registers, Step};
+use ossature_core::{Registers, Step, Vcpu};
+use ossature_memory::Ram;
 
 use super::{CODE, DATA, HALT, MMIO};
 
@@ -65,4 +66,16 @@ pub fn start() -> Registers {
 /// There is no instruction that the kernel leaves its waiting to this process for: a write to [`HALT`] ends a run.
 pub fn halts(step: Step) -> bool {
     step == Step::Effect(Effect::Vm(VmRequest::Shutdown))
+}
+
+/// Completes the write that has ended a run: the program counter is then behind it, and registers can be set.
+pub fn complete(vcpu: &mut Vcpu) {
+    vcpu.kicker().kick();
+    assert_eq!(vcpu.run_once().unwrap(), Step::Interrupted);
+}
+
+/// Keeps the pages of RAM from being another guest's: QEMU's emulated processor (7.2) now and then goes on with what it has
+/// translated of a page that has been cleared since.
+pub fn keep(ram: &Ram) {
+    std::mem::forget(ram.dma());
 }

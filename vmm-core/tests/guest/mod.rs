@@ -6,7 +6,6 @@
 #[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
 mod code;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use code::*;
@@ -29,50 +28,34 @@ pub enum Seen {
     Write(u64, Size, u64),
 }
 
-/// Answers everything: a read gives bytes that count up from 0x11, if nothing else is asked for, and each access is
-/// remembered.
-pub struct Recorder {
-    seen: Mutex<Vec<Seen>>,
-    answer: AtomicU64,
-}
-
-const PATTERN: u64 = 0x8877_6655_4433_2211;
+/// Answers everything: a read gives bytes that count up from 0x11, each access is remembered.
+#[derive(Default)]
+pub struct Recorder(Mutex<Vec<Seen>>);
 
 /// What a read of `size` gives.
 pub fn pattern(size: Size) -> u64 {
-    PATTERN & size.mask()
-}
-
-impl Default for Recorder {
-    fn default() -> Self {
-        Self { seen: Mutex::default(), answer: AtomicU64::new(PATTERN) }
-    }
+    0x8877_6655_4433_2211 & size.mask()
 }
 
 impl Recorder {
-    /// Has reads give the lower bits of this.
-    pub fn answer(&self, answer: u64) {
-        self.answer.store(answer, Ordering::SeqCst);
-    }
-
     pub fn take(&self) -> Vec<Seen> {
-        std::mem::take(&mut self.seen.lock().unwrap())
+        std::mem::take(&mut self.0.lock().unwrap())
     }
 
     /// Returns true if it is among those that have not been taken.
     pub fn seen(&self, seen: Seen) -> bool {
-        self.seen.lock().unwrap().contains(&seen)
+        self.0.lock().unwrap().contains(&seen)
     }
 }
 
 impl Mmio for Recorder {
     fn read(&self, at: Access) -> Result<u64, BusFault> {
-        self.seen.lock().unwrap().push(Seen::Read(at.offset, at.size));
-        Ok(self.answer.load(Ordering::SeqCst) & at.size.mask())
+        self.0.lock().unwrap().push(Seen::Read(at.offset, at.size));
+        Ok(pattern(at.size))
     }
 
     fn write(&self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        self.seen.lock().unwrap().push(Seen::Write(at.offset, at.size, value));
+        self.0.lock().unwrap().push(Seen::Write(at.offset, at.size, value));
         Ok(Effect::None)
     }
 }
@@ -99,7 +82,10 @@ pub fn run_to_halt(vcpu: &mut Vcpu) -> usize {
     loop {
         match vcpu.run_once().unwrap() {
             Step::Handled => exits += 1,
-            step if halts(step) => return exits,
+            step if halts(step) => {
+                complete(vcpu);
+                return exits;
+            }
             step => panic!("{step:?}"),
         }
     }
@@ -119,6 +105,7 @@ impl Guest {
         let vm = Kvm::open().unwrap().create_vm(&config).unwrap();
         let ram = Ram::new(&RamConfig::new(0x1_0000)).unwrap();
         ram.dma().write(GuestAddress(CODE.into()), &bytes(code)).unwrap();
+        keep(&ram);
         vm.set_memory(&ram).unwrap();
         let (ports, memory) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
         let buses = (Bus::new(AddressSpace::Pio), Bus::new(AddressSpace::Mmio));

@@ -1,6 +1,7 @@
 //! Code for x86, and where it starts: in real mode.
 
-use ossature_core::{Registers, Step};
+use ossature_core::{Registers, Step, Vcpu};
+use ossature_memory::Ram;
 
 use super::{CODE, MMIO};
 
@@ -50,3 +51,9 @@ pub fn start() -> Registers {
 pub fn halts(step: Step) -> bool {
     step == Step::Halted
 }
+
+/// A run that HLT has ended needs nothing.
+pub fn complete(_: &mut Vcpu) {}
+
+/// RAM may go with its guest.
+pub fn keep(_: &Ram) {}
