@@ -23,6 +23,7 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use xtask::arch::Arch;
 use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
@@ -109,7 +110,7 @@ impl Guest {
             program: vmm::program(),
             kernel: debian.vmlinux(),
             debian,
-            cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
+            cmdline: format!("console={} quiet panic=-1", Arch::HOST.facts().console),
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),

@@ -14,6 +14,9 @@ const COMPILER_PROGRAM: &str = "/usr/bin/rustc";
 /// The standard library that belongs to it.
 const LIBRARY: &str = "libstd-rust-web-dev";
 
+/// The compiler's flag for programs without shared libraries.
+pub const STATIC: &str = "-Ctarget-feature=+crt-static";
+
 /// What links programs for aarch64.
 pub const LINKER: &[&str] = &["aarch64-linux-gnu-gcc", "libc.a for arm64"];
 

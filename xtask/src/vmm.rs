@@ -35,7 +35,7 @@ pub fn build_for(arch: Arch, quiet: bool) -> Result<()> {
         return if quiet { build_quietly() } else { build() };
     }
     let mut cargo = cargo_build("microvm");
-    cross::set_up(&mut cargo, arch, "-Ctarget-feature=+crt-static")?;
+    cross::set_up(&mut cargo, arch, cross::STATIC)?;
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "false").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     if quiet {
         cargo.arg("--quiet");
