@@ -1,7 +1,9 @@
 //! Code for 64-bit Arm, and where it starts: at EL1, with translation off.
 
-use ossature_bus::{Effect, VmRequest};
+use ossature_bus::{Device, Effect, VmRequest};
 use ossature_core::{Registers, Step, Vcpu};
+use ossature_legacy::Serial;
+use ossature_legacy::backend::Backend;
 use ossature_memory::Ram;
 
 use super::{CODE, DATA, HALT, MMIO};
@@ -78,4 +80,32 @@ pub fn complete(vcpu: &mut Vcpu) {
 /// translated of a page that has been cleared since.
 pub fn keep(ram: &Ram) {
     std::mem::forget(ram.dma());
+}
+
+/// As they are.
+pub fn ready(registers: Registers) -> Registers {
+    registers
+}
+
+/// Prints "ok\n" on a PL011 that is the first of the devices, then powers off by PSCI.
+pub const PRINT_AND_POWER_OFF: &[u32] = &[
+    0x5280_0de2, // mov w2, #'o'
+    0xb900_0262, // str w2, [x19]
+    0x5280_0d62, // mov w2, #'k'
+    0xb900_0262, // str w2, [x19]
+    0x5280_0142, // mov w2, #'\n'
+    0xb900_0262, // str w2, [x19]
+    0x52b0_8000, // mov w0, #0x84000000
+    0x7280_0100, // movk w0, #8
+    0xd400_0002, // hvc #0
+];
+
+/// The serial port that it prints on.
+pub fn serial(id: &str, output: Backend) -> impl Device {
+    Serial::pl011(id, output)
+}
+
+/// What else it is powered off by: nothing.
+pub fn power() -> Vec<Box<dyn Device>> {
+    Vec::new()
 }

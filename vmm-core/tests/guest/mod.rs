@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex};
 
 pub use code::*;
 
+use ossature_boot::Platform;
 use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size, VmRequest};
+use ossature_core::machine::{Machine, MachineBuilder};
 use ossature_core::{Buses, Hypervisor, Irqchip, Kvm, Registers, Step, Vcpu, Vm, VmConfig};
-use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{Ram, RamConfig};
+use ossature_memory::vm_memory::{Bytes, GuestAddress};
+use ossature_memory::{GuestMmap, Ram, RamConfig};
 
 /// Where code goes.
 pub const CODE: u16 = 0x1000;
@@ -133,7 +135,7 @@ impl Guest {
     /// vCPU `index` with these registers.
     pub fn vcpu_with(&self, index: u32, registers: Registers) -> Vcpu {
         let mut vcpu = self.vm.create_vcpu(index, self.buses()).unwrap();
-        vcpu.set_registers(&registers).unwrap();
+        vcpu.set_registers(&ready(registers)).unwrap();
         vcpu
     }
 
@@ -146,4 +148,17 @@ impl Guest {
     pub fn write(&self, address: u64, bytes: &[u8]) {
         self.ram.dma().write(GuestAddress(address), bytes).unwrap();
     }
+}
+
+/// A machine of 2 MiB with `code`.
+pub fn machine(name: &str, code: &'static [Unit]) -> MachineBuilder {
+    Machine::builder(name).memory(RamConfig::new(2 << 20)).payload(move |memory: &GuestMmap, _: &Platform| {
+        memory.write_slice(&bytes(code), GuestAddress(CODE.into()))?;
+        Ok(start())
+    })
+}
+
+/// What [`COUNT`] counts.
+pub fn counter(machine: &Machine) -> u32 {
+    machine.ram().dma().read_obj(GuestAddress(DATA)).unwrap()
 }

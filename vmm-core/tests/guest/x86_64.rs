@@ -1,6 +1,9 @@
 //! Code for x86, and where it starts: in real mode.
 
+use ossature_bus::Device;
 use ossature_core::{Registers, Step, Vcpu};
+use ossature_legacy::backend::Backend;
+use ossature_legacy::{AcpiPower, Serial, SerialPort};
 use ossature_memory::Ram;
 
 use super::{CODE, MMIO};
@@ -42,9 +45,7 @@ pub fn bytes(code: &[u8]) -> Vec<u8> {
 
 /// Real mode at [`CODE`], with FS at [`MMIO`].
 pub fn start() -> Registers {
-    let mut registers = Registers::real_mode(CODE);
-    registers.fs.base = MMIO;
-    registers
+    ready(Registers::real_mode(CODE))
 }
 
 /// HLT ends a run of a guest without interrupt controllers.
@@ -57,3 +58,32 @@ pub fn complete(_: &mut Vcpu) {}
 
 /// RAM may go with its guest.
 pub fn keep(_: &Ram) {}
+
+/// With FS at [`MMIO`] unless it is elsewhere.
+pub fn ready(mut registers: Registers) -> Registers {
+    if registers.fs.base == 0 {
+        registers.fs.base = MMIO;
+    }
+    registers
+}
+
+/// Prints "ok\n" on COM1, then writes S5 with sleep-enable to the ACPI sleep register.
+pub const PRINT_AND_POWER_OFF: &[u8] = &[
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'o', 0xee, // mov al, 'o'; out dx, al
+    0xb0, b'k', 0xee, // the same with 'k'
+    0xb0, b'\n', 0xee, // and a newline
+    0xba, 0x00, 0x06, // mov dx, 0x600
+    0xb0, 0x34, 0xee, // mov al, 0x34; out dx, al
+    0xf4, // hlt
+];
+
+/// The serial port that it prints on.
+pub fn serial(id: &str, output: Backend) -> impl Device {
+    Serial::new(id, SerialPort::COM1, output)
+}
+
+/// What else it is powered off by.
+pub fn power() -> Vec<Box<dyn Device>> {
+    vec![Box::new(AcpiPower::new("power"))]
+}
