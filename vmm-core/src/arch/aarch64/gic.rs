@@ -15,7 +15,7 @@ use crate::{VmConfig, VmError};
 /// What is kept of the interrupt controllers.
 #[derive(Debug)]
 pub(crate) struct Controllers {
-    _gic: DeviceFd,
+    pub(super) gic: DeviceFd,
 }
 
 /// The GIC is complete once it knows all vCPUs, and takes no interrupts before.
@@ -39,5 +39,5 @@ pub(crate) fn create_controllers(vm: &VmFd, _: &VmConfig) -> Result<Controllers,
     // The kernel reads the first 32 bits.
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&u64::from(PRIVATE_IRQS + WIRED_LINES)))?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
-    Ok(Controllers { _gic: gic })
+    Ok(Controllers { gic })
 }

@@ -38,7 +38,7 @@ pub(crate) use spaces::{
     cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
     window_space,
 };
-pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
+pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 
 /// What this crate's users see of the architecture.
