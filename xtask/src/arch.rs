@@ -22,8 +22,6 @@ pub struct Facts {
     pub debian: &'static str,
     /// The guest's first serial port in the example VMM.
     pub console: &'static str,
-    /// The command that makes a network device of its first argument in the nested machine's shell.
-    pub make_tap: &'static str,
     /// What emulates the nested machine, with what it consists of.
     pub qemu: &'static [&'static str],
     /// The nested machine's own serial port, and what else its kernel is told.
@@ -36,7 +34,6 @@ const X86_64: Facts = Facts {
     target: "x86_64-unknown-linux-gnu",
     debian: "amd64",
     console: "ttyS0",
-    make_tap: "ip tuntap add mode tap dev",
     qemu: &["qemu-system-x86_64", "-M", "q35", "-cpu", "max,+svm"],
     nested_cmdline: "console=ttyS0 8250.nr_uarts=1 mitigations=off",
     nested_modules: &["kvm-amd", "dm-mod"],
@@ -46,7 +43,6 @@ const AARCH64: Facts = Facts {
     target: "aarch64-unknown-linux-gnu",
     debian: "arm64",
     console: "ttyAMA0",
-    make_tap: "tunctl -t",
     // Pointer authentication by the algorithm that the architecture prescribes takes the emulator half of its time.
     qemu: &[
         "qemu-system-aarch64",

@@ -192,10 +192,9 @@ impl Demo {
         let initrd = folder.join("initrd");
         fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;
         let machine = format!(
-            "{} tap0 && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
+            "ip tuntap add mode tap dev tap0 && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
              exec {} --kernel {} --initrd {} --cmdline {} --cpus {} --memory {}M \
              --disk path={} --net tap=tap0 {console}",
-            facts.make_tap,
             quote_path(&vmm::program_for(self.arch)),
             quote_path(&kernel),
             quote_path(&initrd),

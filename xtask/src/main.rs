@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::arch::Arch;
 use xtask::demo::Demo;
 use xtask::kernels::Flavour;
 use xtask::nested::{self, Job, Machine};
@@ -68,6 +69,10 @@ struct Nested {
     /// Let the machine's time be the instructions that it executes.
     #[arg(long)]
     icount: bool,
+    /// The machine's architecture [default: the host's]. On another one, Debian's programs for it are at hand instead of the
+    /// host's.
+    #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
+    arch: Arch,
 }
 
 #[derive(clap::Args)]
@@ -95,8 +100,12 @@ fn main() -> ExitCode {
 fn run(command: Commands) -> Result<u8> {
     match command {
         Commands::Nested(command) => {
-            packages::ensure(&[packages::NESTED])?;
-            let mut machine = Machine::new()?;
+            packages::ensure(if command.arch.is_host() {
+                &[packages::NESTED]
+            } else {
+                packages::NESTED_AARCH64
+            })?;
+            let mut machine = Machine::of(command.arch)?;
             machine.counts_instructions = command.icount;
             match command.what.run {
                 Some(script) => {

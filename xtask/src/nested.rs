@@ -2,8 +2,8 @@
 //! it, and a job runs there that sees the host's files. This is how guests with stock kernels are tested on hosts whose
 //! processor offers no virtualization.
 //!
-//! The job sees the host's root folder as it is; what it writes stays in the machine's memory and
-//! ends with it, but for [`Machine::shared`].
+//! The job sees the host's root folder as it is, or another architecture's Debian and the repository at its path; what it
+//! writes stays in the machine's memory and ends with it, but for [`Machine::shared`].
 
 use std::fs;
 use std::io::Write;
@@ -17,7 +17,7 @@ use crate::arch::Arch;
 use crate::follow::Follow;
 use crate::kernels::{self, Flavour};
 use crate::process::{command, quote, quote_path, stty, terminal_size};
-use crate::{Context, Error, Result, guest, paths};
+use crate::{Context, Error, Result, guest, paths, port};
 
 /// What Debian's generic kernel has as modules and the nested machine needs.
 const MODULES: &[&str] = &[
@@ -32,6 +32,10 @@ const MODULES: &[&str] = &[
     "vhost_net",
     "vhost_vsock",
 ];
+
+/// Where the host's programs do not run, the packages of those that jobs call.
+const PACKAGES: &[&str] =
+    &["busybox-static", "e2fsprogs", "iproute2", "kmod", "lz4", "pciutils", "socat", "strace"];
 
 /// Environment of the calling process that jobs see too.
 const PASSED_ON: &[&str] = &[
@@ -110,8 +114,8 @@ impl Machine {
         Self::of(Arch::HOST)
     }
 
-    /// The same of an architecture. On another one than the host's, a job finds busybox alone, and the repository and the
-    /// shared folder at their paths.
+    /// The same of an architecture. On another one than the host's, a job finds that Debian's programs, and of the host's
+    /// files the repository and the target folder.
     ///
     /// # Errors
     /// As [`Machine::new`].
@@ -135,9 +139,12 @@ impl Machine {
         let mut tree = guest::busybox_tree_for(arch)?;
         let modules = kernel.modules(&[MODULES, arch.facts().nested_modules].concat())?;
         guest::add_modules(&mut tree, &modules, without_signature)?;
-        if !arch.is_host() {
-            tree.file("/repository", 0o644, paths::root().to_string_lossy().into_owned());
-        }
+        let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES)? };
+        tree.file("/root-folder", 0o644, root.to_string_lossy().into_owned());
+        let (repository, target) = (paths::root(), paths::target());
+        let both = [&repository, &target].map(|folder| folder.to_string_lossy().into_owned() + "\n");
+        let folders = &both[..if target.starts_with(&repository) { 1 } else { 2 }];
+        tree.file("/host-folders", 0o644, if arch.is_host() { String::new() } else { folders.concat() });
         tree.file("/shared-folder", 0o644, shared.to_string_lossy().into_owned());
         tree.file("/init", 0o755, include_str!("nested/init.sh"));
         fs::write(machine.initrd(), tree.to_cpio()).context(machine.initrd().display())?;

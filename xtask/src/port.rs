@@ -25,7 +25,7 @@ impl Port {
             ));
         }
         let debian = arch.facts().debian;
-        let folder = paths::target().join("port").join(debian);
+        let folder = folder(arch);
         let (lists, cache) = (folder.join("lists"), folder.join("cache"));
         for parent in [&lists, &cache.join("archives")] {
             let partial = parent.join("partial");
@@ -95,12 +95,60 @@ impl Port {
     }
 }
 
+/// Where everything of an architecture is.
+fn folder(arch: Arch) -> PathBuf {
+    paths::target().join("port").join(arch.facts().debian)
+}
+
+/// What every Debian has beside the packages of programs.
+const ESSENTIAL: &str = "?essential";
+
+/// A folder with these packages of another architecture's Debian, all that is essential, and what they need, as the root of
+/// a machine that is not set up further: unpacked, without having run any of their scripts.
+///
+/// # Errors
+/// They cannot be fetched.
+pub fn userland(arch: Arch, packages: &[&str]) -> Result<PathBuf> {
+    let folder = folder(arch).join("root");
+    let list = folder.join(".packages");
+    let wanted = packages.join(" ");
+    if fs::read_to_string(&list).is_ok_and(|list| list == wanted) {
+        return Ok(folder);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context(folder.display())?;
+    }
+    let port = Port::update(arch)?;
+    eprintln!("  downloading Debian's {} packages of {wanted}", arch.facts().debian);
+    let mut apt = port.command("apt-get");
+    apt.args(["--yes", "--no-install-recommends", "--download-only", "install", ESSENTIAL]).args(packages);
+    process::output(&mut apt)?;
+    for part in ["bin", "sbin", "lib"] {
+        let usr = folder.join("usr").join(part);
+        fs::create_dir_all(&usr).context(usr.display())?;
+        let link = folder.join(part);
+        std::os::unix::fs::symlink(format!("usr/{part}"), &link).context(link.display())?;
+    }
+    let archives = self::folder(arch).join("cache/archives");
+    for entry in fs::read_dir(&archives).context(archives.display())?.flatten() {
+        let file = entry.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            // `dpkg -x` would put a folder where a link to one is.
+            let script = "dpkg --fsys-tarfile \"$1\" | tar -x --keep-directory-symlink -C \"$2\"";
+            process::output(process::command("sh").args(["-c", script, "sh"]).arg(&file).arg(&folder))?;
+            fs::remove_file(&file).context(file.display())?;
+        }
+    }
+    fs::write(&list, wanted).context(list.display())?;
+    Ok(folder)
+}
+
 /// Another architecture's statically linked busybox.
 ///
 /// # Errors
 /// It cannot be fetched.
 pub fn busybox(arch: Arch) -> Result<PathBuf> {
-    let folder = paths::target().join("port").join(arch.facts().debian).join("busybox-static");
+    let folder = folder(arch).join("busybox-static");
     if !folder.exists() {
         let port = Port::update(arch)?;
         port.unpack("busybox-static", &port.version("busybox-static")?, &folder)?;

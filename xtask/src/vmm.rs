@@ -79,7 +79,7 @@ pub fn build_examples() -> Result<()> {
 
 /// Where [`build_examples`] leaves one.
 pub fn example(name: &str) -> PathBuf {
-    paths::target().join("release/examples").join(name)
+    paths::built().join("release/examples").join(name)
 }
 
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.
