@@ -75,6 +75,10 @@ impl MemoryListener for Follower {
 impl Sealed for KvmVm {}
 
 impl Vm for KvmVm {
+    fn has_ports(&self) -> bool {
+        arch::HAS_PORTS
+    }
+
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.is_some() {

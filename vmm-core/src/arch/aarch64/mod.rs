@@ -12,6 +12,8 @@ mod setup;
 mod spaces;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vcpu_state;
 mod vm_state;
 
@@ -23,7 +25,7 @@ pub(crate) use setup::{
     ArchConfig, HostFacts, NEWEST, REQUIRED, init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
+    HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};

@@ -8,6 +8,8 @@ use ossature_memory::layout::Space;
 
 use super::irq::WIRED_LINES;
 
+/// No instruction reaches I/O ports.
+pub(crate) const HAS_PORTS: bool = false;
 /// Where devices are put.
 const MMIO: RangeInclusive<u64> = 0xd000_0000..=0xdfff_ffff;
 /// Where those may be that ask for just that: outside RAM and the interrupt controllers.
@@ -38,11 +40,6 @@ pub(crate) fn window_space() -> Space {
 pub(crate) fn high_window_space(ram_end: u64) -> Space {
     let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
     Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
-}
-
-/// I/O ports: none.
-pub(crate) fn port_space() -> Space {
-    Space::new([])
 }
 
 /// Interrupt lines.

@@ -18,6 +18,8 @@ mod preflight;
 mod registers;
 mod setup;
 mod spaces;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vcpu_state;
 mod vm_state;
 #[allow(unsafe_code)]
@@ -35,7 +37,7 @@ pub(crate) use setup::{
     notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
+    HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};

@@ -39,11 +39,11 @@ fn a_state_is_bytes_and_back() {
 #[test]
 fn states_of_another_architecture_and_damaged_ones_are_refused_by_name() {
     let saved = parts().to_saved();
-    let foreign = SavedState { kind: "org.ossature.vcpu.x86_64".into(), ..saved.clone() };
+    let foreign = SavedState::new("org.ossature.vcpu.x86_64", VERSION, saved.payload.clone());
     let error = VcpuParts::from_saved(&foreign).unwrap_err().to_string();
     assert!(error.contains("org.ossature.vcpu.x86_64") && error.contains(KIND), "{error}");
     for len in 0..saved.payload.len() {
-        let part = SavedState { payload: saved.payload[..len].to_vec().into(), ..saved.clone() };
+        let part = SavedState::new(KIND, VERSION, &saved.payload[..len]);
         assert!(VcpuParts::from_saved(&part).is_err(), "{len} bytes");
     }
     let refused = |features: u32, mp_state: u32, serror: &[u8]| {

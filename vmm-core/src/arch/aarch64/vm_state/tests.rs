@@ -13,7 +13,7 @@ fn a_state_says_how_old_it_is() {
 #[test]
 fn a_state_of_another_architecture_is_refused_by_name() {
     let saved = VmParts { gic: None, saved_at: None }.to_saved();
-    let foreign = SavedState { kind: "org.ossature.vm.x86_64".into(), ..saved };
+    let foreign = SavedState::new("org.ossature.vm.x86_64", VERSION, saved.payload.clone());
     let error = VmParts::from_saved(&foreign).unwrap_err().to_string();
     assert!(error.contains("org.ossature.vm.x86_64") && error.contains(KIND), "{error}");
 }
