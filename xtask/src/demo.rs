@@ -88,11 +88,6 @@ pub fn run(demo: &Demo) -> Result<u8> {
 }
 
 impl Demo {
-    /// A command in a guest of this architecture.
-    pub fn command(arch: Arch, cpus: u32, command: &str) -> Self {
-        Self { run: Some(command.to_owned()), kernel: None, arch, cpus, memory: 512, token: token() }
-    }
-
     fn on_host(&self, folder: &Path) -> Result<u8> {
         let script = self.prepare(folder)?;
         let mut shell = process::command("sh");
