@@ -4,7 +4,9 @@ use ossature::bus::Device;
 use ossature::legacy::{AcpiPower, Backend, Rtc, Serial, SerialPort};
 
 /// The console's serial port.
-pub fn serial(line: Backend) -> Serial {
+pub type Console = Serial;
+
+pub fn serial(line: Backend) -> Console {
     Serial::new("com1", SerialPort::COM1, line)
 }
 
