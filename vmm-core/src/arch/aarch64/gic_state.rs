@@ -264,9 +264,8 @@ impl VcpuState {
         let mut values = self.redistributor.iter();
         for (offset, value) in redistributor().zip(values.by_ref()) {
             // What a new one has of the tables is not what can be written to it.
-            let is_there = GICR_TABLES.contains(&offset)
-                && *value == gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset))?;
-            if !is_there {
+            let now: u32 = gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset))?;
+            if now != *value || !GICR_TABLES.contains(&offset) {
                 set(offset, *value)?;
             }
         }
