@@ -141,6 +141,10 @@ impl Hypervisor for Kvm {
         Ok(Box::new(vm::KvmVm::new(&self.host, config, None)?))
     }
 
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.host.kvm, &self.host.facts))
+    }
+
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
         let parts = vcpus.iter().map(|state| match &state.0 {
             VcpuStateOf::Kvm(parts) => Ok(&**parts),

@@ -198,6 +198,10 @@ impl Vm for KvmVm {
         vm.reset_state()?.vm.write_chips(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.shared.host.kvm, &self.shared.host.facts))
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(sys::borrow(&self.shared.fd))
     }

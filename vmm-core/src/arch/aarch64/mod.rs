@@ -6,6 +6,7 @@ mod features;
 mod gic;
 mod gic_state;
 mod irq;
+mod its;
 mod one_reg;
 #[allow(unsafe_code)]
 mod registers;
@@ -22,9 +23,11 @@ mod vm_state;
 pub(crate) use boot::{LinuxOptions, load_linux};
 pub(crate) use exception::{exception_registers, instruction_byte};
 pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
-pub(crate) use irq::{WIRED_LINES, WiredLine, line_number, wired_lines};
+pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};
 pub(crate) use registers::{KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page};
-pub(crate) use setup::{ArchConfig, HostFacts, NEWEST, REQUIRED, init_vcpu, notify_paused, prepare_vm};
+pub(crate) use setup::{
+    ArchConfig, HostFacts, NEWEST, REQUIRED, address_bits, init_vcpu, notify_paused, prepare_vm,
+};
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,

@@ -1,5 +1,7 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_vcpu_init,
 };
@@ -33,9 +35,14 @@ impl ArchConfig {
     }
 }
 
-/// What is asked of the host once: nothing yet.
+/// What is asked of the host once.
 #[derive(Debug, Default)]
-pub(crate) struct HostFacts {}
+pub(crate) struct HostFacts {
+    address_bits: OnceLock<u32>,
+}
+
+/// Where the kernel does not say (before Linux 4.20).
+const DEFAULT_ADDRESS_BITS: u32 = 40;
 
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
@@ -50,6 +57,15 @@ pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
 
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::ImmediateExit;
+
+/// The bits of addresses that guests have: what this host's processor translates.
+pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
+    let ask = || u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
+    match *facts.address_bits.get_or_init(ask) {
+        0 => DEFAULT_ADDRESS_BITS,
+        bits => bits,
+    }
+}
 
 /// Has the kernel tell of accesses that the processor does not decode for it, where it can (Linux 5.5): without that,
 /// `KVM_RUN` fails with ENOSYS. A machine is created with as many address bits as the host has.

@@ -21,6 +21,11 @@ use crate::{Capability, VmConfig, VmError};
 /// its identity map on the page before them. No RAM and no device may be there.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// The bits of addresses that guests have: as many as there are.
+pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
+    52
+}
+
 /// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
     if has_svm() {

@@ -33,7 +33,7 @@ pub(crate) fn window_space() -> Space {
 }
 
 /// The same above RAM, which ends before `ram_end`.
-pub(crate) fn high_window_space(ram_end: u64) -> Space {
+pub(crate) fn high_window_space(ram_end: u64, _: u32) -> Space {
     let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
     Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
 }
