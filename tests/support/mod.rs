@@ -3,6 +3,12 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+#[cfg(target_arch = "aarch64")]
+#[path = "arch/aarch64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "arch/x86_64.rs"]
+mod arch;
 mod complaints;
 pub mod control;
 pub mod devices;
@@ -23,10 +29,12 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use xtask::arch::Arch;
 use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
+pub use arch::PCI;
 pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;
@@ -109,7 +117,7 @@ impl Guest {
             program: vmm::program(),
             kernel: debian.vmlinux(),
             debian,
-            cmdline: "console=ttyS0 quiet panic=-1".to_owned(),
+            cmdline: format!("console={} quiet panic=-1", Arch::HOST.facts().console),
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),

@@ -24,6 +24,8 @@ pub struct Facts {
     pub console: &'static str,
     /// What emulates the nested machine, with what it consists of.
     pub qemu: &'static [&'static str],
+    /// What runs a program of it on another architecture, as far as the program asks little of its kernel.
+    pub emulator: &'static str,
     /// The nested machine's own serial port, and what else its kernel is told.
     pub nested_cmdline: &'static str,
     /// What the nested machine's kernel has as modules and only this architecture needs.
@@ -35,6 +37,7 @@ const X86_64: Facts = Facts {
     debian: "amd64",
     console: "ttyS0",
     qemu: &["qemu-system-x86_64", "-M", "q35", "-cpu", "max,+svm"],
+    emulator: "qemu-x86_64",
     nested_cmdline: "console=ttyS0 8250.nr_uarts=1 mitigations=off",
     nested_modules: &["kvm-amd", "dm-mod"],
 };
@@ -51,6 +54,7 @@ const AARCH64: Facts = Facts {
         "-cpu",
         "max,pauth-impdef=on",
     ],
+    emulator: "qemu-aarch64",
     nested_cmdline: "console=ttyAMA0 mitigations=off",
     nested_modules: &[],
 };

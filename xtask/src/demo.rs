@@ -91,18 +91,6 @@ pub fn run(demo: &Demo) -> Result<u8> {
 }
 
 impl Demo {
-    /// A command in a guest of this architecture.
-    pub fn command(arch: Arch, cpus: u32, command: &str) -> Self {
-        let (run, transport) = (Some(command.to_owned()), "mmio".to_owned());
-        Self { run, kernel: None, arch, cpus, memory: 512, transport, token: token() }
-    }
-
-    /// The same with the virtio devices on PCI.
-    #[must_use]
-    pub fn on_pci(self) -> Self {
-        Self { transport: "pci".to_owned(), ..self }
-    }
-
     fn on_host(&self, folder: &Path) -> Result<u8> {
         let script = self.prepare(folder)?;
         let mut shell = process::command("sh");

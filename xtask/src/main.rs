@@ -48,6 +48,9 @@ struct Test {
     /// Take this step only.
     #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(suite::STEPS))]
     only: Option<String>,
+    /// Take the steps of this architecture only.
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
     /// Run only tests whose binary or name contains this; those of examples if there are no others. It is an error if
     /// there are none.
     filter: Option<String>,
@@ -127,7 +130,7 @@ fn run(command: Commands) -> Result<u8> {
             report::run_measure(&measure)?;
             Ok(0)
         }
-        Commands::Test(Test { only, filter }) => suite::run(Selection { only, filter }),
+        Commands::Test(Test { only, arch, filter }) => suite::run(Selection { only, arch, filter }),
         Commands::RunPlan { plan, results, at_a_time } => {
             suite::plan::run(&plan, &results, at_a_time)?;
             Ok(0)

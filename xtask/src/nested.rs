@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::arch::Arch;
 use crate::follow::Follow;
-use crate::kernels::{self, Flavour};
+use crate::kernels::{self, Flavour, Kernel};
 use crate::process::{command, quote, quote_path, stty, terminal_size};
 use crate::{Context, Error, Result, guest, paths, port};
 
@@ -89,6 +89,16 @@ impl Job {
     }
 }
 
+/// Fetches what machines of an architecture are made of, so that several may be made at the same time: their kernel, and the
+/// root folder, which is empty where it is the host's.
+///
+/// # Errors
+/// It cannot be fetched.
+pub fn prepare(arch: Arch) -> Result<(Kernel, PathBuf)> {
+    let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES)? };
+    Ok((kernels::fetch_for(arch, Flavour::Generic)?, root))
+}
+
 /// A machine that is turned on for each job. Machines are independent of each other: several may run
 /// at the same time.
 #[derive(Debug)]
@@ -121,7 +131,7 @@ impl Machine {
     /// As [`Machine::new`].
     pub fn of(arch: Arch) -> Result<Machine> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let kernel = kernels::fetch_for(arch, Flavour::Generic)?;
+        let (kernel, root) = prepare(arch)?;
         let all = paths::target().join("nested");
         remove_leftovers(&all);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -139,7 +149,6 @@ impl Machine {
         let mut tree = guest::busybox_tree_for(arch)?;
         let modules = kernel.modules(&[MODULES, arch.facts().nested_modules].concat())?;
         guest::add_modules(&mut tree, &modules, without_signature)?;
-        let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES)? };
         tree.file("/root-folder", 0o644, root.to_string_lossy().into_owned());
         let (repository, target) = (paths::root(), paths::target());
         let both = [&repository, &target].map(|folder| folder.to_string_lossy().into_owned() + "\n");

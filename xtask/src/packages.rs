@@ -27,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mke2fs", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("passt", "passt"),
+    ("qemu-aarch64", "qemu-user"),
     ("qemu-img", "qemu-utils"),
     ("qemu-system-aarch64", "qemu-system-arm"),
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -49,6 +50,9 @@ pub const GUEST: &[&str] = &[BUSYBOX, "depmod", "lz4"];
 pub const NESTED: &[&str] = &[BUSYBOX, "depmod", "xz", "qemu-system-x86_64"];
 /// What runs the nested machine of the other architecture, and builds the VMM for it.
 pub const NESTED_AARCH64: &[&[&str]] = &[&[BUSYBOX, "depmod", "qemu-system-aarch64"], cross::LINKER];
+/// What builds, lists and runs its tests.
+pub const CROSS_TESTS: &[&str] =
+    &[BUSYBOX, "depmod", "lz4", "qemu-system-aarch64", "qemu-aarch64", "aarch64-linux-gnu-gcc", LIBC_ARM64];
 
 /// How long `apt-get` is called again while another process holds one of its locks.
 const LOCK_LIMIT: Duration = Duration::from_secs(1800);

@@ -21,6 +21,7 @@ use environment::Environment;
 use plan::Entry;
 use targets::Targets;
 
+use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
 use crate::{Error, Result, bare_metal, foreign, fuzz, packages, paths, process, report, vmm};
 
@@ -41,8 +42,12 @@ pub const STEPS: &[&str] = &[
     "consumer",
     "report",
     "guest",
+    "aarch64-unit",
     "aarch64-guest",
 ];
+
+/// What the names of the steps for aarch64 start with. The others are for the host's architecture.
+const AARCH64: &str = "aarch64";
 
 /// Those that run tests of the workspace.
 const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
@@ -57,6 +62,7 @@ pub fn programs(step: &str) -> &'static [&'static str] {
             "btrfs", "busybox", "depmod", "dmsetup", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs",
             "passt", "qemu-img", "socat", "tcpdump",
         ],
+        "aarch64-unit" | "aarch64-guest" => packages::CROSS_TESTS,
         _ => &[],
     }
 }
@@ -66,13 +72,16 @@ pub fn programs(step: &str) -> &'static [&'static str] {
 pub struct Selection {
     /// The only step to take.
     pub only: Option<String>,
+    /// Only the steps of this architecture.
+    pub arch: Option<Arch>,
     /// Only tests whose binary or name contains this, and no checks.
     pub filter: Option<String>,
 }
 
 impl Selection {
     fn takes(&self, step: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only == step)
+        let arch = if step.starts_with(AARCH64) { Arch::Aarch64 } else { Arch::HOST };
+        self.only.as_ref().is_none_or(|only| only == step) && self.arch.is_none_or(|only| only == arch)
     }
 
     fn takes_test(&self, test: &Test) -> bool {
@@ -106,7 +115,7 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.consumer();
     suite.check(checks::REPORT);
     suite.tests("guest", Environment::Full, &tests);
-    suite.check(("aarch64-guest", aarch64::guest));
+    suite.aarch64();
     suite.finish()
 }
 
@@ -227,7 +236,11 @@ impl Suite {
             foreign::fetch()?;
         }
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
-        let outcomes = environment.run(&entries)?;
+        self.count(&tests, environment.run(&entries)?);
+        Ok(())
+    }
+
+    fn count(&mut self, tests: &[&Test], outcomes: Vec<Option<bool>>) {
         for (test, outcome) in tests.iter().zip(outcomes) {
             match outcome {
                 Some(true) => self.passed += 1,
@@ -238,7 +251,6 @@ impl Suite {
                 }
             }
         }
-        Ok(())
     }
 
     fn doctests(&mut self) {
@@ -352,6 +364,7 @@ mod tests {
         let selection = |only: Option<&str>, filter: Option<&str>| Selection {
             only: only.map(str::to_owned),
             filter: filter.map(str::to_owned),
+            arch: None,
         };
         let suite = |selection, passed| Suite { selection, passed, ..Suite::default() };
         let error = suite(selection(Some("unit"), Some("zzzz")), 0).finish().unwrap_err();

@@ -1,8 +1,14 @@
-//! The checks that the workspace compiles for aarch64, and that Debian's kernel runs there.
+//! The checks that the workspace compiles for aarch64, and the tests that run in a nested machine of it.
 
+use std::time::Duration;
+
+use super::Suite;
+use super::binaries::{self, Test};
+use super::environment::{self, Environment};
+use super::plan::Entry;
 use crate::arch::Arch;
-use crate::demo::{self, Demo};
-use crate::{Error, Result, cross, paths, process};
+use crate::kernels::{self, Flavour};
+use crate::{Result, cross, paths, process, vmm};
 
 /// The packages whose tests and examples compile for it too. Those of core and of the facade run bare x86 guests.
 const WITH_TESTS: &[&str] = &[
@@ -16,26 +22,109 @@ const WITH_TESTS: &[&str] = &[
     "xtask",
 ];
 
-/// What a guest with two vCPUs, a disk and a network card finds.
-const JOB: &str = "set -ex; test $(uname -m) = aarch64; test $(nproc) = 2; grep '^/dev/vda / ext4 rw' /proc/mounts; \
-    ping -c 1 -W 60 10.77.0.1; dd if=/dev/zero of=/file bs=1M count=4; sync";
+/// The packages whose unit tests run there too.
+const UNIT: &[&str] = &[
+    "ossature-memory",
+    "ossature-bus",
+    "ossature-legacy",
+    "ossature-pci",
+    "ossature-block",
+    "ossature-virtio",
+    "ossature-boot",
+];
 
-/// What it finds on PCI: a bridge and four functions, vectors that have interrupted it, and nothing to complain of.
-const PCI_JOB: &str = "set -ex; test $(ls /sys/bus/pci/devices | wc -l) = 5; \
-    ping -c 1 -W 60 10.77.0.1; dd if=/dev/zero of=/file bs=1M count=4; sync; \
-    for queue in req.0 input.0 output.0; do grep -E \":.* [1-9][0-9]* .*ITS-MSI .*virtio.-$queue\" /proc/interrupts; done; \
-    ! dmesg -r | grep '^<[0-4]>'";
+/// Tests that cannot pass in the nested machine, and why.
+const NOT_THERE: &[(&str, &str)] = &[
+    ("userfault::tests::a_write_to_a_protected_page_waits", WRITE_PROTECTION),
+    ("userfault::tests::held_pages_are_written_before_they_are_gone", WRITE_PROTECTION),
+    ("userfault::tests::memory_whose_faults_cannot_be_served_is_refused_by_name", WRITE_PROTECTION),
+];
+const WRITE_PROTECTION: &str =
+    "userfaultfd protects pages from writes on arm64 from Linux 6.10 on; Debian's is 6.1";
 
-/// Boots Debian's kernel in the nested machine, in the example VMM, with virtio devices in memory and on PCI.
-pub fn guest() -> Result<()> {
-    let command = |job| Demo::command(Arch::Aarch64, 2, job);
-    for demo in [command(JOB), command(PCI_JOB).on_pci()] {
-        match demo::run(&demo)? {
-            0 => {}
-            code => return Err(Error::new(format!("the guest's command ended with {code}"))),
+/// The whole-machine tests that run there too, by binary. The others look at what only x86_64 has, or at what no architecture
+/// changes.
+const GUEST: &[&str] = &["guest_disk", "guest_pci"];
+
+/// How long all tests of a binary may take in the nested machine.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+impl Suite {
+    /// The steps that run tests in the nested machine.
+    pub(super) fn aarch64(&mut self) {
+        if Arch::Aarch64.is_host() {
+            return;
         }
+        self.step("aarch64-unit", |suite| {
+            let packages = UNIT.iter().flat_map(|package| ["--package", package]);
+            let tests = list(&packages.chain(["--lib", "--tests"]).collect::<Vec<_>>())?;
+            suite.run_whole(&tests)
+        });
+        self.step("aarch64-guest", |suite| {
+            vmm::build_for(Arch::Aarch64, false)?;
+            kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
+            let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
+            let tests = list(&["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())?;
+            let tests = suite.chosen(&tests);
+            let entry = |test: &&Test| Entry::new(test, Environment::Full.limit());
+            let entries: Vec<Entry> = tests.iter().map(entry).collect();
+            let outcomes = in_machines(&entries, environment::in_nested_machines)?;
+            suite.count(&tests, outcomes);
+            Ok(())
+        });
     }
-    Ok(())
+
+    /// The tests that the selection runs, without those that cannot pass there.
+    fn chosen<'a>(&mut self, tests: &'a [Test]) -> Vec<&'a Test> {
+        let possible = |test: &&Test| !NOT_THERE.iter().any(|(name, _)| *name == test.name);
+        tests.iter().filter(|test| self.selection.takes_test(test)).filter(possible).collect()
+    }
+
+    /// Runs the tests of each binary in one process, as it is done on a slow processor. Where one fails, each has one of its
+    /// own.
+    fn run_whole(&mut self, tests: &[Test]) -> Result<()> {
+        let chosen = self.chosen(tests);
+        let binaries = chosen.chunk_by(|one, other| one.binary.file == other.binary.file);
+        let mut entries = Vec::new();
+        let (mut parts, mut again): (Vec<&[&Test]>, Vec<&Test>) = (Vec::new(), Vec::new());
+        for part in binaries {
+            let Some(first) = part.first() else { continue };
+            let of_binary = tests.iter().filter(|test| test.binary.file == first.binary.file);
+            let without: Vec<&str> =
+                of_binary.filter(|test| !part.contains(test)).map(|test| test.name.as_str()).collect();
+            entries.push(Entry::all(first, part.len(), &without, LIMIT));
+            parts.push(part);
+        }
+        let outcomes = in_machines(&entries, environment::once_in_nested_machines)?;
+        for (part, outcome) in parts.into_iter().zip(outcomes) {
+            match outcome {
+                Some(true) => self.passed += part.len(),
+                _ => again.extend(part.iter().copied()),
+            }
+        }
+        let entries: Vec<Entry> =
+            again.iter().map(|test| Entry::new(test, Environment::Hidden.limit())).collect();
+        let outcomes = in_machines(&entries, environment::in_nested_machines)?;
+        self.count(&again, outcomes);
+        Ok(())
+    }
+}
+
+type Outcomes = Result<Vec<Option<bool>>>;
+
+fn in_machines(entries: &[Entry], run: fn(Arch, &[Entry]) -> Outcomes) -> Outcomes {
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    cross::build(Arch::Aarch64, &["--package", "xtask"])?;
+    run(Arch::Aarch64, entries)
+}
+
+/// Builds test binaries and lists their tests.
+fn list(words: &[&str]) -> Result<Vec<Test>> {
+    let tests: Result<Vec<Vec<Test>>> =
+        binaries::build_for(Arch::Aarch64, words, &[])?.iter().map(binaries::tests).collect();
+    Ok(tests?.concat())
 }
 
 /// Checks the libraries and programs of the whole workspace, its example VMM, and the tests that are not x86's. Has a

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use super::libtest;
-use crate::{Error, Result, paths, process};
+use crate::arch::Arch;
+use crate::{Error, Result, cross, paths, process};
 
 /// The package whose integration tests and benches start examples.
 const FACADE: &str = "ossature";
@@ -15,6 +16,8 @@ const FACADE: &str = "ossature";
 /// A program made of tests or benchmarks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binary {
+    /// What it is built for.
+    pub arch: Arch,
     /// Package and target, as cargo names them: `ossature-bus`, `ossature::guest_boot`.
     pub id: String,
     /// The target's own name.
@@ -45,11 +48,22 @@ pub struct Test {
 /// # Errors
 /// Something does not compile; cargo has printed what.
 pub fn build(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binary>> {
+    build_for(Arch::HOST, arguments, variables)
+}
+
+/// The same for an architecture: for another one than the host's without shared libraries, for an emulator.
+///
+/// # Errors
+/// As [`build`], or there is no standard library for the architecture.
+pub fn build_for(arch: Arch, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binary>> {
     let mut cargo = process::command("cargo");
     cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(arguments);
     cargo.envs(variables.iter().copied()).current_dir(paths::root()).stderr(Stdio::inherit());
+    if !arch.is_host() {
+        cross::set_up_programs(&mut cargo, arch)?;
+    }
     let messages = process::text(&mut cargo).map_err(|_| Error::new("the tests do not compile"))?;
-    Ok(messages.lines().filter_map(parse_artifact).collect())
+    Ok(messages.lines().filter_map(|line| parse_artifact(line, arch)).collect())
 }
 
 /// The names of all targets of a kind in the workspace: "test", "bench".
@@ -79,6 +93,10 @@ pub fn tests(binary: &Binary) -> Result<Vec<Test>> {
     }
     let list = |more: &[&str]| {
         let mut command = process::command(&binary.file);
+        if !binary.arch.is_host() {
+            command = process::command(binary.arch.facts().emulator);
+            command.arg(&binary.file);
+        }
         command.args(["--list", "--format", "terse"]).args(more).current_dir(&binary.folder);
         process::text(&mut command).map(|list| libtest::names(&list))
     };
@@ -87,7 +105,7 @@ pub fn tests(binary: &Binary) -> Result<Vec<Test>> {
 }
 
 /// One line of cargo's messages, if it tells of a test binary.
-fn parse_artifact(line: &str) -> Option<Binary> {
+fn parse_artifact(line: &str, arch: Arch) -> Option<Binary> {
     let message: Value = serde_json::from_str(line).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;
@@ -103,7 +121,7 @@ fn parse_artifact(line: &str) -> Option<Binary> {
         other => format!("{package}::{other}/{target}"),
     };
     let starts_examples = package == FACADE && (kind == "test" || kind == "bench");
-    Some(Binary { id, target, file, folder, is_bench: kind == "bench", starts_examples })
+    Some(Binary { arch, id, target, file, folder, is_bench: kind == "bench", starts_examples })
 }
 
 /// The name in a package id such as `path+file:///w/devices/bus#ossature-bus@0.1.0`, or
@@ -120,6 +138,10 @@ pub fn package_name(id: &str) -> &str {
 mod tests {
     use super::*;
 
+    fn parse(line: &str) -> Option<Binary> {
+        parse_artifact(line, Arch::HOST)
+    }
+
     fn artifact(kind: &str, is_test: bool, executable: &str) -> String {
         format!(
             r#"{{"reason":"compiler-artifact","package_id":"path+file:///w/vmm-core#ossature-core@0.1.0",
@@ -130,20 +152,20 @@ mod tests {
 
     #[test]
     fn test_binaries_are_found_among_cargos_messages() {
-        let binary = parse_artifact(&artifact("test", true, "\"/t/kvm_run-12\"")).unwrap();
+        let binary = parse(&artifact("test", true, "\"/t/kvm_run-12\"")).unwrap();
         assert_eq!(binary.id, "ossature-core::kvm_run");
         assert_eq!(binary.target, "kvm_run");
         assert_eq!(binary.file, Path::new("/t/kvm_run-12"));
         assert_eq!(binary.folder, Path::new("/w/vmm-core"));
         assert!(!binary.is_bench);
         assert!(!binary.starts_examples);
-        assert!(parse_artifact(&artifact("bench", true, "\"/t/b\"")).unwrap().is_bench);
+        assert!(parse(&artifact("bench", true, "\"/t/b\"")).unwrap().is_bench);
         let of_facade = artifact("test", true, "\"/t/b\"").replace("ossature-core@", "ossature@");
-        assert!(parse_artifact(&of_facade).unwrap().starts_examples);
-        assert_eq!(parse_artifact(&artifact("lib", true, "\"/t/b\"")).unwrap().id, "ossature-core");
-        assert_eq!(parse_artifact(&artifact("bin", false, "\"/t/b\"")), None);
-        assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
-        assert_eq!(parse_artifact(r#"{"reason":"build-finished","success":true}"#), None);
+        assert!(parse(&of_facade).unwrap().starts_examples);
+        assert_eq!(parse(&artifact("lib", true, "\"/t/b\"")).unwrap().id, "ossature-core");
+        assert_eq!(parse(&artifact("bin", false, "\"/t/b\"")), None);
+        assert_eq!(parse(&artifact("lib", true, "null")), None);
+        assert_eq!(parse(r#"{"reason":"build-finished","success":true}"#), None);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The places in which tests run.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use super::plan::{self, Entry};
+use crate::arch::Arch;
 use crate::host::Kvm;
-use crate::kernels::{self, Flavour};
-use crate::nested::{Job, Machine};
+use crate::nested::{self, Job, Machine};
 use crate::process::{self, quote_path};
 use crate::{Context, Error, Result, paths};
 
@@ -67,19 +67,7 @@ impl Environment {
             }
             (Environment::Own | Environment::Full, kvm) => {
                 println!("  {}", kvm.summary());
-                let mut outcomes = in_nested_machines(entries)?;
-                // The emulator can stand still; a fault of ours shows again in a new machine.
-                let again: Vec<usize> =
-                    (0..entries.len()).filter(|&index| outcomes.get(index) != Some(&Some(true))).collect();
-                if !again.is_empty() {
-                    println!("  {} did not pass: once more, in new nested machines", again.len());
-                    let some: Vec<Entry> =
-                        again.iter().filter_map(|&index| entries.get(index).cloned()).collect();
-                    for (index, outcome) in again.into_iter().zip(in_nested_machines(&some)?) {
-                        outcomes[index] = outcome;
-                    }
-                }
-                Ok(outcomes)
+                in_nested_machines(Arch::HOST, entries)
             }
         }
     }
@@ -125,16 +113,39 @@ fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
     Ok(outcomes)
 }
 
-fn in_nested_machines(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+/// Runs tests in nested machines of an architecture, two side by side; returns what became of each.
+///
+/// # Errors
+/// There is no such machine.
+pub fn in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let mut outcomes = once_in_nested_machines(arch, entries)?;
+    // The emulator can stand still; a fault of ours shows again in a new machine.
+    let again: Vec<usize> =
+        (0..entries.len()).filter(|&index| outcomes.get(index) != Some(&Some(true))).collect();
+    if !again.is_empty() {
+        println!("  {} did not pass: once more, in new nested machines", again.len());
+        let some: Vec<Entry> = again.iter().filter_map(|&index| entries.get(index).cloned()).collect();
+        for (index, outcome) in again.into_iter().zip(once_in_nested_machines(arch, &some)?) {
+            outcomes[index] = outcome;
+        }
+    }
+    Ok(outcomes)
+}
+
+/// The same, without a second attempt.
+///
+/// # Errors
+/// There is no such machine.
+pub fn once_in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     // Once, before the machines ask for it side by side.
-    kernels::fetch(Flavour::Generic)?;
+    nested::prepare(arch)?;
     let machines = MACHINES.min(entries.len()).max(1);
     let shares: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
         let share = |number: usize| entries.iter().skip(number).step_by(machines).cloned().collect();
         let running: Vec<_> = (0..machines)
             .map(|number| {
                 let share: Vec<Entry> = share(number);
-                scope.spawn(move || in_nested_machine(&share))
+                scope.spawn(move || in_nested_machine(arch, &share))
             })
             .collect();
         let join = |machine: thread::ScopedJoinHandle<_>| {
@@ -152,12 +163,12 @@ fn in_nested_machines(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     Ok(outcomes)
 }
 
-fn in_nested_machine(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
-    let machine = Machine::new()?;
+fn in_nested_machine(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let machine = Machine::of(arch)?;
     let plan = machine.shared().join("plan");
     let results = machine.shared().join("results");
     plan::write(&plan, entries)?;
-    let words = [own_program()?, "run-plan".into(), plan, results.clone(), "1".into()];
+    let words = [runner(arch)?, "run-plan".into(), plan, results.clone(), "1".into()];
     let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
     let job =
         Job { limit: Some(Duration::from_secs(40 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };
@@ -172,7 +183,16 @@ fn in_nested_machine(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     Ok(outcomes)
 }
 
-fn own_program() -> Result<std::path::PathBuf> {
+/// This program for an architecture.
+fn runner(arch: Arch) -> Result<PathBuf> {
+    if arch.is_host() {
+        own_program()
+    } else {
+        Ok(paths::target().join(arch.facts().target).join("debug/xtask"))
+    }
+}
+
+fn own_program() -> Result<PathBuf> {
     std::env::current_exe().context("this program's own path")
 }
 

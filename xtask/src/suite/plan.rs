@@ -25,9 +25,38 @@ pub struct Entry {
     limit: Duration,
     file: PathBuf,
     folder: PathBuf,
-    is_bench: bool,
+    part: Part,
     binary: String,
     name: String,
+}
+
+/// What of a binary is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// A benchmark, once.
+    Bench,
+    /// The test of the entry's name.
+    Test,
+    /// So many tests, which are all that it has but for those of the entry's name: several, each behind a space.
+    All(usize),
+}
+
+impl Part {
+    fn to_word(self) -> String {
+        match self {
+            Self::Bench => "bench".to_owned(),
+            Self::Test => "test".to_owned(),
+            Self::All(count) => count.to_string(),
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "bench" => Some(Self::Bench),
+            "test" => Some(Self::Test),
+            count => Some(Self::All(count.parse().ok()?)),
+        }
+    }
 }
 
 impl Entry {
@@ -37,16 +66,22 @@ impl Entry {
             limit,
             file: test.binary.file.clone(),
             folder: test.binary.folder.clone(),
-            is_bench: test.binary.is_bench,
+            part: if test.binary.is_bench { Part::Bench } else { Part::Test },
             binary: test.binary.id.clone(),
             name: test.name.clone(),
         }
     }
 
+    /// `count` tests of the binary of `test` in one process, which may take `limit`: all but those of the names `without`.
+    pub fn all(test: &Test, count: usize, without: &[&str], limit: Duration) -> Entry {
+        let name = without.iter().map(|name| format!(" {name}")).collect();
+        Entry { part: Part::All(count), name, ..Entry::new(test, limit) }
+    }
+
     fn to_line(&self) -> String {
-        let Entry { limit, file, folder, is_bench, binary, name } = self;
+        let Entry { limit, file, folder, part, binary, name } = self;
         let (limit, file, folder) = (limit.as_secs(), file.display(), folder.display());
-        format!("{limit}\t{file}\t{folder}\t{is_bench}\t{binary}\t{name}\n")
+        format!("{limit}\t{file}\t{folder}\t{}\t{binary}\t{name}\n", part.to_word())
     }
 
     fn from_line(line: &str) -> Option<Entry> {
@@ -55,7 +90,7 @@ impl Entry {
             limit: Duration::from_secs(fields.next()?.parse().ok()?),
             file: fields.next()?.into(),
             folder: fields.next()?.into(),
-            is_bench: fields.next()?.parse().ok()?,
+            part: Part::from_word(fields.next()?)?,
             binary: fields.next()?.to_owned(),
             name: fields.next()?.to_owned(),
         };
@@ -68,10 +103,13 @@ impl Entry {
         // Tests send signals, and this command may have been started with some ignored, as by nohup(1).
         let mut command = Command::new("env");
         command.arg("--default-signal").arg(&self.file);
-        if self.is_bench {
-            command.arg("--test");
-        } else {
-            command.args(["--exact", &self.name]);
+        match self.part {
+            Part::Bench => _ = command.arg("--test"),
+            Part::Test => _ = command.args(["--exact", &self.name]),
+            Part::All(_) => {
+                let without = self.name.split_whitespace().flat_map(|name| ["--skip", name]);
+                command.arg("--exact").args(without);
+            }
         }
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder).stdin(Stdio::null());
         command.stdout(file.try_clone().context(log.display())?).stderr(file);
@@ -90,12 +128,14 @@ impl Entry {
         if !status.success() {
             return Err(Error::new(status.to_string()));
         }
-        if self.is_bench {
-            return Ok(());
-        }
+        let count = match self.part {
+            Part::Bench => return Ok(()),
+            Part::Test => 1,
+            Part::All(count) => count,
+        };
         let said = fs::read(log).context(log.display())?;
         match libtest::last_counts(&String::from_utf8_lossy(&said)) {
-            Counts { passed: 1, failed: 0, ignored: 0 } => Ok(()),
+            Counts { passed, failed: 0, ignored: 0 } if passed == count => Ok(()),
             other => Err(Error::new(format!("exit code 0, but the summary says {other:?}"))),
         }
     }

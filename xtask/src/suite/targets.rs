@@ -49,7 +49,8 @@ mod tests {
     use super::*;
 
     fn words(only: Option<&str>, filter: Option<&str>) -> Vec<String> {
-        let selection = Selection { only: only.map(str::to_owned), filter: filter.map(str::to_owned) };
+        let selection =
+            Selection { only: only.map(str::to_owned), filter: filter.map(str::to_owned), arch: None };
         let tests = ["guest_boot", "kvm_run", "wakeups"].map(str::to_owned);
         Targets::of(&selection)
             .iter()

@@ -1,6 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 
+use super::super::binaries::{self, Binary};
 use super::*;
+use crate::arch::Arch;
 use crate::paths;
 
 /// Entries that run this very test binary.
@@ -9,7 +11,7 @@ fn entry(name: &str, limit: u64) -> Entry {
         limit: Duration::from_secs(limit),
         file: std::env::current_exe().unwrap(),
         folder: paths::root(),
-        is_bench: false,
+        part: Part::Test,
         binary: "xtask".to_owned(),
         name: name.to_owned(),
     }
@@ -17,8 +19,10 @@ fn entry(name: &str, limit: u64) -> Entry {
 
 #[test]
 fn lines_are_read_back() {
-    let entry = Entry { is_bench: true, ..entry("a::b - should panic", 7) };
-    assert_eq!(Entry::from_line(entry.to_line().trim_end()), Some(entry));
+    for part in [Part::Bench, Part::Test, Part::All(3)] {
+        let entry = Entry { part, ..entry("a::b - should panic", 7) };
+        assert_eq!(Entry::from_line(entry.to_line().trim_end()), Some(entry));
+    }
     assert_eq!(Entry::from_line("1\t/a\t/b\tfalse\tid"), None);
 }
 
@@ -34,6 +38,29 @@ fn a_plan_runs_its_tests_and_sees_those_that_do_not_exist() {
     for extension in ["plan", "results", "log0", "log1"] {
         fs::remove_file(plan.with_extension(extension)).unwrap();
     }
+}
+
+#[test]
+fn all_tests_of_a_binary_are_counted_and_some_may_be_left_out() {
+    let binary = Binary {
+        arch: Arch::HOST,
+        id: "xtask".to_owned(),
+        target: "xtask".to_owned(),
+        file: std::env::current_exe().unwrap(),
+        folder: paths::root(),
+        is_bench: false,
+        starts_examples: false,
+    };
+    let tests = binaries::tests(&binary).unwrap();
+    let here = "suite::plan::tests::lines_are_read_back";
+    let others: Vec<&str> =
+        tests.iter().map(|test| test.name.as_str()).filter(|name| *name != here).collect();
+    let log = paths::target().join("xtask-tests").join(format!("{}.all", std::process::id()));
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    let run = |count| Entry::all(&tests[0], count, &others, Duration::from_secs(60)).run(&log);
+    run(1).unwrap();
+    assert!(run(2).unwrap_err().message.contains("passed: 1"));
+    fs::remove_file(&log).unwrap();
 }
 
 #[test]
