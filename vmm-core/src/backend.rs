@@ -66,6 +66,10 @@ pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
 /// A virtual machine: RAM, interrupts, doorbells and vCPUs. Everything is released when it and its vCPUs
 /// are dropped. The methods can be called from any thread; they are for setting up, not for hot paths.
 pub trait Vm: Debug + Send + Sync + sealed::Sealed {
+    /// Returns true if its guest can reach I/O ports: a scripted one can, one of KVM's where the processor has instructions
+    /// for it.
+    fn has_ports(&self) -> bool;
+
     /// Gives the guest its RAM, once. Slots that are added to it and removed from it later come and go for the guest too,
     /// for as long as this value lives. The memory stays mapped until the machine and its vCPUs are gone.
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError>;

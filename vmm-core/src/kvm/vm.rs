@@ -75,6 +75,10 @@ impl MemoryListener for Follower {
 impl Sealed for KvmVm {}
 
 impl Vm for KvmVm {
+    fn has_ports(&self) -> bool {
+        arch::HAS_PORTS
+    }
+
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.is_some() {
@@ -176,22 +180,22 @@ impl Vm for KvmVm {
 
     fn state(&self) -> Result<VmState, VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        let parts = VmParts::read(&vm.fd, &vm.config)?;
+        let controllers = vm.controllers()?;
+        let parts = VmParts::read(&vm.fd, controllers.as_ref(), &vm.config)?;
         Ok(VmState(VmStateOf::Kvm(Box::new(parts))))
     }
 
     fn set_state(&self, state: &VmState) -> Result<(), VmError> {
         let vm = &self.shared;
         let VmStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
-        vm.create_irqchip()?;
-        parts.write(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        parts.write(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
     fn reset(&self) -> Result<(), VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        vm.reset_state()?.vm.write_chips(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
     fn address_bits(&self) -> u32 {

@@ -138,15 +138,28 @@ impl Board {
         let mut slots = lock(&self.slots);
         let above = Above { ram_end: ram_end(&self.ram), address_bits: self.vm.address_bits() };
         let placed = place_beside(&slots, vec![device], above).map_err(BuildErrors)?;
+        self.check_ports(&placed)?;
         slots.extend(self.connect(placed, true)?);
         Ok(())
     }
 
     /// Adds the devices of a new machine.
     pub(super) fn add_placed(&self, placed: Vec<Placed>) -> Result<(), BuildErrors> {
+        self.check_ports(&placed)?;
         let slots = self.connect(placed, false)?;
         *lock(&self.slots) = slots;
         Ok(())
+    }
+
+    /// Fails if devices have ports that no guest can reach.
+    fn check_ports(&self, placed: &[Placed]) -> Result<(), BuildErrors> {
+        if self.vm.has_ports() {
+            return Ok(());
+        }
+        let asks = |placed: &&Placed| placed.requires.registers.iter().any(|r| r.space == AddressSpace::Pio);
+        let error = |placed: &Placed| BuildError::NoPorts { id: placed.device.id().to_owned() };
+        let errors: Vec<_> = placed.iter().filter(asks).map(error).collect();
+        if errors.is_empty() { Ok(()) } else { Err(BuildErrors(errors)) }
     }
 
     /// Connects and attaches devices, and puts them on the buses. All of them, or none. The guest may run meanwhile if

@@ -92,6 +92,14 @@ pub enum BuildError {
     /// The buses would not take the devices, although the layout has places for them.
     #[error(transparent)]
     Bus(BusError),
+    /// A device has I/O ports, and the guest has no instructions for them.
+    #[error(
+        "device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses"
+    )]
+    NoPorts {
+        /// The device.
+        id: String,
+    },
     /// A device asked for registers and does not answer them.
     #[error("device {id:?} asked for registers {name} and does not answer them")]
     Unanswered {

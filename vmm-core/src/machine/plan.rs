@@ -9,6 +9,10 @@ use ossature_memory::layout::{self, Conflict, Request, Space};
 use super::error::{BuildError, INTERRUPTS};
 use crate::arch;
 
+/// Above the ports of old, below those that PCI firmware hands out.
+const PORTS: RangeInclusive<u64> = 0xc000..=0xcfff;
+const ALL_PORTS: RangeInclusive<u64> = 0..=0xffff;
+
 /// Where one device's registers and interrupts are, in the order in which it asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
@@ -43,7 +47,7 @@ pub(super) fn plan(asked: &[Asked<'_>], above: Above) -> Result<Vec<Place>, Vec<
     let high = windows(asked, true, arch::high_window_space(above.ram_end, above.address_bits), &mut errors);
     let space = arch::memory_space();
     let memory = registers(asked, AddressSpace::Mmio, "memory addresses", space, &low, &mut errors);
-    let ports = registers(asked, AddressSpace::Pio, "ports", arch::port_space(), &[], &mut errors);
+    let ports = registers(asked, AddressSpace::Pio, "ports", port_space(), &[], &mut errors);
     let lines = interrupts(asked, &mut errors);
     if !errors.is_empty() {
         return Err(errors);
@@ -65,6 +69,11 @@ pub(super) fn plan(asked: &[Asked<'_>], above: Above) -> Result<Vec<Place>, Vec<
         }
     });
     Ok(places.collect())
+}
+
+/// I/O ports. Whether there are any is known by the virtual machine.
+fn port_space() -> Space {
+    Space::new([PORTS]).with_fixed_only([ALL_PORTS])
 }
 
 /// The places of all windows that are `high` or not, in the order of the devices. None where there is no room for all.

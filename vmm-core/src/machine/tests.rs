@@ -16,6 +16,7 @@ use super::mailbox::Mailbox;
 use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
+use crate::arch::testing::registers_at;
 use crate::scripted::{Script, Scripted};
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 

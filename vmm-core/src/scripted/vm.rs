@@ -62,6 +62,10 @@ impl Drop for ScriptedRoute {
 impl Sealed for ScriptedVm {}
 
 impl Vm for ScriptedVm {
+    fn has_ports(&self) -> bool {
+        true
+    }
+
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
         match &mut self.wiring.connected().ram {
             Some(_) => Err(VmError::MemoryAlreadySet),

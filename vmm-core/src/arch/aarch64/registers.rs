@@ -28,7 +28,15 @@ pub struct Registers {
     pub pstate: u64,
 }
 
+/// PSTATE of EL1 with its own stack pointer, and the four kinds of interrupts masked (DAIF).
+const EL1H_MASKED: u64 = 0x3c5;
+
 impl Registers {
+    /// EL1 with interrupts masked, about to execute at `pc`; translation is off: the least that runs code.
+    pub fn el1(pc: u64) -> Self {
+        Self { pc, pstate: EL1H_MASKED, ..Self::default() }
+    }
+
     /// The registers as the fields of a state.
     pub(crate) fn encode(&self, fields: &mut Encoder) {
         let general: Vec<_> = self.x.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -8,6 +8,8 @@ use ossature_memory::layout::Space;
 
 use super::irq::WIRED_LINES;
 
+/// No instruction reaches I/O ports.
+pub(crate) const HAS_PORTS: bool = false;
 /// Where devices are put.
 const MMIO: RangeInclusive<u64> = 0xd000_0000..=0xdfff_ffff;
 /// Where those may be that ask for just that: outside RAM and the interrupt controllers.
@@ -45,11 +47,6 @@ pub(crate) fn high_window_space(ram_end: u64, address_bits: u32) -> Space {
         end if end <= last => Space::new([first..=end]),
         _ => Space::new([ram_end.max(1 << 32)..=last]),
     }
-}
-
-/// I/O ports: none.
-pub(crate) fn port_space() -> Space {
-    Space::new([])
 }
 
 /// Interrupt lines.

@@ -18,6 +18,8 @@ mod preflight;
 mod registers;
 mod setup;
 mod spaces;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vcpu_state;
 mod vm_state;
 #[allow(unsafe_code)]
@@ -35,10 +37,10 @@ pub(crate) use setup::{
     instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes, port_space,
+    HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
-pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
+pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 
 /// What this crate's users see of the architecture.

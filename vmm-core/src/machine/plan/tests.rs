@@ -5,6 +5,11 @@ use super::*;
 /// A machine without RAM.
 const ABOVE: Above = Above { ram_end: 0, address_bits: 48 };
 
+/// The nth of the lines that are handed out.
+fn line(n: usize) -> u32 {
+    arch::lines().nth(n).unwrap() as u32
+}
+
 /// What a virtio-mmio transport asks for.
 fn virtio() -> Requires {
     let bell = DoorbellRequest::new("kick", 0x50, Size::B4).value(0);
@@ -43,9 +48,9 @@ fn each_device_gets_its_own_places_in_the_order_in_which_it_asked() {
         .interrupt(InterruptRequest::edge("a"))
         .interrupt(InterruptRequest::edge("b").fixed(11));
     let places = places(&[("disk", virtio()), ("com1", com1()), ("both", both)]).unwrap();
-    assert_eq!(places[0], place(&[0xd000_2000], &[6]));
+    assert_eq!(places[0], place(&[0xd000_2000], &[line(1)]));
     assert_eq!(places[1], place(&[0x3f8], &[4]));
-    assert_eq!(places[2], place(&[0xc000, 0xd000_0000, 0x80], &[5, 11]));
+    assert_eq!(places[2], place(&[0xc000, 0xd000_0000, 0x80], &[line(0), 11]));
 }
 
 #[test]
@@ -70,7 +75,7 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
         Asked { id: "c", requires: &new, place: None },
     ];
     let places = plan(&asked, ABOVE).unwrap();
-    assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[7])]);
+    assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[line(2)])]);
 }
 
 #[test]
@@ -110,15 +115,20 @@ fn everything_wrong_is_told_at_once() {
 
 #[test]
 fn c2_running_out_of_interrupts_is_one_line_with_the_numbers_and_who_takes_them() {
-    let ids: Vec<String> = (0..18).map(|i| format!("disk{i:02}")).collect();
+    let lines = arch::lines().count();
+    let ids: Vec<String> = (0..=lines).map(|i| format!("disk{i:02}")).collect();
     let devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), virtio())).collect();
-    assert!(places(&devices[..17]).is_ok());
+    assert!(places(&devices[..lines]).is_ok());
     let errors = places(&devices).unwrap_err();
     assert_eq!(errors.len(), 1);
     assert_eq!(
         errors[0].to_string(),
-        "interrupts: 17 there are for devices, and 18 are asked for by disk00, disk01, disk02, disk03, disk04, disk05 \
-         and 12 more; devices can share those that are level-triggered"
+        format!(
+            "interrupts: {lines} there are for devices, and {} are asked for by disk00, disk01, disk02, disk03, disk04, \
+             disk05 and {} more; devices can share those that are level-triggered",
+            lines + 1,
+            lines + 1 - 6
+        )
     );
 }
 
@@ -137,16 +147,18 @@ fn c2_running_out_of_addresses_counts_what_fixed_places_take_of_them() {
 
 #[test]
 fn level_interrupts_share_lines_once_they_run_out() {
-    let ids: Vec<String> = (0..64).map(|i| format!("disk{i:02}")).collect();
+    // All but that of the serial port, and one for the edge.
+    let shared = arch::lines().filter(|line| *line != 4).count() - 1;
+    let count = 4 * shared;
+    let ids: Vec<String> = (0..count).map(|i| format!("disk{i:03}")).collect();
     let mut devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), level())).collect();
     devices.push(("com1", com1()));
     devices.push(("edge", virtio()));
     let places = places(&devices).unwrap();
-    let edge = places[65].interrupts[0];
-    let lines: Vec<u32> = places[..64].iter().map(|place| place.interrupts[0]).collect();
+    let edge = places[count + 1].interrupts[0];
+    let lines: Vec<u32> = places[..count].iter().map(|place| place.interrupts[0]).collect();
     assert!(!lines.contains(&edge) && !lines.contains(&4));
     let sharers = |line| lines.iter().filter(|other| **other == line).count();
-    // Sixteen lines for sixty-four devices.
     assert!(lines.iter().all(|&line| sharers(line) == 4), "{lines:?}");
 }
 
