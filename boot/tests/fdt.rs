@@ -35,6 +35,11 @@ fn pci() -> Node {
         .with_windows([0xe000_0000..=0xefff_ffff, 0x40_0000_0000..=0x4f_ffff_ffff])
 }
 
+fn button(number: u32) -> Node {
+    let interrupts = vec![NodeInterrupt::new(number, Trigger::Edge)];
+    Node::new("power", NodeKind::PowerButton, Vec::new(), interrupts)
+}
+
 /// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let nodes = vec![
@@ -46,6 +51,7 @@ fn everything() -> Platform {
         node(NodeKind::VirtioMmio, 0x40_0000_0000, 95, Trigger::Level),
         node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
         pci(),
+        button(6),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 5 << 30)];
@@ -113,6 +119,22 @@ fn without_a_disk_and_randomness_nothing_is_said_of_them() {
 }
 
 #[test]
+fn a_power_button_is_a_key_that_is_an_interrupt() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x05 0x01>; };";
+    assert!(words.contains(&format!("gpio-keys {{ compatible = \"gpio-keys\"; {key}")), "{words}");
+}
+
+#[test]
+fn processors_are_cores_of_one_package() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let cores = ["core0 { cpu = <0x1000>; }", "core1 { cpu = <0x1001>; }", "core2 { cpu = <0x1002>; }"];
+    assert!(words.contains(&format!("cpu-map {{ socket0 {{ cluster0 {{ {};", cores.join("; "))), "{words}");
+}
+
+#[test]
 fn what_cannot_be_described_is_refused_by_name() {
     let with = |change: &dyn Fn(&mut Platform)| {
         let mut platform = everything();
@@ -131,6 +153,8 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "device `gic` of kind GicV3 has to have a second range of memory");
     let said = with(&|platform| drop(platform.nodes.remove(0)));
     assert_eq!(said, "the platform has 0 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.nodes.push(button(7)));
+    assert_eq!(said, "the platform has 2 devices of kind PowerButton; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(gic(1)));
     assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
     let said = with(&|platform| platform.nodes.push(its()));

@@ -46,6 +46,8 @@ pub enum NodeKind {
     /// Three byte-wide ports in this order: ACPI sleep control, sleep status, and the reset register
     /// (whose value the boot tables name); an interrupt stands for the power button.
     AcpiPower,
+    /// A power button that is an interrupt alone, which is raised when it is pressed.
+    PowerButton,
     /// A pvpanic port.
     Pvpanic,
     /// A PCI root bus (segment 0, bus 0 alone), in this order: its configuration space in memory (ECAM), its ports of

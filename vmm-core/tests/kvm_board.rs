@@ -1,5 +1,6 @@
 //! Devices of a running machine on this machine's KVM: they come, go, take each other's place and move while vCPUs spin
 //! on their registers; they share level lines, hear of acknowledgements and send messages.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests, too, may panic
 
 mod board;

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
+use super::TIMERS;
+use super::efi::{self, Efi};
 use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 /// Why a platform cannot be described.
@@ -92,6 +94,9 @@ pub struct Chosen<'a> {
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
 const ITS: u32 = 3;
+const FIRST_CPU: u32 = 0x1000;
+/// The key's code (Linux, `input-event-codes.h`).
+const KEY_POWER: u32 = 116;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
 const CLOCK_HZ: u32 = 24_000_000;
 
@@ -100,10 +105,6 @@ const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
 const RISING: u32 = 1;
 const HIGH: u32 = 4;
-/// The private interrupts of the generic timer as Arm's base system architecture numbers them: secure, non-secure,
-/// virtual, hypervisor.
-const TIMERS: [u32; 4] = [13, 14, 11, 10];
-
 /// The device tree of a machine, which follows from its arguments alone. Processors are named by their affinity
 /// (MPIDR), the interrupt `n` of a device is the shared peripheral interrupt `n`.
 pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
@@ -113,6 +114,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         return Err(FdtError::InterruptController { found });
     };
     let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
+    only(platform, NodeKind::PowerButton)?;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -152,6 +154,25 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     Ok(tree.finish()?)
 }
 
+/// The device tree that a kernel's EFI stub hands on if the firmware has none: `chosen`, and where the firmware's tables are.
+pub(super) fn stub(chosen: &Chosen, efi: &Efi) -> Result<Vec<u8>, FdtError> {
+    let mut tree = FdtWriter::new()?;
+    let root = tree.begin_node("")?;
+    cells(&mut tree)?;
+    let node = tree.begin_node("chosen")?;
+    start(&mut tree, chosen)?;
+    tree.property_u64("linux,uefi-system-table", efi.system_table)?;
+    tree.property_u64("linux,uefi-mmap-start", efi.memory_map.start)?;
+    tree.property_u32("linux,uefi-mmap-size", (efi.memory_map.end - efi.memory_map.start) as u32)?;
+    tree.property_u32("linux,uefi-mmap-desc-size", efi::DESCRIPTOR)?;
+    tree.property_u32("linux,uefi-mmap-desc-ver", efi::DESCRIPTOR_VERSION)?;
+    // Kernels with the patch that locks them down by secure boot, such as Debian's, take all of this only with that.
+    tree.property_u32("linux,uefi-secure-boot", efi::SECURE_BOOT_DISABLED)?;
+    tree.end_node(node)?;
+    tree.end_node(root)?;
+    Ok(tree.finish()?)
+}
+
 fn cells(tree: &mut FdtWriter) -> Result<(), FdtError> {
     tree.property_u32("#address-cells", 2)?;
     tree.property_u32("#size-cells", 2)?;
@@ -164,10 +185,16 @@ fn strings(tree: &mut FdtWriter, name: &str, values: &[&str]) -> Result<(), FdtE
 
 fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> Result<(), FdtError> {
     let node = tree.begin_node("chosen")?;
-    tree.property_string("bootargs", chosen.bootargs)?;
+    start(tree, chosen)?;
     if let Some(console) = platform.nodes.iter().find(|node| node.kind == NodeKind::Pl011) {
         tree.property_string("stdout-path", &format!("/{}", name("serial", memory(console, 0)?.0)))?;
     }
+    Ok(tree.end_node(node)?)
+}
+
+/// What the kernel is started with.
+fn start(tree: &mut FdtWriter, chosen: &Chosen) -> Result<(), FdtError> {
+    tree.property_string("bootargs", chosen.bootargs)?;
     if let Some(initrd) = &chosen.initrd {
         tree.property_u64("linux,initrd-start", initrd.start)?;
         tree.property_u64("linux,initrd-end", initrd.end)?;
@@ -176,7 +203,7 @@ fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> R
         tree.property("rng-seed", pool)?;
         tree.property("kaslr-seed", addresses)?;
     }
-    Ok(tree.end_node(node)?)
+    Ok(())
 }
 
 fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
@@ -187,7 +214,7 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
     tree.property_u32("#address-cells", 1)?;
     tree.property_u32("#size-cells", 0)?;
     let mut known = BTreeSet::new();
-    for &id in ids {
+    for (index, &id) in (0..).zip(ids) {
         if !known.insert(id) {
             return Err(FdtError::DuplicateCpu { id });
         }
@@ -196,7 +223,20 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
         tree.property_string("compatible", "arm,armv8")?;
         tree.property_u32("reg", id)?;
         tree.property_string("enable-method", "psci")?;
+        tree.property_phandle(FIRST_CPU + index)?;
         tree.end_node(cpu)?;
+    }
+    // Cores of one package, with one thread each, as on x86_64.
+    let map = tree.begin_node("cpu-map")?;
+    let package = tree.begin_node("socket0")?;
+    let cluster = tree.begin_node("cluster0")?;
+    for (index, _) in (0..).zip(ids) {
+        let core = tree.begin_node(&format!("core{index}"))?;
+        tree.property_u32("cpu", FIRST_CPU + index)?;
+        tree.end_node(core)?;
+    }
+    for node in [cluster, package, map] {
+        tree.end_node(node)?;
     }
     Ok(tree.end_node(cpus)?)
 }
@@ -261,6 +301,17 @@ fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtErr
             Ok(tree.end_node(written)?)
         }
         NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
+        NodeKind::PowerButton => {
+            // A key that is an interrupt, without a GPIO line: pressed and released at once.
+            let keys = tree.begin_node("gpio-keys")?;
+            tree.property_string("compatible", "gpio-keys")?;
+            let key = tree.begin_node("power")?;
+            tree.property_string("label", "Power Button")?;
+            tree.property_u32("linux,code", KEY_POWER)?;
+            interrupts(tree, node, true)?;
+            tree.end_node(key)?;
+            Ok(tree.end_node(keys)?)
+        }
         kind => Err(FdtError::UnknownKind { id: node.id.clone(), kind }),
     }
 }

@@ -51,6 +51,50 @@ fn the_kernel_finds_the_tree_from_x0_and_its_disk_from_the_tree() {
 }
 
 #[test]
+fn acpi_tables_are_found_from_the_tree_by_the_system_table() {
+    let (mem, platform) = machine(32);
+    let (kernel, initrd) = (image(0, 0x30_0000), vec![7; 5000]);
+    let mut spec = BootSpec::new(&kernel[..], "console=ttyAMA0");
+    spec.initrd = Some(initrd.as_slice().into());
+    spec.seed = Some(&[0x5a; 64]);
+    spec.tables = Tables::Acpi;
+    let booted = prepare(&mem, &platform, &spec).unwrap();
+    assert_eq!((booted.cpu.x0, booted.fdt.start), (0x1_0000, 0x1_0000));
+    let tree = bytes(&mem, booted.fdt.start, (booted.fdt.end - booted.fdt.start) as usize);
+    let has = |part: &[u8]| tree.windows(part.len()).any(|window| window == part);
+    for part in
+        ["linux,uefi-system-table", "linux,uefi-mmap-desc-ver", "linux,initrd-start", "console=ttyAMA0"]
+    {
+        assert!(has(part.as_bytes()), "{part}");
+    }
+    assert!(has(&[0x5a; 56]) && has(&0x2_0000_u64.to_be_bytes()) && !has(b"memory@0"));
+    assert_eq!(bytes(&mem, 0x2_0000, 8), *b"IBI SYST");
+    let acpi = booted.acpi.unwrap();
+    assert_eq!((bytes(&mem, acpi.start, 8), acpi.start % 16), (b"RSD PTR ".to_vec(), 0));
+    assert!(acpi.end <= 0x20_0000);
+    // The first of the configuration tables is the RSDP's.
+    assert_eq!(bytes(&mem, 0x2_0000 + 120 + 16, 8), acpi.start.to_le_bytes());
+}
+
+#[test]
+fn acpi_tables_that_cannot_be_made_are_refused_and_nothing_written() {
+    let (mem, mut platform) = machine(8);
+    platform.cpus = (0..4096).collect();
+    let kernel = image(0, 0x1000);
+    let mut spec = BootSpec::new(&kernel[..], "");
+    spec.tables = Tables::Acpi;
+    prepare(&mem, &platform, &spec).unwrap();
+    let (mem, mut platform) = machine(8);
+    platform.nodes.clear();
+    let error = prepare(&mem, &platform, &spec).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the platform has 0 interrupt controllers; ACPI tables of aarch64 need one"
+    );
+    assert!(bytes(&mem, 0, 8 << 20).iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn without_an_initrd_there_is_none() {
     let (mem, platform) = machine(32);
     let booted = prepare(&mem, &platform, &BootSpec::new(&image(0, 0x1000)[..], "")).unwrap();

@@ -2,12 +2,13 @@
 
 use std::sync::OnceLock;
 
-use kvm_bindings::{KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_SVE, kvm_vcpu_init};
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_vcpu_init,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::features::Features;
 use super::one_reg::{self, SVE_LENGTHS};
-use super::registers::Registers;
 use super::vcpu_state::VcpuParts;
 use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
@@ -66,9 +67,14 @@ pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
     }
 }
 
-/// There is nothing that a machine needs before anything else: it is created with as many address bits as the host has.
-pub(crate) fn prepare_vm(_: &VmFd) -> Result<(), VmError> {
-    Ok(())
+/// Has the kernel tell of accesses that the processor does not decode for it, where it can (Linux 5.5): without that,
+/// `KVM_RUN` fails with ENOSYS. A machine is created with as many address bits as the host has.
+pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
+    let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
+    match vm.enable_cap(&cap) {
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        result => result.map_err(call("KVM_ENABLE_CAP of KVM_CAP_ARM_NISV_TO_USER")),
+    }
 }
 
 /// Gives vCPU `index` the features of the host's processor, or those that were saved, and PSCI. All but the first wait for
@@ -107,9 +113,4 @@ pub(super) fn vcpu_init(vm: &VmFd, index: u32, features: Features) -> Result<kvm
 /// Guests have no clock to be told by: their counter goes on.
 pub(crate) fn notify_paused(_: &VcpuFd) -> Result<(), VmError> {
     Ok(())
-}
-
-/// The host does not translate addresses for us.
-pub(crate) fn instruction_byte(_: &VcpuFd, _: &Registers, _: u64) -> Option<u64> {
-    None
 }
