@@ -3,6 +3,9 @@
 use ossature::bus::Device;
 use ossature::legacy::{Backend, Pl011, Serial};
 
+/// What the guest calls the root bus and its configuration space in `/proc/iomem`.
+pub const PCI: [&str; 2] = ["pcie@", "PCI ECAM"];
+
 /// The console's serial port.
 pub type Console = Serial<Pl011>;
 
