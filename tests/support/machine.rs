@@ -4,11 +4,11 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use ossature::bus::Device;
-use ossature::legacy::{AcpiPower, Rtc, Serial, SerialPort, backend};
+use ossature::legacy::{Serial, backend};
 use ossature::memory::RamConfig;
 use ossature::vmm::machine::{Linux, Machine, MachineBuilder};
 
-use super::{Answers, Guest, LIMIT, Log};
+use super::{Answers, Guest, LIMIT, Log, arch};
 
 /// The other side of a guest's serial port.
 pub struct Terminal {
@@ -22,7 +22,7 @@ impl Terminal {
         let (socket, ours) = UnixStream::pair().unwrap();
         let line = backend::fds(Some(ours.try_clone().unwrap().into()), Some(ours.into())).unwrap();
         let log = Log::follow(socket.try_clone().unwrap());
-        (Self { socket, log }, Serial::new("com1", SerialPort::COM1, line))
+        (Self { socket, log }, arch::serial(line))
     }
 
     /// Waits until the guest has printed this.
@@ -50,8 +50,8 @@ impl Guest {
         Linux::new(&self.kernel).initrd(self.initrd()).cmdline(&self.cmdline)
     }
 
-    /// A machine of the library that runs this guest: one processor, 256 MiB, a clock, power, a console, and
-    /// `devices`. The guest has to outlive it.
+    /// A machine of the library that runs this guest: one processor, 256 MiB, what the platform has, a console,
+    /// and `devices`. The guest has to outlive it.
     pub fn machine(
         &self,
         name: &str,
@@ -62,8 +62,7 @@ impl Guest {
         let builder = Machine::builder(name)
             .memory(RamConfig::new(256 << 20))
             .payload(linux)
-            .device(Rtc::new("rtc"))
-            .device(AcpiPower::new("power"))
+            .devices(arch::board())
             .device(serial)
             .devices(devices);
         (builder, terminal)

@@ -3,6 +3,12 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+#[cfg(target_arch = "aarch64")]
+#[path = "arch/aarch64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "arch/x86_64.rs"]
+mod arch;
 mod complaints;
 pub mod control;
 pub mod devices;

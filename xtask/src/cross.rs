@@ -15,10 +15,31 @@ const COMPILER_PROGRAM: &str = "/usr/bin/rustc";
 const LIBRARY: &str = "libstd-rust-web-dev";
 
 /// The compiler's flag for programs without shared libraries.
-pub const STATIC: &str = "-Ctarget-feature=+crt-static";
+const STATIC: &str = "-Ctarget-feature=+crt-static";
+/// The profile of what an emulator runs.
+pub const PROFILE: &str = "emulated";
 
 /// What links programs for aarch64.
 pub const LINKER: &[&str] = &["aarch64-linux-gnu-gcc", "libc.a for arm64"];
+
+/// Builds programs without shared libraries for an emulator.
+///
+/// # Errors
+/// They do not compile, or there is no standard library for the architecture.
+pub fn build(arch: Arch, words: &[&str]) -> Result<()> {
+    let mut cargo = process::command("cargo");
+    cargo.arg("build").args(words).current_dir(paths::root());
+    set_up_programs(&mut cargo, arch)?;
+    process::run(&mut cargo)
+}
+
+/// Has `cargo` build such programs.
+///
+/// # Errors
+/// There is no standard library for the architecture that the compiler takes.
+pub fn set_up_programs(cargo: &mut Command, arch: Arch) -> Result<()> {
+    set_up(cargo.args(["--profile", PROFILE]), arch, STATIC)
+}
 
 /// Has `cargo` build for an architecture, with these more flags for the compiler.
 ///

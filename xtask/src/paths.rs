@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::arch::Arch;
+use crate::cross;
 
 /// The repository's root folder.
 pub fn root() -> PathBuf {
@@ -18,12 +19,11 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// The part of it with what is built for the architecture that this program is built for: where a program was built for
-/// another one than that of the host that built it, it finds the others there too.
-pub fn built() -> PathBuf {
-    let ours = target().join(Arch::HOST.facts().target);
-    match std::env::current_exe() {
-        Ok(program) if program.starts_with(&ours) => ours,
-        _ => target(),
-    }
+/// Where cargo leaves what is built for an architecture to run and to be measured: release builds, or for another architecture
+/// than the host's the profile of what an emulator runs.
+pub fn built_for(arch: Arch) -> PathBuf {
+    let cross = target().join(arch.facts().target).join(cross::PROFILE);
+    // Where this program was built for another architecture than that of the host that built it, so were the others.
+    let is_cross = || std::env::current_exe().is_ok_and(|program| program.starts_with(&cross));
+    if arch.is_host() && !is_cross() { target().join("release") } else { cross }
 }

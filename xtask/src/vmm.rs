@@ -19,14 +19,10 @@ pub fn program() -> PathBuf {
 
 /// Where [`build_for`] leaves it.
 pub fn program_for(arch: Arch) -> PathBuf {
-    if arch.is_host() {
-        return program();
-    }
-    paths::target().join(arch.facts().target).join("release/examples/microvm")
+    paths::built_for(arch).join("examples/microvm")
 }
 
-/// Builds the VMM for an architecture: for another one than the host's without shared libraries, and with less of the
-/// optimizations that take the compiler long.
+/// Builds the VMM for an architecture: for another one than the host's without shared libraries, for an emulator.
 ///
 /// # Errors
 /// It does not compile, or there is no standard library for the architecture.
@@ -34,13 +30,8 @@ pub fn build_for(arch: Arch, quiet: bool) -> Result<()> {
     if arch.is_host() {
         return if quiet { build_quietly() } else { build() };
     }
-    let mut cargo = cargo_build("microvm");
-    cross::set_up(&mut cargo, arch, cross::STATIC)?;
-    cargo.env("CARGO_PROFILE_RELEASE_LTO", "false").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-    if quiet {
-        cargo.arg("--quiet");
-    }
-    process::run(&mut cargo)
+    let quietly: &[&str] = if quiet { &["--quiet"] } else { &[] };
+    cross::build(arch, &[&["--package", "ossature-examples", "--example", "microvm"], quietly].concat())
 }
 
 /// Builds the VMM.
@@ -79,7 +70,7 @@ pub fn build_examples() -> Result<()> {
 
 /// Where [`build_examples`] leaves one.
 pub fn example(name: &str) -> PathBuf {
-    paths::built().join("release/examples").join(name)
+    paths::built_for(Arch::HOST).join("examples").join(name)
 }
 
 /// Builds the least that reaches a kernel's first instruction, and tells where it is.

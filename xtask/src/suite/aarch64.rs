@@ -116,10 +116,7 @@ fn in_machines(entries: &[Entry], run: fn(Arch, &[Entry]) -> Outcomes) -> Outcom
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    let mut cargo = process::command("cargo");
-    cargo.args(["build", "--package", "xtask"]).current_dir(paths::root());
-    cross::set_up(&mut cargo, Arch::Aarch64, cross::STATIC)?;
-    process::run(&mut cargo)?;
+    cross::build(Arch::Aarch64, &["--package", "xtask"])?;
     run(Arch::Aarch64, entries)
 }
 

@@ -51,7 +51,7 @@ pub fn build(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binar
     build_for(Arch::HOST, arguments, variables)
 }
 
-/// The same for an architecture: for another one than the host's without shared libraries.
+/// The same for an architecture: for another one than the host's without shared libraries, for an emulator.
 ///
 /// # Errors
 /// As [`build`], or there is no standard library for the architecture.
@@ -60,7 +60,7 @@ pub fn build_for(arch: Arch, arguments: &[&str], variables: &[(&str, &str)]) -> 
     cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(arguments);
     cargo.envs(variables.iter().copied()).current_dir(paths::root()).stderr(Stdio::inherit());
     if !arch.is_host() {
-        cross::set_up(&mut cargo, arch, cross::STATIC)?;
+        cross::set_up_programs(&mut cargo, arch)?;
     }
     let messages = process::text(&mut cargo).map_err(|_| Error::new("the tests do not compile"))?;
     Ok(messages.lines().filter_map(|line| parse_artifact(line, arch)).collect())
