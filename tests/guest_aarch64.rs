@@ -9,8 +9,14 @@ use std::{fs, path::PathBuf};
 use rustix::process::Signal;
 use support::{Guest, Tap, complaints, generic_kernel, hash, kernel};
 
-/// What Debian's kernels say at the level of warnings on any machine like this one.
-const KNOWN: [&str; 0] = [];
+/// What Linux says of a PPTT that leaves caches to the processor (before 6.4).
+const NO_CACHES: &str = "Early cacheinfo failed, ret = -2";
+
+/// What is left of Linux's warnings without that, and without those of an emulator that is slow.
+fn left(warnings: &str) -> Vec<&str> {
+    let warnings = complaints(warnings, &[NO_CACHES]);
+    warnings.into_iter().filter(|line| !line.contains("hrtimer: interrupt took ")).collect()
+}
 
 /// Boots with so many processors, and has everything that a machine has.
 fn boots(tables: &str, cpus: usize, image: PathBuf) {
@@ -41,7 +47,7 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
     };
     assert!(answers["tables"].starts_with(described), "{}", &answers["tables"]);
     assert_eq!(answers["disk"], hash(&disk));
-    assert_eq!(complaints(&answers["warnings"], &KNOWN), [""; 0]);
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
 }
 
 fn boots_all(tables: &str, cpus: usize) {
@@ -149,7 +155,7 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
         )
         .run("line", "grep rtc-pl031 /proc/interrupts")
         .boot();
-    assert_eq!(&answers["name"], "rtc-pl031 d0000000.rtc");
+    assert!(answers["name"].starts_with("rtc-pl031 "), "{}", &answers["name"]);
     let year = xtask::process::text(xtask::process::command("date").args(["-u", "+%Y"])).unwrap();
     assert_eq!(answers["system"], year.trim());
     assert_eq!(&answers["alarm"], "rung");

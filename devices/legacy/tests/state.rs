@@ -147,7 +147,8 @@ fn rtc() -> SavedState<'static> {
 fn pl031() -> SavedState<'static> {
     let later = Arc::new(AtomicU64::new(0));
     let host = later.clone();
-    let mut device = Pl031::with_clock("rtc", move || now() + Duration::from_secs(host.load(Ordering::Relaxed)));
+    let mut device =
+        Pl031::with_clock("rtc", move || now() + Duration::from_secs(host.load(Ordering::Relaxed)));
     let port = &start(&mut device)[0];
     let hour_ago = 1_709_210_096 - 3600;
     for (offset, value) in [(0x08, hour_ago), (0x04, hour_ago + 1), (0x10, 1)] {
