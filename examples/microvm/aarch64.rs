@@ -7,8 +7,6 @@ use ossature::legacy::{AcpiPower, Backend, Pl031, PowerButton, Serial};
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
-use crate::args::Transport;
-use crate::report::Usage;
 
 /// The kernel command line by default.
 pub const CMDLINE: &str = "console=ttyAMA0 panic=-1";
@@ -27,14 +25,6 @@ pub struct ArchArgs {
 }
 
 impl ArchArgs {
-    /// Says that the machine does not have what is asked for, if it does not.
-    pub fn check(&self, transport: Transport) -> Result<()> {
-        match transport {
-            Transport::Mmio => Ok(()),
-            Transport::Pci => Err(Usage("--transport pci: on aarch64 there is mmio only".to_owned()).into()),
-        }
-    }
-
     /// The kernel as it is started here.
     pub fn linux(&self, linux: Linux) -> Linux {
         linux.tables(self.tables)

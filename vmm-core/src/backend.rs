@@ -54,6 +54,10 @@ pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
     /// A new, empty virtual machine.
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError>;
 
+    /// The bits of guest-physical addresses that a machine of [`create_vm`](Self::create_vm) can have: on aarch64 what the
+    /// host's processor translates (`KVM_CAP_ARM_VM_IPA_SIZE`); on x86_64 as many as there are.
+    fn address_bits(&self) -> u32;
+
     /// Fails if no vCPUs of a machine of `config` can be in these states here, by index: if the host's processor or its
     /// kernel lacks a feature that they have. Changes nothing.
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError>;
@@ -62,6 +66,10 @@ pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
 /// A virtual machine: RAM, interrupts, doorbells and vCPUs. Everything is released when it and its vCPUs
 /// are dropped. The methods can be called from any thread; they are for setting up, not for hot paths.
 pub trait Vm: Debug + Send + Sync + sealed::Sealed {
+    /// Returns true if its guest can reach I/O ports: a scripted one can, one of KVM's where the processor has instructions
+    /// for it.
+    fn has_ports(&self) -> bool;
+
     /// Gives the guest its RAM, once. Slots that are added to it and removed from it later come and go for the guest too,
     /// for as long as this value lives. The memory stays mapped until the machine and its vCPUs are gone.
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError>;
@@ -113,6 +121,9 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     /// Resets interrupt controllers and timer, as power-on does. The guest's clock goes on. The vCPUs must be paused.
     /// Connections stay; a level line that a device asserts still is.
     fn reset(&self) -> Result<(), VmError>;
+
+    /// As [`Hypervisor::address_bits`].
+    fn address_bits(&self) -> u32;
 
     /// The descriptor of the virtual machine, for what this crate has no method for; `None` where there is none, as in
     /// a scripted machine.

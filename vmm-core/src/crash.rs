@@ -32,6 +32,14 @@ pub enum CrashReason {
         /// Length in bytes.
         size: u64,
     },
+    /// The guest accessed a device by an instruction that an Arm processor does not decode for KVM (`KVM_EXIT_ARM_NISV`):
+    /// one of a pair of registers, with writeback, or of the vector registers.
+    UndecodedAccess {
+        /// The guest-physical address.
+        address: u64,
+        /// What the processor says of it: the syndrome's lower bits (ISS of ESR_EL2).
+        syndrome: u64,
+    },
     /// KVM left the guest for a reason that was not asked for.
     UnexpectedExit {
         /// KVM's number for it.
@@ -51,6 +59,11 @@ impl fmt::Display for CrashReason {
             Self::MemoryFault { address, size } => {
                 write!(f, "the host cannot provide guest memory {address:#x}+{size:#x}")
             }
+            Self::UndecodedAccess { address, syndrome } => write!(
+                f,
+                "an access to {address:#x} by an instruction that the processor does not decode, syndrome {syndrome:#x}; \
+                 devices are reached by loads and stores of one general register, without writeback"
+            ),
             Self::UnexpectedExit { exit_reason } => write!(f, "unexpected exit {exit_reason} from KVM"),
         }
     }
@@ -67,7 +80,9 @@ pub struct VcpuCrash {
     pub reason: CrashReason,
     /// Its registers, where the host still gives them.
     pub registers: Option<Registers>,
-    /// Up to 15 bytes of the instruction at the program counter; empty where it does not point to RAM.
+    /// What system registers say of the last exception, by their names; empty where `registers` have it.
+    pub exception: Vec<(&'static str, u64)>,
+    /// The bytes of the instruction at the program counter, on x86_64 up to 15; empty where it does not point to RAM.
     pub code: Vec<u8>,
 }
 
@@ -76,6 +91,9 @@ impl fmt::Display for VcpuCrash {
         write!(f, "vCPU {}: {}", self.index, self.reason)?;
         if let Some(registers) = &self.registers {
             write!(f, "\n{registers}")?;
+        }
+        for (n, (name, value)) in self.exception.iter().enumerate() {
+            write!(f, "{}{name} {value:016x}", if n % 3 == 0 { "\n" } else { "  " })?;
         }
         write!(f, "\ncode")?;
         if self.code.is_empty() {

@@ -141,6 +141,10 @@ impl Hypervisor for Kvm {
         Ok(Box::new(vm::KvmVm::new(&self.host, config, None)?))
     }
 
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.host.kvm, &self.host.facts))
+    }
+
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
         for (index, state) in (0..).zip(vcpus) {
             let VcpuStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };

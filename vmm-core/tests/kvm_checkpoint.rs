@@ -1,4 +1,5 @@
 //! In-place reset on the host's KVM: a guest that writes pages at random goes back a thousand times.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod board;

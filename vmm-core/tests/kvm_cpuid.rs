@@ -1,4 +1,5 @@
 //! The CPUID that a guest reads.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::expect_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod guest;

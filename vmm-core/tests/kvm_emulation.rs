@@ -1,4 +1,5 @@
 //! Whether this host's KVM has the processor run its guests.
+#![cfg(target_arch = "x86_64")]
 
 use std::fs;
 

@@ -1,4 +1,5 @@
 //! Forks on the host's KVM: a thousand clones of one machine, each with an identity of its own, or none at all.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod board;

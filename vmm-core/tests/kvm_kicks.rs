@@ -6,11 +6,8 @@ mod guest;
 use std::sync::mpsc;
 use std::thread;
 
-use guest::Guest;
+use guest::{Guest, SPIN, WAIT};
 use ossature_core::{KickSignal, Kicker, Step, Vcpu, VmConfig, install_kick_handler};
-
-/// jmp $
-const SPIN: &[u8] = &[0xeb, 0xfe];
 
 /// Runs the vCPU on its own thread; reports each interruption until the receiver is gone.
 fn spin(mut vcpu: Vcpu) -> (Kicker, mpsc::Receiver<Step>, thread::JoinHandle<()>) {
@@ -125,8 +122,7 @@ fn a_kicker_outlives_its_vcpu() {
 
 #[test]
 fn a_halted_vcpu_and_one_that_was_never_started_are_kicked_too() {
-    // sti; hlt; jmp to the hlt: with interrupt controllers the kernel waits.
-    let guest = Guest::new(VmConfig::new(2), &[0xfb, 0xf4, 0xeb, 0xfd]);
+    let guest = Guest::new(VmConfig::new(2), WAIT);
     for index in 0..2 {
         let (kicker, seen, thread) = spin(guest.vcpu(index));
         for _ in 0..100 {

@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::Arc;
 use std::thread;
 
-use guest::Guest;
+use guest::{Guest, SPIN};
 use ossature_bus::Event;
 use ossature_core::{Kvm, Step, VmConfig};
 
@@ -23,7 +23,7 @@ fn vcpu_mappings() -> usize {
 fn one_machine() {
     let config = VmConfig::new(2);
     let rings = Kvm::open().expect("KVM").capabilities().dirty_ring != 0;
-    let guest = Guest::new(if rings { config.dirty_ring(1024) } else { config }, &[0xeb, 0xfe]); // jmp $
+    let guest = Guest::new(if rings { config.dirty_ring(1024) } else { config }, SPIN);
     let mut log = guest.vm.dirty_log(&guest.ram).expect("a log");
     let event = Arc::new(Event::new().expect("an eventfd"));
     let line = guest.vm.irqfd(&event, 5, None).expect("an irqfd");

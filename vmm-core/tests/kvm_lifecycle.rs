@@ -1,43 +1,17 @@
 //! Machines on this machine's KVM: paused and resumed a thousand times, three in one process, given back whole.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
+mod guest;
+
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use guest::{COUNT, PRINT_AND_POWER_OFF, counter, machine, power, serial};
 use ossature_boot::Platform;
+use ossature_core::Kvm;
 use ossature_core::machine::{LifecycleState, Machine, Outcome};
-use ossature_core::{Kvm, Registers};
-use ossature_legacy::{AcpiPower, Serial, SerialPort, backend};
-use ossature_memory::vm_memory::{Bytes, GuestAddress};
-use ossature_memory::{GuestMmap, RamConfig};
-
-const CODE: GuestAddress = GuestAddress(0x1000);
-const COUNTER: GuestAddress = GuestAddress(0x2000);
-
-/// inc word [0x2000]; jmp to itself
-const COUNT: &[u8] = &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa];
-
-/// Prints "ok\n" on COM1, then writes S5 with sleep-enable to the ACPI sleep register.
-const PRINT_AND_POWER_OFF: &[u8] = &[
-    0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xb0, b'o', 0xee, // mov al, 'o'; out dx, al
-    0xb0, b'k', 0xee, // the same with 'k'
-    0xb0, b'\n', 0xee, // and a newline
-    0xba, 0x00, 0x06, // mov dx, 0x600
-    0xb0, 0x34, 0xee, // mov al, 0x34; out dx, al
-    0xf4, // hlt
-];
-
-fn guest(name: &str, code: &'static [u8]) -> ossature_core::machine::MachineBuilder {
-    Machine::builder(name).memory(RamConfig::new(2 << 20)).payload(|memory: &GuestMmap, _: &Platform| {
-        memory.write_slice(code, CODE)?;
-        Ok(Registers::real_mode(CODE.0 as u16))
-    })
-}
-
-fn counter(machine: &Machine) -> u16 {
-    machine.ram().dma().read_obj(COUNTER).unwrap()
-}
+use ossature_legacy::backend;
+use ossature_memory::GuestMmap;
 
 fn wait_until_it_counts(machine: &Machine) {
     let before = counter(machine);
@@ -48,7 +22,7 @@ fn wait_until_it_counts(machine: &Machine) {
 
 #[test]
 fn a_spinning_guest_is_paused_in_each_of_1000_pauses_and_goes_on_after_it() {
-    let machine = guest("pauses", COUNT).build(&Kvm::open().unwrap()).unwrap();
+    let machine = machine("pauses", COUNT).build(&Kvm::open().unwrap()).unwrap();
     machine.start().unwrap();
     for _ in 0..1000 {
         let paused = machine.pause().unwrap();
@@ -64,7 +38,7 @@ fn a_spinning_guest_is_paused_in_each_of_1000_pauses_and_goes_on_after_it() {
 #[test]
 fn three_machines_in_one_process_do_not_mind_each_other() {
     let kvm = Kvm::open().unwrap();
-    let machines = ["one", "two", "three"].map(|name| guest(name, COUNT).statistics().build(&kvm).unwrap());
+    let machines = ["one", "two", "three"].map(|name| machine(name, COUNT).statistics().build(&kvm).unwrap());
     for machine in &machines {
         machine.start().unwrap();
     }
@@ -104,10 +78,10 @@ fn a_guest_prints_and_powers_off() {
         }
     }
     let output = Output::default();
-    let serial = Serial::new("com1", SerialPort::COM1, backend::writer(output.clone()));
-    let machine = guest("prints", PRINT_AND_POWER_OFF)
+    let serial = serial("serial", backend::writer(output.clone()));
+    let machine = machine("prints", PRINT_AND_POWER_OFF)
         .device(serial)
-        .device(AcpiPower::new("power"))
+        .devices(power())
         .build(&Kvm::open().unwrap())
         .unwrap();
     machine.start().unwrap();
@@ -121,8 +95,8 @@ fn d7_a_build_that_fails_leaves_nothing_behind() {
     let count = || fs::read_dir("/proc/self/fd").unwrap().count();
     let fail = || {
         let refuses = |_: &GuestMmap, _: &Platform| Err("no such payload".into());
-        let power = AcpiPower::new("power");
-        let error = Machine::builder("x").payload(refuses).device(power).build(&kvm).unwrap_err();
+        let serial = serial("serial", backend::none());
+        let error = Machine::builder("x").payload(refuses).device(serial).build(&kvm).unwrap_err();
         assert_eq!(error.to_string(), "no such payload");
     };
     fail();
@@ -137,11 +111,11 @@ fn d7_a_build_that_fails_leaves_nothing_behind() {
 fn descriptors_and_threads_are_back_where_they_were_after_a_drop() {
     let kvm = Kvm::open().unwrap();
     let round = || {
-        let serial = Serial::new("com1", SerialPort::COM1, backend::none());
-        let machine = guest("dropped", COUNT)
+        let serial = serial("serial", backend::none());
+        let machine = machine("dropped", COUNT)
             .cpus(2)
             .device(serial)
-            .device(AcpiPower::new("power"))
+            .devices(power())
             .statistics()
             .build(&kvm)
             .unwrap();

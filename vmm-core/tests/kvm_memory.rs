@@ -3,36 +3,20 @@
 
 mod guest;
 
+#[cfg_attr(target_arch = "x86_64", path = "memory/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "memory/aarch64.rs")]
+mod code;
+
 use std::ops::Range;
 
-use guest::{CODE, DATA, Guest};
-use ossature_core::{
-    GuestDirtyLog, Hypervisor, Irqchip, Kvm, Registers, SegmentRegister, Step, Vcpu, VmConfig, VmError,
-    error_chain,
-};
+use code::{READ, WRITE, WRITE_MORE, at_more, value, write_pages};
+use guest::{CODE, DATA, Guest, run_to_halt};
+use ossature_core::{GuestDirtyLog, Hypervisor, Irqchip, Kvm, Vcpu, VmConfig, VmError, error_chain};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Backing, DirtyPages};
 
 const MORE: u64 = 0x10_0000;
 const PAGE: u64 = 0x1000;
-
-/// Runs to HLT; returns how many other exits there were.
-fn run_to_halt(vcpu: &mut Vcpu) -> usize {
-    let mut exits = 0;
-    loop {
-        match vcpu.run_once().expect("a guest that halts") {
-            Step::Handled => exits += 1,
-            Step::Halted => return exits,
-            step => panic!("{step:?}"),
-        }
-    }
-}
-
-/// Real mode at [`CODE`], with FS at [`MORE`] and without a limit.
-fn at_more() -> Registers {
-    let real = Registers::real_mode(CODE);
-    Registers { fs: SegmentRegister { base: MORE, limit: u32::MAX, access: 0x8093, ..real.fs }, ..real }
-}
 
 fn again(vcpu: &mut Vcpu) {
     vcpu.set_registers(&at_more()).expect("registers");
@@ -40,7 +24,7 @@ fn again(vcpu: &mut Vcpu) {
 
 #[test]
 fn ram_comes_and_goes_while_the_guest_lives() {
-    let guest = Guest::bare(&[0x64, 0x66, 0xa1, 0x00, 0x00, 0xf4]); // mov eax, fs:[0]; hlt
+    let guest = Guest::bare(READ);
     let mut vcpu = guest.vcpu_with(0, at_more());
     assert_eq!(run_to_halt(&mut vcpu), 1, "nothing there");
     for round in 0..1000_u32 {
@@ -50,7 +34,7 @@ fn ram_comes_and_goes_while_the_guest_lives() {
         dma.write_obj(GuestAddress(MORE), round).expect("RAM");
         again(&mut vcpu);
         assert_eq!(run_to_halt(&mut vcpu), 0, "RAM");
-        assert_eq!(vcpu.registers().expect("registers").rax, u64::from(round));
+        assert_eq!(value(&vcpu.registers().expect("registers")), u64::from(round));
         guest.ram.remove_slot(slot).expect("the slot");
         again(&mut vcpu);
         assert_eq!(run_to_halt(&mut vcpu), 1, "nothing there again");
@@ -108,14 +92,8 @@ fn both_kinds() -> Vec<VmConfig> {
 
 #[test]
 fn the_log_has_what_the_guest_and_this_process_write_in_each_slot() {
-    let code = [
-        0xa2, 0x00, 0x20, // mov [DATA], al
-        0x64, 0xa2, 0x00, 0x30, // mov fs:[0x3000], al
-        0xf4, // hlt
-        0xa2, 0x00, 0x50, 0xf4, // mov [0x5000], al; hlt
-    ];
     for config in both_kinds() {
-        let guest = Guest::new(config, &code);
+        let guest = Guest::new(config, WRITE);
         guest.ram.add_slot(MORE, 16 * PAGE, &Backing::Anonymous).expect("a slot");
         let mut vcpu = guest.vcpu_with(0, at_more());
         let mut log = guest.vm.dirty_log(&guest.ram).expect("a log");
@@ -142,10 +120,8 @@ fn the_log_has_what_the_guest_and_this_process_write_in_each_slot() {
 
 #[test]
 fn a_slot_that_is_added_while_the_log_runs_is_logged_too() {
-    // mov fs:[0x3000], al; hlt
-    let code = [0x64, 0xa2, 0x00, 0x30, 0xf4];
     for config in both_kinds() {
-        let guest = Guest::new(config, &code);
+        let guest = Guest::new(config, WRITE_MORE);
         let mut vcpu = guest.vcpu_with(0, at_more());
         let mut log = guest.vm.dirty_log(&guest.ram).expect("a log");
         let slot = guest.ram.add_slot(MORE, 16 * PAGE, &Backing::Anonymous).expect("a slot");
@@ -159,20 +135,8 @@ fn a_slot_that_is_added_while_the_log_runs_is_logged_too() {
     }
 }
 
+/// How many pages [`write_pages`] writes from [`MORE`] on.
 const PAGES: u64 = 3000;
-
-/// Writes a byte to each of [`PAGES`] pages from [`MORE`] on, with as many instructions between two writes as `pause` has.
-fn write_pages(pause: u8) -> Vec<u8> {
-    let mut code = vec![
-        0x66, 0xb9, 0xb8, 0x0b, 0x00, 0x00, // mov ecx, PAGES
-        0x66, 0x31, 0xff, // xor edi, edi
-        0x64, 0x67, 0x88, 0x0f, // mov fs:[edi], cl
-        0x66, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // add edi, 0x1000
-    ];
-    code.extend(std::iter::repeat_n(0x90, pause.into()));
-    code.extend([0x66, 0x49, 0x75, 0xf1 - pause, 0xf4]); // dec ecx; jnz to the write; hlt
-    code
-}
 
 /// Has the guest write all pages, twice.
 fn written(config: VmConfig, pause: u8, check: impl Fn(usize, &[Range<u64>])) {

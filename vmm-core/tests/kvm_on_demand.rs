@@ -1,5 +1,6 @@
 //! Memory that comes on demand, and snapshots of a machine that runs, on the host's KVM: a guest sweeps over its memory and
 //! writes the number of each write, so that any image of it shows whether it is of one moment.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // helpers of tests, too, may panic
 
 use std::fs::File;

@@ -1,5 +1,6 @@
 //! Machines on this machine's KVM that start again: reset in place a hundred times, with everything fresh; and vCPUs
 //! whose state is saved and restored wherever they are.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod board;

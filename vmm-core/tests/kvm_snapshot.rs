@@ -1,4 +1,5 @@
 //! Snapshots on the host's KVM: a guest that is saved after any of its exits goes on in another machine, and ends the same.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod board;

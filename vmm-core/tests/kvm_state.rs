@@ -1,4 +1,5 @@
 //! States of vCPUs and machines: saved, reset, restored.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::expect_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod guest;

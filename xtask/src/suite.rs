@@ -43,6 +43,7 @@ pub const STEPS: &[&str] = &[
     "report",
     "guest",
     "aarch64-unit",
+    "aarch64-kvm",
     "aarch64-guest",
 ];
 
@@ -62,7 +63,7 @@ pub fn programs(step: &str) -> &'static [&'static str] {
             "btrfs", "busybox", "depmod", "dmsetup", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs",
             "passt", "qemu-img", "socat", "tcpdump",
         ],
-        "aarch64-unit" | "aarch64-guest" => packages::CROSS_TESTS,
+        "aarch64-unit" | "aarch64-kvm" | "aarch64-guest" => packages::CROSS_TESTS,
         _ => &[],
     }
 }

@@ -1,6 +1,8 @@
 //! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
 //! bindings of each device).
 
+mod pci;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -91,6 +93,7 @@ pub struct Chosen<'a> {
 /// The handles by which nodes refer to others.
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const ITS: u32 = 3;
 const FIRST_CPU: u32 = 0x1000;
 /// The key's code (Linux, `input-event-codes.h`).
 const KEY_POWER: u32 = 116;
@@ -110,6 +113,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
         return Err(FdtError::InterruptController { found });
     };
+    let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
     only(platform, NodeKind::PowerButton)?;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
@@ -142,9 +146,9 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.property_string("clock-output-names", "apb_pclk")?;
     tree.property_phandle(CLOCK)?;
     tree.end_node(clock)?;
-    interrupt_controller(&mut tree, gic)?;
+    interrupt_controller(&mut tree, gic, its)?;
     for node in &platform.nodes {
-        device(&mut tree, node)?;
+        device(&mut tree, node, its.is_some())?;
     }
     tree.end_node(root)?;
     Ok(tree.finish()?)
@@ -237,7 +241,7 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
     Ok(tree.end_node(cpus)?)
 }
 
-fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError> {
+fn interrupt_controller(tree: &mut FdtWriter, gic: &Node, its: Option<&Node>) -> Result<(), FdtError> {
     let (distributor, redistributors) = (memory(gic, 0)?, memory(gic, 1)?);
     let node = tree.begin_node(&name("interrupt-controller", distributor.0))?;
     tree.property_string("compatible", "arm,gic-v3")?;
@@ -248,6 +252,13 @@ fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError
     cells(tree)?;
     tree.property_null("ranges")?;
     tree.property_phandle(GIC)?;
+    if let Some(its) = its {
+        let written = begin(tree, its, "msi-controller", &["arm,gic-v3-its"])?;
+        tree.property_null("msi-controller")?;
+        tree.property_u32("#msi-cells", 1)?;
+        tree.property_phandle(ITS)?;
+        tree.end_node(written)?;
+    }
     Ok(tree.end_node(node)?)
 }
 
@@ -260,10 +271,10 @@ fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> 
     }
 }
 
-/// A device. The interrupt controller is described before.
-fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
+/// A device. The interrupt controllers are described before; with an ITS, PCI has message-signalled interrupts.
+fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtError> {
     match node.kind {
-        NodeKind::Hidden | NodeKind::GicV3 => Ok(()),
+        NodeKind::Hidden | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
         NodeKind::VirtioMmio => {
             let written = begin(tree, node, "virtio_mmio", &["virtio,mmio"])?;
             tree.property_null("dma-coherent")?;
@@ -289,6 +300,7 @@ fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
             interrupts(tree, node, true)?;
             Ok(tree.end_node(written)?)
         }
+        NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
         NodeKind::PowerButton => {
             // A key that is an interrupt, without a GPIO line: pressed and released at once.
             let keys = tree.begin_node("gpio-keys")?;

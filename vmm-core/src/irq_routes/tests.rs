@@ -1,16 +1,20 @@
 use super::*;
+use crate::arch::testing::controllers_of;
+
+/// The first lines of messages.
+const FIRST: [u32; 2] = [WIRED_LINES, WIRED_LINES + 1];
 
 fn message(n: u32) -> MsiMessage {
-    MsiMessage { address: 0x1_fee0_0000 + u64::from(n), data: n }
+    MsiMessage::new(0x1_fee0_0000 + u64::from(n), n)
 }
 
 #[test]
 fn messages_get_the_lines_after_the_wired_ones() {
     let mut routes = IrqRoutes::default();
-    assert_eq!([routes.add(message(1)).unwrap(), routes.add(message(2)).unwrap()], [24, 25]);
-    assert_eq!(routes.set(24, message(3)).unwrap(), message(1));
+    assert_eq!([routes.add(message(1)).unwrap(), routes.add(message(2)).unwrap()], FIRST);
+    assert_eq!(routes.set(FIRST[0], message(3)).unwrap(), message(1));
     let messages: Vec<_> = routes.entries().into_iter().filter(|e| e.type_ == KVM_IRQ_ROUTING_MSI).collect();
-    assert_eq!(messages.iter().map(|e| e.gsi).collect::<Vec<_>>(), [24, 25]);
+    assert_eq!(messages.iter().map(|e| e.gsi).collect::<Vec<_>>(), FIRST);
 }
 
 #[test]
@@ -27,7 +31,7 @@ fn a_freed_line_is_handed_out_again() {
 #[test]
 fn only_messages_can_be_changed() {
     let mut routes = IrqRoutes::default();
-    for gsi in [0, 23, 24, u32::MAX] {
+    for gsi in [0, WIRED_LINES - 1, WIRED_LINES, u32::MAX] {
         assert!(matches!(routes.set(gsi, message(0)), Err(VmError::NoSuchRoute { gsi: g }) if g == gsi));
     }
 }
@@ -36,18 +40,33 @@ fn only_messages_can_be_changed() {
 fn the_wired_lines_are_kvms_own() {
     let entries = IrqRoutes::default().entries();
     assert!(entries.iter().all(|e| e.type_ == KVM_IRQ_ROUTING_IRQCHIP));
-    for gsi in 0..24 {
+    for gsi in 0..WIRED_LINES {
         let chips = entries.iter().filter(|e| e.gsi == gsi).count();
-        assert_eq!(chips, if gsi < 16 { 2 } else { 1 }, "line {gsi}");
+        assert_eq!(chips, controllers_of(gsi), "line {gsi}");
     }
 }
 
 #[test]
 fn a_full_table_is_an_error_that_says_so() {
     let mut routes = IrqRoutes::default();
-    for n in 0..4096 - 40 {
+    let max = 4096 - routes.entries().len();
+    for n in 0..max as u32 {
         routes.add(message(n)).unwrap();
     }
-    assert!(matches!(routes.add(message(0)), Err(VmError::NoFreeRoute { max: 4056 })));
+    let error = routes.add(message(0)).unwrap_err();
+    assert!(matches!(error, VmError::NoFreeRoute { max: told } if told as usize == max), "{error}");
     assert_eq!(routes.entries().len(), 4096);
+}
+
+#[test]
+#[allow(unsafe_code)] // KVM's entries are a union
+fn a_message_says_whose_it_is_where_that_matters() {
+    let mut routes = IrqRoutes::default();
+    routes.add(message(1).from_requester(0x28)).unwrap();
+    let entries = routes.entries();
+    let entry = entries.iter().find(|entry| entry.type_ == KVM_IRQ_ROUTING_MSI).unwrap();
+    // SAFETY: a message's entry, all of which is numbers.
+    let sender = unsafe { entry.u.msi.__bindgen_anon_1.devid };
+    let expected = if MESSAGES_HAVE_SENDERS { (KVM_MSI_VALID_DEVID, 0x28) } else { (0, 0) };
+    assert_eq!((entry.flags, sender), expected);
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
 use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
-    KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_ARM_NISV, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
     KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO, kvm_run,
 };
@@ -269,6 +269,12 @@ impl VcpuRun {
                 // SAFETY: the exit reason says that this member is the valid one.
                 let hardware_reason = unsafe { exit.fail_entry.hardware_entry_failure_reason };
                 Exit::Crash(CrashReason::FailedEntry { hardware_reason }, None)
+            }
+            KVM_EXIT_ARM_NISV => {
+                // SAFETY: the exit reason says that this member is the valid one.
+                let access = unsafe { exit.arm_nisv };
+                let (address, syndrome) = (access.fault_ipa, access.esr_iss);
+                Exit::Crash(CrashReason::UndecodedAccess { address, syndrome }, None)
             }
             KVM_EXIT_MEMORY_FAULT => {
                 // SAFETY: the exit reason says that this member is the valid one.

@@ -100,14 +100,15 @@ impl KvmVcpu {
     fn crash(&self, reason: CrashReason, code: Option<Vec<u8>>) -> VcpuError {
         let registers = self.registers().ok();
         let code = code.or_else(|| self.code_at(registers.as_ref()?)).unwrap_or_default();
-        VcpuError::Crash(Box::new(VcpuCrash { index: self.index, reason, registers, code }))
+        let exception = arch::exception_registers(self.run.fd());
+        VcpuError::Crash(Box::new(VcpuCrash { index: self.index, reason, registers, exception, code }))
     }
 
     /// The bytes at the program counter, up to the first that is not RAM.
     fn code_at(&self, registers: &Registers) -> Option<Vec<u8>> {
         let ram = self.vm.ram()?;
         let byte = |n| {
-            let address = arch::instruction_byte(self.run.fd(), registers, n)?;
+            let address = arch::instruction_byte(self.run.fd(), &ram, registers, n)?;
             ram.read_obj::<u8>(GuestAddress(address)).ok()
         };
         Some((0..).map_while(byte).collect())
@@ -155,8 +156,7 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmError> {
-        self.is_new = false;
-        let is_new = !self.run.has_run() && self.vm.config.has_irqchip();
+        let is_new = std::mem::take(&mut self.is_new) && !self.run.has_run() && self.vm.config.has_irqchip();
         let known = self.run.left_registers().or_else(|| KvmRegisters::new(self.index).filter(|_| is_new));
         let mut all = known.map_or_else(|| KvmRegisters::read(self.run.fd()), Ok)?;
         all.apply(registers);

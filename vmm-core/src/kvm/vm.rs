@@ -75,6 +75,10 @@ impl MemoryListener for Follower {
 impl Sealed for KvmVm {}
 
 impl Vm for KvmVm {
+    fn has_ports(&self) -> bool {
+        arch::HAS_PORTS
+    }
+
     fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.is_some() {
@@ -192,6 +196,10 @@ impl Vm for KvmVm {
         let vm = &self.shared;
         vm.create_irqchip()?;
         vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
+    }
+
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.shared.host.kvm, &self.shared.host.facts))
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -22,11 +22,16 @@ use self::place::place_beside;
 pub(super) use self::place::{Fitting, Placed, place, place_again};
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
-use super::plan::Place;
+use super::plan::{Above, Place};
 use super::snapshot::Shape;
 use super::status::Status;
 use super::wiring::{Stock, WiredRange, Wiring};
 use crate::{Buses, StatsReader, Vm, arch};
+
+/// Where RAM ends.
+pub(super) fn ram_end(ram: &Ram) -> u64 {
+    ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or_default()
+}
 
 /// A device and what it was given.
 struct Slot {
@@ -131,17 +136,30 @@ impl Board {
     /// Adds a device beside those that are there, which keep their places.
     pub(super) fn add(&self, device: Box<dyn Device>) -> Result<(), BuildErrors> {
         let mut slots = lock(&self.slots);
-        let ram_end = self.ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max();
-        let placed = place_beside(&slots, vec![device], ram_end.unwrap_or_default()).map_err(BuildErrors)?;
+        let above = Above { ram_end: ram_end(&self.ram), address_bits: self.vm.address_bits() };
+        let placed = place_beside(&slots, vec![device], above).map_err(BuildErrors)?;
+        self.check_ports(&placed)?;
         slots.extend(self.connect(placed, true)?);
         Ok(())
     }
 
     /// Adds the devices of a new machine.
     pub(super) fn add_placed(&self, placed: Vec<Placed>) -> Result<(), BuildErrors> {
+        self.check_ports(&placed)?;
         let slots = self.connect(placed, false)?;
         *lock(&self.slots) = slots;
         Ok(())
+    }
+
+    /// Fails if devices have ports that no guest can reach.
+    fn check_ports(&self, placed: &[Placed]) -> Result<(), BuildErrors> {
+        if self.vm.has_ports() {
+            return Ok(());
+        }
+        let asks = |placed: &&Placed| placed.requires.registers.iter().any(|r| r.space == AddressSpace::Pio);
+        let error = |placed: &Placed| BuildError::NoPorts { id: placed.device.id().to_owned() };
+        let errors: Vec<_> = placed.iter().filter(asks).map(error).collect();
+        if errors.is_empty() { Ok(()) } else { Err(BuildErrors(errors)) }
     }
 
     /// Connects and attaches devices, and puts them on the buses. All of them, or none. The guest may run meanwhile if

@@ -67,6 +67,17 @@ pub enum BuildError {
     /// Guest memory could not be allocated.
     #[error("memory: {0}")]
     Ram(#[source] RamError),
+    /// Guest memory has addresses that guests do not have on this host.
+    #[error(
+        "memory: it would end at {end:#x}, and guests have {address_bits} bits of addresses on this host; give the machine \
+         less of it"
+    )]
+    TooHigh {
+        /// Where it would end.
+        end: u64,
+        /// How many bits of addresses guests have.
+        address_bits: u32,
+    },
     /// The hypervisor refused.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -81,6 +92,14 @@ pub enum BuildError {
     /// The buses would not take the devices, although the layout has places for them.
     #[error(transparent)]
     Bus(BusError),
+    /// A device has I/O ports, and the guest has no instructions for them.
+    #[error(
+        "device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses"
+    )]
+    NoPorts {
+        /// The device.
+        id: String,
+    },
     /// A device asked for registers and does not answer them.
     #[error("device {id:?} asked for registers {name} and does not answer them")]
     Unanswered {

@@ -16,6 +16,7 @@ use super::mailbox::Mailbox;
 use super::status::Peer;
 use super::vcpu_thread::VcpuThread;
 use super::*;
+use crate::arch::testing::registers_at;
 use crate::scripted::{Script, Scripted};
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 
@@ -302,6 +303,21 @@ fn c3_too_many_vcpus_are_refused_at_once_and_with_the_number() {
     let builder = Machine::builder("test").memory(RamConfig::new(1 << 20)).cpus(100_000);
     let errors = builder.build(&Scripted::new([])).unwrap_err();
     assert_eq!(errors.to_string(), "100000 vCPUs are more than the 1024 that are possible here");
+}
+
+#[test]
+fn c3_memory_beyond_the_guests_addresses_is_refused_with_both_numbers() {
+    let build = |size, bits| {
+        let scripted = Scripted::new([Script::new()]).with_address_bits(bits);
+        Machine::builder("high").memory(RamConfig::new(size)).build(&scripted)
+    };
+    let refused = build(2 << 20, 20).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "memory: it would end at 0x200000, and guests have 20 bits of addresses on this host; give the machine less \
+         of it"
+    );
+    assert!(build(1 << 20, 20).is_ok(), "the last byte has the last address");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use ossature_bus::{Access, AddressSpace, Bus, BusFault, Effect, Event, Mmio, Msi
 use ossature_memory::{Ram, RamConfig, RegisterPage};
 
 use super::*;
+use crate::arch::WIRED_LINES;
+use crate::arch::testing::registers_at;
 use crate::{Buses, CrashReason, Doorbell, DoorbellAddress, Irqchip, Step, Vcpu, VcpuError};
 
 fn empty_buses() -> Buses {
@@ -127,10 +129,10 @@ fn register_pages_answer_reads_of_any_width() {
 
 #[test]
 fn interrupts_wake_the_step_that_awaits_them() {
-    let (scripted, vm) = machine(Script::new().await_interrupt(5).await_interrupt(24).halt());
+    let (scripted, vm) = machine(Script::new().await_interrupt(5).await_interrupt(WIRED_LINES).halt());
     let (wired, message) = (Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap()));
-    let route = vm.add_msi_route(MsiMessage { address: 0xfee0_0000, data: 33 }).unwrap();
-    route.set(MsiMessage { address: 0xfee0_0000, data: 34 }).unwrap();
+    let route = vm.add_msi_route(MsiMessage::new(0xfee0_0000, 33)).unwrap();
+    route.set(MsiMessage::new(0xfee0_0000, 34)).unwrap();
     let _lines = [vm.irqfd(&wired, 5, None).unwrap(), vm.irqfd(&message, route.gsi(), None).unwrap()];
     let mut vcpu = vcpu(&*vm);
     let guest = thread::spawn(move || vcpu.run_once().unwrap());
@@ -184,7 +186,7 @@ fn waiting_for_a_line_that_nobody_drives_is_an_error() {
 fn a_crash_carries_the_registers() {
     let (_, vm) = machine(Script::new().triple_fault());
     let mut vcpu = vcpu(&*vm);
-    let registers = crate::Registers::real_mode(0x1234);
+    let registers = registers_at(0x1234);
     vcpu.set_registers(&registers).unwrap();
     match vcpu.run_once() {
         Err(VcpuError::Crash(crash)) => {
@@ -271,7 +273,7 @@ fn the_script_goes_on_over_resets_and_states() {
         Script::new().expect_line(5, true).halt().expect_line(5, false).halt().expect_line(5, true).halt(),
     );
     let mut vcpu = vcpu(&*vm);
-    let registers = crate::Registers::real_mode(0x1234);
+    let registers = registers_at(0x1234);
     vcpu.set_registers(&registers).unwrap();
     vm.set_irq_line(5, true).unwrap();
     let (state, machine) = (vcpu.state().unwrap(), vm.state().unwrap());

@@ -265,6 +265,7 @@ impl VcpuBackend for ScriptedVcpu {
                         index,
                         reason,
                         registers,
+                        exception: Vec::new(),
                         code: Vec::new(),
                     })));
                 }

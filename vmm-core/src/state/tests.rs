@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn a_scripted_state_survives_the_way_through_bytes() {
-    let registers = arch::Registers { rbx: 7, ..arch::Registers::real_mode(0x1234) };
+    let registers = arch::testing::registers_at(0x1234);
     let vcpu = VcpuState(VcpuStateOf::Scripted(Box::new(registers)));
     assert_eq!(VcpuState::from_saved(&vcpu.to_saved()), Ok(vcpu.clone()));
     let vm = VmState(VmStateOf::Scripted(vec![5, 10]));

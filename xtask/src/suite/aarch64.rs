@@ -10,7 +10,7 @@ use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
 use crate::{Result, cross, paths, process, vmm};
 
-/// The packages whose tests and examples compile for it too. Those of core and of the facade run bare x86 guests.
+/// The packages whose tests and examples compile for it too. Those of the facade run bare x86 guests.
 const WITH_TESTS: &[&str] = &[
     "ossature-memory",
     "ossature-bus",
@@ -19,6 +19,7 @@ const WITH_TESTS: &[&str] = &[
     "ossature-block",
     "ossature-virtio",
     "ossature-boot",
+    "ossature-core",
     "xtask",
 ];
 
@@ -31,7 +32,11 @@ const UNIT: &[&str] = &[
     "ossature-block",
     "ossature-virtio",
     "ossature-boot",
+    "ossature-core",
 ];
+
+/// The packages whose bare-metal guests run there too, on the KVM of that machine.
+const KVM: &[&str] = &["ossature-core"];
 
 /// Tests that cannot pass in the nested machine, and why.
 const NOT_THERE: &[(&str, &str)] = &[
@@ -55,10 +60,11 @@ impl Suite {
         if Arch::Aarch64.is_host() {
             return;
         }
-        self.step("aarch64-unit", |suite| {
-            let packages = UNIT.iter().flat_map(|package| ["--package", package]);
-            let tests = list(&packages.chain(["--lib", "--tests"]).collect::<Vec<_>>())?;
-            suite.run_whole(&tests)
+        self.step("aarch64-unit", |suite| suite.run_whole(&list_of(UNIT, Environment::Hidden)?));
+        self.step("aarch64-kvm", |suite| {
+            let tests = list_of(KVM, Environment::Own)?;
+            let tests = suite.chosen(&tests);
+            suite.run_each(&tests, Environment::Own)
         });
         self.step("aarch64-guest", |suite| {
             vmm::build_for(Arch::Aarch64, false)?;
@@ -66,12 +72,16 @@ impl Suite {
             let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
             let tests = list(&["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())?;
             let tests = suite.chosen(&tests);
-            let entry = |test: &&Test| Entry::new(test, Environment::Full.limit());
-            let entries: Vec<Entry> = tests.iter().map(entry).collect();
-            let outcomes = in_machines(&entries, environment::in_nested_machines)?;
-            suite.count(&tests, outcomes);
-            Ok(())
+            suite.run_each(&tests, Environment::Full)
         });
+    }
+
+    /// Runs each test in a process of its own.
+    fn run_each(&mut self, tests: &[&Test], environment: Environment) -> Result<()> {
+        let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
+        let outcomes = in_machines(&entries, environment::in_nested_machines)?;
+        self.count(tests, outcomes);
+        Ok(())
     }
 
     /// The tests that the selection runs, without those that cannot pass there.
@@ -102,11 +112,7 @@ impl Suite {
                 _ => again.extend(part.iter().copied()),
             }
         }
-        let entries: Vec<Entry> =
-            again.iter().map(|test| Entry::new(test, Environment::Hidden.limit())).collect();
-        let outcomes = in_machines(&entries, environment::in_nested_machines)?;
-        self.count(&again, outcomes);
-        Ok(())
+        self.run_each(&again, Environment::Hidden)
     }
 }
 
@@ -118,6 +124,14 @@ fn in_machines(entries: &[Entry], run: fn(Arch, &[Entry]) -> Outcomes) -> Outcom
     }
     cross::build(Arch::Aarch64, &["--package", "xtask"])?;
     run(Arch::Aarch64, entries)
+}
+
+/// Builds the test binaries of packages and lists the tests that belong to the environment.
+fn list_of(packages: &[&str], environment: Environment) -> Result<Vec<Test>> {
+    let words = packages.iter().flat_map(|package| ["--package", package]);
+    let mut tests = list(&words.chain(["--lib", "--tests"]).collect::<Vec<_>>())?;
+    tests.retain(|test| Environment::of(&test.binary.target) == environment);
+    Ok(tests)
 }
 
 /// Builds test binaries and lists their tests.

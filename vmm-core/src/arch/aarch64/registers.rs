@@ -28,7 +28,15 @@ pub struct Registers {
     pub pstate: u64,
 }
 
+/// PSTATE of EL1 with its own stack pointer, and the four kinds of interrupts masked (DAIF).
+const EL1H_MASKED: u64 = 0x3c5;
+
 impl Registers {
+    /// EL1 with interrupts masked, about to execute at `pc`; translation is off: the least that runs code.
+    pub fn el1(pc: u64) -> Self {
+        Self { pc, pstate: EL1H_MASKED, ..Self::default() }
+    }
+
     /// The registers as the fields of a state.
     pub(crate) fn encode(&self, fields: &mut Encoder) {
         let general: Vec<_> = self.x.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -58,14 +66,17 @@ impl fmt::Display for Registers {
     }
 }
 
-/// The registers as KVM has them.
+/// The registers as a vCPU is to have them, and as it has them: each takes a call of its own.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct KvmRegisters(Registers);
+pub(crate) struct KvmRegisters {
+    wanted: Registers,
+    now: Registers,
+}
 
 /// The name of a general register, by its place in [`kvm_regs`].
-fn id(offset: usize) -> u64 {
+pub(super) const fn id(offset: usize) -> u64 {
     // In units of 32 bits.
-    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | u64::from(KVM_REG_ARM_CORE) | (offset / size_of::<u32>()) as u64
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | (offset / size_of::<u32>()) as u64
 }
 
 /// The name of each register, with its place.
@@ -88,30 +99,37 @@ impl KvmRegisters {
             vcpu.get_one_reg(id, &mut bytes).map_err(call("KVM_GET_ONE_REG"))?;
             *value = u64::from_ne_bytes(bytes);
         }
-        Ok(Self(registers))
+        Ok(Self { wanted: registers, now: registers })
     }
 
+    /// Writes those that are to change.
     pub(crate) fn write(&self, vcpu: &VcpuFd) -> Result<(), VmError> {
-        let mut registers = self.0;
-        for (id, value) in places(&mut registers) {
+        for (id, value) in self.changes() {
             vcpu.set_one_reg(id, &value.to_ne_bytes()).map_err(call("KVM_SET_ONE_REG"))?;
         }
         Ok(())
     }
 
-    /// A vCPU has to be asked.
+    fn changes(&self) -> Vec<(u64, u64)> {
+        let (mut wanted, mut now) = (self.wanted, self.now);
+        let both = places(&mut wanted).zip(places(&mut now));
+        both.filter(|((_, wanted), (_, now))| wanted != now).map(|((id, wanted), _)| (id, *wanted)).collect()
+    }
+
+    /// Those of a vCPU as `KVM_ARM_VCPU_INIT` leaves it: so that it need not be asked.
     pub(crate) fn new(_: u32) -> Option<Self> {
-        None
+        let reset = Registers::el1(0);
+        Some(Self { wanted: reset, now: reset })
     }
 
     pub(crate) fn apply(&mut self, registers: &Registers) {
-        self.0 = *registers;
+        self.wanted = *registers;
     }
 }
 
 impl From<KvmRegisters> for Registers {
     fn from(from: KvmRegisters) -> Self {
-        from.0
+        from.wanted
     }
 }
 
@@ -139,3 +157,6 @@ pub(crate) unsafe fn left_in_page(_: NonNull<kvm_run>) -> Option<KvmRegisters> {
 ///
 /// Nothing to keep: the page is not accessed.
 pub(crate) unsafe fn forget_in_page(_: NonNull<kvm_run>) {}
+
+#[cfg(test)]
+mod tests;

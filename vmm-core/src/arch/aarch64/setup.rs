@@ -1,12 +1,13 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, kvm_vcpu_init,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::registers::Registers;
 use super::state::VcpuParts;
 use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
@@ -20,9 +21,14 @@ impl ArchConfig {
     pub(crate) fn take_over<'a>(&mut self, _: impl Iterator<Item = &'a VcpuParts>) {}
 }
 
-/// What is asked of the host once: nothing yet.
+/// What is asked of the host once.
 #[derive(Debug, Default)]
-pub(crate) struct HostFacts {}
+pub(crate) struct HostFacts {
+    address_bits: OnceLock<u32>,
+}
+
+/// Where the kernel does not say (before Linux 4.20).
+const DEFAULT_ADDRESS_BITS: u32 = 40;
 
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
@@ -38,9 +44,23 @@ pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::ImmediateExit;
 
-/// There is nothing that a machine needs before anything else: it is created with as many address bits as the host has.
-pub(crate) fn prepare_vm(_: &VmFd) -> Result<(), VmError> {
-    Ok(())
+/// The bits of addresses that guests have: what this host's processor translates.
+pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
+    let ask = || u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
+    match *facts.address_bits.get_or_init(ask) {
+        0 => DEFAULT_ADDRESS_BITS,
+        bits => bits,
+    }
+}
+
+/// Has the kernel tell of accesses that the processor does not decode for it, where it can (Linux 5.5): without that,
+/// `KVM_RUN` fails with ENOSYS. A machine is created with as many address bits as the host has.
+pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
+    let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
+    match vm.enable_cap(&cap) {
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        result => result.map_err(call("KVM_ENABLE_CAP of KVM_CAP_ARM_NISV_TO_USER")),
+    }
 }
 
 /// Gives vCPU `index` the features of the host's processor, and PSCI. All but the first wait for the guest to start them.
@@ -76,9 +96,4 @@ pub(crate) fn init_vcpu(
 /// Guests have no clock to be told by: their counter goes on.
 pub(crate) fn notify_paused(_: &VcpuFd) -> Result<(), VmError> {
     Ok(())
-}
-
-/// The host does not translate addresses for us.
-pub(crate) fn instruction_byte(_: &VcpuFd, _: &Registers, _: u64) -> Option<u64> {
-    None
 }

@@ -6,6 +6,7 @@ use kvm_bindings::{
     CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use ossature_memory::Dma;
 
 use super::config::CpuidChoice;
 use super::cpuid::{Cpuid, CpuidError};
@@ -19,6 +20,11 @@ use crate::{Capability, VmConfig, VmError};
 /// Three pages below the BIOS area that Intel hosts without unrestricted guests use for real mode. KVM puts
 /// its identity map on the page before them. No RAM and no device may be there.
 const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// The bits of addresses that guests have: as many as there are.
+pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
+    52
+}
 
 /// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
@@ -81,10 +87,15 @@ const MAX_INSTRUCTION: u64 = 15;
 
 /// The guest-physical address of byte `n` of the instruction that `registers` are at. `None` if it does not have it, or
 /// if nothing is mapped there.
-pub(crate) fn instruction_byte(vcpu: &VcpuFd, registers: &Registers, n: u64) -> Option<u64> {
+pub(crate) fn instruction_byte(vcpu: &VcpuFd, _: &Dma, registers: &Registers, n: u64) -> Option<u64> {
     let address = registers.cs.base.wrapping_add(registers.rip).wrapping_add(n);
     let translation = (n < MAX_INSTRUCTION).then(|| vcpu.translate_gva(address).ok())??;
     (translation.valid != 0).then_some(translation.physical_address)
+}
+
+/// [`Registers`] have all that tells of exceptions.
+pub(crate) fn exception_registers(_: &VcpuFd) -> Vec<(&'static str, u64)> {
+    Vec::new()
 }
 
 /// Gives vCPU `index` its CPUID and MSRs. The local APIC and the FPU stay as KVM resets them: LINT0 of vCPU 0 passes

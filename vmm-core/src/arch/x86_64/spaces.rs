@@ -1,4 +1,4 @@
-//! Which addresses, ports and interrupt lines a machine has for its devices.
+//! Which addresses and interrupt lines a machine has for its devices.
 
 use std::ops::RangeInclusive;
 
@@ -15,9 +15,8 @@ const MMIO_FIXED: [RangeInclusive<u64>; 3] =
 const WINDOWS: RangeInclusive<u64> = 0xe000_0000..=0xefff_ffff;
 /// The same above 4 GiB, as far as RAM does not reach: what processors address that have 39 bits for it, at first.
 const HIGH_WINDOWS: u64 = 1 << 38;
-/// Above the ports of old, below those that PCI firmware hands out.
-const PIO: RangeInclusive<u64> = 0xc000..=0xcfff;
-const PIO_FIXED: [RangeInclusive<u64>; 1] = [0..=0xffff];
+/// Instructions reach I/O ports.
+pub(crate) const HAS_PORTS: bool = true;
 /// Pins of the I/O APIC without a convention: not the timer's (0, 2), the keyboard's (1), the serial ports' (3, 4),
 /// the clock's (8) or the FPU's (13).
 const LINES: [RangeInclusive<u64>; 3] = [5..=7, 9..=12, 14..=23];
@@ -34,14 +33,9 @@ pub(crate) fn window_space() -> Space {
 }
 
 /// The same above RAM, which ends before `ram_end`.
-pub(crate) fn high_window_space(ram_end: u64) -> Space {
+pub(crate) fn high_window_space(ram_end: u64, _: u32) -> Space {
     let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
     Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
-}
-
-/// I/O ports.
-pub(crate) fn port_space() -> Space {
-    Space::new([PIO]).with_fixed_only(PIO_FIXED)
 }
 
 /// Interrupt lines.

@@ -5,6 +5,7 @@ use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Backing, RamConfig, host_page_size};
 
 use super::*;
+use crate::arch::testing::registers_at;
 use crate::machine::{Machine, MachineBuilder};
 use crate::scripted::{Script, Scripted};
 
@@ -58,13 +59,13 @@ fn memory_vcpus_and_devices_go_back_as_often_as_asked() {
             }
             machine.ram().dma().write(GuestAddress(end), &[round; 9000]).unwrap();
             let paused = machine.pause().unwrap();
-            paused.vcpus().set_registers(0, crate::Registers { rip: 7, ..registers }).unwrap();
+            paused.vcpus().set_registers(0, registers_at(7)).unwrap();
             assert!(memory(&machine) != before);
             paused.resume().unwrap();
             machine.reset_to(&mut checkpoint).unwrap();
             assert_eq!(machine.state(), LifecycleState::Running);
             assert!(memory(&machine) == before, "round {round}");
-            assert_eq!(machine.pause().unwrap().vcpus().registers(0).unwrap().rip, registers.rip);
+            assert_eq!(machine.pause().unwrap().vcpus().registers(0).unwrap(), registers);
         }
         assert!(checkpoint.collect().is_ok() && checkpoint.dirty.is_empty(), "what is undone is clean");
     }

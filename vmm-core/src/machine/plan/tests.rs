@@ -2,6 +2,14 @@ use ossature_bus::{DoorbellRequest, InterruptRequest, RegistersRequest, Size, Wi
 
 use super::*;
 
+/// A machine without RAM.
+const ABOVE: Above = Above { ram_end: 0, address_bits: 48 };
+
+/// The nth of the lines that are handed out.
+fn line(n: usize) -> u32 {
+    arch::lines().nth(n).unwrap() as u32
+}
+
 /// What a virtio-mmio transport asks for.
 fn virtio() -> Requires {
     let bell = DoorbellRequest::new("kick", 0x50, Size::B4).value(0);
@@ -23,7 +31,7 @@ fn level() -> Requires {
 /// The places of new devices.
 fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
     let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
-    plan(&asked, 0)
+    plan(&asked, ABOVE)
 }
 
 fn place(registers: &[u64], interrupts: &[u32]) -> Place {
@@ -40,9 +48,9 @@ fn each_device_gets_its_own_places_in_the_order_in_which_it_asked() {
         .interrupt(InterruptRequest::edge("a"))
         .interrupt(InterruptRequest::edge("b").fixed(11));
     let places = places(&[("disk", virtio()), ("com1", com1()), ("both", both)]).unwrap();
-    assert_eq!(places[0], place(&[0xd000_2000], &[6]));
+    assert_eq!(places[0], place(&[0xd000_2000], &[line(1)]));
     assert_eq!(places[1], place(&[0x3f8], &[4]));
-    assert_eq!(places[2], place(&[0xc000, 0xd000_0000, 0x80], &[5, 11]));
+    assert_eq!(places[2], place(&[0xc000, 0xd000_0000, 0x80], &[line(0), 11]));
 }
 
 #[test]
@@ -66,8 +74,8 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
         Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
         Asked { id: "c", requires: &new, place: None },
     ];
-    let places = plan(&asked, 0).unwrap();
-    assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[7])]);
+    let places = plan(&asked, ABOVE).unwrap();
+    assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[line(2)])]);
 }
 
 #[test]
@@ -107,15 +115,20 @@ fn everything_wrong_is_told_at_once() {
 
 #[test]
 fn c2_running_out_of_interrupts_is_one_line_with_the_numbers_and_who_takes_them() {
-    let ids: Vec<String> = (0..18).map(|i| format!("disk{i:02}")).collect();
+    let lines = arch::lines().count();
+    let ids: Vec<String> = (0..=lines).map(|i| format!("disk{i:02}")).collect();
     let devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), virtio())).collect();
-    assert!(places(&devices[..17]).is_ok());
+    assert!(places(&devices[..lines]).is_ok());
     let errors = places(&devices).unwrap_err();
     assert_eq!(errors.len(), 1);
     assert_eq!(
         errors[0].to_string(),
-        "interrupts: 17 there are for devices, and 18 are asked for by disk00, disk01, disk02, disk03, disk04, disk05 \
-         and 12 more; devices can share those that are level-triggered"
+        format!(
+            "interrupts: {lines} there are for devices, and {} are asked for by disk00, disk01, disk02, disk03, disk04, \
+             disk05 and {} more; devices can share those that are level-triggered",
+            lines + 1,
+            lines + 1 - 6
+        )
     );
 }
 
@@ -134,16 +147,18 @@ fn c2_running_out_of_addresses_counts_what_fixed_places_take_of_them() {
 
 #[test]
 fn level_interrupts_share_lines_once_they_run_out() {
-    let ids: Vec<String> = (0..64).map(|i| format!("disk{i:02}")).collect();
+    // All but that of the serial port, and one for the edge.
+    let shared = arch::lines().filter(|line| *line != 4).count() - 1;
+    let count = 4 * shared;
+    let ids: Vec<String> = (0..count).map(|i| format!("disk{i:03}")).collect();
     let mut devices: Vec<(&str, Requires)> = ids.iter().map(|id| (id.as_str(), level())).collect();
     devices.push(("com1", com1()));
     devices.push(("edge", virtio()));
     let places = places(&devices).unwrap();
-    let edge = places[65].interrupts[0];
-    let lines: Vec<u32> = places[..64].iter().map(|place| place.interrupts[0]).collect();
+    let edge = places[count + 1].interrupts[0];
+    let lines: Vec<u32> = places[..count].iter().map(|place| place.interrupts[0]).collect();
     assert!(!lines.contains(&edge) && !lines.contains(&4));
     let sharers = |line| lines.iter().filter(|other| **other == line).count();
-    // Sixteen lines for sixty-four devices.
     assert!(lines.iter().all(|&line| sharers(line) == 4), "{lines:?}");
 }
 
@@ -173,7 +188,7 @@ fn windows_lie_beside_devices_and_above_ram() {
         (root_bus(), Requires::new().registers(RegistersRequest::memory("bar", 64).unplaced()));
     let new = |id, requires| Asked { id, requires, place: None };
     let asked = [new("bus", &bus), new("fixed", &fixed), new("function", &function)];
-    let places = plan(&asked, 300 << 30).unwrap();
+    let places = plan(&asked, Above { ram_end: 300 << 30, ..ABOVE }).unwrap();
     assert_eq!(places[0].registers, [Some(0xd000_0000)]);
     assert_eq!(places[0].windows, [0xe800_0000..=0xefff_ffff, 512 << 30..=(576 << 30) - 1]);
     assert_eq!(places[1].registers, [Some(0xe000_0000)]);
@@ -184,7 +199,7 @@ fn windows_lie_beside_devices_and_above_ram() {
 fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
     let (bus, function, new) = (root_bus(), Requires::new(), virtio());
     let function = function.registers(RegistersRequest::memory("bar", 64).unplaced());
-    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], 0).unwrap().remove(0);
+    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], ABOVE).unwrap().remove(0);
     assert_eq!(placed.windows, [0xe000_0000..=0xe7ff_ffff, 256 << 30..=(320 << 30) - 1]);
     let moved = Place { registers: vec![Some(0xe000_0040)], ..Place::default() };
     let asked = [
@@ -192,12 +207,12 @@ fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
         Asked { id: "function", requires: &function, place: Some(&moved) },
         Asked { id: "new", requires: &new, place: None },
     ];
-    let places = plan(&asked, 0).unwrap();
+    let places = plan(&asked, ABOVE).unwrap();
     assert_eq!(places[..2], [placed.clone(), moved.clone()]);
     let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_1000));
     let [bus, function, _] = asked;
     let into = Asked { id: "new", requires: &fixed, place: None };
-    assert!(plan(&[bus, function, into], 0).is_err());
+    assert!(plan(&[bus, function, into], ABOVE).is_err());
 }
 
 #[test]
@@ -208,4 +223,21 @@ fn a_window_that_fits_nowhere_is_told_by_its_owner() {
         matches!(&errors[..], [BuildError::Exhausted { takers, .. }] if takers == &["bus"]),
         "{errors:?}"
     );
+}
+
+#[test]
+fn a_window_that_may_be_smaller_is_as_large_as_there_is_room_for() {
+    let large = Requires::new().window(WindowRequest::memory32("low", 1 << 31).at_least(1 << 27));
+    let [low] = &places(&[("bus", large.clone())]).unwrap()[0].windows[..] else { panic!("one window") };
+    assert_eq!(*low, 0xe000_0000..=0xefff_ffff);
+    // What is in the way halves it once more.
+    let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_0000));
+    let small = &places(&[("bus", large.clone()), ("fixed", fixed)]).unwrap()[0];
+    assert_eq!(small.windows, [0xe800_0000..=0xefff_ffff]);
+    // Its place is its own from then on, and its size.
+    let asked = [Asked { id: "bus", requires: &large, place: Some(small) }];
+    assert_eq!(plan(&asked, ABOVE).unwrap()[0], *small);
+    let too_large = Requires::new().window(WindowRequest::memory32("low", 1 << 31).at_least(1 << 29));
+    let errors = places(&[("bus", too_large)]).unwrap_err();
+    assert!(matches!(&errors[..], [BuildError::Exhausted { asked, .. }] if *asked == 1 << 29), "{errors:?}");
 }

@@ -16,6 +16,7 @@ use ossature_memory::{Backing, Dma, FileBacking, RamConfig};
 use tempfile::TempDir;
 
 use super::*;
+use crate::arch::testing::registers_at;
 use crate::machine::{BuildError, BuildErrors, Machine, MachineBuilder};
 use crate::scripted::{Script, Scripted};
 
@@ -39,7 +40,7 @@ pub(super) fn machine_of(builder: MachineBuilder) -> Machine {
         .payload(|memory: &ossature_memory::GuestMmap, _: &ossature_boot::Platform| {
             use ossature_memory::vm_memory::Bytes;
             memory.write_slice(b"loaded", GuestAddress(0xfff0))?;
-            Ok(crate::Registers { rip: 0x1234, ..Default::default() })
+            Ok(registers_at(0x1234))
         })
         .build(&Scripted::new([guest, Script::new()]))
         .unwrap();
@@ -185,7 +186,7 @@ fn a_machine_goes_on_with_memory_devices_and_vcpus() {
             std::thread::yield_now();
         }
         let paused = machine.pause().unwrap();
-        assert_eq!(paused.vcpus().registers(0).unwrap().rip, 0x1234);
+        assert_eq!(paused.vcpus().registers(0).unwrap(), registers_at(0x1234));
         // What it saves is what it was restored from.
         let again = tempfile::tempfile().unwrap();
         paused.snapshot_to(&again).unwrap();

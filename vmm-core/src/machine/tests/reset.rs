@@ -9,7 +9,7 @@ fn payload(loads: Arc<AtomicU32>) -> impl Payload {
     move |memory: &ossature_memory::GuestMmap, _: &ossature_boot::Platform| {
         let nth = loads.fetch_add(1, Ordering::SeqCst) + 1;
         memory.write_obj(nth as u8, GuestAddress(0x1000))?;
-        Ok(Registers { rip: 0x1000, ..Registers::default() })
+        Ok(registers_at(0x1000))
     }
 }
 
@@ -64,7 +64,7 @@ fn the_owner_resets_a_running_and_a_paused_machine() {
     paused.vcpus().set_registers(0, Registers::default()).unwrap();
     paused.reset().unwrap();
     assert_eq!(paused.state(), LifecycleState::Paused);
-    assert_eq!(paused.vcpus().registers(0).unwrap().rip, 0x1000);
+    assert_eq!(paused.vcpus().registers(0).unwrap(), registers_at(0x1000));
     assert_eq!(machine.ram().dma().read_obj::<u32>(GuestAddress(0x2000)).unwrap(), 0);
     assert_eq!(machine.ram().dma().read_obj::<u8>(GuestAddress(0x1000)).unwrap(), 3);
 }

@@ -227,14 +227,13 @@ fn a_paused_vcpu_shows_its_registers_and_takes_others() {
     let machine = machine(vec![Script::new(), Script::new()], &Probe::named("probe"));
     machine.start().unwrap();
     let paused = machine.pause().unwrap();
-    let registers = Registers { rip: 0x1234, ..Registers::default() };
-    paused.vcpus().set_registers(1, registers).unwrap();
-    assert_eq!(paused.vcpus().registers(1).unwrap().rip, 0x1234);
-    assert_eq!(paused.vcpus().registers(0).unwrap().rip, 0);
+    paused.vcpus().set_registers(1, registers_at(0x1234)).unwrap();
+    assert_eq!(paused.vcpus().registers(1).unwrap(), registers_at(0x1234));
+    assert_eq!(paused.vcpus().registers(0).unwrap(), Registers::default());
     let state = paused.vcpus().state(1).unwrap();
     paused.vcpus().set_registers(1, Registers::default()).unwrap();
     paused.vcpus().set_state(1, state).unwrap();
-    assert_eq!(paused.vcpus().registers(1).unwrap().rip, 0x1234);
+    assert_eq!(paused.vcpus().registers(1).unwrap(), registers_at(0x1234));
     let error = paused.vcpus().registers(2).unwrap_err();
     assert_eq!(error.to_string(), "there is no vCPU 2 to reach");
     let handle = paused.clone();

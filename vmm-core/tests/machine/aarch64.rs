@@ -1,0 +1,106 @@
+//! Interrupts by the GIC.
+
+use std::sync::Arc;
+
+use ossature_bus::Event;
+use ossature_bus::Size::B4;
+use ossature_core::{Step, VmConfig};
+
+use crate::guest::Seen::Write;
+use crate::guest::{Guest, bytes, start};
+use crate::run;
+
+/// The line that is used, as the GIC numbers it: its lines for devices begin at 32.
+const LINE: u32 = 5;
+const INTERRUPT: u64 = 37;
+
+/// The GIC's distributor on, all of the first lines for devices enabled and line 5 edge-triggered; its processor interface
+/// on; vectors at 0x8000.
+const SET_UP: &[u32] = &[
+    0xd2be_0000, // mov x0, #0xf0000000
+    0x5280_0241, // mov w1, #0x12
+    0xb900_0001, // str w1, [x0]: GICD_CTLR
+    0x1280_0001, // mov w1, #-1
+    0xb900_8401, // str w1, [x0, #0x84]: GICD_IGROUPR1
+    0x5281_0001, // mov w1, #0x800
+    0xb90c_0801, // str w1, [x0, #0xc08]: GICD_ICFGR2
+    0x1280_0001, // mov w1, #-1
+    0xb901_0401, // str w1, [x0, #0x104]: GICD_ISENABLER1
+    0xd280_1fe1, // mov x1, #0xff
+    0xd518_4601, // msr icc_pmr_el1, x1
+    0xd280_0021, // mov x1, #1
+    0xd518_cce1, // msr icc_igrpen1_el1, x1
+    0xd290_0001, // mov x1, #0x8000
+    0xd518_c001, // msr vbar_el1, x1
+    0xd503_3fdf, // isb
+    0xb900_067f, // str wzr, [x19, #4]: ready
+    0xd503_42ff, // msr daifclr, #2
+    0xd503_207f, // wfi
+    0x17ff_ffff, // b to it
+];
+/// Where the vector of interrupts of the level that runs is.
+const VECTOR: u64 = 0x8280;
+/// Says which interrupt it is.
+const HANDLE: &[u32] = &[
+    0xd538_cc01, // mrs x1, icc_iar1_el1
+    0xb900_0261, // str w1, [x19]
+    0xd518_cc21, // msr icc_eoir1_el1, x1
+    0xd69f_03e0, // eret
+];
+
+#[test]
+fn an_irqfd_and_a_call_raise_an_edge_each() {
+    let guest = Guest::new(VmConfig::default(), SET_UP);
+    guest.write(VECTOR, &bytes(HANDLE));
+    let event = Arc::new(Event::new().expect("an eventfd"));
+    let _line = guest.vm.irqfd(&event, LINE, None).expect("an irqfd");
+    let vcpu = guest.vcpu(0);
+    let kicker = vcpu.kicker();
+    let (seen, thread) = run(vcpu);
+    assert_eq!(seen.recv().expect("the guest is ready"), Step::Handled);
+    assert_eq!(guest.memory.take(), [Write(4, B4, 0)]);
+    for n in 0..100 {
+        if n % 2 == 0 {
+            event.signal().expect("a signal");
+        } else {
+            guest.vm.raise_edge(LINE).expect("an edge");
+        }
+        assert_eq!(seen.recv().expect("an interrupt"), Step::Handled);
+        assert_eq!(guest.memory.take(), [Write(0, B4, INTERRUPT)]);
+    }
+    kicker.kick();
+    thread.join().expect("the vCPU's thread");
+}
+
+#[test]
+fn registers_read_as_they_were_set_whether_or_not_the_guest_has_run() {
+    let code = [
+        0x0b03_0042, // add w2, w2, w3
+        0xb900_0262, // str w2, [x19]
+        0x17ff_fffe, // b to the start
+    ];
+    let guest = Guest::new(VmConfig::new(2), &code);
+    let mut set = start();
+    (set.x[2], set.x[3], set.sp) = (1, 7, 0x8000);
+    for index in [1, 0] {
+        let mut vcpu = guest.vcpu(index);
+        vcpu.set_registers(&set).expect("registers");
+        assert_eq!(vcpu.registers().expect("registers"), set, "vCPU {index}");
+        // Back to what a reset leaves: each that is to be so again is written, too.
+        vcpu.set_registers(&start()).expect("registers");
+        assert_eq!(vcpu.registers().expect("registers"), start(), "vCPU {index}");
+        vcpu.set_registers(&set).expect("registers");
+        if index == 0 {
+            assert_eq!(vcpu.run_once().expect("an exit"), Step::Handled);
+            assert_eq!(guest.memory.take(), [Write(0, B4, 8)]);
+            vcpu.kicker().kick();
+            assert_eq!(vcpu.run_once().expect("an interruption"), Step::Interrupted);
+            let mut after = vcpu.registers().expect("registers");
+            assert_eq!((after.x[2], after.pc), (8, set.pc + 8));
+            after.x[2] = 0x20;
+            vcpu.set_registers(&after).expect("registers");
+            assert_eq!(vcpu.run_once().expect("an exit"), Step::Handled);
+            assert_eq!(guest.memory.take(), [Write(0, B4, 0x27)]);
+        }
+    }
+}
