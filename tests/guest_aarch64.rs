@@ -94,6 +94,27 @@ fn eight_processors_and_acpi() {
     boots_all("acpi", 8);
 }
 
+#[test]
+fn acpi_describes_pci_and_where_its_messages_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n * n >> 9) as u8).collect::<Vec<_>>()).unwrap();
+    let answers = Guest::new()
+        .args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"])
+        .disk(&disk, ",readonly")
+        .run("tables", "ls /sys/firmware/acpi/tables | tr '\\n' ' '")
+        .run("disk", "sha256sum </dev/vda")
+        .run("messages", "grep -E 'ITS-MSI.*virtio[0-9]-req' /proc/interrupts | awk '$2 + $3 > 0' | wc -l")
+        .run("hotplug", "ls /sys/bus/pci/slots | wc -l")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    assert!(answers["tables"].contains(" IORT MCFG "), "{}", &answers["tables"]);
+    assert_eq!(answers["disk"], hash(&disk));
+    assert_ne!(&answers["messages"], "0", "messages reach the guest");
+    assert_eq!(&answers["hotplug"], "31");
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
+}
+
 /// The kernel packed with gzip, as many distributions have it.
 fn image_gz(folder: &tempfile::TempDir) -> PathBuf {
     let packed = folder.path().join("Image.gz");
