@@ -22,7 +22,7 @@ fn left(warnings: &str) -> Vec<&str> {
 fn boots(tables: &str, cpus: usize, image: PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
-    fs::write(&disk, (0..1 << 20).map(|n: u32| (n * n >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>()).unwrap();
     let tap = Tap::new();
     let answers = Guest::new()
         .kernel(image)
@@ -98,7 +98,7 @@ fn eight_processors_and_acpi() {
 fn acpi_describes_pci_and_where_its_messages_go() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
-    fs::write(&disk, (0..1 << 20).map(|n: u32| (n * n >> 9) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 9) as u8).collect::<Vec<_>>()).unwrap();
     let answers = Guest::new()
         .args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"])
         .disk(&disk, ",readonly")
