@@ -146,11 +146,12 @@ impl Hypervisor for Kvm {
     }
 
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
-        for (index, state) in (0..).zip(vcpus) {
-            let VcpuStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
-            parts.check_features(index, (&self.host.kvm, &self.host.facts), config)?;
-        }
-        Ok(())
+        let parts = vcpus.iter().map(|state| match &state.0 {
+            VcpuStateOf::Kvm(parts) => Ok(&**parts),
+            VcpuStateOf::Scripted(_) => Err(VmError::foreign_state()),
+        });
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        arch::check_states(&parts, (&self.host.kvm, &self.host.facts), config)
     }
 }
 

@@ -180,22 +180,22 @@ impl Vm for KvmVm {
 
     fn state(&self) -> Result<VmState, VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        let parts = VmParts::read(&vm.fd, &vm.config)?;
+        let controllers = vm.controllers()?;
+        let parts = VmParts::read(&vm.fd, controllers.as_ref(), &vm.config)?;
         Ok(VmState(VmStateOf::Kvm(Box::new(parts))))
     }
 
     fn set_state(&self, state: &VmState) -> Result<(), VmError> {
         let vm = &self.shared;
         let VmStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
-        vm.create_irqchip()?;
-        parts.write(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        parts.write(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
     fn reset(&self) -> Result<(), VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        vm.reset_state()?.vm.write_chips(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
     fn address_bits(&self) -> u32 {

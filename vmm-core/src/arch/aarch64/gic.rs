@@ -16,7 +16,7 @@ use crate::{VmConfig, VmError};
 /// What is kept of the interrupt controllers.
 #[derive(Debug)]
 pub(crate) struct Controllers {
-    _gic: DeviceFd,
+    pub(super) gic: DeviceFd,
     _its: Its,
 }
 
@@ -42,5 +42,5 @@ pub(crate) fn create_controllers(vm: &VmFd, _: &VmConfig) -> Result<Controllers,
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&u64::from(PRIVATE_IRQS + WIRED_LINES)))?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
     let its = Its::create(vm)?;
-    Ok(Controllers { _gic: gic, _its: its })
+    Ok(Controllers { gic, _its: its })
 }

@@ -33,14 +33,14 @@ pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page}
 pub(crate) use preflight::time_per_instruction;
 pub(crate) use registers::Registers;
 pub(crate) use setup::{
-    Controllers, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, create_controllers, exception_registers, init_vcpu,
-    instruction_byte, notify_paused, prepare_vm,
+    Controllers, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, create_controllers, exception_registers,
+    init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
-pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
+pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 
 /// What this crate's users see of the architecture.

@@ -1,0 +1,102 @@
+//! What KVM keeps of a machine beside its vCPUs: the interrupt controllers.
+
+use kvm_ioctls::VmFd;
+use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
+
+use super::gic::Controllers;
+use super::gic_state::GicState;
+use crate::arch::wall_clock;
+use crate::{VmConfig, VmError};
+
+const KIND: &str = "org.ossature.vm.aarch64";
+const VERSION: u16 = 1;
+const GIC: Field = Field::new(1, "GIC");
+/// Nanoseconds since 1970.
+const SAVED_AT: Field = Field::new(0x8000, "wall-clock time");
+
+/// See [`crate::VmState`].
+#[derive(Clone, Debug)]
+pub(crate) struct VmParts {
+    gic: Option<GicState>,
+    /// The host's wall clock when it was read, in nanoseconds since 1970.
+    saved_at: Option<u64>,
+}
+
+impl VmParts {
+    /// Reads the state of a machine that has these.
+    pub(crate) fn read(
+        _: &VmFd,
+        controllers: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<Self, VmError> {
+        let gic = controllers.map(|controllers| GicState::read(&controllers.gic, config.cpus)).transpose()?;
+        Ok(Self { gic, saved_at: wall_clock() })
+    }
+
+    /// Writes the state to a machine that has the same.
+    pub(crate) fn write(
+        &self,
+        vm: &VmFd,
+        controllers: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
+        self.write_chips(vm, controllers, config)
+    }
+
+    /// How long ago it was read, in nanoseconds of the host's wall clock. `None` if it does not say.
+    pub(crate) fn age(&self) -> Option<u64> {
+        Some(wall_clock()?.saturating_sub(self.saved_at?))
+    }
+
+    /// Nothing: the guest's clock is a counter of its vCPUs.
+    pub(crate) fn advance(&mut self, _: u64) {}
+
+    /// As [`write`](Self::write): there is no clock.
+    pub(crate) fn write_chips(
+        &self,
+        _: &VmFd,
+        controllers: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
+        match (&self.gic, controllers) {
+            (Some(gic), Some(controllers)) => gic.write(&controllers.gic, config.cpus),
+            (None, None) => Ok(()),
+            _ => {
+                let reason = "not those that this machine has";
+                Err(VmError::InvalidState { part: "interrupt controllers", reason })
+            }
+        }
+    }
+
+    /// The state as bytes.
+    pub(crate) fn to_saved(&self) -> SavedState<'static> {
+        let mut fields = Encoder::new(KIND, VERSION);
+        if let Some(gic) = &self.gic {
+            fields.nested(GIC, |fields| gic.encode(fields));
+        }
+        if let Some(saved_at) = self.saved_at {
+            fields.u64(SAVED_AT, saved_at);
+        }
+        fields.finish()
+    }
+
+    /// The state that has these bytes.
+    pub(crate) fn from_saved(state: &SavedState<'_>) -> Result<Self, StateError> {
+        let mut fields = Decoder::new(state, KIND, 1..=VERSION)?;
+        let gic = fields.optional(GIC, |fields, field| fields.nested(field, GicState::decode))?;
+        let saved_at = fields.optional(SAVED_AT, Decoder::u64)?;
+        fields.finish()?;
+        Ok(Self { gic, saved_at })
+    }
+}
+
+impl PartialEq for VmParts {
+    fn eq(&self, other: &Self) -> bool {
+        self.gic == other.gic
+    }
+}
+
+impl Eq for VmParts {}
+
+#[cfg(test)]
+mod tests;
