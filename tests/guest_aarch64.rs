@@ -7,6 +7,7 @@ use std::process::Command;
 use std::{fs, path::PathBuf};
 
 use rustix::process::Signal;
+use support::control::ask;
 use support::{Guest, Tap, complaints, generic_kernel, hash, kernel};
 
 /// What Linux says of a PPTT that leaves caches to the processor (before 6.4).
@@ -113,6 +114,39 @@ fn acpi_describes_pci_and_where_its_messages_go() {
     assert_ne!(&answers["messages"], "0", "messages reach the guest");
     assert_eq!(&answers["hotplug"], "31");
     assert_eq!(left(&answers["warnings"]), [""; 0]);
+}
+
+#[test]
+fn acpi_tells_of_disks_that_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let job = "for turn in 1 2 3; do
+        until [ -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has come\"
+        until [ ! -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has gone\"
+        done";
+    let guest = Guest::new().args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"]);
+    let running = guest.control(&control).run("begins", "echo the job begins").run("job", job).start();
+    running.wait_for("the job begins");
+    for turn in 1..=3 {
+        ask(&control, &format!("add disk path={},id=plug", disk.display()));
+        running.wait_for(&format!("turn {turn} has come"));
+        ask(&control, "remove plug");
+        running.wait_for(&format!("turn {turn} has gone"));
+    }
+    running.wait().expect(0);
+}
+
+#[test]
+fn the_guest_has_the_processors_performance_monitors() {
+    for tables in ["fdt", "acpi"] {
+        let answers = Guest::new()
+            .args(["--tables", tables])
+            .run("driver", "ls -d /sys/bus/event_source/devices/armv8_pmuv3*")
+            .run("interrupt", "grep arm-pmu /proc/interrupts")
+            .boot();
+        assert!(answers["interrupt"].contains(" 23 Level "), "{}", &answers["interrupt"]);
+    }
 }
 
 /// The kernel packed with gzip, as many distributions have it.
