@@ -7,16 +7,23 @@ use std::process::Command;
 use std::{fs, path::PathBuf};
 
 use rustix::process::Signal;
+use support::control::ask;
 use support::{Guest, Tap, complaints, generic_kernel, hash, kernel};
 
-/// What Debian's kernels say at the level of warnings on any machine like this one.
-const KNOWN: [&str; 0] = [];
+/// What Linux says of a PPTT that leaves caches to the processor (before 6.4).
+const NO_CACHES: &str = "Early cacheinfo failed, ret = -2";
+
+/// What is left of Linux's warnings without that, and without those of an emulator that is slow.
+fn left(warnings: &str) -> Vec<&str> {
+    let warnings = complaints(warnings, &[NO_CACHES]);
+    warnings.into_iter().filter(|line| !line.contains("hrtimer: interrupt took ")).collect()
+}
 
 /// Boots with so many processors, and has everything that a machine has.
 fn boots(tables: &str, cpus: usize, image: PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
-    fs::write(&disk, (0..1 << 20).map(|n: u32| (n * n >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>()).unwrap();
     let tap = Tap::new();
     let answers = Guest::new()
         .kernel(image)
@@ -41,7 +48,7 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
     };
     assert!(answers["tables"].starts_with(described), "{}", &answers["tables"]);
     assert_eq!(answers["disk"], hash(&disk));
-    assert_eq!(complaints(&answers["warnings"], &KNOWN), [""; 0]);
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
 }
 
 fn boots_all(tables: &str, cpus: usize) {
@@ -86,6 +93,60 @@ fn four_processors_and_acpi() {
 #[test]
 fn eight_processors_and_acpi() {
     boots_all("acpi", 8);
+}
+
+#[test]
+fn acpi_describes_pci_and_where_its_messages_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 9) as u8).collect::<Vec<_>>()).unwrap();
+    let answers = Guest::new()
+        .args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"])
+        .disk(&disk, ",readonly")
+        .run("tables", "ls /sys/firmware/acpi/tables | tr '\\n' ' '")
+        .run("disk", "sha256sum </dev/vda")
+        .run("messages", "grep -E 'ITS-MSI.*virtio[0-9]-req' /proc/interrupts | awk '$2 + $3 > 0' | wc -l")
+        .run("hotplug", "ls /sys/bus/pci/slots | wc -l")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    assert!(answers["tables"].contains(" IORT MCFG "), "{}", &answers["tables"]);
+    assert_eq!(answers["disk"], hash(&disk));
+    assert_ne!(&answers["messages"], "0", "messages reach the guest");
+    assert_eq!(&answers["hotplug"], "31");
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
+}
+
+#[test]
+fn acpi_tells_of_disks_that_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let job = "for turn in 1 2 3; do
+        until [ -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has come\"
+        until [ ! -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has gone\"
+        done";
+    let guest = Guest::new().args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"]);
+    let running = guest.control(&control).run("begins", "echo the job begins").run("job", job).start();
+    running.wait_for("the job begins");
+    for turn in 1..=3 {
+        ask(&control, &format!("add disk path={},id=plug", disk.display()));
+        running.wait_for(&format!("turn {turn} has come"));
+        ask(&control, "remove plug");
+        running.wait_for(&format!("turn {turn} has gone"));
+    }
+    running.wait().expect(0);
+}
+
+#[test]
+fn the_guest_has_the_processors_performance_monitors() {
+    for tables in ["fdt", "acpi"] {
+        let answers = Guest::new()
+            .args(["--tables", tables])
+            .run("driver", "ls -d /sys/bus/event_source/devices/armv8_pmuv3*")
+            .run("interrupt", "grep arm-pmu /proc/interrupts")
+            .boot();
+        assert!(answers["interrupt"].contains(" 23 Level "), "{}", &answers["interrupt"]);
+    }
 }
 
 /// The kernel packed with gzip, as many distributions have it.
@@ -149,7 +210,7 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
         )
         .run("line", "grep rtc-pl031 /proc/interrupts")
         .boot();
-    assert_eq!(&answers["name"], "rtc-pl031 d0000000.rtc");
+    assert!(answers["name"].starts_with("rtc-pl031 "), "{}", &answers["name"]);
     let year = xtask::process::text(xtask::process::command("date").args(["-u", "+%Y"])).unwrap();
     assert_eq!(answers["system"], year.trim());
     assert_eq!(&answers["alarm"], "rung");

@@ -29,6 +29,8 @@ const PRIVATE: u32 = 16;
 /// The private interrupts of the generic timer as Arm's base system architecture numbers them: secure, non-secure,
 /// virtual, hypervisor.
 const TIMERS: [u32; 4] = [13, 14, 11, 10];
+/// That of the performance monitors.
+const PMU: u32 = 7;
 
 /// By which tables a guest learns what its machine has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

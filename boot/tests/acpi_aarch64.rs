@@ -36,6 +36,7 @@ fn everything() -> Platform {
         node(NodeKind::VirtioMmio, page(0x40_0000_0000), 95, Trigger::Level),
         node(NodeKind::VmGenId, page(0xd000_3000), 4, Trigger::Edge),
         node(NodeKind::PowerButton, Vec::new(), 5, Trigger::Edge),
+        Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     Platform::new(vec![0, 1, 0x100], Vec::new(), nodes)
@@ -130,6 +131,7 @@ fn the_interrupt_controller_knows_each_processor_by_its_affinity() {
         &madt,
         &[
             "ARM MPIDR : 0000000000000100",
+            "Performance Interrupt : 00000017",
             "Base Address : 00000000F0000000",
             "Version : 03",
             "Base Address : 00000000F1000000 [140h 0320 4] Length : 00060000",

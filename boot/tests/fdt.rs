@@ -52,6 +52,7 @@ fn everything() -> Platform {
         node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
         pci(),
         button(6),
+        Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 5 << 30)];
@@ -122,8 +123,16 @@ fn without_a_disk_and_randomness_nothing_is_said_of_them() {
 fn a_power_button_is_a_key_that_is_an_interrupt() {
     let tree = source(&blob(&everything()).unwrap());
     let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
-    let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x05 0x01>; };";
+    let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x06 0x01>; };";
     assert!(words.contains(&format!("gpio-keys {{ compatible = \"gpio-keys\"; {key}")), "{words}");
+}
+
+#[test]
+fn performance_monitors_have_the_interrupt_of_the_base_system_architecture() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pmu = "pmu { compatible = \"arm,armv8-pmuv3\"; interrupts = <0x01 0x07 0x04>; };";
+    assert!(words.contains(pmu), "{words}");
 }
 
 #[test]
@@ -153,6 +162,9 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "device `gic` of kind GicV3 has to have a second range of memory");
     let said = with(&|platform| drop(platform.nodes.remove(0)));
     assert_eq!(said, "the platform has 0 interrupt controllers; a device tree needs one");
+    let pmu = Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new());
+    let said = with(&|platform| platform.nodes.push(pmu.clone()));
+    assert_eq!(said, "the platform has 2 devices of kind PmuV3; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(button(7)));
     assert_eq!(said, "the platform has 2 devices of kind PowerButton; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(gic(1)));

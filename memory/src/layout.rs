@@ -68,6 +68,8 @@ pub enum NodeKind {
     /// An interrupt controller of the kind GICv3, in this order: the distributor, and the redistributors of all
     /// processors, in memory.
     GicV3,
+    /// Performance monitors (PMUv3) of all processors, with the interrupt of each that Arm's base system architecture names.
+    PmuV3,
     /// The part of a GICv3 that makes messages interrupts (ITS): its registers, and the page that messages are written to,
     /// in memory.
     GicV3Its,

@@ -125,6 +125,9 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     /// As [`Hypervisor::address_bits`].
     fn address_bits(&self) -> u32;
 
+    /// Returns true if vCPUs have performance monitors with an interrupt that the guest has to be told of, as on aarch64.
+    fn has_performance_monitors(&self) -> bool;
+
     /// The descriptor of the virtual machine, for what this crate has no method for; `None` where there is none, as in
     /// a scripted machine.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
-use super::TIMERS;
 use super::efi::{self, Efi};
+use super::{PMU, TIMERS};
 use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 /// Why a platform cannot be described.
@@ -105,6 +105,7 @@ const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
 const RISING: u32 = 1;
 const HIGH: u32 = 4;
+
 /// The device tree of a machine, which follows from its arguments alone. Processors are named by their affinity
 /// (MPIDR), the interrupt `n` of a device is the shared peripheral interrupt `n`.
 pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
@@ -115,6 +116,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     };
     let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
     only(platform, NodeKind::PowerButton)?;
+    only(platform, NodeKind::PmuV3)?;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -301,6 +303,12 @@ fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtErr
             Ok(tree.end_node(written)?)
         }
         NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
+        NodeKind::PmuV3 => {
+            let written = tree.begin_node("pmu")?;
+            tree.property_string("compatible", "arm,armv8-pmuv3")?;
+            tree.property_array_u32("interrupts", &[PRIVATE, PMU, HIGH])?;
+            Ok(tree.end_node(written)?)
+        }
         NodeKind::PowerButton => {
             // A key that is an interrupt, without a GPIO line: pressed and released at once.
             let keys = tree.begin_node("gpio-keys")?;

@@ -198,6 +198,10 @@ impl Vm for KvmVm {
         vm.reset_state()?.vm.write_chips(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
+    fn has_performance_monitors(&self) -> bool {
+        arch::has_performance_monitors(&self.shared.host.kvm, &self.shared.config)
+    }
+
     fn address_bits(&self) -> u32 {
         arch::address_bits((&self.shared.host.kvm, &self.shared.host.facts))
     }

@@ -119,11 +119,12 @@ impl Board {
 
     /// What the guest is told about: processors, RAM and the devices as they are.
     pub(super) fn platform(&self, cpus: u32) -> Platform {
+        let own = arch::platform_nodes(cpus, self.vm.has_performance_monitors());
         let slots = lock(&self.slots);
         Platform::new(
             (0..cpus).map(arch::cpu_id).collect(),
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
-            arch::platform_nodes(cpus).into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
+            own.into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
         )
     }
 

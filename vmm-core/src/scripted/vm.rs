@@ -153,6 +153,10 @@ impl Vm for ScriptedVm {
         Ok(())
     }
 
+    fn has_performance_monitors(&self) -> bool {
+        false
+    }
+
     fn address_bits(&self) -> u32 {
         self.address_bits
     }

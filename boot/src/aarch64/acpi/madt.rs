@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use acpi_tables::madt::{EnabledStatus, GicIts, GicVersion, Gicc, Gicd, Gicr};
+use acpi_tables::madt::{EnabledStatus, GicIts, GicVersion, Gicc, Gicd, Gicr, Trigger};
 use acpi_tables::{Aml, AmlSink};
 
+use crate::aarch64::{PMU, PRIVATE};
 use crate::acpi::AcpiError;
 use crate::platform::{NodeKind, NodeRange, Platform};
 
@@ -33,6 +34,7 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
     // No local interrupt controllers that all share, no flags.
     out.qword(0);
     Gicd::new(0, distributor, GicVersion::GICv3).to_aml_bytes(out);
+    let monitors = platform.nodes.iter().any(|node| node.kind == NodeKind::PmuV3);
     let mut known = BTreeSet::new();
     for (uid, &id) in (0..).zip(&platform.cpus) {
         if !known.insert(id) {
@@ -41,7 +43,8 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
         let interface = Gicc::new(EnabledStatus::Enabled)
             .cpu_interface_number(uid)
             .acpi_processor_uid(uid)
-            .mpidr(id.into());
+            .mpidr(id.into())
+            .performance_interrupt(if monitors { PRIVATE + PMU } else { 0 }, Trigger::Level);
         let mut bytes = Vec::new();
         interface.to_aml_bytes(&mut bytes);
         bytes.truncate(GICC_LEN);

@@ -1,15 +1,17 @@
 //! What vCPUs are made with beside what every vCPU has (`KVM_ARM_VCPU_INIT`).
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE,
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
+    KVM_ARM_VCPU_SVE,
 };
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::{VmConfig, VmError};
 
 /// Each feature with the capability of a host that has it.
-const FEATURES: [(u32, Cap, &str); 4] = [
+const FEATURES: [(u32, Cap, &str); 5] = [
     (KVM_ARM_VCPU_PSCI_0_2, Cap::ArmPsci02, "PSCI"),
+    (KVM_ARM_VCPU_PMU_V3, Cap::ArmPmuV3, "performance monitors"),
     (KVM_ARM_VCPU_SVE, Cap::ArmSve, "SVE"),
     // The kernel has both of them or neither.
     (KVM_ARM_VCPU_PTRAUTH_ADDRESS, Cap::ArmPtrAuthAddress, "pointer authentication"),
@@ -43,6 +45,10 @@ impl Features {
 
     pub(super) fn has_sve(self) -> bool {
         self.0 >> KVM_ARM_VCPU_SVE & 1 != 0
+    }
+
+    pub(super) fn has_pmu(self) -> bool {
+        self.0 >> KVM_ARM_VCPU_PMU_V3 & 1 != 0
     }
 
     /// Fails if the host lacks one of them.

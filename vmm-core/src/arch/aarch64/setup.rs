@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_vcpu_init,
+    KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF,
+    KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -97,6 +98,29 @@ pub(crate) fn init_vcpu(
         vcpu.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(call("KVM_ARM_VCPU_FINALIZE"))?;
     }
     Ok(())
+}
+
+/// The interrupt of performance monitors, each processor's own, as Arm's base system architecture numbers it.
+const PMU_IRQ: u32 = 23;
+
+/// Gives a vCPU what it can have only once there are interrupt controllers: its performance monitors.
+pub(crate) fn complete_vcpu(vcpu: &VcpuFd, kvm: &Kvm, config: &VmConfig) -> Result<(), VmError> {
+    if !has_performance_monitors(kvm, config) {
+        return Ok(());
+    }
+    let set = |attr: u32, addr: u64| {
+        let attr = kvm_device_attr { group: KVM_ARM_VCPU_PMU_V3_CTRL, attr: attr.into(), addr, flags: 0 };
+        vcpu.set_device_attr(&attr).map_err(call("KVM_SET_DEVICE_ATTR of the performance monitors"))
+    };
+    if config.has_irqchip() {
+        set(KVM_ARM_VCPU_PMU_V3_IRQ, std::ptr::from_ref(&PMU_IRQ) as u64)?;
+    }
+    set(KVM_ARM_VCPU_PMU_V3_INIT, 0)
+}
+
+/// Returns true if a machine's vCPUs have performance monitors.
+pub(crate) fn has_performance_monitors(kvm: &Kvm, config: &VmConfig) -> bool {
+    Features::of(kvm, config).has_pmu()
 }
 
 /// What vCPU `index` is initialized with, at first and when it starts anew.

@@ -70,15 +70,19 @@ pub(crate) fn cpu_id(index: u32) -> u32 {
     (index & 0xf) | (index >> 4 & 0xff) << 8 | (index >> 12 & 0xff) << 16
 }
 
-/// What guests are told of beside the devices: the interrupt controllers.
-pub(crate) fn platform_nodes(cpus: u32) -> Vec<Node> {
+/// What guests are told of beside the devices: the interrupt controllers, and performance monitors if there are any.
+pub(crate) fn platform_nodes(cpus: u32, performance_monitors: bool) -> Vec<Node> {
     let range = |(base, len)| NodeRange::Memory { base, len };
     let redistributors = (REDISTRIBUTORS.0, REDISTRIBUTORS.1 * u64::from(cpus));
     let gic = vec![range(DISTRIBUTOR), range(redistributors)];
-    vec![
+    let mut nodes = vec![
         Node::new("gic", NodeKind::GicV3, gic, Vec::new()),
         Node::new("its", NodeKind::GicV3Its, vec![range(ITS)], Vec::new()),
-    ]
+    ];
+    if performance_monitors {
+        nodes.push(Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()));
+    }
+    nodes
 }
 
 #[cfg(test)]

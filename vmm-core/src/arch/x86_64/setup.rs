@@ -82,6 +82,16 @@ pub(crate) fn notify_paused(vcpu: &VcpuFd) -> Result<(), VmError> {
     }
 }
 
+/// A vCPU is complete without interrupt controllers.
+pub(crate) fn complete_vcpu(_: &VcpuFd, _: &Kvm, _: &VmConfig) -> Result<(), VmError> {
+    Ok(())
+}
+
+/// There is nothing that a guest would have to be told of them.
+pub(crate) fn has_performance_monitors(_: &Kvm, _: &VmConfig) -> bool {
+    false
+}
+
 /// The longest instruction (SDM vol. 2, 2.3.11).
 const MAX_INSTRUCTION: u64 = 15;
 

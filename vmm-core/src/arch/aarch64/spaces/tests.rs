@@ -31,7 +31,7 @@ fn windows_are_where_guests_have_addresses() {
 
 #[test]
 fn the_interrupt_controllers_are_beside_each_other_and_no_device_is_there() {
-    let nodes = platform_nodes(512);
+    let nodes = platform_nodes(512, false);
     let mut ranges: Vec<_> = nodes.iter().flat_map(|node| &node.ranges).collect();
     ranges.sort_by_key(|range| match range {
         NodeRange::Memory { base, .. } => *base,
