@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Instant;
 
 use ossature::boot::Platform;
-use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::memory::vm_memory::GuestAddress;
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{Machine, Snapshot, SnapshotKey};
 use ossature::vmm::{Failure, Kvm};
