@@ -10,10 +10,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::control::{answer, ask};
-use support::{Guest, LIMIT, Running, Transport};
+use support::{Guest, HOTPLUG, LIMIT, Running, TURNS, Transport};
 
-/// How often devices come and go.
-const TIMES: u32 = 50;
 const BLOCK: u64 = 4096;
 
 /// A guest on PCI whose first disk is busy from beginning to end.
@@ -22,7 +20,7 @@ fn busy_guest(folder: &Path, job: &str) -> Running {
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let load = "while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; done & load=$!";
     let guest = Guest::new().args(["--transport", "pci", "--cpus", "2"]).disk(&image, "");
-    let guest = guest.control(&folder.join("control"));
+    let guest = guest.args(HOTPLUG).control(&folder.join("control"));
     let job = format!("echo the job begins\n{job}");
     let running = guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start();
     running.wait_for("the job begins");
@@ -44,7 +42,7 @@ fn disks_come_and_go_under_load_and_nothing_that_was_completed_is_lost() {
     // Blocks are written one after the other, each durable before it is counted, until the disk is gone: then dd makes a
     // file of its name. Linux makes the name of a new disk before the disk can be opened.
     let job = format!(
-        "for i in $(seq 1 {TIMES}); do\n\
+        "for i in $(seq 1 {TURNS}); do\n\
          until dd if=/dev/vdb of=/dev/null bs={BLOCK} count=1 2>/dev/null; do sleep 0.05; done\n\
          n=0; while printf '%08d' $n | dd of=/dev/vdb bs={BLOCK} seek=$n conv=notrunc,fsync 2>/run/dd && \
          [ -b /dev/vdb ]; do n=$((n + 1)); echo \"turn $i wrote $n\"; [ $n -lt 200 ] || break; done\n\
@@ -57,7 +55,7 @@ fn disks_come_and_go_under_load_and_nothing_that_was_completed_is_lost() {
     let running = busy_guest(folder.path(), &job);
     let control = folder.path().join("control");
     let mut images = Vec::new();
-    for turn in 1..=TIMES {
+    for turn in 1..=TURNS {
         let image = folder.path().join(format!("disk{turn}"));
         File::create(&image).unwrap().set_len(1 << 20).unwrap();
         ask(&control, &format!("add disk path={},id=plug", image.display()));
@@ -92,7 +90,7 @@ fn network_cards_and_sockets_come_and_go_under_load() {
     let neither =
         format!("! ls {drivers}/virtio_net | grep -q ^virtio && ! ls {drivers}/*vsock* | grep -q ^virtio");
     let job = format!(
-        "for i in $(seq 1 {TIMES}); do\n\
+        "for i in $(seq 1 {TURNS}); do\n\
          until {both}; do sleep 0.05; done\n\
          ip link set eth0 up; echo \"turn $i: $(cat /sys/class/net/eth0/address)\"\n\
          until {neither}; do sleep 0.05; done\n\
@@ -103,7 +101,7 @@ fn network_cards_and_sockets_come_and_go_under_load() {
     let control = folder.path().join("control");
     let network = folder.path().join("network");
     let listener = UnixListener::bind(&network).unwrap();
-    for turn in 1..=TIMES {
+    for turn in 1..=TURNS {
         ask(&control, &format!("add net socket={},mac=52:54:00:00:00:{turn:02x}", network.display()));
         let (peer, _) = listener.accept().unwrap();
         let sockets = folder.path().join("vsock");
@@ -139,7 +137,7 @@ fn a_disk_that_the_guest_ejects_unasked_is_forgotten_and_its_name_is_free() {
     let control = folder.path().join("control");
     let load = folder.path().join("first");
     File::create(&load).unwrap().set_len(1 << 20).unwrap();
-    let guest = Guest::new().transport(Transport::Pci).control(&control).disk(&load, "");
+    let guest = Guest::new().transport(Transport::Pci).args(HOTPLUG).control(&control).disk(&load, "");
     let running = guest.run("begins", "echo the job begins").run("job", job).run("log", "dmesg").start();
     running.wait_for("the job begins");
     let add = format!("add disk path={},id=plug", image.display());

@@ -6,6 +6,12 @@ use ossature::legacy::{Backend, Pl011, Serial};
 /// What the guest calls the root bus and its configuration space in `/proc/iomem`.
 pub const PCI: [&str; 2] = ["pcie@", "PCI ECAM"];
 
+/// With these arguments guests are told of devices that come and go: a device tree does not.
+pub const HOTPLUG: [&str; 2] = ["--tables", "acpi"];
+
+/// How often they do, on a processor that is emulated twice.
+pub const TURNS: u32 = 10;
+
 /// The console's serial port.
 pub type Console = Serial<Pl011>;
 
