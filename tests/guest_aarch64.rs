@@ -175,7 +175,7 @@ const LISTENS: &str = "until ls -l /proc/$(pidof acpid)/fd | grep /dev/input/eve
 
 /// SIGTERM has the guest power off by itself.
 fn powers_off(guest: Guest, tables: &str) {
-    let mut guest = guest.args(["--tables", tables, "--cpus", "2"]).run("acpid", LISTENS).hold().start();
+    let guest = guest.args(["--tables", tables, "--cpus", "2"]).run("acpid", LISTENS).hold().start();
     guest.wait_for("ready\n");
     guest.signal(Signal::TERM);
     let ended = guest.wait();
@@ -212,7 +212,7 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
         .boot();
     assert!(answers["name"].starts_with("rtc-pl031 "), "{}", &answers["name"]);
     let year = xtask::process::text(xtask::process::command("date").args(["-u", "+%Y"])).unwrap();
-    assert_eq!(answers["system"], year.trim());
+    assert_eq!(&answers["system"], year.trim());
     assert_eq!(&answers["alarm"], "rung");
     assert!(answers["line"].contains("GICv3") && answers["line"].contains("Edge"), "{}", &answers["line"]);
 }
