@@ -109,7 +109,7 @@ impl Device for Bell {
     }
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         let [message] = assigned.messages("bell")? else { return Ok(NodeKind::Hidden) };
-        message.set_message(MsiMessage { address: 0xfee0_0000, data: 0x41 }).unwrap();
+        message.set_message(MsiMessage::new(0xfee0_0000, 0x41)).unwrap();
         message.unmask().unwrap();
         let _ = self.0.set(message.interrupt().clone());
         Ok(NodeKind::Hidden)

@@ -20,7 +20,7 @@ const VECTOR_CONTROL: u64 = 0x400c;
 impl Slot {
     pub fn new() -> Self {
         let bus = PciBus::new();
-        let (mut host, mut host_board) = (bus.host("pci"), TestBoard::default());
+        let (mut host, mut host_board) = (bus.host("pci").with_ports(true), TestBoard::default());
         host_board.attach(&mut host).unwrap();
         let runtime = Arc::new(Inline::new().unwrap());
         let (mut rng, mut board) =

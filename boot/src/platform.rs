@@ -111,14 +111,14 @@ pub enum NodeRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeInterrupt {
-    /// The global system interrupt.
+    /// Its number: the global system interrupt on x86_64, the shared peripheral interrupt on aarch64.
     pub number: u32,
     /// How it is raised.
     pub trigger: Trigger,
 }
 
 impl NodeInterrupt {
-    /// The global system interrupt `number`, raised like this.
+    /// The interrupt `number`, raised like this.
     pub const fn new(number: u32, trigger: Trigger) -> Self {
         Self { number, trigger }
     }

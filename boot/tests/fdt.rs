@@ -24,15 +24,35 @@ fn gic(cpus: u64) -> Node {
     Node::new("gic", NodeKind::GicV3, ranges, Vec::new())
 }
 
+fn its() -> Node {
+    Node::new("its", NodeKind::GicV3Its, vec![memory(0xf002_0000, 0x2_0000)], Vec::new())
+}
+
+fn pci() -> Node {
+    let ranges = vec![memory(0xd010_0000, 0x10_0000), memory(0xd000_4000, 16)];
+    let interrupts = vec![NodeInterrupt::new(5, Trigger::Edge)];
+    Node::new("pci", NodeKind::PciHost, ranges, interrupts)
+        .with_windows([0xe000_0000..=0xefff_ffff, 0x40_0000_0000..=0x4f_ffff_ffff])
+}
+
+fn button(number: u32) -> Node {
+    let interrupts = vec![NodeInterrupt::new(number, Trigger::Edge)];
+    Node::new("power", NodeKind::PowerButton, Vec::new(), interrupts)
+}
+
 /// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let nodes = vec![
         gic(3),
+        its(),
         node(NodeKind::Pl011, 0xd000_0000, 2, Trigger::Level),
         node(NodeKind::Pl031, 0xd000_1000, 3, Trigger::Level),
         node(NodeKind::VirtioMmio, 0xd000_2000, 0, Trigger::Edge),
         node(NodeKind::VirtioMmio, 0x40_0000_0000, 95, Trigger::Level),
         node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
+        pci(),
+        button(6),
+        Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 5 << 30)];
@@ -84,9 +104,43 @@ fn dtc_accepts_machines_of_any_size() {
 }
 
 #[test]
+fn without_an_its_pci_has_no_messages() {
+    let mut platform = everything();
+    let tree = source(&blob(&platform).unwrap());
+    assert!(tree.contains("msi-map = <0x00 0x03 0x00 0x100>"), "{tree}");
+    platform.nodes.retain(|node| node.kind != NodeKind::GicV3Its);
+    let tree = source(&blob(&platform).unwrap());
+    assert!(tree.contains("pcie@d0100000") && !tree.contains("msi"), "{tree}");
+}
+
+#[test]
 fn without_a_disk_and_randomness_nothing_is_said_of_them() {
     let tree = source(&fdt::blob(&everything(), &Chosen::default()).unwrap());
     assert!(!tree.contains("initrd") && !tree.contains("seed"), "{tree}");
+}
+
+#[test]
+fn a_power_button_is_a_key_that_is_an_interrupt() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x06 0x01>; };";
+    assert!(words.contains(&format!("gpio-keys {{ compatible = \"gpio-keys\"; {key}")), "{words}");
+}
+
+#[test]
+fn performance_monitors_have_the_interrupt_of_the_base_system_architecture() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pmu = "pmu { compatible = \"arm,armv8-pmuv3\"; interrupts = <0x01 0x07 0x04>; };";
+    assert!(words.contains(pmu), "{words}");
+}
+
+#[test]
+fn processors_are_cores_of_one_package() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let cores = ["core0 { cpu = <0x1000>; }", "core1 { cpu = <0x1001>; }", "core2 { cpu = <0x1002>; }"];
+    assert!(words.contains(&format!("cpu-map {{ socket0 {{ cluster0 {{ {};", cores.join("; "))), "{words}");
 }
 
 #[test]
@@ -100,16 +154,34 @@ fn what_cannot_be_described_is_refused_by_name() {
     let com1 = Node::new("com1", NodeKind::Serial16550, vec![io], Vec::new());
     let said = with(&|platform| platform.nodes.push(com1.clone()));
     assert_eq!(said, "device `com1`: the device tree cannot describe a device of kind Serial16550");
-    let said = with(&|platform| platform.nodes[3].interrupts.clear());
+    let said = with(&|platform| platform.nodes[4].interrupts.clear());
     assert_eq!(said, "device `VirtioMmio` of kind VirtioMmio has to have an interrupt");
-    let said = with(&|platform| platform.nodes[1].ranges = vec![io]);
+    let said = with(&|platform| platform.nodes[2].ranges = vec![io]);
     assert_eq!(said, "device `Pl011` of kind Pl011 has to have a range of memory");
     let said = with(&|platform| platform.nodes[0].ranges.truncate(1));
     assert_eq!(said, "device `gic` of kind GicV3 has to have a second range of memory");
     let said = with(&|platform| drop(platform.nodes.remove(0)));
     assert_eq!(said, "the platform has 0 interrupt controllers; a device tree needs one");
+    let pmu = Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new());
+    let said = with(&|platform| platform.nodes.push(pmu.clone()));
+    assert_eq!(said, "the platform has 2 devices of kind PmuV3; a device tree has one at most");
+    let said = with(&|platform| platform.nodes.push(button(7)));
+    assert_eq!(said, "the platform has 2 devices of kind PowerButton; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(gic(1)));
     assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.nodes.push(its()));
+    assert_eq!(said, "the platform has 2 devices of kind GicV3Its; a device tree has one at most");
+    let said = with(&|platform| platform.nodes.push(pci()));
+    assert_eq!(said, "the platform has 2 devices of kind PciHost; a device tree has one at most");
+    let said = with(&|platform| platform.nodes[7].windows.clear());
+    assert_eq!(said, "device `pci` of kind PciHost has to have a window");
+    for len in [0, 0x1_0000, 257 << 20] {
+        let said = with(&|platform| platform.nodes[7].ranges[0] = memory(0xd010_0000, len));
+        assert_eq!(
+            said,
+            "device `pci` of kind PciHost has to have 1 MiB of configuration space for each bus"
+        );
+    }
     let said = with(&|platform| platform.cpus.push(0x100));
     assert_eq!(said, "the id 0x100 is given to two processors");
     assert_eq!(with(&|platform| platform.cpus.clear()), "the platform has no processor");

@@ -1,12 +1,12 @@
-//! What a machine has on aarch64: a PL011, described by a device tree.
+//! What a machine has on aarch64: a PL011, described by a device tree or by ACPI tables.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ossature::boot::aarch64::Tables;
 use ossature::bus::{Device, EventLoop};
-use ossature::legacy::{Backend, PowerButton, Serial};
+use ossature::legacy::{AcpiPower, Backend, Pl031, PowerButton, Serial};
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
-use crate::args::Transport;
-use crate::report::Usage;
 
 /// The kernel command line by default.
 pub const CMDLINE: &str = "console=ttyAMA0 panic=-1";
@@ -16,31 +16,35 @@ pub const HAS_PORTS: bool = false;
 pub const KERNEL: &str =
     "Kernel: an Image or an EFI image with one in it, as it is or packed with gzip, LZ4, XZ or zstd";
 
-/// The flags that only this architecture has: none.
+/// The flags that only this architecture has.
 #[derive(Debug, clap::Args)]
-pub struct ArchArgs {}
+pub struct ArchArgs {
+    /// By what the guest learns of its machine: a device tree, or ACPI tables, with which it has no clock
+    #[arg(long, default_value = "fdt", value_name = "fdt|acpi", value_parser = PossibleValuesParser::new(["fdt", "acpi"]).map(|tables| if tables == "acpi" { Tables::Acpi } else { Tables::Fdt }), hide_possible_values = true)]
+    tables: Tables,
+}
 
 impl ArchArgs {
-    /// Says that the machine does not have what is asked for, if it does not.
-    pub fn check(&self, transport: Transport) -> Result<()> {
-        match transport {
-            Transport::Mmio => Ok(()),
-            Transport::Pci => Err(Usage("--transport pci: on aarch64 there is mmio only".to_owned()).into()),
-        }
-    }
-
     /// The kernel as it is started here.
     pub fn linux(&self, linux: Linux) -> Linux {
-        linux
+        linux.tables(self.tables)
     }
 
-    /// Adds the platform's own devices: there are none, and no power button.
+    /// Adds the platform's own devices.
     pub fn add_to(
         &self,
         builder: MachineBuilder,
-        _: &EventLoop,
+        here: &EventLoop,
     ) -> Result<(MachineBuilder, Option<PowerButton>)> {
-        Ok((builder, None))
+        let power = AcpiPower::button_only("power");
+        let button = power.button();
+        let builder = builder.device(power);
+        let builder = match self.tables {
+            Tables::Fdt => builder.device(Pl031::new("rtc").on(here)),
+            // Nothing in ACPI's tables names a clock that Linux drives.
+            Tables::Acpi => builder,
+        };
+        Ok((builder, Some(button)))
     }
 }
 

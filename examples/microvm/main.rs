@@ -73,7 +73,6 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let restored = snapshot::open(args, key.as_ref())?;
     let builder = key.into_iter().fold(builder, |builder, key| builder.snapshot_key(key));
     let transport = snapshot::transport(args, restored.as_ref())?;
-    args.arch.check(transport)?;
     let builder = match restored {
         Some(snapshot) => {
             let builder = args.cpus.into_iter().fold(builder, |builder, cpus| builder.cpus(cpus));

@@ -7,7 +7,6 @@ use ossature::legacy::{AcpiPower, Backend, I8042, PowerButton, Pvpanic, Rtc, Ser
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
-use crate::args::Transport;
 use crate::files::{self, ConfigFile};
 
 /// The kernel command line by default.
@@ -38,11 +37,6 @@ pub struct ArchArgs {
 }
 
 impl ArchArgs {
-    /// Says that the machine does not have what is asked for, if it does not.
-    pub fn check(&self, _: Transport) -> Result<()> {
-        Ok(())
-    }
-
     /// The kernel as it is started here.
     pub fn linux(&self, linux: Linux) -> Linux {
         let smbios = Smbios::new()

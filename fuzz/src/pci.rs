@@ -47,7 +47,7 @@ pub(crate) fn access(input: &mut Input) -> Access {
 
 impl Machine {
     pub(crate) fn new(mut board: TestBoard, bus: PciBus, mut device: Box<dyn Device>) -> Self {
-        let mut host = bus.host("pci");
+        let mut host = bus.host("pci").with_ports(true);
         board.attach(&mut host).expect("the bus attaches");
         board.attach(&mut *device).expect("the device attaches");
         host.resume().expect("the bus goes on");
@@ -239,6 +239,9 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
+/// Who sends them: the function in slot 1.
+const REQUESTER: u32 = 1 << 3;
+
 /// What the MSI-X table of a function says.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -315,7 +318,7 @@ pub fn msix(bytes: &[u8]) {
             let open = control & 0xc000 == 0x8000 && !entry.masked;
             let sent = std::mem::take(&mut entry.pending);
             entry.pending = sent && !open;
-            let expected = (sent && open).then_some(entry.message);
+            let expected = (sent && open).then_some(entry.message.from_requester(REQUESTER));
             assert_eq!(machine.board.take_message(name, vector), expected, "vector {vector} {entry:?}");
         }
         let pending =

@@ -46,12 +46,15 @@ pub enum NodeKind {
     /// Three byte-wide ports in this order: ACPI sleep control, sleep status, and the reset register
     /// (whose value the boot tables name); an interrupt stands for the power button.
     AcpiPower,
+    /// A power button that is an interrupt alone, which is raised when it is pressed.
+    PowerButton,
     /// A pvpanic port.
     Pvpanic,
     /// A PCI root bus (segment 0, bus 0 alone), in this order: its configuration space in memory (ECAM), its ports of
     /// configuration space, and 16 ports of the registers for hotplug (UP, DOWN, EJECT and PRESENT, 32 bits each, a bit
-    /// for each slot); an interrupt that tells of changes in the first two of these. Its windows are memory that it
-    /// hands on to its functions.
+    /// for each slot); an interrupt that tells of changes in the first two of these. Where there are no ports, the
+    /// registers for hotplug are in memory, and follow the configuration space. Its windows are memory that it hands on to
+    /// its functions.
     PciHost,
     /// A VM generation ID (Microsoft's "Virtual Machine Generation ID"): memory that is not RAM and begins with the ID,
     /// and an interrupt that tells of a new one.
@@ -65,6 +68,11 @@ pub enum NodeKind {
     /// An interrupt controller of the kind GICv3, in this order: the distributor, and the redistributors of all
     /// processors, in memory.
     GicV3,
+    /// Performance monitors (PMUv3) of all processors, with the interrupt of each that Arm's base system architecture names.
+    PmuV3,
+    /// The part of a GICv3 that makes messages interrupts (ITS): its registers, and the page that messages are written to,
+    /// in memory.
+    GicV3Its,
 }
 
 /// How an interrupt line is raised.

@@ -54,6 +54,10 @@ pub trait Hypervisor: Debug + Send + Sync + sealed::Sealed {
     /// A new, empty virtual machine.
     fn create_vm(&self, config: &VmConfig) -> Result<Box<dyn Vm>, VmError>;
 
+    /// The bits of guest-physical addresses that a machine of [`create_vm`](Self::create_vm) can have: on aarch64 what the
+    /// host's processor translates (`KVM_CAP_ARM_VM_IPA_SIZE`); on x86_64 as many as there are.
+    fn address_bits(&self) -> u32;
+
     /// Fails if no vCPUs of a machine of `config` can be in these states here, by index: if the host's processor or its
     /// kernel lacks a feature that they have. Changes nothing.
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError>;
@@ -117,6 +121,12 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     /// Resets interrupt controllers and timer, as power-on does. The guest's clock goes on. The vCPUs must be paused.
     /// Connections stay; a level line that a device asserts still is.
     fn reset(&self) -> Result<(), VmError>;
+
+    /// As [`Hypervisor::address_bits`].
+    fn address_bits(&self) -> u32;
+
+    /// Returns true if vCPUs have performance monitors with an interrupt that the guest has to be told of, as on aarch64.
+    fn has_performance_monitors(&self) -> bool;
 
     /// The descriptor of the virtual machine, for what this crate has no method for; `None` where there is none, as in
     /// a scripted machine.

@@ -129,6 +129,18 @@ pub enum VmError {
         /// The value.
         value: u64,
     },
+    /// KVM does not take the value of a register.
+    #[error("KVM refused to set {register} of vCPU {index} to {value}: {source}")]
+    RegisterRefused {
+        /// The vCPU.
+        index: u32,
+        /// The register, by the name that the architecture gives it where that is known here.
+        register: String,
+        /// The value.
+        value: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Dirty pages cannot be logged.
     #[error("dirty pages cannot be logged: {source}")]
     DirtyLog {

@@ -1,13 +1,13 @@
 //! The table that says what each interrupt line (GSI) of a machine does.
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
-    kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, kvm_irq_routing_entry,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use ossature_bus::MsiMessage;
 
 use crate::VmError;
-use crate::arch::{WIRED_LINES, WiredLine, wired_lines};
+use crate::arch::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, wired_lines};
 
 /// KVM's limit on the table (`KVM_MAX_IRQ_ROUTES`).
 const MAX_ENTRIES: u32 = 4096;
@@ -74,6 +74,10 @@ fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
         data: message.data,
         ..Default::default()
     };
+    if MESSAGES_HAVE_SENDERS {
+        entry.flags = KVM_MSI_VALID_DEVID;
+        entry.u.msi.__bindgen_anon_1.devid = message.requester;
+    }
     entry
 }
 

@@ -141,12 +141,17 @@ impl Hypervisor for Kvm {
         Ok(Box::new(vm::KvmVm::new(&self.host, config, None)?))
     }
 
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.host.kvm, &self.host.facts))
+    }
+
     fn check_states(&self, config: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {
-        for (index, state) in (0..).zip(vcpus) {
-            let VcpuStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
-            parts.check_features(index, (&self.host.kvm, &self.host.facts), config)?;
-        }
-        Ok(())
+        let parts = vcpus.iter().map(|state| match &state.0 {
+            VcpuStateOf::Kvm(parts) => Ok(&**parts),
+            VcpuStateOf::Scripted(_) => Err(VmError::foreign_state()),
+        });
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        arch::check_states(&parts, (&self.host.kvm, &self.host.facts), config)
     }
 }
 

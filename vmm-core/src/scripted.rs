@@ -177,6 +177,7 @@ pub struct Scripted {
     /// Taken by the machine.
     scripts: Arc<Mutex<Option<Vec<Script>>>>,
     remaining: Arc<AtomicUsize>,
+    address_bits: u32,
 }
 
 impl Scripted {
@@ -187,7 +188,15 @@ impl Scripted {
         Self {
             scripts: Arc::new(Mutex::new(Some(scripts))),
             remaining: Arc::new(AtomicUsize::new(remaining)),
+            address_bits: ADDRESS_BITS,
         }
+    }
+
+    /// The same where guests have so many bits of addresses: 52 if nothing is said.
+    #[must_use]
+    pub fn with_address_bits(mut self, address_bits: u32) -> Self {
+        self.address_bits = address_bits;
+        self
     }
 
     /// The number of steps of all scripts that have not been done yet. A test asserts that it is 0 at its end.
@@ -198,6 +207,8 @@ impl Scripted {
 
 impl Sealed for Scripted {}
 
+/// As many as there can be on any architecture.
+const ADDRESS_BITS: u32 = 52;
 /// As many as KVM allows by default on x86_64.
 const MAX_VCPUS: u32 = 1024;
 
@@ -209,7 +220,11 @@ impl Hypervisor for Scripted {
         let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let scripts =
             scripts.ok_or(VmError::Unsupported { what: "a second machine from the same scripts" })?;
-        Ok(Box::new(vm::ScriptedVm::new(config, scripts, Arc::clone(&self.remaining))?))
+        Ok(Box::new(vm::ScriptedVm::new(config, scripts, self)?))
+    }
+
+    fn address_bits(&self) -> u32 {
+        self.address_bits
     }
 
     fn check_states(&self, _: &VmConfig, vcpus: &[VcpuState]) -> Result<(), VmError> {

@@ -483,7 +483,7 @@ fn a_message_that_is_signalled_while_masked_is_sent_once_when_unmasked() {
     write(4 * 0x46, &0x3800_u32.to_le_bytes());
     let assigned = part.assigned();
     let [message, second] = assigned.messages("messages").unwrap() else { panic!("two messages") };
-    let to = |vector| MsiMessage { address: LAPIC, data: vector };
+    let to = |vector| MsiMessage::new(LAPIC, vector);
     let arrived = |at: u64, times: u32| {
         until(&machine, "the message", || number(&machine, at) == times);
         (0..5).for_each(|_| machine.pause().unwrap().resume().unwrap());
@@ -533,7 +533,7 @@ fn messages_of_devices_that_go_are_given_back() {
         let part = messenger(64);
         machine.add_device(part.clone()).unwrap();
         for message in part.assigned().messages("messages").unwrap() {
-            message.set_message(MsiMessage { address: LAPIC, data: 0x45 }).unwrap();
+            message.set_message(MsiMessage::new(LAPIC, 0x45)).unwrap();
             message.unmask().unwrap();
         }
         // A handle that is kept does not keep the route.

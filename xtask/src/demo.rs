@@ -50,6 +50,9 @@ pub struct Demo {
     /// Guest memory
     #[arg(long, default_value = "512M", value_name = "SIZE[K|M|G]", value_parser = mebibytes)]
     memory: u64,
+    /// Where the guest finds its virtio devices: mmio or pci
+    #[arg(long, default_value = "mmio", value_parser = ["mmio", "pci"])]
+    transport: String,
     /// Tells the guest's marks on its consoles from what its command prints.
     #[arg(skip = token())]
     token: String,
@@ -189,13 +192,14 @@ impl Demo {
         let machine = format!(
             "ip tuntap add mode tap dev tap0 && ip address add 10.77.0.1/24 dev tap0 && ip link set tap0 up && \
              exec {} --kernel {} --initrd {} --cmdline {} --cpus {} --memory {}M \
-             --disk path={} --net tap=tap0 {console}",
+             --transport {} --disk path={} --net tap=tap0 {console}",
             quote_path(&vmm::program_for(self.arch)),
             quote_path(&kernel),
             quote_path(&initrd),
             quote(&cmdline),
             self.cpus,
             self.memory,
+            self.transport,
             quote_path(&disk),
         );
         // A network of its own: the tap disturbs nobody, and an ordinary user may make it.

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::fdt::FdtError;
+use crate::acpi::AcpiError;
 use crate::cmdline::CmdlineError;
 use crate::unpack::UnpackError;
 
@@ -79,6 +80,9 @@ pub enum BootError {
     /// The machine cannot be described.
     #[error(transparent)]
     Fdt(#[from] FdtError),
+    /// The machine cannot be described by ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// There is no RAM.
     #[error("the platform has no RAM")]
     NoRam,

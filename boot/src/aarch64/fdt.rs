@@ -1,11 +1,15 @@
 //! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
 //! bindings of each device).
 
+mod pci;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
+use super::efi::{self, Efi};
+use super::{PMU, TIMERS};
 use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 /// Why a platform cannot be described.
@@ -24,6 +28,14 @@ pub enum FdtError {
     /// A machine without exactly one interrupt controller.
     #[error("the platform has {found} interrupt controllers; a device tree needs one")]
     InterruptController {
+        /// How many it has.
+        found: usize,
+    },
+    /// A machine with several devices of a kind of which there can be one.
+    #[error("the platform has {found} devices of kind {kind:?}; a device tree has one at most")]
+    Several {
+        /// Their kind.
+        kind: NodeKind,
         /// How many it has.
         found: usize,
     },
@@ -81,6 +93,10 @@ pub struct Chosen<'a> {
 /// The handles by which nodes refer to others.
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const ITS: u32 = 3;
+const FIRST_CPU: u32 = 0x1000;
+/// The key's code (Linux, `input-event-codes.h`).
+const KEY_POWER: u32 = 116;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
 const CLOCK_HZ: u32 = 24_000_000;
 
@@ -89,9 +105,6 @@ const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
 const RISING: u32 = 1;
 const HIGH: u32 = 4;
-/// The private interrupts of the generic timer as Arm's base system architecture numbers them: secure, non-secure,
-/// virtual, hypervisor.
-const TIMERS: [u32; 4] = [13, 14, 11, 10];
 
 /// The device tree of a machine, which follows from its arguments alone. Processors are named by their affinity
 /// (MPIDR), the interrupt `n` of a device is the shared peripheral interrupt `n`.
@@ -101,6 +114,9 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
         return Err(FdtError::InterruptController { found });
     };
+    let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
+    only(platform, NodeKind::PowerButton)?;
+    only(platform, NodeKind::PmuV3)?;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -132,10 +148,29 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.property_string("clock-output-names", "apb_pclk")?;
     tree.property_phandle(CLOCK)?;
     tree.end_node(clock)?;
-    interrupt_controller(&mut tree, gic)?;
+    interrupt_controller(&mut tree, gic, its)?;
     for node in &platform.nodes {
-        device(&mut tree, node)?;
+        device(&mut tree, node, its.is_some())?;
     }
+    tree.end_node(root)?;
+    Ok(tree.finish()?)
+}
+
+/// The device tree that a kernel's EFI stub hands on if the firmware has none: `chosen`, and where the firmware's tables are.
+pub(super) fn stub(chosen: &Chosen, efi: &Efi) -> Result<Vec<u8>, FdtError> {
+    let mut tree = FdtWriter::new()?;
+    let root = tree.begin_node("")?;
+    cells(&mut tree)?;
+    let node = tree.begin_node("chosen")?;
+    start(&mut tree, chosen)?;
+    tree.property_u64("linux,uefi-system-table", efi.system_table)?;
+    tree.property_u64("linux,uefi-mmap-start", efi.memory_map.start)?;
+    tree.property_u32("linux,uefi-mmap-size", (efi.memory_map.end - efi.memory_map.start) as u32)?;
+    tree.property_u32("linux,uefi-mmap-desc-size", efi::DESCRIPTOR)?;
+    tree.property_u32("linux,uefi-mmap-desc-ver", efi::DESCRIPTOR_VERSION)?;
+    // Kernels with the patch that locks them down by secure boot, such as Debian's, take all of this only with that.
+    tree.property_u32("linux,uefi-secure-boot", efi::SECURE_BOOT_DISABLED)?;
+    tree.end_node(node)?;
     tree.end_node(root)?;
     Ok(tree.finish()?)
 }
@@ -152,10 +187,16 @@ fn strings(tree: &mut FdtWriter, name: &str, values: &[&str]) -> Result<(), FdtE
 
 fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> Result<(), FdtError> {
     let node = tree.begin_node("chosen")?;
-    tree.property_string("bootargs", chosen.bootargs)?;
+    start(tree, chosen)?;
     if let Some(console) = platform.nodes.iter().find(|node| node.kind == NodeKind::Pl011) {
         tree.property_string("stdout-path", &format!("/{}", name("serial", memory(console, 0)?.0)))?;
     }
+    Ok(tree.end_node(node)?)
+}
+
+/// What the kernel is started with.
+fn start(tree: &mut FdtWriter, chosen: &Chosen) -> Result<(), FdtError> {
+    tree.property_string("bootargs", chosen.bootargs)?;
     if let Some(initrd) = &chosen.initrd {
         tree.property_u64("linux,initrd-start", initrd.start)?;
         tree.property_u64("linux,initrd-end", initrd.end)?;
@@ -164,7 +205,7 @@ fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> R
         tree.property("rng-seed", pool)?;
         tree.property("kaslr-seed", addresses)?;
     }
-    Ok(tree.end_node(node)?)
+    Ok(())
 }
 
 fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
@@ -175,7 +216,7 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
     tree.property_u32("#address-cells", 1)?;
     tree.property_u32("#size-cells", 0)?;
     let mut known = BTreeSet::new();
-    for &id in ids {
+    for (index, &id) in (0..).zip(ids) {
         if !known.insert(id) {
             return Err(FdtError::DuplicateCpu { id });
         }
@@ -184,12 +225,25 @@ fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
         tree.property_string("compatible", "arm,armv8")?;
         tree.property_u32("reg", id)?;
         tree.property_string("enable-method", "psci")?;
+        tree.property_phandle(FIRST_CPU + index)?;
         tree.end_node(cpu)?;
+    }
+    // Cores of one package, with one thread each, as on x86_64.
+    let map = tree.begin_node("cpu-map")?;
+    let package = tree.begin_node("socket0")?;
+    let cluster = tree.begin_node("cluster0")?;
+    for (index, _) in (0..).zip(ids) {
+        let core = tree.begin_node(&format!("core{index}"))?;
+        tree.property_u32("cpu", FIRST_CPU + index)?;
+        tree.end_node(core)?;
+    }
+    for node in [cluster, package, map] {
+        tree.end_node(node)?;
     }
     Ok(tree.end_node(cpus)?)
 }
 
-fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError> {
+fn interrupt_controller(tree: &mut FdtWriter, gic: &Node, its: Option<&Node>) -> Result<(), FdtError> {
     let (distributor, redistributors) = (memory(gic, 0)?, memory(gic, 1)?);
     let node = tree.begin_node(&name("interrupt-controller", distributor.0))?;
     tree.property_string("compatible", "arm,gic-v3")?;
@@ -200,13 +254,29 @@ fn interrupt_controller(tree: &mut FdtWriter, gic: &Node) -> Result<(), FdtError
     cells(tree)?;
     tree.property_null("ranges")?;
     tree.property_phandle(GIC)?;
+    if let Some(its) = its {
+        let written = begin(tree, its, "msi-controller", &["arm,gic-v3-its"])?;
+        tree.property_null("msi-controller")?;
+        tree.property_u32("#msi-cells", 1)?;
+        tree.property_phandle(ITS)?;
+        tree.end_node(written)?;
+    }
     Ok(tree.end_node(node)?)
 }
 
-/// A device. The interrupt controller is described before.
-fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
+/// The one node of this kind, if there is one.
+fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> {
+    let mut nodes = platform.nodes.iter().filter(|node| node.kind == kind);
+    match (nodes.next(), nodes.count()) {
+        (node, 0) => Ok(node),
+        (_, others) => Err(FdtError::Several { kind, found: others + 1 }),
+    }
+}
+
+/// A device. The interrupt controllers are described before; with an ITS, PCI has message-signalled interrupts.
+fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtError> {
     match node.kind {
-        NodeKind::Hidden | NodeKind::GicV3 => Ok(()),
+        NodeKind::Hidden | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
         NodeKind::VirtioMmio => {
             let written = begin(tree, node, "virtio_mmio", &["virtio,mmio"])?;
             tree.property_null("dma-coherent")?;
@@ -231,6 +301,24 @@ fn device(tree: &mut FdtWriter, node: &Node) -> Result<(), FdtError> {
             let written = begin(tree, node, "vmgenid", &["microsoft,vmgenid"])?;
             interrupts(tree, node, true)?;
             Ok(tree.end_node(written)?)
+        }
+        NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
+        NodeKind::PmuV3 => {
+            let written = tree.begin_node("pmu")?;
+            tree.property_string("compatible", "arm,armv8-pmuv3")?;
+            tree.property_array_u32("interrupts", &[PRIVATE, PMU, HIGH])?;
+            Ok(tree.end_node(written)?)
+        }
+        NodeKind::PowerButton => {
+            // A key that is an interrupt, without a GPIO line: pressed and released at once.
+            let keys = tree.begin_node("gpio-keys")?;
+            tree.property_string("compatible", "gpio-keys")?;
+            let key = tree.begin_node("power")?;
+            tree.property_string("label", "Power Button")?;
+            tree.property_u32("linux,code", KEY_POWER)?;
+            interrupts(tree, node, true)?;
+            tree.end_node(key)?;
+            Ok(tree.end_node(keys)?)
         }
         kind => Err(FdtError::UnknownKind { id: node.id.clone(), kind }),
     }

@@ -20,12 +20,14 @@ const NEW_GENERATION: u8 = 0x80;
 const WORKS_UNSEEN: u8 = 0b1011;
 
 /// How many devices of a kind have names: four characters each.
-const LIMITS: [(NodeKind, usize); 9] = [
+const LIMITS: [(NodeKind, usize); 11] = [
     (NodeKind::VirtioMmio, 0x1000),
     (NodeKind::Serial16550, 0xf),
+    (NodeKind::Pl011, 0xf),
     (NodeKind::Rtc, 1),
     (NodeKind::I8042, 1),
     (NodeKind::AcpiPower, 1),
+    (NodeKind::PowerButton, 1),
     (NodeKind::Pvpanic, 1),
     (NodeKind::PciHost, 1),
     (NodeKind::VmGenId, 1),
@@ -40,15 +42,29 @@ const GENERATION_EVENTS: u8 = 2;
 /// What most devices take, in bytes.
 const ENCODED: usize = 128;
 
-pub(crate) fn body(platform: &Platform, lines: &Lines, out: &mut Vec<u8>) -> Result<(), AcpiError> {
+/// Writes the DSDT's body: the `processors`, if the architecture has them as devices, and a device for each node that is not
+/// of one of the kinds described `elsewhere`.
+pub(crate) fn body(
+    platform: &Platform,
+    lines: &Lines,
+    processors: Vec<u8>,
+    elsewhere: &[NodeKind],
+    out: &mut Vec<u8>,
+) -> Result<(), AcpiError> {
+    let count = |kind| platform.nodes.iter().filter(|node| node.kind == kind).count();
     for (kind, limit) in LIMITS {
-        if platform.nodes.iter().filter(|node| node.kind == kind).count() > limit {
+        if count(kind) > limit {
             return Err(AcpiError::TooManyNodes { kind, limit });
         }
     }
-    let aml = Encoded(Vec::with_capacity(ENCODED * platform.nodes.len()));
-    let mut devices = Devices { lines, aml, virtio: 0, serial: 0 };
-    for node in &platform.nodes {
+    // Either has the name.
+    if count(NodeKind::AcpiPower) + count(NodeKind::PowerButton) > 1 {
+        return Err(AcpiError::TooManyNodes { kind: NodeKind::PowerButton, limit: 0 });
+    }
+    let mut aml = Encoded(processors);
+    aml.0.reserve(ENCODED * platform.nodes.len());
+    let mut devices = Devices { lines, aml, virtio: 0, serial: 0, uart: 0 };
+    for node in platform.nodes.iter().filter(|node| !elsewhere.contains(&node.kind)) {
         devices.add(node)?;
     }
     Scope::new("\\_SB_".into(), vec![&devices.aml]).to_aml_bytes(out);
@@ -73,6 +89,7 @@ struct Devices<'a> {
     aml: Encoded,
     virtio: u16,
     serial: u8,
+    uart: u8,
 }
 
 impl Devices<'_> {
@@ -96,10 +113,25 @@ impl Devices<'_> {
                 let uid = Name::new("_UID".into(), &self.serial);
                 self.device(&format!("COM{:X}", self.serial), &EISAName::new("PNP0501"), node, &[&uid])
             }
+            NodeKind::Pl011 => {
+                let ([NodeRange::Memory { .. }], [_]) = (&*node.ranges, &*node.interrupts) else {
+                    return Err(node.invalid("one memory range and one interrupt"));
+                };
+                self.uart += 1;
+                let uid = Name::new("_UID".into(), &self.uart);
+                self.device(&format!("UAR{:X}", self.uart), &"ARMH0011", node, &[&uid])
+            }
             NodeKind::Rtc => self.device("RTC_", &EISAName::new("PNP0B00"), node, &[]),
             NodeKind::I8042 => self.device("KBD_", &EISAName::new("PNP0303"), &separate_ports(node)?, &[]),
             NodeKind::Pvpanic => self.device("PEVT", &"QEMU0001", node, &[]),
             NodeKind::AcpiPower => {
+                self.power_button(node);
+                Ok(())
+            }
+            NodeKind::PowerButton => {
+                let ([], [_]) = (&*node.ranges, &*node.interrupts) else {
+                    return Err(node.invalid("one interrupt, and no ranges"));
+                };
                 self.power_button(node);
                 Ok(())
             }

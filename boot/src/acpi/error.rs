@@ -28,6 +28,12 @@ pub enum AcpiError {
         /// How many are possible.
         limit: usize,
     },
+    /// More processors than can be named.
+    #[error("more than {limit} processors")]
+    TooManyCpus {
+        /// How many are possible.
+        limit: usize,
+    },
     /// A node of a kind that these tables cannot describe.
     #[error("device `{id}`: the ACPI tables cannot describe a device of kind {kind:?}")]
     UnknownKind {
@@ -44,6 +50,12 @@ pub enum AcpiError {
     DuplicateCpu {
         /// The id.
         id: u32,
+    },
+    /// A machine of aarch64 without exactly one interrupt controller.
+    #[error("the platform has {found} interrupt controllers; ACPI tables of aarch64 need one")]
+    InterruptController {
+        /// How many it has.
+        found: usize,
     },
     /// Two nodes that raise one interrupt, of which at least one does so by edges.
     #[error(

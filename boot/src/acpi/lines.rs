@@ -9,7 +9,10 @@ use super::error::AcpiError;
 use crate::platform::{Node, NodeInterrupt, Platform, Trigger};
 
 /// The interrupts of a platform, by number.
-pub(crate) struct Lines<'a>(BTreeMap<u32, Line<'a>>);
+pub(crate) struct Lines<'a> {
+    lines: BTreeMap<u32, Line<'a>>,
+    base: u32,
+}
 
 struct Line<'a> {
     first: &'a Node,
@@ -18,11 +21,11 @@ struct Line<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// Sorts the interrupts of all nodes.
+    /// Sorts the interrupts of all nodes. Number 0 is the global system interrupt `base`.
     ///
     /// # Errors
     /// An edge-triggered interrupt that two nodes raise: the guest would lose edges.
-    pub(crate) fn new(platform: &'a Platform) -> Result<Self, AcpiError> {
+    pub(crate) fn new(platform: &'a Platform, base: u32) -> Result<Self, AcpiError> {
         let mut lines = BTreeMap::new();
         for node in &platform.nodes {
             for &NodeInterrupt { number, trigger } in &node.interrupts {
@@ -41,21 +44,22 @@ impl<'a> Lines<'a> {
                 }
             }
         }
-        Ok(Self(lines))
+        Ok(Self { lines, base })
     }
 
     /// Returns true if more than one node raises this interrupt.
     fn is_shared(&self, number: u32) -> bool {
-        self.0.get(&number).is_some_and(|line| line.is_shared)
+        self.lines.get(&number).is_some_and(|line| line.is_shared)
     }
 
     /// The descriptor of a line, which is active-high.
     pub(crate) fn interrupt(&self, NodeInterrupt { number, trigger }: NodeInterrupt) -> Interrupt {
-        Interrupt::new(true, trigger == Trigger::Edge, false, self.is_shared(number), number)
+        let global = self.base.saturating_add(number);
+        Interrupt::new(true, trigger == Trigger::Edge, false, self.is_shared(number), global)
     }
 
     /// The level-triggered interrupts, ascending.
     pub(crate) fn level_triggered(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.iter().filter(|(_, line)| line.trigger == Trigger::Level).map(|(&number, _)| number)
+        self.lines.iter().filter(|(_, line)| line.trigger == Trigger::Level).map(|(&number, _)| number)
     }
 }

@@ -5,8 +5,8 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Local, Memory32Fixed, Method,
-    MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate, Return, Store,
-    Uuid, ZERO,
+    MethodCall, Name, NotEqual, Notify, ONE, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate, Return,
+    Store, Uuid, ZERO,
 };
 
 use super::dsdt::{Encoded, Memory64Fixed, PCI_EVENTS, event_device};
@@ -22,33 +22,51 @@ const HOTPLUG: u16 = 16;
 pub(crate) struct PciHost<'a> {
     /// Its configuration space in memory: first byte and length.
     pub(crate) ecam: (u64, u64),
-    config: (u16, u16),
-    hotplug: u16,
+    /// The ports of configuration space, where there are ports.
+    config: Option<(u16, u16)>,
+    hotplug: Hotplug,
     interrupt: NodeInterrupt,
     node: &'a Node,
+}
+
+/// Where the registers for hotplug are.
+#[derive(Clone, Copy)]
+enum Hotplug {
+    Ports(u16),
+    Memory(u64),
 }
 
 impl<'a> PciHost<'a> {
     /// Fails if the node is not what its kind says.
     pub(crate) fn new(node: &'a Node) -> Result<Self, AcpiError> {
-        let wrong = || node.invalid("a memory range (ECAM), 8 ports, 16 ports and one interrupt");
-        let (
-            &[
+        let wrong = || {
+            node.invalid(
+                "a memory range (ECAM), 8 ports and 16 ports or 16 bytes of memory, and one interrupt",
+            )
+        };
+        const HOTPLUG_BYTES: u64 = HOTPLUG as u64;
+        let (base, len, config, hotplug) = match *node.ranges {
+            [
                 NodeRange::Memory { base, len },
                 NodeRange::Io { base: config, len: ports },
                 NodeRange::Io { base: hotplug, len: HOTPLUG },
-            ],
-            &[interrupt],
-        ) = (&*node.ranges, &*node.interrupts)
-        else {
-            return Err(wrong());
+            ] => (base, len, Some((config, ports)), Hotplug::Ports(hotplug)),
+            [NodeRange::Memory { base, len }, NodeRange::Memory { base: hotplug, len: HOTPLUG_BYTES }] => {
+                (base, len, None, Hotplug::Memory(hotplug))
+            }
+            _ => return Err(wrong()),
         };
-        let fits = |base: u16, len: u16| len > 0 && base.checked_add(len - 1).is_some();
-        let whole = len > 0 && base.checked_add(len - 1).is_some();
-        if !(fits(config, ports) && fits(hotplug, HOTPLUG) && whole && ports < 0x100) {
+        let &[interrupt] = &*node.interrupts else { return Err(wrong()) };
+        let fits = |base: u16, len: u16| len > 0 && len < 0x100 && base.checked_add(len - 1).is_some();
+        let whole = |base: u64, len: u64| len > 0 && base.checked_add(len - 1).is_some();
+        let hotplug_fits = match hotplug {
+            Hotplug::Ports(base) => fits(base, HOTPLUG),
+            Hotplug::Memory(base) => whole(base, HOTPLUG_BYTES),
+        };
+        if !(config.is_none_or(|(base, len)| fits(base, len)) && hotplug_fits && whole(base, len)) {
             return Err(wrong());
         }
-        Ok(Self { ecam: (base, len), config: (config, ports), hotplug, interrupt, node })
+        Ok(Self { ecam: (base, len), config, hotplug, interrupt, node })
     }
 
     /// Appends its devices to `out`; `interrupt` describes an interrupt line.
@@ -70,6 +88,10 @@ impl<'a> PciHost<'a> {
         for zero in ["_UID", "_SEG", "_BBN"] {
             Name::new(zero.into(), &ZERO).to_aml_bytes(&mut body);
         }
+        if self.config.is_none() {
+            // Where it is not always so, as on x86, it has to be said.
+            Name::new("_CCA".into(), &ONE).to_aml_bytes(&mut body);
+        }
         Name::new("_CRS".into(), &ResourceTemplate::new(vec![&self.windows()])).to_aml_bytes(&mut body);
         control(&mut body);
         self.registers(&mut body);
@@ -89,8 +111,9 @@ impl<'a> PciHost<'a> {
     fn windows(&self) -> Encoded {
         let mut out = Vec::new();
         AddressSpace::new_bus_number(0u16, 0).to_aml_bytes(&mut out);
-        let (base, len) = self.config;
-        IO::new(base, base, 1, len as u8).to_aml_bytes(&mut out);
+        if let Some((base, len)) = self.config {
+            IO::new(base, base, 1, len as u8).to_aml_bytes(&mut out);
+        }
         for window in &self.node.windows {
             let (first, last) = (*window.start(), *window.end());
             let cacheable = AddressSpaceCacheable::NotCacheable;
@@ -106,8 +129,15 @@ impl<'a> PciHost<'a> {
 
     /// The registers for hotplug.
     fn registers(&self, out: &mut Vec<u8>) {
-        let (base, len) = (self.hotplug, HOTPLUG as u8);
-        OpRegion::new("PCHP".into(), OpRegionSpace::SystemIO, &base, &len).to_aml_bytes(out);
+        let len = HOTPLUG as u8;
+        match self.hotplug {
+            Hotplug::Ports(base) => {
+                OpRegion::new("PCHP".into(), OpRegionSpace::SystemIO, &base, &len).to_aml_bytes(out);
+            }
+            Hotplug::Memory(base) => {
+                OpRegion::new("PCHP".into(), OpRegionSpace::SystemMemory, &base, &len).to_aml_bytes(out);
+            }
+        }
         let fields = [b"PCUP", b"PCDN", b"PCEJ"].map(|name| FieldEntry::Named(*name, 32)).into();
         let (access, lock) = (FieldAccessType::DWord, FieldLockRule::NoLock);
         Field::new("PCHP".into(), access, lock, FieldUpdateRule::WriteAsZeroes, fields).to_aml_bytes(out);
@@ -115,13 +145,18 @@ impl<'a> PciHost<'a> {
 
     /// What the bus answers itself is nobody else's (PCI Firmware 3.3, 4.1.2).
     fn board(&self, out: &mut Vec<u8>) {
-        let (base, len) = self.ecam;
         let mut taken = Vec::new();
-        match (u32::try_from(base), u32::try_from(len), u32::try_from(base + (len - 1))) {
-            (Ok(base), Ok(len), Ok(_)) => Memory32Fixed::new(true, base, len).to_aml_bytes(&mut taken),
-            _ => Memory64Fixed { base, last: base + (len - 1), len }.to_aml_bytes(&mut taken),
+        let mut memory = |(base, len)| match (u32::try_from(base), u32::try_from(len), base + (len - 1)) {
+            (Ok(base), Ok(len), 0..=0xffff_ffff) => {
+                Memory32Fixed::new(true, base, len).to_aml_bytes(&mut taken);
+            }
+            (_, _, last) => Memory64Fixed { base, last, len }.to_aml_bytes(&mut taken),
+        };
+        memory(self.ecam);
+        match self.hotplug {
+            Hotplug::Memory(base) => memory((base, HOTPLUG.into())),
+            Hotplug::Ports(base) => IO::new(base, base, 1, HOTPLUG as u8).to_aml_bytes(&mut taken),
         }
-        IO::new(self.hotplug, self.hotplug, 1, HOTPLUG as u8).to_aml_bytes(&mut taken);
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0C02"));
         let uid = Name::new("_UID".into(), &ZERO);
         let taken = Encoded(taken);

@@ -26,9 +26,9 @@ pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// assert!(tables.starts_with(b"RSD PTR "));
 /// ```
 pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, AcpiError> {
-    let lines = Lines::new(platform)?;
+    let lines = Lines::new(platform, 0)?;
     let mut tables = Tables::new(base);
-    let dsdt = tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, body))?;
+    let dsdt = tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, Vec::new(), &[], body))?;
     let fadt = tables.append(&fadt::fadt(platform, dsdt)?);
     let madt = tables.append_with(b"APIC", 5, |body| madt::body(platform, &lines, body))?;
     let mut all = vec![fadt, madt];

@@ -105,13 +105,31 @@ impl InterruptTarget for EdgeEvent {
     }
 }
 
-/// A message-signalled interrupt: what is written where (PCI Local Bus 3.0, section 6.8).
+/// A message-signalled interrupt: what is written where (PCI Local Bus 3.0, section 6.8), and by whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct MsiMessage {
     /// Address.
     pub address: u64,
     /// Data.
     pub data: u32,
+    /// Who sends it: of a PCI function, its bus, device and function number. Arm's interrupt controllers have a table of
+    /// interrupts for each sender (ITS); others do not care.
+    pub requester: u32,
+}
+
+impl MsiMessage {
+    /// A write of `data` to `address`, by requester 0.
+    pub const fn new(address: u64, data: u32) -> Self {
+        Self { address, data, requester: 0 }
+    }
+
+    /// The same from this sender.
+    #[must_use]
+    pub const fn from_requester(mut self, requester: u32) -> Self {
+        self.requester = requester;
+        self
+    }
 }
 
 /// What stands behind a [`MessageInterrupt`].

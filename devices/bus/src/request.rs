@@ -251,6 +251,9 @@ pub struct WindowRequest {
     pub name: ResourceName,
     /// Size in bytes, a power of two; also its alignment.
     pub size: u64,
+    /// The size that does, a power of two: where there is no room for all, the window is half as large, as often as it
+    /// takes.
+    pub least: u64,
     /// The window lies above 4 GiB and above RAM, where there is more room; below 4 GiB otherwise.
     pub high: bool,
 }
@@ -258,12 +261,19 @@ pub struct WindowRequest {
 impl WindowRequest {
     /// `size` bytes below 4 GiB.
     pub fn memory32(name: impl Into<ResourceName>, size: u64) -> Self {
-        Self { name: name.into(), size, high: false }
+        Self { name: name.into(), size, least: size, high: false }
     }
 
     /// `size` bytes above 4 GiB and above RAM.
     pub fn memory64(name: impl Into<ResourceName>, size: u64) -> Self {
-        Self { name: name.into(), size, high: true }
+        Self { name: name.into(), size, least: size, high: true }
+    }
+
+    /// So many bytes do, where there is no room for all.
+    #[must_use]
+    pub fn at_least(mut self, least: u64) -> Self {
+        self.least = least;
+        self
     }
 }
 

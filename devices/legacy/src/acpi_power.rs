@@ -1,4 +1,4 @@
-//! Power off, reset and power button of a hardware-reduced ACPI machine.
+//! Power off, reset and power button of a hardware-reduced ACPI machine, or the button alone.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,9 +26,13 @@ const SLP_EN: u8 = 1 << 5;
 ///
 /// Sleep state S5 is the only one: entering it asks for [`VmRequest::Shutdown`], every other is ignored and
 /// counted. The registers keep nothing: they read as zero, as a machine that has never slept.
+///
+/// A machine that powers off and resets by other means, such as one of Arm by PSCI, has the
+/// [button alone](Self::button_only), which ACPI tables describe on any architecture and device trees as a key.
 #[derive(Debug)]
 pub struct AcpiPower {
     id: String,
+    has_registers: bool,
     shared: Arc<PowerRegisters>,
 }
 
@@ -48,7 +52,12 @@ impl AcpiPower {
 
     /// Power registers and button named `id`.
     pub fn new(id: impl Into<String>) -> Self {
-        Self { id: id.into(), shared: Arc::default() }
+        Self { id: id.into(), has_registers: true, shared: Arc::default() }
+    }
+
+    /// A power button named `id`, without registers.
+    pub fn button_only(id: impl Into<String>) -> Self {
+        Self { has_registers: false, ..Self::new(id) }
     }
 
     /// The button, for the VMM.
@@ -109,16 +118,20 @@ impl Device for AcpiPower {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new()
-            .registers(RegistersRequest::ports(REGISTERS, 3).fixed(0x600))
-            .interrupt(InterruptRequest::edge(IRQ).rare())
+        let button = Requires::new().interrupt(InterruptRequest::edge(IRQ).rare());
+        match self.has_registers {
+            true => button.registers(RegistersRequest::ports(REGISTERS, 3).fixed(0x600)),
+            false => button,
+        }
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         let button = assigned.interrupt(IRQ)?.clone();
-        assigned.registers(REGISTERS)?.answer(self.shared.clone());
+        if self.has_registers {
+            assigned.registers(REGISTERS)?.answer(self.shared.clone());
+        }
         *self.shared.button() = Some(button);
-        Ok(NodeKind::AcpiPower)
+        Ok(if self.has_registers { NodeKind::AcpiPower } else { NodeKind::PowerButton })
     }
 
     fn quiesce(&mut self) -> Result<(), DeviceError> {

@@ -7,6 +7,7 @@
 //! | [`Serial::pl011`] | PL011 UART of Arm machines, on the same | a page of memory, any IRQ |
 //! | [`I8042`] | reset, Ctrl-Alt-Del | ports 0x60 and 0x64, IRQ 1 |
 //! | [`Rtc`] | the time of day | ports 0x70 and 0x71 |
+//! | [`Pl031`] | the same, on Arm machines | a page of memory, any IRQ |
 //! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
 //! | [`VmGenId`] | the guest learns that it is a copy | a page of memory, any IRQ |
 //! | [`FwCfg`] | files for the guest: a name, a token | ports 0x510 to 0x51b |
@@ -91,7 +92,7 @@ pub use fw_cfg::{FwCfg, FwCfgError, FwCfgFiles};
 pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
-pub use rtc::Rtc;
+pub use rtc::{Pl031, Rtc};
 pub use serial::{Pl011, Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
 pub use terminal::{RawTerminal, window_size};
 pub use vm_gen_id::{Generation, GenerationId, VmGenId};

@@ -1,27 +1,42 @@
-//! An MC146818 real-time clock with its CMOS RAM.
+//! Real-time clocks: a PC's MC146818 with its CMOS RAM here, Arm's PL031 in `pl031`.
 
 mod alarm;
 mod calendar;
 mod clock;
 mod moment;
+mod pl031;
 mod registers;
 mod state;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use ossature_bus::state::StateError;
 use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceEvent, DeviceState, EventLoop, Handover, Hosted, InterruptRequest,
-    LoopHandle, LoopThread, MetricVisitor, NodeKind, RegistersRequest, Requires, Syscall,
+    Assigned, Device, DeviceError, DeviceState, EventLoop, Handover, InterruptRequest, MetricVisitor,
+    NodeKind, RegistersRequest, Requires, Syscall,
 };
 
 use crate::register::{IRQ, REGISTERS};
-use alarm::{Alarm, RtcTurns};
+use alarm::{Alarm, Turns};
 use clock::Clock;
+pub use pl031::Pl031;
 use state::RtcState;
 
+/// What a clock calls.
+const SYSCALLS: &[Syscall] = &[
+    // Where the kernel's vDSO does not serve the clock; the lock, the timer, interrupts, the loop.
+    Syscall("clock_gettime"),
+    Syscall("futex"),
+    Syscall("timerfd_create"),
+    Syscall("timerfd_settime"),
+    Syscall("ioctl"),
+    Syscall("write"),
+    Syscall("read"),
+    Syscall("epoll_ctl"),
+    Syscall("epoll_wait"),
+    Syscall("close"),
+];
 /// The interrupt of a PC's clock (ISA).
 const ISA_IRQ: u32 = 8;
 
@@ -45,10 +60,7 @@ const ISA_IRQ: u32 = 8;
 pub struct Rtc {
     id: String,
     port: Arc<Mutex<Clock>>,
-    /// The loop that was given, if one was.
-    event_loop: Option<EventLoop>,
-    hosted: Option<Hosted<RtcTurns>>,
-    thread: Option<LoopThread>,
+    turns: Turns<Clock>,
 }
 
 impl Rtc {
@@ -60,13 +72,13 @@ impl Rtc {
     /// A clock named `id` that follows `now`, which advances as the host's clock does.
     pub fn with_clock(id: impl Into<String>, now: impl Fn() -> SystemTime + Send + 'static) -> Self {
         let port = Arc::new(Mutex::new(Clock::new(Box::new(now))));
-        Self { id: id.into(), port, event_loop: None, hosted: None, thread: None }
+        Self { id: id.into(), port, turns: Turns::new() }
     }
 
     /// The same clock with its turns on `event_loop`, which the caller runs.
     #[must_use]
     pub fn on(mut self, event_loop: &EventLoop) -> Self {
-        self.event_loop = Some(event_loop.clone());
+        self.turns.set_loop(event_loop);
         self
     }
 
@@ -74,31 +86,11 @@ impl Rtc {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the clock take turns on its loop when its timer is over.
-    fn host(&mut self, assigned: &Assigned) -> Result<LoopHandle, DeviceError> {
-        let failed = |e: io::Error| DeviceError::new("no event loop for the real-time clock").with_source(e);
-        let event_loop = match &self.event_loop {
-            Some(event_loop) => event_loop,
-            None => self.thread.insert(LoopThread::start(&self.id).map_err(failed)?).event_loop(),
-        };
-        let events = assigned.events().clone();
-        let event_loop = event_loop.on_panic(move |panic| {
-            events.report(DeviceEvent::Panicked { message: panic.message });
-        });
-        match event_loop.host(RtcTurns { clock: self.port.clone() }) {
-            Ok(hosted) => Ok(self.hosted.insert(hosted).handle().clone()),
-            Err(e) => {
-                self.thread = None;
-                Err(failed(e.source))
-            }
-        }
-    }
-
     /// Ends the clock's part in its machine.
     fn end(&mut self) {
         self.clock().run(false);
         // In this order: the loop watches the timer.
-        (self.hosted, self.thread) = (None, None);
+        self.turns.end();
         self.clock().set_alarm(None);
     }
 }
@@ -123,7 +115,8 @@ impl Device for Rtc {
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         let registers = assigned.registers(REGISTERS)?;
         let interrupt = assigned.interrupt(IRQ)?.clone();
-        let alarm = Alarm::new(interrupt, assigned.events().clone(), self.host(&assigned)?);
+        let turns = self.turns.begin(&self.id, &self.port, &assigned)?;
+        let alarm = Alarm::new(interrupt, assigned.events().clone(), turns);
         registers.answer(self.port.clone());
         let mut clock = self.clock();
         clock.set_alarm(Some(alarm));
@@ -165,19 +158,7 @@ impl Device for Rtc {
     }
 
     fn syscalls(&self) -> &'static [Syscall] {
-        // Where the kernel's vDSO does not serve the clock; the lock, the timer, interrupts, the loop.
-        &[
-            Syscall("clock_gettime"),
-            Syscall("futex"),
-            Syscall("timerfd_create"),
-            Syscall("timerfd_settime"),
-            Syscall("ioctl"),
-            Syscall("write"),
-            Syscall("read"),
-            Syscall("epoll_ctl"),
-            Syscall("epoll_wait"),
-            Syscall("close"),
-        ]
+        SYSCALLS
     }
 
     fn metrics(&self, visitor: &mut dyn MetricVisitor) {

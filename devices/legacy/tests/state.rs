@@ -15,7 +15,7 @@ use ossature_bus::state::SavedState;
 use ossature_bus::state_file::{self, Architecture, StateFile};
 use ossature_bus::testing::TestBoard;
 use ossature_bus::{Access, Device, DeviceState, Effect, Handover, Mmio, Size};
-use ossature_legacy::{Escape, FwCfg, GenerationId, I8042, Rtc, Serial, SerialPort, VmGenId, backend};
+use ossature_legacy::{Escape, FwCfg, GenerationId, I8042, Pl031, Rtc, Serial, SerialPort, VmGenId, backend};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -143,6 +143,22 @@ fn rtc() -> SavedState<'static> {
     saved(&mut device)
 }
 
+/// A clock that the guest has set to an hour less than the host's; its alarm, a second later, is pending.
+fn pl031() -> SavedState<'static> {
+    let later = Arc::new(AtomicU64::new(0));
+    let host = later.clone();
+    let mut device =
+        Pl031::with_clock("rtc", move || now() + Duration::from_secs(host.load(Ordering::Relaxed)));
+    let port = &start(&mut device)[0];
+    let hour_ago = 1_709_210_096 - 3600;
+    for (offset, value) in [(0x08, hour_ago), (0x04, hour_ago + 1), (0x10, 1)] {
+        assert_eq!(port.write(Access { offset, size: Size::B4 }, value), Ok(Effect::None));
+    }
+    later.store(2, Ordering::Relaxed);
+    assert_eq!(port.read(Access { offset: 0x18, size: Size::B4 }), Ok(1));
+    saved(&mut device)
+}
+
 /// A generation whose guest, which is paused, has not been told of it.
 fn generation() -> SavedState<'static> {
     let mut device = VmGenId::new("generation", GenerationId([0; 16]));
@@ -177,6 +193,7 @@ fn clock() -> Rtc {
 const SERIAL: &str = include_str!("golden/serial-1.hex");
 const I8042_: &str = include_str!("golden/i8042-1.hex");
 const RTC: &str = include_str!("golden/rtc-2.hex");
+const PL031: &str = include_str!("golden/pl031-1.hex");
 const GENERATION: &str = include_str!("golden/generation-1.hex");
 const FW_CFG: &str = include_str!("golden/fw-cfg-1.hex");
 const MACHINE: &str = include_str!("golden/machine-2.hex");
@@ -190,6 +207,7 @@ fn each_devices_payload_is_the_golden_one() {
         (serial(), "ossature.serial16550", 1, SERIAL),
         (i8042(), "ossature.i8042", 1, I8042_),
         (rtc(), "ossature.rtc", 2, RTC),
+        (pl031(), "ossature.pl031", 1, PL031),
         (generation(), "ossature.vmgenid", 1, GENERATION),
         (fw_cfg().1, "ossature.fw_cfg", 1, FW_CFG),
     ] {
@@ -262,6 +280,17 @@ fn is_restored(text: &str) {
     };
     assert_eq!(register(0x0a), 0x26);
     assert_eq!([0x04, 0x02, 0x00, 0x7f, 0x38].map(register), [11, 34, 57, 0xa5, 0x5a]);
+}
+
+#[test]
+fn a_golden_arm_clock_is_restored() {
+    let mut clock = Pl031::with_clock("rtc", || now() + Duration::from_secs(10));
+    let port = &attach(&mut clock)[0];
+    clock.restore(Handover::new(SavedState::new("ossature.pl031", 1, golden(PL031)))).unwrap();
+    let hour_ago = 1_709_210_096 - 3600;
+    let registers = [0x00, 0x04, 0x08, 0x10, 0x18];
+    let found = registers.map(|offset| port.read(Access { offset, size: Size::B4 }).unwrap());
+    assert_eq!(found, [hour_ago + 10, hour_ago + 1, hour_ago, 1, 1]);
 }
 
 #[test]

@@ -22,6 +22,11 @@ const MESSAGES: &str = "msix";
 /// is that a guest ejects.
 const NO_BAR: &str = "no-bar";
 
+/// The requester id of function 0 of a slot on bus 0.
+const fn requester(slot: u8) -> u32 {
+    (slot as u32) << 3
+}
+
 /// What answers it.
 struct Nothing;
 
@@ -199,7 +204,7 @@ impl Function {
         }
         self.info.check().map_err(|e| named(&self.id, e))?;
         let (slot, tell) = self.bus.reserve(&self.id, self.wanted).map_err(|e| named(&self.id, e.into()))?;
-        match self.connect(assigned, ports) {
+        match self.connect(slot, assigned, ports) {
             Ok(port) => {
                 self.attached = Some(Attached { slot, port: Arc::new(port), tell });
                 Ok(NodeKind::Hidden)
@@ -213,12 +218,13 @@ impl Function {
 
     fn connect(
         &self,
+        slot: u8,
         assigned: &Assigned,
         ports: impl FnOnce(&Vectors) -> Result<Vec<Arc<dyn Mmio>>, DeviceError>,
     ) -> Result<FunctionPort, DeviceError> {
         let (space, msix, answered) = self.info.define()?;
         let messages = if msix.is_some() { assigned.messages(MESSAGES)? } else { &[] };
-        let vectors = Vectors::new(messages, assigned.events().clone());
+        let vectors = Vectors::new(messages, requester(slot), assigned.events().clone());
         let ports = ports(&vectors)?;
         if ports.len() != self.info.bars.len() {
             let (ports, bars) = (ports.len(), self.info.bars.len());

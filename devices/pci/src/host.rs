@@ -39,9 +39,14 @@ const EJECT: u64 = 8;
 const PRESENT: u64 = 12;
 const HOTPLUG_PORTS: u16 = 16;
 
+/// Machines have I/O ports on this architecture.
+const HAS_PORTS: bool = cfg!(target_arch = "x86_64");
+
 /// Bytes for BARs below 4 GiB, and above.
 const SIZE32: u64 = 256 << 20;
 const SIZE64: u64 = 64 << 30;
+/// What does above, on a host whose guests have few bits of addresses.
+const LEAST64: u64 = 1 << 30;
 
 const KIND: &str = "ossature.pci-host";
 const VERSION: u16 = 1;
@@ -54,7 +59,8 @@ const SAVED_GONE: Field = Field::new(4, "slots to eject");
 ///
 /// It asks for 1 MiB of memory `ecam` for the configuration spaces of the one bus, for the ports `config` (0xcf8 to 0xcff)
 /// that lead there too, for windows `memory32` and `memory64` in which guests place BARs, and for 16 ports and an edge
-/// interrupt, `hotplug`:
+/// interrupt, `hotplug`. Where machines have no I/O ports, on all architectures but x86_64, it does without the ports
+/// `config`, and `hotplug` is 16 bytes of memory ([`with_ports`](Self::with_ports)).
 ///
 /// | offset | what (32 bits, bit N is slot N) |
 /// |---|---|
@@ -72,21 +78,41 @@ pub struct PciHost {
     id: String,
     bus: PciBus,
     attached: Option<Arc<ConfigPorts>>,
+    ports: bool,
     /// What the guest has not been told is signalled again when it goes on.
     restored: bool,
     size32: u64,
     size64: u64,
+    least64: u64,
 }
 
 impl PciHost {
     pub(crate) fn new(id: String, bus: PciBus) -> Self {
-        Self { id, bus, attached: None, restored: false, size32: SIZE32, size64: SIZE64 }
+        let (attached, restored) = (None, false);
+        Self {
+            id,
+            bus,
+            attached,
+            ports: HAS_PORTS,
+            restored,
+            size32: SIZE32,
+            size64: SIZE64,
+            least64: LEAST64,
+        }
     }
 
-    /// With windows of these sizes, powers of two, below 4 GiB and above: 256 MiB and 64 GiB if nothing is said.
+    /// With windows of these sizes, powers of two, below 4 GiB and above: 256 MiB and 64 GiB if nothing is said,
+    /// of the latter as much as there is room for on the host, 1 GiB at least.
     #[must_use]
     pub fn with_windows(mut self, below_4g: u64, above: u64) -> Self {
-        (self.size32, self.size64) = (below_4g, above);
+        (self.size32, self.size64, self.least64) = (below_4g, above, above);
+        self
+    }
+
+    /// With I/O ports or without them: as the architecture has it if nothing is said.
+    #[must_use]
+    pub fn with_ports(mut self, ports: bool) -> Self {
+        self.ports = ports;
         self
     }
 
@@ -109,26 +135,33 @@ impl Device for PciHost {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new()
-            .registers(RegistersRequest::memory(ECAM, ECAM_LEN))
-            .registers(RegistersRequest::ports(CONFIG, CONFIG_PORTS).fixed(CONFIG_PORT))
-            .registers(RegistersRequest::ports(HOTPLUG, HOTPLUG_PORTS).align(HOTPLUG_PORTS.into()))
+        let requires = Requires::new().registers(RegistersRequest::memory(ECAM, ECAM_LEN));
+        let requires = if self.ports {
+            let hotplug = RegistersRequest::ports(HOTPLUG, HOTPLUG_PORTS).align(HOTPLUG_PORTS.into());
+            requires
+                .registers(RegistersRequest::ports(CONFIG, CONFIG_PORTS).fixed(CONFIG_PORT))
+                .registers(hotplug)
+        } else {
+            requires.registers(RegistersRequest::memory(HOTPLUG, HOTPLUG_PORTS.into()))
+        };
+        requires
             .interrupt(InterruptRequest::edge(HOTPLUG))
             .window(WindowRequest::memory32(MEMORY32, self.size32))
-            .window(WindowRequest::memory64(MEMORY64, self.size64))
+            .window(WindowRequest::memory64(MEMORY64, self.size64).at_least(self.least64))
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
         let named = |e: DeviceError| e.context(&self.id);
-        let [ecam, config, hotplug] = [ECAM, CONFIG, HOTPLUG].map(|name| assigned.registers(name));
-        let (ecam, config, hotplug) = (ecam.map_err(named)?, config.map_err(named)?, hotplug.map_err(named)?);
+        let registers = |name| assigned.registers(name).map_err(named);
+        let (ecam, hotplug) = (registers(ECAM)?, registers(HOTPLUG)?);
+        let config = self.ports.then(|| registers(CONFIG)).transpose()?;
         let interrupt = assigned.interrupt(HOTPLUG).map_err(named)?;
         let windows = [MEMORY32, MEMORY64].map(|name| assigned.window(name).cloned());
         let windows = windows.into_iter().collect::<Result<Vec<_>, _>>().map_err(named)?;
         self.bus.attach(windows, interrupt.clone()).map_err(|e| named(e.into()))?;
         let ports = Arc::new(ConfigPorts { bus: self.bus.clone(), address: AtomicU32::new(0) });
         ecam.answer(Arc::new(EcamPort(self.bus.clone())));
-        config.answer(ports.clone());
+        config.iter().for_each(|config| config.answer(ports.clone()));
         hotplug.answer(Arc::new(HotplugPort(self.bus.clone())));
         self.attached = Some(ports);
         Ok(NodeKind::PciHost)
@@ -166,7 +199,7 @@ impl Device for PciHost {
         let Some(ports) = &self.attached else {
             return Err(StateError::Unsupported { reason: "it is not attached to a machine" });
         };
-        let (address, hotplug) = read_state(&handover.state)?;
+        let (address, hotplug) = read_state(&handover.state, self.ports)?;
         if !self.bus.restore_hotplug(hotplug) {
             return Err(StateError::Inconsistent {
                 field: "slots that functions have come to",
@@ -199,13 +232,14 @@ impl Drop for PciHost {
     }
 }
 
-fn read_state(state: &SavedState<'_>) -> Result<(u32, Hotplug), StateError> {
+/// The address of configuration mechanism 1, which is 0 without its `ports`, and hotplug.
+fn read_state(state: &SavedState<'_>, ports: bool) -> Result<(u32, Hotplug), StateError> {
     let mut fields = Decoder::new(state, KIND, 1..=VERSION)?;
     let address = fields.u32(SAVED_ADDRESS)?;
     let hotplug =
         Hotplug { up: fields.u32(SAVED_UP)?, down: fields.u32(SAVED_DOWN)?, gone: fields.u32(SAVED_GONE)? };
     fields.finish()?;
-    if address & !ADDRESS != 0 {
+    if address & !(if ports { ADDRESS } else { 0 }) != 0 {
         return Err(StateError::Value { field: "configuration address", value: address.into() });
     }
     Ok((address, hotplug))

@@ -108,17 +108,19 @@ pub struct Vectors(Arc<Shared>);
 
 struct Shared {
     messages: Vec<MessageInterrupt>,
+    /// Who sends them.
+    requester: u32,
     enabled: AtomicBool,
     table: Mutex<Table>,
     events: EventSink,
 }
 
 impl Vectors {
-    pub(crate) fn new(messages: &[MessageInterrupt], events: EventSink) -> Self {
+    pub(crate) fn new(messages: &[MessageInterrupt], requester: u32, events: EventSink) -> Self {
         let (entries, open) = (vec![Entry::default(); messages.len()], vec![false; messages.len()]);
         let table = Mutex::new(Table { entries, open, control: 0, told: false });
         let messages = messages.to_vec();
-        Self(Arc::new(Shared { messages, enabled: AtomicBool::new(false), table, events }))
+        Self(Arc::new(Shared { messages, requester, enabled: AtomicBool::new(false), table, events }))
     }
 
     /// How many there are.
@@ -162,10 +164,11 @@ impl Vectors {
         };
         let Some(message) = self.0.messages.get(vector) else { return };
         let (was, now) = (*open, enabled && !entry.masked);
+        let sent = entry.message.from_requester(self.0.requester);
         let done = match (was, now) {
-            (false, true) => message.set_message(entry.message).and_then(|()| message.unmask()),
+            (false, true) => message.set_message(sent).and_then(|()| message.unmask()),
             (true, false) => message.mask(),
-            (true, true) if changed => message.set_message(entry.message),
+            (true, true) if changed => message.set_message(sent),
             _ => Ok(()),
         };
         if done.is_ok() {
@@ -203,7 +206,7 @@ impl Vectors {
         let halves = if size == Size::B8 { 2 } else { 1 };
         for half in 0..halves {
             let (place, value) = (offset % ENTRY + 4 * half, value >> (32 * half) & 0xffff_ffff);
-            let MsiMessage { address, data } = &mut entry.message;
+            let MsiMessage { address, data, .. } = &mut entry.message;
             match place {
                 0 => *address = *address & !0xffff_ffff | value & ADDRESS,
                 4 => *address = *address & 0xffff_ffff | value << 32,

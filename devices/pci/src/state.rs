@@ -55,7 +55,7 @@ impl FunctionState {
         fields.u8(SLOT, *slot).bytes(SPACE, space).bool(EJECTED, *ejected).list(
             ENTRIES,
             entries,
-            |fields, Entry { message: MsiMessage { address, data }, masked }| {
+            |fields, Entry { message: MsiMessage { address, data, .. }, masked }| {
                 fields.u64(ADDRESS, *address).u32(DATA, *data).bool(MASKED, *masked);
             },
         );
@@ -78,7 +78,7 @@ impl FunctionState {
         let ejected = fields.bool(EJECTED)?;
         let entries = fields.list(ENTRIES, MAX_ENTRIES, |fields| {
             let (address, data) = (fields.u64(ADDRESS)?, fields.u32(DATA)?);
-            Ok(Entry { message: MsiMessage { address, data }, masked: fields.bool(MASKED)? })
+            Ok(Entry { message: MsiMessage::new(address, data), masked: fields.bool(MASKED)? })
         })?;
         let bytes = fields.bytes(PENDING, MAX_PENDING)?;
         let words = bytes.chunks(8).map(|word| word.try_into().map(u64::from_le_bytes));

@@ -46,8 +46,12 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::with_ports(true)
+    }
+
+    fn with_ports(ports: bool) -> Self {
         let bus = PciBus::new();
-        let (mut board, mut device) = (TestBoard::default(), bus.host("pci"));
+        let (mut board, mut device) = (TestBoard::default(), bus.host("pci").with_ports(ports));
         board.attach(&mut device).unwrap();
         Self { bus, board, device }
     }

@@ -1,5 +1,7 @@
 //! What differs between processor architectures. Each has the same names for the rest of the crate.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 #[cfg(target_arch = "aarch64")]
@@ -12,3 +14,9 @@ pub(crate) use x86_64::*;
 
 pub(crate) mod linux;
 pub use linux::Linux;
+
+/// The host's wall clock, in nanoseconds since 1970.
+fn wall_clock() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok()
+}

@@ -5,7 +5,7 @@ use crate::arch::testing::controllers_of;
 const FIRST: [u32; 2] = [WIRED_LINES, WIRED_LINES + 1];
 
 fn message(n: u32) -> MsiMessage {
-    MsiMessage { address: 0x1_fee0_0000 + u64::from(n), data: n }
+    MsiMessage::new(0x1_fee0_0000 + u64::from(n), n)
 }
 
 #[test]
@@ -56,4 +56,17 @@ fn a_full_table_is_an_error_that_says_so() {
     let error = routes.add(message(0)).unwrap_err();
     assert!(matches!(error, VmError::NoFreeRoute { max: told } if told as usize == max), "{error}");
     assert_eq!(routes.entries().len(), 4096);
+}
+
+#[test]
+#[allow(unsafe_code)] // KVM's entries are a union
+fn a_message_says_whose_it_is_where_that_matters() {
+    let mut routes = IrqRoutes::default();
+    routes.add(message(1).from_requester(0x28)).unwrap();
+    let entries = routes.entries();
+    let entry = entries.iter().find(|entry| entry.type_ == KVM_IRQ_ROUTING_MSI).unwrap();
+    // SAFETY: a message's entry, all of which is numbers.
+    let sender = unsafe { entry.u.msi.__bindgen_anon_1.devid };
+    let expected = if MESSAGES_HAVE_SENDERS { (KVM_MSI_VALID_DEVID, 0x28) } else { (0, 0) };
+    assert_eq!((entry.flags, sender), expected);
 }

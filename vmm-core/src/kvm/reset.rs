@@ -22,16 +22,16 @@ impl ResetState {
         let vm = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
         arch::prepare_vm(&vm)?;
         let controllers = || config.has_irqchip().then(|| arch::create_controllers(&vm, config)).transpose();
-        let _controllers = if arch::VCPUS_FIRST { None } else { controllers()? };
+        let first = if arch::VCPUS_FIRST { None } else { controllers()? };
         let vcpus: Vec<_> = (0..config.cpus.max(1))
             .map(|index| new_vcpu(&vm, index, host, config))
             .collect::<Result<_, _>>()?;
-        let _controllers = if arch::VCPUS_FIRST { controllers()? } else { None };
+        let controllers = if arch::VCPUS_FIRST { controllers()? } else { first };
         let state = |(index, vcpu): (u32, &VcpuFd)| {
             let access = VcpuAccess::new(&vm, (vcpu, index, true), (&host.kvm, &host.facts), config)?;
             VcpuParts::read(access, None).map(VcpuParts::for_reset)
         };
         let vcpus = (0..).zip(&vcpus).map(state).collect::<Result<_, _>>()?;
-        Ok(Self { vm: VmParts::read(&vm, config)?, vcpus })
+        Ok(Self { vm: VmParts::read(&vm, controllers.as_ref(), config)?, vcpus })
     }
 }

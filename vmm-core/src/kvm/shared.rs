@@ -138,9 +138,14 @@ impl VmShared {
     /// far as possible. A change of the memory slots waits until the kernel has no more use for the old version of
     /// whatever was changed before it, and the controllers are on the kernel's own bus.
     pub(super) fn create_irqchip(&self) -> Result<(), VmError> {
+        self.controllers().map(drop)
+    }
+
+    /// The interrupt controllers, which are created if there are to be any; see [`create_irqchip`](Self::create_irqchip).
+    pub(super) fn controllers(&self) -> Result<MutexGuard<'_, Option<Controllers>>, VmError> {
         let mut chips = self.chips.lock().unwrap_or_else(PoisonError::into_inner);
         if chips.is_some() || !self.config.has_irqchip() {
-            return Ok(());
+            return Ok(chips);
         }
         if arch::VCPUS_FIRST {
             let vcpus = (0..self.config.cpus)
@@ -149,7 +154,7 @@ impl VmShared {
             *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = vcpus;
         }
         *chips = Some(arch::create_controllers(&self.fd, &self.config)?);
-        Ok(())
+        Ok(chips)
     }
 }
 

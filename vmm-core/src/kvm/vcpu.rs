@@ -36,6 +36,7 @@ impl KvmVcpu {
     /// Creates vCPU `index`.
     pub(super) fn new(vm: &Arc<VmShared>, index: u32) -> Result<Self, VmError> {
         let fd = vm.vcpu(index)?;
+        arch::complete_vcpu(&fd, &vm.host.kvm, &vm.config)?;
         vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
         Ok(Self { run, vm: Arc::clone(vm), index, is_new: true })

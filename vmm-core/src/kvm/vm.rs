@@ -180,22 +180,30 @@ impl Vm for KvmVm {
 
     fn state(&self) -> Result<VmState, VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        let parts = VmParts::read(&vm.fd, &vm.config)?;
+        let controllers = vm.controllers()?;
+        let parts = VmParts::read(&vm.fd, controllers.as_ref(), &vm.config)?;
         Ok(VmState(VmStateOf::Kvm(Box::new(parts))))
     }
 
     fn set_state(&self, state: &VmState) -> Result<(), VmError> {
         let vm = &self.shared;
         let VmStateOf::Kvm(parts) = &state.0 else { return Err(VmError::foreign_state()) };
-        vm.create_irqchip()?;
-        parts.write(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        parts.write(&vm.fd, controllers.as_ref(), &vm.config)
     }
 
     fn reset(&self) -> Result<(), VmError> {
         let vm = &self.shared;
-        vm.create_irqchip()?;
-        vm.reset_state()?.vm.write_chips(&vm.fd, &vm.config)
+        let controllers = vm.controllers()?;
+        vm.reset_state()?.vm.write_chips(&vm.fd, controllers.as_ref(), &vm.config)
+    }
+
+    fn has_performance_monitors(&self) -> bool {
+        arch::has_performance_monitors(&self.shared.host.kvm, &self.shared.config)
+    }
+
+    fn address_bits(&self) -> u32 {
+        arch::address_bits((&self.shared.host.kvm, &self.shared.host.facts))
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -22,11 +22,16 @@ use self::place::place_beside;
 pub(super) use self::place::{Fitting, Placed, place, place_again};
 use super::error::{BuildError, BuildErrors, LifecycleError};
 use super::lines::Lines;
-use super::plan::Place;
+use super::plan::{Above, Place};
 use super::snapshot::Shape;
 use super::status::Status;
 use super::wiring::{Stock, WiredRange, Wiring};
 use crate::{Buses, StatsReader, Vm, arch};
+
+/// Where RAM ends.
+pub(super) fn ram_end(ram: &Ram) -> u64 {
+    ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or_default()
+}
 
 /// A device and what it was given.
 struct Slot {
@@ -114,11 +119,12 @@ impl Board {
 
     /// What the guest is told about: processors, RAM and the devices as they are.
     pub(super) fn platform(&self, cpus: u32) -> Platform {
+        let own = arch::platform_nodes(cpus, self.vm.has_performance_monitors());
         let slots = lock(&self.slots);
         Platform::new(
             (0..cpus).map(arch::cpu_id).collect(),
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
-            arch::platform_nodes(cpus).into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
+            own.into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
         )
     }
 
@@ -131,8 +137,8 @@ impl Board {
     /// Adds a device beside those that are there, which keep their places.
     pub(super) fn add(&self, device: Box<dyn Device>) -> Result<(), BuildErrors> {
         let mut slots = lock(&self.slots);
-        let ram_end = self.ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max();
-        let placed = place_beside(&slots, vec![device], ram_end.unwrap_or_default()).map_err(BuildErrors)?;
+        let above = Above { ram_end: ram_end(&self.ram), address_bits: self.vm.address_bits() };
+        let placed = place_beside(&slots, vec![device], above).map_err(BuildErrors)?;
         self.check_ports(&placed)?;
         slots.extend(self.connect(placed, true)?);
         Ok(())

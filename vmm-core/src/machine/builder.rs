@@ -14,6 +14,7 @@ use super::control::{Control, Shared};
 use super::error::{BuildError, BuildErrors};
 use super::handle::MachineHandle;
 use super::payload::Payload;
+use super::plan::Above;
 use super::snapshot::{Pager, Pages, Saved, Snapshot, SnapshotError, SnapshotKey};
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
@@ -255,13 +256,15 @@ impl MachineBuilder {
         }
         // With the hole that RAM leaves for devices.
         let size = saved.as_ref().map(|saved| saved.memory_size()).or(ram.as_ref().map(|ram| ram.size));
+        let address_bits = hypervisor.address_bits();
         let ram_end = match &given {
-            Some(ram) => ram.slots().map(|slot| slot.guest_addr.saturating_add(slot.size)).max().unwrap_or(0),
+            Some(ram) => super::board::ram_end(ram),
             None => size.unwrap_or(DEFAULT_MEMORY).saturating_add(4 << 30),
         };
+        let above = Above { ram_end, address_bits };
         let placed = match &saved {
-            Some(saved) => saved.place(devices, ram_end),
-            None => super::board::place(devices, ram_end),
+            Some(saved) => saved.place(devices, above),
+            None => super::board::place(devices, above),
         };
         let placed = placed.map_err(|conflicts| errors.extend(conflicts)).ok();
         watch.lap("layout");
@@ -273,7 +276,13 @@ impl MachineBuilder {
                 Ram::new(&config).map_err(BuildError::Ram)
             }
         };
-        let ram = ram.map(Arc::new).map_err(|error| errors.push(error)).ok();
+        let ram = ram.and_then(|ram| match super::board::ram_end(&ram) {
+            end if end.saturating_sub(1) >> address_bits.min(63) > 0 => {
+                Err(BuildError::TooHigh { end, address_bits })
+            }
+            _ => Ok(Arc::new(ram)),
+        });
+        let ram = ram.map_err(|error| errors.push(error)).ok();
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };

@@ -67,6 +67,17 @@ pub enum BuildError {
     /// Guest memory could not be allocated.
     #[error("memory: {0}")]
     Ram(#[source] RamError),
+    /// Guest memory has addresses that guests do not have on this host.
+    #[error(
+        "memory: it would end at {end:#x}, and guests have {address_bits} bits of addresses on this host; give the machine \
+         less of it"
+    )]
+    TooHigh {
+        /// Where it would end.
+        end: u64,
+        /// How many bits of addresses guests have.
+        address_bits: u32,
+    },
     /// The hypervisor refused.
     #[error(transparent)]
     Vm(#[from] VmError),

@@ -30,12 +30,21 @@ pub(super) struct Asked<'a> {
     pub(super) place: Option<&'a Place>,
 }
 
-/// Finds a place for everything beside RAM, which ends before `ram_end`, or says everything that is in the way.
-pub(super) fn plan(asked: &[Asked<'_>], ram_end: u64) -> Result<Vec<Place>, Vec<BuildError>> {
+/// What is there for devices above 4 GiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Above {
+    /// RAM ends before.
+    pub(super) ram_end: u64,
+    /// Bits of addresses that guests have.
+    pub(super) address_bits: u32,
+}
+
+/// Finds a place for everything beside RAM, or says everything that is in the way.
+pub(super) fn plan(asked: &[Asked<'_>], above: Above) -> Result<Vec<Place>, Vec<BuildError>> {
     let mut errors: Vec<_> =
         asked.iter().flat_map(|asked| contradictions(asked.id, asked.requires)).collect();
     let low = windows(asked, false, arch::window_space(), &mut errors);
-    let high = windows(asked, true, arch::high_window_space(ram_end), &mut errors);
+    let high = windows(asked, true, arch::high_window_space(above.ram_end, above.address_bits), &mut errors);
     let space = arch::memory_space();
     let memory = registers(asked, AddressSpace::Mmio, "memory addresses", space, &low, &mut errors);
     let ports = registers(asked, AddressSpace::Pio, "ports", port_space(), &[], &mut errors);
@@ -74,14 +83,15 @@ fn windows(
     space: Space,
     errors: &mut Vec<BuildError>,
 ) -> Vec<RangeInclusive<u64>> {
-    let mut requests = Vec::new();
+    let (mut requests, mut least) = (Vec::new(), Vec::new());
     for asked in asked {
         let windows = asked.requires.windows.iter().enumerate().filter(|(_, request)| request.high == high);
         for (index, request) in windows {
             let kept = asked.place.and_then(|place| place.windows.get(index));
             let placement = kept.map_or(Placement::Any, |window| Placement::Fixed(*window.start()));
-            let (owner, size) = (asked.id.to_owned(), request.size);
-            requests.push(Request { owner, size, align: size, placement });
+            let size = kept.map_or(request.size, |window| window.end() - window.start() + 1);
+            requests.push(Request { owner: asked.id.to_owned(), size, align: size, placement });
+            least.push(if kept.is_some() { size } else { request.least });
         }
     }
     let count = requests.len();
@@ -99,10 +109,22 @@ fn windows(
             requests.push(Request { owner, size, align: 1, placement: Placement::Fixed(base) });
         }
     }
+    while layout::solve(&space, &requests).is_err() && halve(&mut requests, &least) {}
     let sizes: Vec<u64> = requests.iter().take(count).map(|request| request.size).collect();
     let kind = if high { "memory addresses above 4 GiB to hand on" } else { "memory addresses to hand on" };
     let places = solve(kind, &space, &requests, errors);
     places.into_iter().zip(sizes).map(|(base, size)| base..=base + (size - 1)).collect()
+}
+
+/// Halves the requests that are larger than the `least` that does. Returns false if none is.
+fn halve(requests: &mut [Request], least: &[u64]) -> bool {
+    let mut halved = false;
+    for (request, least) in requests.iter_mut().zip(least).filter(|(request, least)| request.size > **least) {
+        request.size = (request.size / 2).max(*least);
+        request.align = request.size;
+        halved = true;
+    }
+    halved
 }
 
 /// Where one range of registers is.

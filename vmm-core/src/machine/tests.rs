@@ -306,6 +306,21 @@ fn c3_too_many_vcpus_are_refused_at_once_and_with_the_number() {
 }
 
 #[test]
+fn c3_memory_beyond_the_guests_addresses_is_refused_with_both_numbers() {
+    let build = |size, bits| {
+        let scripted = Scripted::new([Script::new()]).with_address_bits(bits);
+        Machine::builder("high").memory(RamConfig::new(size)).build(&scripted)
+    };
+    let refused = build(2 << 20, 20).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "memory: it would end at 0x200000, and guests have 20 bits of addresses on this host; give the machine less \
+         of it"
+    );
+    assert!(build(1 << 20, 20).is_ok(), "the last byte has the last address");
+}
+
+#[test]
 fn c3_each_error_shows_its_cause() {
     let source = || io::Error::from_raw_os_error(libc::ENOSPC);
     let cause = source().to_string();

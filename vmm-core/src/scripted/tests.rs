@@ -131,8 +131,8 @@ fn register_pages_answer_reads_of_any_width() {
 fn interrupts_wake_the_step_that_awaits_them() {
     let (scripted, vm) = machine(Script::new().await_interrupt(5).await_interrupt(WIRED_LINES).halt());
     let (wired, message) = (Arc::new(Event::new().unwrap()), Arc::new(Event::new().unwrap()));
-    let route = vm.add_msi_route(MsiMessage { address: 0xfee0_0000, data: 33 }).unwrap();
-    route.set(MsiMessage { address: 0xfee0_0000, data: 34 }).unwrap();
+    let route = vm.add_msi_route(MsiMessage::new(0xfee0_0000, 33)).unwrap();
+    route.set(MsiMessage::new(0xfee0_0000, 34)).unwrap();
     let _lines = [vm.irqfd(&wired, 5, None).unwrap(), vm.irqfd(&message, route.gsi(), None).unwrap()];
     let mut vcpu = vcpu(&*vm);
     let guest = thread::spawn(move || vcpu.run_once().unwrap());

@@ -8,9 +8,9 @@ use ossature_bus::{Event, MsiMessage};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DirtyLog, Ram, RegisterPage};
 
-use super::Script;
 use super::vcpu::ScriptedVcpu;
 use super::wiring::{Line, Wiring};
+use super::{Script, Scripted};
 use crate::backend::sealed::Sealed;
 use crate::guard::Route;
 use crate::state::VmStateOf;
@@ -26,16 +26,14 @@ pub(super) struct ScriptedVm {
     scripts: Mutex<Vec<Script>>,
     remaining: Arc<AtomicUsize>,
     wiring: Arc<Wiring>,
+    address_bits: u32,
 }
 
 impl ScriptedVm {
-    pub(super) fn new(
-        config: &VmConfig,
-        scripts: Vec<Script>,
-        remaining: Arc<AtomicUsize>,
-    ) -> Result<Self, VmError> {
-        let wiring = Arc::new(Wiring::new()?);
-        Ok(Self { config: config.clone(), scripts: Mutex::new(scripts), remaining, wiring })
+    pub(super) fn new(config: &VmConfig, scripts: Vec<Script>, scripted: &Scripted) -> Result<Self, VmError> {
+        let (wiring, remaining) = (Arc::new(Wiring::new()?), Arc::clone(&scripted.remaining));
+        let address_bits = scripted.address_bits;
+        Ok(Self { config: config.clone(), scripts: Mutex::new(scripts), remaining, wiring, address_bits })
     }
 
     fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
@@ -153,6 +151,14 @@ impl Vm for ScriptedVm {
     fn reset(&self) -> Result<(), VmError> {
         self.wiring.connected().levels.values_mut().for_each(|asserted| *asserted = false);
         Ok(())
+    }
+
+    fn has_performance_monitors(&self) -> bool {
+        false
+    }
+
+    fn address_bits(&self) -> u32 {
+        self.address_bits
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

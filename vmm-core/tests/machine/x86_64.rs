@@ -74,7 +74,7 @@ fn a_message_goes_where_its_route_says_now() {
     // mov dword fs:[0xb0], 0: end of interrupt
     let acknowledge = [0x64, 0x66, 0xc7, 0x06, 0xb0, 0x00, 0x00, 0x00, 0x00, 0x00];
     handle(&guest, 0x41, &acknowledge);
-    let to_vector = |data| MsiMessage { address: LAPIC, data };
+    let to_vector = |data| MsiMessage::new(LAPIC, data);
     // A route to a vector that the guest does not handle; changed before it is used.
     let route = guest.vm.add_msi_route(to_vector(0x40)).expect("a route");
     route.set(to_vector(0x41)).expect("another message");

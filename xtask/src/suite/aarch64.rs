@@ -51,7 +51,20 @@ const WRITE_PROTECTION: &str =
 
 /// The whole-machine tests that run there too, by binary. The others look at what only x86_64 has, or at what no architecture
 /// changes.
-const GUEST: &[&str] = &["guest_disk"];
+const GUEST: &[&str] = &[
+    "guest_aarch64",
+    "guest_console",
+    "guest_disk",
+    "guest_fork",
+    "guest_hotplug",
+    "guest_net",
+    "guest_pci",
+    "guest_power",
+    "guest_reset",
+    "guest_snapshot",
+    "guest_state",
+    "guest_vsock",
+];
 
 /// How long all tests of a binary may take in the nested machine.
 const LIMIT: Duration = Duration::from_secs(1800);

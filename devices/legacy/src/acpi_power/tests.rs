@@ -79,3 +79,17 @@ fn a_detached_device_lets_go_of_its_machine_and_works_in_another() {
     assert!(not_attached());
     assert_eq!(metric(&power, "button_presses"), 2);
 }
+
+#[test]
+fn a_button_alone_interrupts_and_has_no_registers() {
+    let mut power = AcpiPower::button_only("power");
+    let button = power.button();
+    let mut board = ossature_bus::testing::TestBoard::default();
+    assert_eq!(board.attach(&mut power).unwrap(), NodeKind::PowerButton);
+    assert_eq!(board.registers().len(), 0);
+    power.resume().unwrap();
+    button.press().unwrap();
+    assert_eq!(board.edges("irq").unwrap().take().unwrap(), 1);
+    power.detach().unwrap();
+    assert_eq!(button.press().unwrap_err().kind(), io::ErrorKind::NotConnected);
+}

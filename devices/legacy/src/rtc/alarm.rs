@@ -1,16 +1,17 @@
-//! The host's timer behind the clock's interrupts, and the interrupt itself.
+//! The host's timer behind a clock's interrupts, the interrupt itself, and the loop on which the clock takes its turns.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ossature_bus::{DeviceEvent, EventSink, Handler, Interest, Interrupt, LoopHandle, Source, Turn};
+use ossature_bus::{
+    Assigned, DeviceError, DeviceEvent, EventLoop, EventSink, Handler, Hosted, Interest, Interrupt,
+    LoopHandle, LoopThread, Source, Turn,
+};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-
-use super::clock::Clock;
 
 /// Longer than any guest sleeps, and within what the kernel takes on every host.
 const LONGEST: Duration = Duration::from_secs(i32::MAX as u64);
@@ -76,12 +77,18 @@ impl Alarm {
     }
 }
 
-/// The clock's turns on its event loop: when the timer is over.
-pub(super) struct RtcTurns {
-    pub(super) clock: Arc<Mutex<Clock>>,
+/// A clock behind a lock.
+pub(super) trait Timed: Send + 'static {
+    /// Does what is due, and arms the alarm for what is next.
+    fn settle(&mut self);
 }
 
-impl Handler for RtcTurns {
+/// The clock's turns on its event loop: when the timer is over.
+struct RtcTurns<C> {
+    clock: Arc<Mutex<C>>,
+}
+
+impl<C: Timed> Handler for RtcTurns<C> {
     fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
@@ -89,5 +96,53 @@ impl Handler for RtcTurns {
     fn turn(&mut self, _: u16) -> Turn {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).settle();
         Turn::Sleep
+    }
+}
+
+/// Where a clock takes its turns: on a loop that was given, or on one on a thread of its own.
+#[derive(Debug)]
+pub(super) struct Turns<C: Timed> {
+    event_loop: Option<EventLoop>,
+    hosted: Option<Hosted<RtcTurns<C>>>,
+    thread: Option<LoopThread>,
+}
+
+impl<C: Timed> Turns<C> {
+    pub(super) fn new() -> Self {
+        Self { event_loop: None, hosted: None, thread: None }
+    }
+
+    pub(super) fn set_loop(&mut self, event_loop: &EventLoop) {
+        self.event_loop = Some(event_loop.clone());
+    }
+
+    /// Has the clock of the device `id` take turns on its loop when its timer is over.
+    pub(super) fn begin(
+        &mut self,
+        id: &str,
+        clock: &Arc<Mutex<C>>,
+        assigned: &Assigned,
+    ) -> Result<LoopHandle, DeviceError> {
+        let failed = |e: io::Error| DeviceError::new("no event loop for the real-time clock").with_source(e);
+        let event_loop = match &self.event_loop {
+            Some(event_loop) => event_loop,
+            None => self.thread.insert(LoopThread::start(id).map_err(failed)?).event_loop(),
+        };
+        let events = assigned.events().clone();
+        let event_loop = event_loop.on_panic(move |panic| {
+            events.report(DeviceEvent::Panicked { message: panic.message });
+        });
+        match event_loop.host(RtcTurns { clock: clock.clone() }) {
+            Ok(hosted) => Ok(self.hosted.insert(hosted).handle().clone()),
+            Err(e) => {
+                self.thread = None;
+                Err(failed(e.source))
+            }
+        }
+    }
+
+    /// Ends the turns. The loop watches the timer: it is closed afterwards.
+    pub(super) fn end(&mut self) {
+        (self.hosted, self.thread) = (None, None);
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use ossature_bus::{Access, BusFault, Effect, MmioMut};
 
-use super::alarm::Alarm;
+use super::alarm::{Alarm, Timed};
 use super::calendar::DateTime;
 use super::moment::Moment;
 use super::registers::*;
@@ -92,23 +92,6 @@ impl Clock {
     pub(super) fn run(&mut self, running: bool) {
         self.running = running;
         self.settle();
-    }
-
-    /// What happens by itself: sets the flags of what has ended since the last time, raises the interrupt if one of
-    /// them is enabled, else arms the timer for the next that is.
-    pub(super) fn settle(&mut self) {
-        let now = self.now();
-        self.advance(now);
-        let pending = self.flags & self.status_b & C_FLAGS != 0;
-        let raises = pending && self.running && !self.raised;
-        self.raised = pending && (self.raised || raises);
-        let delay = self.until_interrupt(now);
-        if let Some(alarm) = &mut self.alarm {
-            if raises {
-                alarm.raise();
-            }
-            alarm.arm(delay);
-        }
     }
 
     /// Sets the flags of what has ended by `now`.
@@ -332,6 +315,25 @@ impl Clock {
                 self.settle();
             }
             index => self.set_ram(index, value),
+        }
+    }
+}
+
+impl Timed for Clock {
+    /// What happens by itself: sets the flags of what has ended since the last time, raises the interrupt if one of
+    /// them is enabled, else arms the timer for the next that is.
+    fn settle(&mut self) {
+        let now = self.now();
+        self.advance(now);
+        let pending = self.flags & self.status_b & C_FLAGS != 0;
+        let raises = pending && self.running && !self.raised;
+        self.raised = pending && (self.raised || raises);
+        let delay = self.until_interrupt(now);
+        if let Some(alarm) = &mut self.alarm {
+            if raises {
+                alarm.raise();
+            }
+            alarm.arm(delay);
         }
     }
 }

@@ -3,6 +3,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use ossature_bus::Effect;
 
+use super::alarm::Timed;
 use super::registers::*;
 use super::*;
 use crate::testing::{Attachment, attach, hostile, lives_twice, metric};

@@ -45,6 +45,7 @@ const FR_TX_FULL: u16 = 1 << 5;
 const FR_RX_FULL: u16 = 1 << 6;
 const FR_TX_EMPTY: u16 = 1 << 7;
 const LCR_H_FIFO: u16 = 1 << 4;
+const LCR_H_8_BITS: u16 = 0b11 << 5;
 const CR_ENABLE: u16 = 1 << 0;
 const CR_LOOP: u16 = 1 << 7;
 const CR_TX: u16 = 1 << 8;
@@ -94,14 +95,15 @@ pub struct Pl011 {
 }
 
 impl Pl011 {
-    /// After a reset.
+    /// After a reset, as firmware leaves it: on, at 115,200 Bd of 24 MHz, 8 bits, with its FIFOs. A driver for Arm's generic
+    /// UART (SBSA), which is how ACPI describes it, takes it as it is.
     pub fn new() -> Self {
         Self {
             ilpr: 0,
-            ibrd: 0,
-            fbrd: 0,
-            lcr_h: 0,
-            cr: CR_TX | CR_RX,
+            ibrd: 13,
+            fbrd: 1,
+            lcr_h: LCR_H_FIFO | LCR_H_8_BITS,
+            cr: CR_ENABLE | CR_TX | CR_RX,
             ifls: 0x12,
             imsc: 0,
             dmacr: 0,

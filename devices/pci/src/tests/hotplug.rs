@@ -194,3 +194,29 @@ fn a_bus_has_one_host_at_a_time() {
     host.device.detach().unwrap();
     board.attach(&mut second).unwrap();
 }
+
+#[test]
+fn without_ports_the_registers_are_in_memory_and_do_the_same() {
+    let mut host = Host::with_ports(false);
+    let requires = host.device.requires();
+    assert!(requires.registers.iter().all(|request| request.space == ossature_bus::AddressSpace::Mmio));
+    assert!(host.board.port("config").is_none());
+    host.device.resume().unwrap();
+    let mut late = plug(&host, "late", Some(3));
+    late.function.resume().unwrap();
+    assert_eq!((host.interrupts(), host.hotplug(0), host.hotplug(12)), (1, 1 << 3, 1 << 3));
+    assert!(is_there(&host, 3));
+    host.bus.request_removal("late").unwrap();
+    assert_eq!((host.interrupts(), host.hotplug(4)), (1, 1 << 3));
+    assert!(matches!(host.eject(1 << 3), Effect::Remove(_)));
+    assert!(!is_there(&host, 3));
+    late.function.detach().unwrap();
+    // Its state has no address of ports that it does not have.
+    let ossature_bus::DeviceState::Saved(state) = host.device.save().unwrap() else { panic!("no state") };
+    host.device.restore(state).unwrap();
+    let mut other = Host::new();
+    let _ = other.port("config").write(Access { offset: 0, size: Size::B4 }, 0x8000_0804).unwrap();
+    let ossature_bus::DeviceState::Saved(state) = other.device.save().unwrap() else { panic!("no state") };
+    let refused = host.device.restore(state).unwrap_err().to_string();
+    assert!(refused.contains("configuration address"), "{refused}");
+}

@@ -32,7 +32,7 @@ fn pending(sample: &Plugged, word: u64) -> u64 {
 fn a_vector_sends_its_message_while_nothing_masks_it() {
     let host = Host::started();
     let sample = Plugged::new(&host, sample(3));
-    let message = MsiMessage { address: 0xfee0_1000, data: 0x41 };
+    let message = MsiMessage::new(0xfee0_1000, 0x41).from_requester(8);
     program(&sample, 1, message.address, message.data.into());
     signal(&sample, 1);
     assert_eq!((sent(&sample, 1), pending(&sample, 0)), (None, 2), "MSI-X is not enabled");
@@ -50,12 +50,12 @@ fn a_vector_sends_its_message_while_nothing_masks_it() {
     // Programmed anew while it is masked, as a guest moves it to another processor.
     sample.set_table(16 + 8, 0x42);
     sample.set_table(16 + 12, 0);
-    assert_eq!(sent(&sample, 1), Some(MsiMessage { data: 0x42, ..message }));
+    assert_eq!(sent(&sample, 1), Some(MsiMessage::new(0xfee0_1000, 0x42).from_requester(8)));
     assert_eq!((sent(&sample, 1), sent(&sample, 0), sent(&sample, 2)), (None, None, None));
     // And while it is not.
     sample.set_table(16, 0xfee0_2000);
     signal(&sample, 1);
-    assert_eq!(sent(&sample, 1), Some(MsiMessage { address: 0xfee0_2000, data: 0x42 }));
+    assert_eq!(sent(&sample, 1), Some(MsiMessage::new(0xfee0_2000, 0x42).from_requester(8)));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_vector_that_the_host_has_no_route_for_is_told_once_and_tried_again() {
     let told = reports.clone();
     let events = ossature_bus::EventSink::new(move |event| told.lock().unwrap().push(event));
     let target = Arc::new(Refused::default());
-    let vectors = Vectors::new(&[ossature_bus::MessageInterrupt::new(target.clone())], events);
+    let vectors = Vectors::new(&[ossature_bus::MessageInterrupt::new(target.clone())], 8, events);
     vectors.set_control(1 << 15);
     let port: Arc<dyn Mmio> = Arc::new(Mutex::new(Memory::default()));
     let bar = crate::msix::MsixBar { layout: MsixLayout::new(1, 0, 0, 0x10), vectors, port };
@@ -186,4 +186,24 @@ fn a_vector_that_the_host_has_no_route_for_is_told_once_and_tried_again() {
     assert_eq!(target.0.load(std::sync::atomic::Ordering::Relaxed), 2);
     let [ossature_bus::DeviceEvent::HostError { reason }] = &reports.lock().unwrap()[..] else { panic!() };
     assert!(reason.contains("no route is left"));
+}
+
+#[test]
+fn messages_say_whose_they_are() {
+    let host = Host::started();
+    for slot in [1, 9, 31] {
+        let mut sample = Plugged::try_new(&slot.to_string(), &host, Some(slot), sample(1)).unwrap();
+        sample.function.resume().unwrap();
+        program(&sample, 0, 0xf003_0040, 0);
+        sample.set_control(&host, ENABLE);
+        signal(&sample, 0);
+        let message = MsiMessage::new(0xf003_0040, 0).from_requester(u32::from(slot) << 3);
+        assert_eq!(sent(&sample, 0), Some(message));
+        // Also after it has been saved, and is restored.
+        let state = sample.function.save().unwrap();
+        sample.function.reset().unwrap();
+        sample.function.restore(sample.function.check(&state).unwrap());
+        signal(&sample, 0);
+        assert_eq!(sent(&sample, 0), Some(message));
+    }
 }

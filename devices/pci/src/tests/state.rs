@@ -37,7 +37,10 @@ fn a_function_goes_on_where_it_was_saved() {
     assert_eq!(sample.read(&host, COMMAND, Size::B2), 6);
     assert_eq!(sample.board.take_message("msix", 0), None);
     sample.vectors.as_ref().unwrap().interrupt(0).unwrap().signal().unwrap();
-    assert_eq!(sample.board.take_message("msix", 0), Some(MsiMessage { address: 0xfee0_0000, data: 0x31 }));
+    assert_eq!(
+        sample.board.take_message("msix", 0),
+        Some(MsiMessage::new(0xfee0_0000, 0x31).from_requester(8))
+    );
     let pending = sample.bar0().read(Access { offset: 0x1008, size: Size::B8 });
     assert_eq!(pending, Ok(1 << 5));
     sample.set_table(16 * 69 + 12, 0);

@@ -1,4 +1,4 @@
-//! The interrupt controllers of a machine: a GICv3 in the kernel.
+//! The interrupt controllers of a machine: a GICv3 and its ITS in the kernel.
 
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
@@ -8,6 +8,7 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::irq::{PRIVATE_IRQS, WIRED_LINES};
+use super::its::Its;
 use super::spaces::{DISTRIBUTOR, REDISTRIBUTORS};
 use crate::call::call;
 use crate::{VmConfig, VmError};
@@ -15,7 +16,8 @@ use crate::{VmConfig, VmError};
 /// What is kept of the interrupt controllers.
 #[derive(Debug)]
 pub(crate) struct Controllers {
-    _gic: DeviceFd,
+    pub(super) gic: DeviceFd,
+    pub(super) its: Its,
 }
 
 /// The GIC is complete once it knows all vCPUs, and takes no interrupts before.
@@ -39,5 +41,6 @@ pub(crate) fn create_controllers(vm: &VmFd, _: &VmConfig) -> Result<Controllers,
     // The kernel reads the first 32 bits.
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&u64::from(PRIVATE_IRQS + WIRED_LINES)))?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
-    Ok(Controllers { _gic: gic })
+    let its = Its::create(vm)?;
+    Ok(Controllers { gic, its })
 }

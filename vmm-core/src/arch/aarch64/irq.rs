@@ -7,6 +7,9 @@ pub(crate) const WIRED_LINES: u32 = 96;
 /// The interrupt ids of a GIC that are each processor's own; shared peripheral interrupts follow.
 pub(crate) const PRIVATE_IRQS: u32 = 32;
 
+/// The ITS tells apart who sends a message.
+pub(crate) const MESSAGES_HAVE_SENDERS: bool = true;
+
 /// A line, and the pin of an interrupt controller that it is connected to.
 pub(crate) struct WiredLine {
     pub(crate) gsi: u32,

@@ -1,27 +1,49 @@
 //! How KVM's virtual machines and vCPUs are set up.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_vcpu_init,
+    KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF,
+    KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::state::VcpuParts;
+use super::features::Features;
+use super::one_reg::{self, SVE_LENGTHS};
+use super::vcpu_state::VcpuParts;
 use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
 
-/// What a machine has on this architecture only: nothing.
+/// What a machine has on this architecture only.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ArchConfig {}
-
-impl ArchConfig {
-    /// There is nothing to take over.
-    pub(crate) fn take_over<'a>(&mut self, _: impl Iterator<Item = &'a VcpuParts>) {}
+pub(crate) struct ArchConfig {
+    /// What vCPUs were made with whose states they take over.
+    pub(super) saved: Option<MadeWith>,
 }
 
-/// What is asked of the host once: nothing yet.
+/// What a vCPU is made with, and keeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MadeWith {
+    pub(super) features: Features,
+    /// The lengths of SVE vectors: all that the host has, if it does not say.
+    pub(super) sve_lengths: Option<[u8; 64]>,
+}
+
+impl ArchConfig {
+    /// Has vCPUs be made as those were that were in these states, which all were the same.
+    pub(crate) fn take_over<'a>(&mut self, mut vcpus: impl Iterator<Item = &'a VcpuParts>) {
+        self.saved = vcpus.next().map(VcpuParts::made_with);
+    }
+}
+
+/// What is asked of the host once.
 #[derive(Debug, Default)]
-pub(crate) struct HostFacts {}
+pub(crate) struct HostFacts {
+    address_bits: OnceLock<u32>,
+}
+
+/// Where the kernel does not say (before Linux 4.20).
+const DEFAULT_ADDRESS_BITS: u32 = 40;
 
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
@@ -37,6 +59,15 @@ pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
 /// The newest of them: a kernel that has it has the others.
 pub(crate) const NEWEST: Cap = Cap::ImmediateExit;
 
+/// The bits of addresses that guests have: what this host's processor translates.
+pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
+    let ask = || u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
+    match *facts.address_bits.get_or_init(ask) {
+        0 => DEFAULT_ADDRESS_BITS,
+        bits => bits,
+    }
+}
+
 /// Has the kernel tell of accesses that the processor does not decode for it, where it can (Linux 5.5): without that,
 /// `KVM_RUN` fails with ENOSYS. A machine is created with as many address bits as the host has.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
@@ -47,34 +78,60 @@ pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
     }
 }
 
-/// Gives vCPU `index` the features of the host's processor, and PSCI. All but the first wait for the guest to start them.
+/// Gives vCPU `index` the features of the host's processor, or those that were saved, and PSCI. All but the first wait for
+/// the guest to start them.
 pub(crate) fn init_vcpu(
     (vm, vcpu): (&VmFd, &VcpuFd),
     index: u32,
     (kvm, _): (&Kvm, &HostFacts),
-    _: &VmConfig,
+    config: &VmConfig,
 ) -> Result<(), VmError> {
-    let mut init = kvm_vcpu_init::default();
-    vm.get_preferred_target(&mut init).map_err(call("KVM_ARM_PREFERRED_TARGET"))?;
-    let sve = kvm.check_extension(Cap::ArmSve);
-    // The kernel has both of them or neither.
-    let pointer_authentication =
-        kvm.check_extension(Cap::ArmPtrAuthAddress) && kvm.check_extension(Cap::ArmPtrAuthGeneric);
-    let features = [
-        (KVM_ARM_VCPU_PSCI_0_2, true),
-        (KVM_ARM_VCPU_POWER_OFF, index > 0),
-        (KVM_ARM_VCPU_SVE, sve),
-        (KVM_ARM_VCPU_PTRAUTH_ADDRESS, pointer_authentication),
-        (KVM_ARM_VCPU_PTRAUTH_GENERIC, pointer_authentication),
-    ];
-    if let Some(first) = init.features.first_mut() {
-        *first |= features.iter().filter(|(_, has)| *has).fold(0, |all, (bit, _)| all | 1 << bit);
-    }
-    vcpu.vcpu_init(&init).map_err(call("KVM_ARM_VCPU_INIT"))?;
-    if sve {
+    let features = Features::of(kvm, config);
+    features.check(kvm)?;
+    vcpu.vcpu_init(&vcpu_init(vm, index, features)?).map_err(call("KVM_ARM_VCPU_INIT"))?;
+    if features.has_sve() {
+        if let Some(lengths) = config.arch.saved.and_then(|saved| saved.sve_lengths) {
+            one_reg::set(vcpu, SVE_LENGTHS, &lengths).map_err(|_| VmError::MissingFeature {
+                feature: format!("SVE vectors of the lengths {}", one_reg::hex(&lengths)),
+            })?;
+        }
         vcpu.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(call("KVM_ARM_VCPU_FINALIZE"))?;
     }
     Ok(())
+}
+
+/// The interrupt of performance monitors, each processor's own, as Arm's base system architecture numbers it.
+const PMU_IRQ: u32 = 23;
+
+/// Gives a vCPU what it can have only once there are interrupt controllers: its performance monitors.
+pub(crate) fn complete_vcpu(vcpu: &VcpuFd, kvm: &Kvm, config: &VmConfig) -> Result<(), VmError> {
+    if !has_performance_monitors(kvm, config) {
+        return Ok(());
+    }
+    let set = |attr: u32, addr: u64| {
+        let attr = kvm_device_attr { group: KVM_ARM_VCPU_PMU_V3_CTRL, attr: attr.into(), addr, flags: 0 };
+        vcpu.set_device_attr(&attr).map_err(call("KVM_SET_DEVICE_ATTR of the performance monitors"))
+    };
+    if config.has_irqchip() {
+        set(KVM_ARM_VCPU_PMU_V3_IRQ, std::ptr::from_ref(&PMU_IRQ) as u64)?;
+    }
+    set(KVM_ARM_VCPU_PMU_V3_INIT, 0)
+}
+
+/// Returns true if a machine's vCPUs have performance monitors.
+pub(crate) fn has_performance_monitors(kvm: &Kvm, config: &VmConfig) -> bool {
+    Features::of(kvm, config).has_pmu()
+}
+
+/// What vCPU `index` is initialized with, at first and when it starts anew.
+pub(super) fn vcpu_init(vm: &VmFd, index: u32, features: Features) -> Result<kvm_vcpu_init, VmError> {
+    let mut init = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut init).map_err(call("KVM_ARM_PREFERRED_TARGET"))?;
+    let off = if index > 0 { 1 << KVM_ARM_VCPU_POWER_OFF } else { 0 };
+    if let Some(first) = init.features.first_mut() {
+        *first |= features.bits() | off;
+    }
+    Ok(init)
 }
 
 /// Guests have no clock to be told by: their counter goes on.

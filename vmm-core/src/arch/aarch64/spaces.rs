@@ -18,11 +18,13 @@ const MMIO_FIXED: RangeInclusive<u64> = 0xc000_0000..=0xefff_ffff;
 const WINDOWS: RangeInclusive<u64> = 0xe000_0000..=0xefff_ffff;
 /// The same above 4 GiB, as far as RAM does not reach, at first.
 const HIGH_WINDOWS: u64 = 1 << 38;
-/// The interrupt controllers: the distributor, and from [`REDISTRIBUTORS`] on one for each vCPU.
+/// The interrupt controllers: the distributor, the ITS, and from [`REDISTRIBUTORS`] on one for each vCPU.
 const RESERVED: RangeInclusive<u64> = 0xf000_0000..=0xffff_ffff;
 
 /// The GIC's distributor, and its size.
 pub(super) const DISTRIBUTOR: (u64, u64) = (0xf000_0000, 0x1_0000);
+/// The ITS, and its size: its registers, and the page that messages are written to.
+pub(super) const ITS: (u64, u64) = (0xf002_0000, 0x2_0000);
 /// The first redistributor, and the size of each. There is room for 1,920.
 pub(super) const REDISTRIBUTORS: (u64, u64) = (0xf100_0000, 0x2_0000);
 
@@ -36,10 +38,15 @@ pub(crate) fn window_space() -> Space {
     Space::new([WINDOWS]).with_fixed_only([MMIO_FIXED])
 }
 
-/// The same above RAM, which ends before `ram_end`.
-pub(crate) fn high_window_space(ram_end: u64) -> Space {
+/// The same above RAM, which ends before `ram_end`, for guests that have so many bits of addresses. All that they have
+/// above RAM is for windows where they cannot be where they are on other hosts.
+pub(crate) fn high_window_space(ram_end: u64, address_bits: u32) -> Space {
+    let last = u64::MAX.checked_shr(u64::BITS.saturating_sub(address_bits)).unwrap_or(0);
     let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
-    Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
+    match first.saturating_add(HIGH_WINDOWS - 1) {
+        end if end <= last => Space::new([first..=end]),
+        _ => Space::new([ram_end.max(1 << 32)..=last]),
+    }
 }
 
 /// Interrupt lines.
@@ -63,9 +70,20 @@ pub(crate) fn cpu_id(index: u32) -> u32 {
     (index & 0xf) | (index >> 4 & 0xff) << 8 | (index >> 12 & 0xff) << 16
 }
 
-/// What guests are told of beside the devices: the interrupt controllers.
-pub(crate) fn platform_nodes(cpus: u32) -> Vec<Node> {
+/// What guests are told of beside the devices: the interrupt controllers, and performance monitors if there are any.
+pub(crate) fn platform_nodes(cpus: u32, performance_monitors: bool) -> Vec<Node> {
     let range = |(base, len)| NodeRange::Memory { base, len };
     let redistributors = (REDISTRIBUTORS.0, REDISTRIBUTORS.1 * u64::from(cpus));
-    vec![Node::new("gic", NodeKind::GicV3, vec![range(DISTRIBUTOR), range(redistributors)], Vec::new())]
+    let gic = vec![range(DISTRIBUTOR), range(redistributors)];
+    let mut nodes = vec![
+        Node::new("gic", NodeKind::GicV3, gic, Vec::new()),
+        Node::new("its", NodeKind::GicV3Its, vec![range(ITS)], Vec::new()),
+    ];
+    if performance_monitors {
+        nodes.push(Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()));
+    }
+    nodes
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,9 @@ pub(crate) const WIRED_LINES: u32 = 24;
 const PIC_PINS: u32 = 16;
 const PIC_CHIP_PINS: u32 = 8;
 
+/// It does not matter who sends a message.
+pub(crate) const MESSAGES_HAVE_SENDERS: bool = false;
+
 /// A line, and the pin of an interrupt controller that it is connected to.
 pub(crate) struct WiredLine {
     pub(crate) gsi: u32,

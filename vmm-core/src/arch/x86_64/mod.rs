@@ -28,19 +28,19 @@ mod xsave;
 pub(crate) use boot::{LinuxOptions, load_linux};
 pub(crate) use config::ArchConfig;
 pub(crate) use host::HostFacts;
-pub(crate) use irq::{WIRED_LINES, WiredLine, line_number, wired_lines};
+pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};
 pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page};
 pub(crate) use preflight::time_per_instruction;
 pub(crate) use registers::Registers;
 pub(crate) use setup::{
-    Controllers, NEWEST, REQUIRED, VCPUS_FIRST, create_controllers, exception_registers, init_vcpu,
-    instruction_byte, notify_paused, prepare_vm,
+    Controllers, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, complete_vcpu, create_controllers,
+    exception_registers, has_performance_monitors, init_vcpu, instruction_byte, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
     window_space,
 };
-pub(crate) use vcpu_state::{VcpuAccess, VcpuParts};
+pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 
 /// What this crate's users see of the architecture.

@@ -21,6 +21,11 @@ use crate::{Capability, VmConfig, VmError};
 /// its identity map on the page before them. No RAM and no device may be there.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// The bits of addresses that guests have: as many as there are.
+pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
+    52
+}
+
 /// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
     if has_svm() {
@@ -75,6 +80,16 @@ pub(crate) fn notify_paused(vcpu: &VcpuFd) -> Result<(), VmError> {
         Err(e) if e.errno() == libc::EINVAL => Ok(()),
         result => result.map_err(call("KVM_KVMCLOCK_CTRL")),
     }
+}
+
+/// A vCPU is complete without interrupt controllers.
+pub(crate) fn complete_vcpu(_: &VcpuFd, _: &Kvm, _: &VmConfig) -> Result<(), VmError> {
+    Ok(())
+}
+
+/// There is nothing that a guest would have to be told of them.
+pub(crate) fn has_performance_monitors(_: &Kvm, _: &VmConfig) -> bool {
+    false
 }
 
 /// The longest instruction (SDM vol. 2, 2.3.11).

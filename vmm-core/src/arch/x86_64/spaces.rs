@@ -33,7 +33,7 @@ pub(crate) fn window_space() -> Space {
 }
 
 /// The same above RAM, which ends before `ram_end`.
-pub(crate) fn high_window_space(ram_end: u64) -> Space {
+pub(crate) fn high_window_space(ram_end: u64, _: u32) -> Space {
     let first = ram_end.max(HIGH_WINDOWS).checked_next_multiple_of(HIGH_WINDOWS).unwrap_or(u64::MAX);
     Space::new([first..=first.saturating_add(HIGH_WINDOWS - 1)])
 }
@@ -63,6 +63,6 @@ pub(crate) fn cpu_id(index: u32) -> u32 {
 }
 
 /// What guests are told of beside the devices: the rest is a convention.
-pub(crate) fn platform_nodes(_: u32) -> Vec<Node> {
+pub(crate) fn platform_nodes(_: u32, _: bool) -> Vec<Node> {
     Vec::new()
 }

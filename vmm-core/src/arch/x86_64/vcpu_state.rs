@@ -173,16 +173,6 @@ impl VcpuParts {
         vcpu.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
     }
 
-    /// Fails if this host cannot have a vCPU `index` of a machine of `config` with all the features that this one has.
-    pub(crate) fn check_features(
-        &self,
-        index: u32,
-        host: (&Kvm, &HostFacts),
-        config: &VmConfig,
-    ) -> Result<(), VmError> {
-        features::check(&self.cpuid, &default_cpuid(index, host, config)?)
-    }
-
     /// The state as bytes.
     pub(crate) fn to_saved(&self) -> SavedState<'static> {
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
@@ -265,6 +255,18 @@ impl VcpuParts {
             ("local APIC", self.lapic.as_ref().map_or(&[], Plain::to_bytes)),
         ]
     }
+}
+
+/// Fails if this host cannot have the vCPUs of a machine of `config` with all the features that these have, by index.
+pub(crate) fn check_states(
+    states: &[&VcpuParts],
+    host: (&Kvm, &HostFacts),
+    config: &VmConfig,
+) -> Result<(), VmError> {
+    let check = |(index, state): (u32, &&VcpuParts)| {
+        features::check(&state.cpuid, &default_cpuid(index, host, config)?)
+    };
+    (0..).zip(states).try_for_each(check)
 }
 
 /// Fails if there is more in the state of nested virtualization than what a vCPU begins with: no other part has it.

@@ -1,7 +1,6 @@
 //! What KVM keeps of a machine beside its vCPUs: interrupt controllers, timer, clock.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
@@ -11,6 +10,8 @@ use kvm_ioctls::VmFd;
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
 use super::plain::Plain;
+use super::setup::Controllers;
+use crate::arch::wall_clock;
 use crate::call::call;
 use crate::{VmConfig, VmError};
 
@@ -44,15 +45,20 @@ pub(crate) struct VmParts {
 
 impl VmParts {
     /// Reads the state of a machine that has these.
-    pub(crate) fn read(vm: &VmFd, config: &VmConfig) -> Result<Self, VmError> {
+    pub(crate) fn read(vm: &VmFd, _: Option<&Controllers>, config: &VmConfig) -> Result<Self, VmError> {
         let clock = vm.get_clock().map_err(call("KVM_GET_CLOCK"))?.clock;
         let chips = config.has_irqchip().then(|| Chips::read(vm, config.arch.pit)).transpose()?;
         Ok(Self { chips, clock, saved_at: wall_clock() })
     }
 
     /// Writes the state to a machine that has the same.
-    pub(crate) fn write(&self, vm: &VmFd, config: &VmConfig) -> Result<(), VmError> {
-        self.write_chips(vm, config)?;
+    pub(crate) fn write(
+        &self,
+        vm: &VmFd,
+        controllers: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
+        self.write_chips(vm, controllers, config)?;
         let clock = kvm_clock_data { clock: self.clock, ..Default::default() };
         vm.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
     }
@@ -110,7 +116,12 @@ impl VmParts {
     }
 
     /// As [`write`](Self::write), and lets the clock go on.
-    pub(crate) fn write_chips(&self, vm: &VmFd, config: &VmConfig) -> Result<(), VmError> {
+    pub(crate) fn write_chips(
+        &self,
+        vm: &VmFd,
+        _: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
         let (irqchip, pit) = (config.has_irqchip(), config.has_irqchip() && config.arch.pit);
         let has_pit = self.chips.as_ref().is_some_and(|chips| chips.pit.is_some());
         if self.chips.is_some() != irqchip || has_pit != pit {
@@ -119,12 +130,6 @@ impl VmParts {
         }
         self.chips.as_ref().map_or(Ok(()), |chips| chips.write(vm))
     }
-}
-
-/// The host's wall clock, in nanoseconds since 1970.
-fn wall_clock() -> Option<u64> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    u64::try_from(since.as_nanos()).ok()
 }
 
 impl Chips {

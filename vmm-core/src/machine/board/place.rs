@@ -8,7 +8,7 @@ use ossature_bus::{Device, Requires};
 
 use super::Slot;
 use crate::machine::error::BuildError;
-use crate::machine::plan::{self, Asked, Place};
+use crate::machine::plan::{self, Above, Asked, Place};
 use crate::machine::snapshot::{Shape, SnapshotError};
 
 /// A device that has a place and nothing else yet.
@@ -24,13 +24,12 @@ impl Placed {
     }
 }
 
-/// Finds places for the devices of a machine that has none yet, whose RAM ends before `ram_end`, or says everything that
-/// is in the way.
+/// Finds places for the devices of a machine that has none yet, or says everything that is in the way.
 pub(in crate::machine) fn place(
     devices: Vec<Box<dyn Device>>,
-    ram_end: u64,
+    above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
-    place_beside(&[], devices, ram_end)
+    place_beside(&[], devices, above)
 }
 
 /// What a device asked for that fits where it was, and where that is.
@@ -46,7 +45,7 @@ pub(in crate::machine) struct Fitting {
 pub(in crate::machine) fn place_again(
     devices: Vec<Box<dyn Device>>,
     (shape, fitting): (&Shape, &OnceLock<Vec<Fitting>>),
-    ram_end: u64,
+    above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
     let asked = devices.iter().zip(&requires).map(|(device, requires)| (device.id(), requires));
@@ -61,7 +60,7 @@ pub(in crate::machine) fn place_again(
             return Ok(placed.collect());
         }
     }
-    let placed = find_again(devices, &requires, shape, ram_end)?;
+    let placed = find_again(devices, &requires, shape, above)?;
     fitting.get_or_init(|| {
         let parts = placed.iter().zip(requires);
         parts.map(|(placed, requires)| placed.fitting(requires)).collect()
@@ -73,7 +72,7 @@ fn find_again(
     devices: Vec<Box<dyn Device>>,
     requires: &[Requires],
     shape: &Shape,
-    ram_end: u64,
+    above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let ids: BTreeSet<&str> = devices.iter().map(|device| device.id()).collect();
     let (missing, extra) = shape.difference(&ids);
@@ -91,7 +90,7 @@ fn find_again(
     if !errors.is_empty() {
         return Err(errors);
     }
-    let mut placed = place_requires(&[], devices, pinned, ram_end)?;
+    let mut placed = place_requires(&[], devices, pinned, above)?;
     if let Some(moved) = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place)) {
         return Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]);
     }
@@ -104,10 +103,10 @@ fn find_again(
 pub(super) fn place_beside(
     slots: &[Slot],
     devices: Vec<Box<dyn Device>>,
-    ram_end: u64,
+    above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let requires = devices.iter().map(|device| device.requires()).collect();
-    place_requires(slots, devices, requires, ram_end)
+    place_requires(slots, devices, requires, above)
 }
 
 /// The same for devices that ask for `requires`.
@@ -115,7 +114,7 @@ fn place_requires(
     slots: &[Slot],
     devices: Vec<Box<dyn Device>>,
     requires: Vec<Requires>,
-    ram_end: u64,
+    above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
     let placed = slots.iter().zip(&now).map(|(slot, place)| Asked {
@@ -127,7 +126,7 @@ fn place_requires(
     let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
     let asked: Vec<Asked<'_>> = placed.chain(new).collect();
     let mut errors = check_ids(&asked, slots.len());
-    let mut places = plan::plan(&asked, ram_end).unwrap_or_else(|conflicts| {
+    let mut places = plan::plan(&asked, above).unwrap_or_else(|conflicts| {
         errors.extend(conflicts);
         Vec::new()
     });

@@ -2,6 +2,9 @@ use ossature_bus::{DoorbellRequest, InterruptRequest, RegistersRequest, Size, Wi
 
 use super::*;
 
+/// A machine without RAM.
+const ABOVE: Above = Above { ram_end: 0, address_bits: 48 };
+
 /// The nth of the lines that are handed out.
 fn line(n: usize) -> u32 {
     arch::lines().nth(n).unwrap() as u32
@@ -28,7 +31,7 @@ fn level() -> Requires {
 /// The places of new devices.
 fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
     let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
-    plan(&asked, 0)
+    plan(&asked, ABOVE)
 }
 
 fn place(registers: &[u64], interrupts: &[u32]) -> Place {
@@ -71,7 +74,7 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
         Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
         Asked { id: "c", requires: &new, place: None },
     ];
-    let places = plan(&asked, 0).unwrap();
+    let places = plan(&asked, ABOVE).unwrap();
     assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[line(2)])]);
 }
 
@@ -185,7 +188,7 @@ fn windows_lie_beside_devices_and_above_ram() {
         (root_bus(), Requires::new().registers(RegistersRequest::memory("bar", 64).unplaced()));
     let new = |id, requires| Asked { id, requires, place: None };
     let asked = [new("bus", &bus), new("fixed", &fixed), new("function", &function)];
-    let places = plan(&asked, 300 << 30).unwrap();
+    let places = plan(&asked, Above { ram_end: 300 << 30, ..ABOVE }).unwrap();
     assert_eq!(places[0].registers, [Some(0xd000_0000)]);
     assert_eq!(places[0].windows, [0xe800_0000..=0xefff_ffff, 512 << 30..=(576 << 30) - 1]);
     assert_eq!(places[1].registers, [Some(0xe000_0000)]);
@@ -196,7 +199,7 @@ fn windows_lie_beside_devices_and_above_ram() {
 fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
     let (bus, function, new) = (root_bus(), Requires::new(), virtio());
     let function = function.registers(RegistersRequest::memory("bar", 64).unplaced());
-    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], 0).unwrap().remove(0);
+    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], ABOVE).unwrap().remove(0);
     assert_eq!(placed.windows, [0xe000_0000..=0xe7ff_ffff, 256 << 30..=(320 << 30) - 1]);
     let moved = Place { registers: vec![Some(0xe000_0040)], ..Place::default() };
     let asked = [
@@ -204,12 +207,12 @@ fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
         Asked { id: "function", requires: &function, place: Some(&moved) },
         Asked { id: "new", requires: &new, place: None },
     ];
-    let places = plan(&asked, 0).unwrap();
+    let places = plan(&asked, ABOVE).unwrap();
     assert_eq!(places[..2], [placed.clone(), moved.clone()]);
     let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_1000));
     let [bus, function, _] = asked;
     let into = Asked { id: "new", requires: &fixed, place: None };
-    assert!(plan(&[bus, function, into], 0).is_err());
+    assert!(plan(&[bus, function, into], ABOVE).is_err());
 }
 
 #[test]
@@ -220,4 +223,21 @@ fn a_window_that_fits_nowhere_is_told_by_its_owner() {
         matches!(&errors[..], [BuildError::Exhausted { takers, .. }] if takers == &["bus"]),
         "{errors:?}"
     );
+}
+
+#[test]
+fn a_window_that_may_be_smaller_is_as_large_as_there_is_room_for() {
+    let large = Requires::new().window(WindowRequest::memory32("low", 1 << 31).at_least(1 << 27));
+    let [low] = &places(&[("bus", large.clone())]).unwrap()[0].windows[..] else { panic!("one window") };
+    assert_eq!(*low, 0xe000_0000..=0xefff_ffff);
+    // What is in the way halves it once more.
+    let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_0000));
+    let small = &places(&[("bus", large.clone()), ("fixed", fixed)]).unwrap()[0];
+    assert_eq!(small.windows, [0xe800_0000..=0xefff_ffff]);
+    // Its place is its own from then on, and its size.
+    let asked = [Asked { id: "bus", requires: &large, place: Some(small) }];
+    assert_eq!(plan(&asked, ABOVE).unwrap()[0], *small);
+    let too_large = Requires::new().window(WindowRequest::memory32("low", 1 << 31).at_least(1 << 29));
+    let errors = places(&[("bus", too_large)]).unwrap_err();
+    assert!(matches!(&errors[..], [BuildError::Exhausted { asked, .. }] if *asked == 1 << 29), "{errors:?}");
 }

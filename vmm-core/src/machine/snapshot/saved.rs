@@ -9,6 +9,7 @@ use rustix::fs::fstatfs;
 
 use super::{Snapshot, SnapshotError, SnapshotKey};
 use crate::machine::board::{self, Fitting, Placed};
+use crate::machine::plan::Above;
 use crate::machine::{BuildError, MachineState};
 use crate::{Hypervisor, VmConfig};
 
@@ -49,9 +50,9 @@ impl Saved {
     pub(in crate::machine) fn place(
         &self,
         devices: Vec<Box<dyn Device>>,
-        ram_end: u64,
+        above: Above,
     ) -> Result<Vec<Placed>, Vec<BuildError>> {
-        board::place_again(devices, (self.snapshot.shape(), &self.fitting), ram_end)
+        board::place_again(devices, (self.snapshot.shape(), &self.fitting), above)
     }
 
     pub(in crate::machine) fn state(&self) -> &MachineState {

@@ -202,9 +202,26 @@ fn a_reset_leaves_what_was_sent_and_nothing_else() {
     assert!(guest.is_asserted());
     guest.serial.reset().unwrap();
     assert!(!guest.is_asserted());
-    assert_eq!((guest.read(CR), guest.read(IMSC), guest.read(IFLS)), (0x300, 0, 0x12));
+    assert_eq!((guest.read(CR), guest.read(IMSC), guest.read(IFLS)), (0x301, 0, 0x12));
     guest.serial.resume().unwrap();
     assert_eq!(*guest.shown.0.lock().unwrap(), b"x");
+}
+
+#[test]
+fn a_driver_for_the_generic_uart_takes_the_port_as_firmware_left_it() {
+    let mut guest = Guest::new();
+    // 8 bits and FIFOs; on, and both directions; 24 MHz / (16 * (13 + 1/64)).
+    let found = [LCR_H, CR, IBRD, FBRD].map(|register| guest.read(register));
+    assert_eq!(found, [0x70, 0x301, 13, 1]);
+    // It knows none of these registers.
+    guest.write(ICR, 0x7ff);
+    guest.listen();
+    assert_eq!(guest.serial.input().try_write(b"root\r"), 5);
+    let line: Vec<_> = (0..5).map(|_| guest.read(DR) as u8).collect();
+    assert_eq!(line, b"root\r");
+    guest.write(DR, b'#'.into());
+    guest.serial.quiesce().unwrap();
+    assert_eq!(*guest.shown.0.lock().unwrap(), b"#");
 }
 
 /// A state in which every field says something.

@@ -333,14 +333,14 @@ impl Msix {
 
     /// The message of a vector, as the driver programs it.
     fn message(vector: usize) -> MsiMessage {
-        MsiMessage { address: 0xfee0_1000, data: 0x40 + vector as u32 }
+        MsiMessage::new(0xfee0_1000, 0x40 + vector as u32)
     }
 
     /// Programs all vectors and enables them, as Linux does: with the function masked until all is there.
     pub(in crate::testing) fn enable(&self) {
         self.set_control(MSIX_ENABLE | MSIX_MASK);
         for vector in 0..self.events.len() {
-            let MsiMessage { address, data } = Self::message(vector);
+            let MsiMessage { address, data, .. } = Self::message(vector);
             let entry = 16 * vector as u64;
             self.table.write(entry, Size::B4, address & 0xffff_ffff);
             self.table.write(entry + 4, Size::B4, address >> 32);
@@ -355,7 +355,7 @@ impl Msix {
         let control = self.slot.read(self.capability + 2, Size::B2);
         assert_eq!(control & (MSIX_ENABLE | MSIX_MASK), MSIX_ENABLE, "MSI-X is not enabled");
         for vector in 0..self.events.len() {
-            let MsiMessage { address, data } = Self::message(vector);
+            let MsiMessage { address, data, .. } = Self::message(vector);
             let words = [0, 8].map(|field| self.table.read(16 * vector as u64 + field, Size::B8));
             assert_eq!(words, [address, data.into()], "vector {vector}");
         }

@@ -1,0 +1,206 @@
+//! The ACPI tables of aarch64 against golden files, and against ACPICA's own compiler.
+//!
+//! A wanted change of the tables: run with `UPDATE_GOLDEN=1` and look at the difference that `iasl -d` shows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests, too, may panic
+
+mod iasl;
+
+use std::fs;
+
+use iasl::{accepted, compare_with_golden, split};
+use ossature_boot::aarch64::acpi;
+use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+
+const BASE: u64 = 0x2_0200;
+
+fn memory(base: u64, len: u64) -> NodeRange {
+    NodeRange::Memory { base, len }
+}
+
+fn node(kind: NodeKind, ranges: Vec<NodeRange>, number: u32, trigger: Trigger) -> Node {
+    Node::new(format!("{kind:?}"), kind, ranges, vec![NodeInterrupt::new(number, trigger)])
+}
+
+fn gic(cpus: u64) -> Node {
+    let ranges = vec![memory(0xf000_0000, 0x1_0000), memory(0xf100_0000, cpus * 0x2_0000)];
+    Node::new("gic", NodeKind::GicV3, ranges, Vec::new())
+}
+
+/// One of each kind of device, virtio devices on both sides of 4 GiB.
+fn everything() -> Platform {
+    let page = |base| vec![memory(base, 0x1000)];
+    let nodes = vec![
+        gic(3),
+        node(NodeKind::Pl011, page(0xd000_0000), 2, Trigger::Level),
+        node(NodeKind::VirtioMmio, page(0xd000_2000), 0, Trigger::Edge),
+        node(NodeKind::VirtioMmio, page(0x40_0000_0000), 95, Trigger::Level),
+        node(NodeKind::VmGenId, page(0xd000_3000), 4, Trigger::Edge),
+        node(NodeKind::PowerButton, Vec::new(), 5, Trigger::Edge),
+        Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
+        Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
+    ];
+    Platform::new(vec![0, 1, 0x100], Vec::new(), nodes)
+}
+
+/// A PCI root bus without ports, and an ITS for its messages.
+fn pci() -> Platform {
+    let its = Node::new("its", NodeKind::GicV3Its, vec![memory(0xf002_0000, 0x2_0000)], Vec::new());
+    let ranges = vec![memory(0xd010_0000, 1 << 20), memory(0xd000_4000, 16)];
+    let host = node(NodeKind::PciHost, ranges, 6, Trigger::Edge)
+        .with_windows([0xe000_0000..=0xefff_ffff, 0x40_0000_0000..=0x4f_ffff_ffff]);
+    Platform::new(vec![0, 1], Vec::new(), vec![gic(2), its, host])
+}
+
+fn tables(platform: &Platform) -> Vec<(String, Vec<u8>)> {
+    split(&acpi::tables(platform, BASE, 0x10_0000).unwrap())
+}
+
+fn words(platform: &Platform, name: &str) -> String {
+    iasl::words(&tables(platform), name)
+}
+
+fn contains(source: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(source.contains(part), "{part} is not in {source}");
+    }
+}
+
+#[test]
+fn tables_are_the_golden_ones() {
+    let found = tables(&everything());
+    assert_eq!(
+        found.iter().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["rsdp", "dsdt", "facp", "apic", "gtdt", "pptt", "spcr", "dbg2", "xsdt"]
+    );
+    compare_with_golden("aarch64", &found);
+}
+
+#[test]
+fn iasl_accepts_every_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let bare = |cpus: u32| {
+        let ids = (0..cpus).map(|n| (n & 0xf) | (n >> 4) << 8).collect();
+        Platform::new(ids, Vec::new(), vec![gic(cpus.into())])
+    };
+    for (case, platform) in
+        [("everything", everything()), ("one", bare(1)), ("many", bare(300)), ("pci", pci())]
+    {
+        let dir = dir.path().join(case);
+        fs::create_dir(&dir).unwrap();
+        for (name, table) in tables(&platform).iter().filter(|(name, _)| name != "rsdp") {
+            accepted(&dir, name, table);
+        }
+    }
+}
+
+#[test]
+fn the_dsdt_reads_as_it_is_meant() {
+    let source = words(&everything(), "dsdt");
+    contains(
+        &source,
+        &[
+            "Device (C002) { Name (_HID, \"ACPI0007\" /* Processor Device */) // _HID: Hardware ID Name (_UID, 0x02)",
+            "Device (UAR1) { Name (_HID, \"ARMH0011\")",
+            // The interrupt 2 of the device is the GIC's 34.
+            "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive, ,, ) { 0x00000022, }",
+            "Name (_HID, \"LNRO0005\")",
+            "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000020, }",
+            "0x0000004000000000, // Range Minimum 0x0000004000000FFF, // Range Maximum",
+            "Name (_HID, EisaId (\"PNP0C0C\")",
+            "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000025, }",
+            "Notify (PWRB, 0x80)",
+            "Name (_CID, \"VM_Gen_Counter\")",
+            "Notify (VGEN, 0x80)",
+        ],
+    );
+    assert!(!source.contains("_S5"), "PSCI powers off: {source}");
+}
+
+#[test]
+fn processors_start_and_the_machine_ends_by_psci() {
+    let fadt = words(&everything(), "facp");
+    contains(&fadt, &["PSCI Compliant : 1", "Must use HVC for PSCI : 1", "Hardware Reduced (V5) : 1"]);
+    contains(&fadt, &["Reset Register Supported (V2) : 0"]);
+}
+
+#[test]
+fn the_interrupt_controller_knows_each_processor_by_its_affinity() {
+    let madt = words(&everything(), "apic");
+    assert_eq!(madt.matches("[Generic Interrupt Controller]").count(), 3);
+    contains(
+        &madt,
+        &[
+            "ARM MPIDR : 0000000000000100",
+            "Performance Interrupt : 00000017",
+            "Base Address : 00000000F0000000",
+            "Version : 03",
+            "Base Address : 00000000F1000000 [140h 0320 4] Length : 00060000",
+        ],
+    );
+}
+
+#[test]
+fn timers_are_those_of_the_base_system_architecture() {
+    let gtdt = words(&everything(), "gtdt");
+    contains(
+        &gtdt,
+        &[
+            "Secure EL1 Interrupt : 0000001D",
+            "Non-Secure EL1 Interrupt : 0000001E",
+            "Virtual Timer Interrupt : 0000001B",
+            "Non-Secure EL2 Interrupt : 0000001A",
+            "Always On : 1",
+        ],
+    );
+}
+
+#[test]
+fn processors_are_cores_of_one_package() {
+    let pptt = words(&everything(), "pptt");
+    assert_eq!(pptt.matches("[Processor Hierarchy Node]").count(), 4);
+    assert_eq!(pptt.matches("Parent : 00000024").count(), 3, "{pptt}");
+    assert_eq!(pptt.matches("Physical package : 1").count(), 1);
+    contains(&pptt, &["ACPI Processor ID : 00000002"]);
+}
+
+#[test]
+fn the_console_is_the_first_pl011() {
+    let spcr = words(&everything(), "spcr");
+    contains(&spcr, &["Interface Type : 03", "Address : 00000000D0000000", "Interrupt : 00000022"]);
+    let debug = words(&everything(), "dbg2");
+    contains(&debug, &["Port Type : 8000", "Port Subtype : 0003", "Namepath : \"\\_SB.UAR1\""]);
+    // Without one there is no console.
+    let bare = tables(&Platform::new(vec![0], Vec::new(), vec![gic(1)]));
+    assert!(bare.iter().all(|(name, _)| name != "spcr" && name != "dbg2"));
+}
+
+#[test]
+fn a_pci_root_bus_reads_as_it_is_meant() {
+    contains(
+        &words(&pci(), "dsdt"),
+        &[
+            "Name (_HID, EisaId (\"PNP0A08\")",
+            "Name (_CCA, One) // _CCA: Cache Coherency Attribute",
+            "OperationRegion (PCHP, SystemMemory, 0xD0004000, 0x10)",
+            "0xE0000000, // Range Minimum 0xEFFFFFFF, // Range Maximum",
+            "Memory32Fixed (ReadWrite, 0xD0100000, // Address Base 0x00100000, // Address Length )",
+            "Memory32Fixed (ReadWrite, 0xD0004000, // Address Base 0x00000010, // Address Length )",
+            "{ 0x00000026, }",
+            "If ((Local0 & 0x02)) { Notify (S001, One) // Device Check }",
+        ],
+    );
+    contains(&words(&pci(), "mcfg"), &["Base Address : 00000000D0100000", "End Bus Number : 00"]);
+    contains(&words(&pci(), "apic"), &["[Generic Interrupt Translator]", "Base Address : 00000000F0020000"]);
+    contains(
+        &words(&pci(), "iort"),
+        &[
+            "ItsCount : 00000001",
+            "Cache Coherency : 00000001",
+            "ID Count : 000000FF",
+            "Output Reference : 00000030",
+        ],
+    );
+    let mut without = pci();
+    without.nodes.retain(|node| node.kind != NodeKind::GicV3Its);
+    assert!(tables(&without).iter().all(|(name, _)| name != "iort"));
+}

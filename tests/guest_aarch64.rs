@@ -1,0 +1,218 @@
+//! What guests on aarch64 learn of their machine: by a device tree and by ACPI tables, the same.
+#![cfg(target_arch = "aarch64")]
+
+mod support;
+
+use std::process::Command;
+use std::{fs, path::PathBuf};
+
+use rustix::process::Signal;
+use support::control::ask;
+use support::{Guest, Tap, complaints, generic_kernel, hash, kernel};
+
+/// What Linux says of a PPTT that leaves caches to the processor (before 6.4).
+const NO_CACHES: &str = "Early cacheinfo failed, ret = -2";
+
+/// What is left of Linux's warnings without that, and without those of an emulator that is slow.
+fn left(warnings: &str) -> Vec<&str> {
+    let warnings = complaints(warnings, &[NO_CACHES]);
+    warnings.into_iter().filter(|line| !line.contains("hrtimer: interrupt took ")).collect()
+}
+
+/// Boots with so many processors, and has everything that a machine has.
+fn boots(tables: &str, cpus: usize, image: PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    let tap = Tap::new();
+    let answers = Guest::new()
+        .kernel(image)
+        .args(["--tables", tables, "--cpus", &cpus.to_string(), "--net", &format!("tap={}", tap.name)])
+        .disk(&disk, ",readonly")
+        .cmdline(&format!("ossature.ip={}/24", tap.guest))
+        .run("processors", "nproc; cat /sys/devices/system/cpu/possible")
+        .run("cores", "cd /sys/devices/system/cpu; cat cpu*/topology/core_cpus_list; cat cpu0/topology/package_cpus_list")
+        .run("tables", "ls /sys/firmware/acpi/tables 2>/dev/null | tr '\\n' ' '; ls -d /proc/device-tree/cpus || true")
+        .run("disk", "sha256sum </dev/vda")
+        .run("net", &format!("ping -c 1 -W 60 {} | grep ' 1 packets received'", tap.host))
+        .run("psci", "dmesg | grep -o 'PSCIv1.[0-9] detected'")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    let range = if cpus == 1 { "0".to_owned() } else { format!("0-{}", cpus - 1) };
+    assert_eq!(answers["processors"], format!("{cpus}\n{range}"));
+    let cores: Vec<String> = (0..cpus).map(|core| core.to_string()).chain([range]).collect();
+    assert_eq!(answers["cores"], cores.join("\n"), "cores of one package");
+    let described = match tables {
+        "acpi" => "APIC DBG2 DSDT FACP GTDT PPTT SPCR data",
+        _ => "/proc/device-tree/cpus",
+    };
+    assert!(answers["tables"].starts_with(described), "{}", &answers["tables"]);
+    assert_eq!(answers["disk"], hash(&disk));
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
+}
+
+fn boots_all(tables: &str, cpus: usize) {
+    boots(tables, cpus, kernel().vmlinux());
+}
+
+#[test]
+fn one_processor_and_a_device_tree() {
+    boots_all("fdt", 1);
+}
+
+#[test]
+fn two_processors_and_a_device_tree() {
+    boots_all("fdt", 2);
+}
+
+#[test]
+fn four_processors_and_a_device_tree() {
+    boots_all("fdt", 4);
+}
+
+#[test]
+fn eight_processors_and_a_device_tree() {
+    boots_all("fdt", 8);
+}
+
+#[test]
+fn one_processor_and_acpi() {
+    boots_all("acpi", 1);
+}
+
+#[test]
+fn two_processors_and_acpi() {
+    boots_all("acpi", 2);
+}
+
+#[test]
+fn four_processors_and_acpi() {
+    boots_all("acpi", 4);
+}
+
+#[test]
+fn eight_processors_and_acpi() {
+    boots_all("acpi", 8);
+}
+
+#[test]
+fn acpi_describes_pci_and_where_its_messages_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 9) as u8).collect::<Vec<_>>()).unwrap();
+    let answers = Guest::new()
+        .args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"])
+        .disk(&disk, ",readonly")
+        .run("tables", "ls /sys/firmware/acpi/tables | tr '\\n' ' '")
+        .run("disk", "sha256sum </dev/vda")
+        .run("messages", "grep -E 'ITS-MSI.*virtio[0-9]-req' /proc/interrupts | awk '$2 + $3 > 0' | wc -l")
+        .run("hotplug", "ls /sys/bus/pci/slots | wc -l")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    assert!(answers["tables"].contains(" IORT MCFG "), "{}", &answers["tables"]);
+    assert_eq!(answers["disk"], hash(&disk));
+    assert_ne!(&answers["messages"], "0", "messages reach the guest");
+    assert_eq!(&answers["hotplug"], "31");
+    assert_eq!(left(&answers["warnings"]), [""; 0]);
+}
+
+#[test]
+fn acpi_tells_of_disks_that_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, control) = (folder.path().join("disk"), folder.path().join("control"));
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let job = "for turn in 1 2 3; do
+        until [ -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has come\"
+        until [ ! -b /dev/vda ]; do usleep 50000; done; echo \"turn $turn has gone\"
+        done";
+    let guest = Guest::new().args(["--tables", "acpi", "--transport", "pci", "--cpus", "2"]);
+    let running = guest.control(&control).run("begins", "echo the job begins").run("job", job).start();
+    running.wait_for("the job begins");
+    for turn in 1..=3 {
+        ask(&control, &format!("add disk path={},id=plug", disk.display()));
+        running.wait_for(&format!("turn {turn} has come"));
+        ask(&control, "remove plug");
+        running.wait_for(&format!("turn {turn} has gone"));
+    }
+    running.wait().expect(0);
+}
+
+#[test]
+fn the_guest_has_the_processors_performance_monitors() {
+    for tables in ["fdt", "acpi"] {
+        let answers = Guest::new()
+            .args(["--tables", tables])
+            .run("driver", "ls -d /sys/bus/event_source/devices/armv8_pmuv3*")
+            .run("interrupt", "grep arm-pmu /proc/interrupts")
+            .boot();
+        assert!(answers["interrupt"].contains(" 23 Level "), "{}", &answers["interrupt"]);
+    }
+}
+
+/// The kernel packed with gzip, as many distributions have it.
+fn image_gz(folder: &tempfile::TempDir) -> PathBuf {
+    let packed = folder.path().join("Image.gz");
+    let image = Command::new("gzip").args(["-1", "-c"]).arg(kernel().vmlinux()).output().unwrap();
+    assert!(image.status.success());
+    fs::write(&packed, image.stdout).unwrap();
+    packed
+}
+
+#[test]
+fn a_packed_kernel_and_a_device_tree() {
+    let folder = tempfile::tempdir().unwrap();
+    boots("fdt", 2, image_gz(&folder));
+}
+
+#[test]
+fn a_packed_kernel_and_acpi() {
+    let folder = tempfile::tempdir().unwrap();
+    boots("acpi", 2, image_gz(&folder));
+}
+
+/// The daemon for the button has to listen before.
+const LISTENS: &str = "until ls -l /proc/$(pidof acpid)/fd | grep /dev/input/event; do usleep 20000; done";
+
+/// SIGTERM has the guest power off by itself.
+fn powers_off(guest: Guest, tables: &str) {
+    let mut guest = guest.args(["--tables", tables, "--cpus", "2"]).run("acpid", LISTENS).hold().start();
+    guest.wait_for("ready\n");
+    guest.signal(Signal::TERM);
+    let ended = guest.wait();
+    ended.expect(0);
+    assert!(ended.out.contains("reboot: Power down"), "the guest turns itself off: {ended}");
+}
+
+#[test]
+fn sigterm_presses_the_power_button_of_acpi() {
+    powers_off(Guest::new(), "acpi");
+}
+
+#[test]
+fn sigterm_presses_the_key_of_the_device_tree() {
+    // The cloud kernel has no driver for it.
+    powers_off(Guest::on(generic_kernel()).modules(&["gpio_keys"]), "fdt");
+}
+
+#[test]
+fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
+    let alarms = "grep rtc-pl031 /proc/interrupts | awk '{ print $2 }'";
+    let answers = Guest::new()
+        .run("name", "cat /sys/class/rtc/rtc0/name")
+        .run("system", "[ $(($(date +%s) - $(cat /sys/class/rtc/rtc0/since_epoch))) -lt 60 ]; date -u +%Y")
+        .run("hwclock", "hwclock -r -u; hwclock -w -u")
+        .run(
+            "alarm",
+            &format!(
+                "[ $({alarms}) = 0 ]; echo +2 >/sys/class/rtc/rtc0/wakealarm
+                until [ $({alarms}) = 1 ]; do usleep 50000; done; echo rung"
+            ),
+        )
+        .run("line", "grep rtc-pl031 /proc/interrupts")
+        .boot();
+    assert!(answers["name"].starts_with("rtc-pl031 "), "{}", &answers["name"]);
+    let year = xtask::process::text(xtask::process::command("date").args(["-u", "+%Y"])).unwrap();
+    assert_eq!(answers["system"], year.trim());
+    assert_eq!(&answers["alarm"], "rung");
+    assert!(answers["line"].contains("GICv3") && answers["line"].contains("Edge"), "{}", &answers["line"]);
+}
