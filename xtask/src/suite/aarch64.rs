@@ -49,7 +49,7 @@ const WRITE_PROTECTION: &str =
 
 /// The whole-machine tests that run there too, by binary. The others look at what only x86_64 has, or at what no architecture
 /// changes.
-const GUEST: &[&str] = &["guest_aarch64", "guest_disk", "guest_snapshot"];
+const GUEST: &[&str] = &["guest_aarch64", "guest_disk"];
 
 /// How long all tests of a binary may take in the nested machine.
 const LIMIT: Duration = Duration::from_secs(1800);
