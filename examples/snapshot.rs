@@ -10,6 +10,13 @@
 //! `list`, `check` and `merge` take snapshots of any machine, such as `microvm`'s. With `--key FILE` before it, a step uses a
 //! key of 32 bytes. It needs `/dev/kvm`.
 
+#[cfg(target_arch = "aarch64")]
+#[path = "counting/aarch64.rs"]
+mod guest;
+#[cfg(target_arch = "x86_64")]
+#[path = "counting/x86_64.rs"]
+mod guest;
+
 use std::env;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -21,12 +28,10 @@ use ossature::boot::Platform;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{Machine, Snapshot, SnapshotKey};
-use ossature::vmm::{Failure, Kvm, Registers};
+use ossature::vmm::{Failure, Kvm};
 
+/// Where the guest counts.
 const COUNTER: GuestAddress = GuestAddress(0x2000);
-const CODE: GuestAddress = GuestAddress(0x1000);
-/// inc dword [0x2000]; jmp to itself
-const GUEST: &[u8] = &[0x66, 0xff, 0x06, 0x00, 0x20, 0xeb, 0xf9];
 
 const USAGE: &str = "usage: snapshot [--key FILE] [save FILE [DIFF] | restore FILE... | list FILE... | check FILE... | merge FILE... TO]";
 
@@ -102,10 +107,7 @@ fn save(file: &str, diff: Option<&str>, key: Option<&SnapshotKey>) -> Result<(),
     }
     let machine = builder
         .memory(RamConfig::new(64 << 20))
-        .payload(|memory: &GuestMmap, _: &Platform| {
-            memory.write_slice(GUEST, CODE)?;
-            Ok(Registers::real_mode(CODE.0 as u16))
-        })
+        .payload(|memory: &GuestMmap, _: &Platform| Ok(guest::load(memory)?))
         .build(&Kvm::open()?)?;
     machine.start()?;
     wait_until(&machine, |count| count >= 1000)?;

@@ -189,7 +189,7 @@ fn place(kernel: &Kernel, ram: RamRange) -> Result<LoadSegment, KernelError> {
     if place.end() > ram_end { Err(outside(place.guest_addr, place.end())) } else { Ok(place) }
 }
 
-/// Where the initial RAM disk goes: as high as it may lie, on a page boundary.
+/// Where the initial RAM disk goes: as high as it may lie, at the beginning of a page.
 fn place_initrd(
     initrd: ImageSource,
     ram: RamRange,
@@ -201,7 +201,7 @@ fn place_initrd(
     }
     let window = (ram.base - ram.base % layout::INITRD_ALIGN).saturating_add(layout::INITRD_WINDOW);
     let limit = ram.base.saturating_add(ram.len).min(window);
-    match LoadSegment::below(limit, len, kernel_end) {
+    match LoadSegment::below(limit, len, kernel_end, layout::PAGE) {
         Some(place) => Ok((initrd, place)),
         None => Err(BootError::InitrdTooLarge { len, kernel_end, limit }),
     }

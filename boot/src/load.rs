@@ -5,12 +5,10 @@ use std::io;
 use std::ops::AddAssign;
 use std::os::unix::fs::FileExt;
 
-use ossature_memory::{FilePiece, GuestMmap, map_file};
+use ossature_memory::{FilePiece, GuestMmap, host_page_size, map_file};
 use vm_memory::GuestAddress;
 
 use crate::image::ImageSource;
-
-const PAGE: u64 = 4096;
 
 /// A piece of a kernel image and its place in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +24,10 @@ pub struct LoadSegment {
 }
 
 impl LoadSegment {
-    /// All of an image of `len` bytes, as high as it may lie: on a page boundary, from `first` on, with its end at `limit` or
-    /// before. `None` if there is no room.
-    pub(crate) fn below(limit: u64, len: u64, first: u64) -> Option<Self> {
-        let start = limit.checked_sub(len)? & !(PAGE - 1);
+    /// All of an image of `len` bytes, as high as it may lie: at a multiple of `page`, a power of two, from `first` on, with its
+    /// end at `limit` or before. `None` if there is no room.
+    pub(crate) fn below(limit: u64, len: u64, first: u64, page: u64) -> Option<Self> {
+        let start = limit.checked_sub(len)? & !page.checked_sub(1)?;
         (start >= first).then_some(Self { file_offset: 0, file_len: len, guest_addr: start, mem_len: len })
     }
 
@@ -68,9 +66,9 @@ pub(crate) fn load(source: &ImageSource, segments: &[LoadSegment], mem: &GuestMm
         // Of segments that overlap, the last one wins. A list that is worked off in order says that by itself.
         if !overlap(segments) {
             copies.clear();
-            let mut pieces = Vec::new();
+            let (mut pieces, page) = (Vec::new(), host_page_size() as u64);
             for segment in segments {
-                pieces.extend(split(segment, segments, file, &mut copies)?);
+                pieces.extend(split(segment, segments, (file, page), &mut copies)?);
             }
             map_file(mem, file, &pieces).map_err(io::Error::other)?;
             loaded.mapped = pieces.iter().map(|piece| piece.len).sum();
@@ -83,12 +81,12 @@ pub(crate) fn load(source: &ImageSource, segments: &[LoadSegment], mem: &GuestMm
     Ok(loaded)
 }
 
-/// What of a segment can be mapped. Adds what cannot to `copies`: all of it where its place in a page of the file is
+/// What of a segment can be mapped, by pages of so many bytes. Adds what cannot to `copies`: all of it where its place in a page of the file is
 /// not that in a page of the guest, else what does not fill its page.
 fn split(
     segment: &LoadSegment,
     all: &[LoadSegment],
-    file: &File,
+    (file, page): (&File, u64),
     copies: &mut Vec<LoadSegment>,
 ) -> io::Result<Option<FilePiece>> {
     let part = |from: u64, to: u64| LoadSegment {
@@ -98,13 +96,13 @@ fn split(
         mem_len: to - from,
     };
     let len = segment.file_len;
-    let head = segment.guest_addr.wrapping_neg() % PAGE;
-    if !(segment.file_offset ^ segment.guest_addr).is_multiple_of(PAGE) || head >= len {
+    let head = segment.guest_addr.wrapping_neg() % page;
+    if !(segment.file_offset ^ segment.guest_addr).is_multiple_of(page) || head >= len {
         copies.push(part(0, len));
         return Ok(None);
     }
-    let tail = (len - head) % PAGE;
-    let end = if tail == 0 || has_last_page(segment, all, file)? { len } else { len - tail };
+    let tail = (len - head) % page;
+    let end = if tail == 0 || has_last_page(segment, all, (file, page))? { len } else { len - tail };
     copies.extend([part(0, head), part(end, len)]);
     let body = part(head, end);
     let piece =
@@ -114,16 +112,16 @@ fn split(
 
 /// Returns true if the page with the last byte of a segment may be a page of the file: no other segment has a part of
 /// it, and the rest of it is zero in the file, too.
-fn has_last_page(segment: &LoadSegment, all: &[LoadSegment], file: &File) -> io::Result<bool> {
+fn has_last_page(segment: &LoadSegment, all: &[LoadSegment], (file, page): (&File, u64)) -> io::Result<bool> {
     let end = segment.guest_addr + segment.file_len;
-    let first = end - end % PAGE;
-    let next = first.saturating_add(PAGE);
+    let first = end - end % page;
+    let next = first.saturating_add(page);
     let mut others = all.iter().filter(|other| *other != segment && other.mem_len != 0);
     if others.any(|other| other.guest_addr < next && other.end() > first) {
         return Ok(false);
     }
-    let mut rest = [0; PAGE as usize];
-    let mut rest = rest.get_mut(..(PAGE - end % PAGE) as usize).unwrap_or_default();
+    let mut rest = vec![0; (page - end % page) as usize];
+    let mut rest = rest.as_mut_slice();
     let mut at = segment.file_offset + segment.file_len;
     while !rest.is_empty() {
         match file.read_at(rest, at)? {

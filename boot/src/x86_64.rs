@@ -199,7 +199,7 @@ fn load_initrd(
     let allowed = kernel.bzimage.as_ref().map(|bzimage| u64::from(bzimage.header.initrd_addr_max.get()));
     let allowed = allowed.filter(|&max| max != 0).map_or(layout::INITRD_LIMIT, |max| max + 1);
     let limit = ram_end.min(allowed).min(layout::INITRD_LIMIT);
-    let Some(place) = LoadSegment::below(limit, len, kernel.end) else {
+    let Some(place) = LoadSegment::below(limit, len, kernel.end, layout::PAGE) else {
         return Err(BootError::InitrdTooLarge { len, kernel_end: kernel.end, limit });
     };
     let loaded = load::load(&initrd, &[place], mem).map_err(|source| BootError::ReadInitrd { source })?;

@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser}
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use ossature::bus::RateLimit;
 use ossature::legacy::GenerationId;
-use ossature::memory::Backing;
+use ossature::memory::{Backing, host_page_size};
 use ossature::virtio::console::PortName;
 use ossature::virtio::vsock::Cid;
 use ossature::vmm::machine::{OnReset, OnTripleFault};
@@ -184,9 +184,10 @@ impl Args {
 }
 
 fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
+    let page = host_page_size() as u64;
     match parse_size(text)? {
-        bytes if bytes >= 1 << 20 && bytes % 4096 == 0 => Ok(bytes),
-        _ => Err("guest memory is at least 1M, in whole pages of 4K".into()),
+        bytes if bytes >= 1 << 20 && bytes.is_multiple_of(page) => Ok(bytes),
+        _ => Err(format!("guest memory is at least 1M, in whole pages of {}K", page >> 10).into()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use ossature::bus::Device;
-use ossature::legacy::{Serial, backend};
+use ossature::legacy::backend;
 use ossature::memory::RamConfig;
 use ossature::vmm::machine::{Linux, Machine, MachineBuilder};
 
@@ -18,7 +18,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// A terminal, and the serial port whose other side it is.
-    pub fn new() -> (Self, Serial) {
+    pub fn new() -> (Self, arch::Console) {
         let (socket, ours) = UnixStream::pair().unwrap();
         let line = backend::fds(Some(ours.try_clone().unwrap().into()), Some(ours.into())).unwrap();
         let log = Log::follow(socket.try_clone().unwrap());

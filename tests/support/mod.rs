@@ -34,6 +34,7 @@ use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
+pub use arch::PCI;
 pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;

@@ -63,7 +63,7 @@ impl VcpuState {
 }
 
 impl VcpuState {
-    /// Has its TSC be so many nanoseconds later.
+    /// Has its counter of time be so many nanoseconds later.
     pub(crate) fn advance(&mut self, by: u64) {
         if let VcpuStateOf::Kvm(parts) = &mut self.0 {
             parts.advance(by);

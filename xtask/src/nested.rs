@@ -95,7 +95,11 @@ impl Job {
 /// # Errors
 /// It cannot be fetched.
 pub fn prepare(arch: Arch) -> Result<(Kernel, PathBuf)> {
-    let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES)? };
+    prepare_with(arch, &[])
+}
+
+fn prepare_with(arch: Arch, more: &[&str]) -> Result<(Kernel, PathBuf)> {
+    let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES, more)? };
     Ok((kernels::fetch_for(arch, Flavour::Generic)?, root))
 }
 
@@ -130,8 +134,16 @@ impl Machine {
     /// # Errors
     /// As [`Machine::new`].
     pub fn of(arch: Arch) -> Result<Machine> {
+        Self::with(arch, &[])
+    }
+
+    /// The same with more of Debian's packages, where they are not the host's.
+    ///
+    /// # Errors
+    /// As [`Machine::new`].
+    pub fn with(arch: Arch, more: &[&str]) -> Result<Machine> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let (kernel, root) = prepare(arch)?;
+        let (kernel, root) = prepare_with(arch, more)?;
         let all = paths::target().join("nested");
         remove_leftovers(&all);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

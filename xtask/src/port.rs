@@ -108,8 +108,10 @@ const ESSENTIAL: &str = "?essential";
 ///
 /// # Errors
 /// They cannot be fetched.
-pub fn userland(arch: Arch, packages: &[&str]) -> Result<PathBuf> {
-    let folder = folder(arch).join("root");
+pub fn userland(arch: Arch, packages: &[&str], more: &[&str]) -> Result<PathBuf> {
+    // A folder for each set, so that none is unpacked anew because another was wanted meanwhile.
+    let folder = folder(arch).join(["root"].iter().chain(more).copied().collect::<Vec<_>>().join("-"));
+    let packages = [packages, more].concat();
     let list = folder.join(".packages");
     let wanted = packages.join(" ");
     if fs::read_to_string(&list).is_ok_and(|list| list == wanted) {
@@ -121,7 +123,7 @@ pub fn userland(arch: Arch, packages: &[&str]) -> Result<PathBuf> {
     let port = Port::update(arch)?;
     eprintln!("  downloading Debian's {} packages of {wanted}", arch.facts().debian);
     let mut apt = port.command("apt-get");
-    apt.args(["--yes", "--no-install-recommends", "--download-only", "install", ESSENTIAL]).args(packages);
+    apt.args(["--yes", "--no-install-recommends", "--download-only", "install", ESSENTIAL]).args(&packages);
     process::output(&mut apt)?;
     for part in ["bin", "sbin", "lib"] {
         let usr = folder.join("usr").join(part);

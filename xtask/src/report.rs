@@ -17,12 +17,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::arch::Arch;
 use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
 use crate::measure::Scope;
 use crate::nested::{Job, Machine};
 use crate::process::{self, quote, quote_path};
-use crate::{Context, Error, Result, guest, measure, packages, paths, stamp, vmm};
+use crate::{Context, Error, Result, cross, guest, measure, packages, paths, stamp, suite, vmm};
 use contender::PLACEHOLDERS;
 use figures::Figures;
 use options::Options;
@@ -30,6 +31,8 @@ use timeline::Timeline;
 
 /// What it calls, but for cargo, the other VMMs and the nested machine.
 pub const PROGRAMS: &[&str] = &["busybox", "depmod", "lz4", "ip", "strace"];
+/// The packages of the VMMs that another architecture's nested machine has.
+const PEERS: &[&str] = &["qemu-system-arm"];
 /// How long the nested machine may say nothing: several times what the longest step takes on a busy host.
 const SILENCE: Duration = Duration::from_secs(300);
 /// How often the nested machine is started for one report.
@@ -48,6 +51,9 @@ pub struct Report {
     /// Measure as root on this host's own KVM, in seconds, instead of in an emulated machine that counts instructions
     #[arg(long)]
     host: bool,
+    /// The architecture of the nested machine and its guests [default: the host's]
+    #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
+    arch: Arch,
     /// Where report.html, timeline.json and figures.json go [default: target/report]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -84,16 +90,27 @@ fn placeholders_help() -> String {
 /// # Errors
 /// Something is missing that the developer has to install, or nothing could be measured.
 pub fn run(report: &Report) -> Result<u8> {
-    let machine = if report.host { &[] } else { packages::NESTED };
-    packages::ensure(&[PROGRAMS, machine])?;
-    let names: Vec<String> =
-        report.options.contenders(Path::new("/"), Path::new("/")).into_iter().map(|one| one.name).collect();
+    let arch = report.arch;
+    if !arch.is_host() && (report.host || report.options.quick) {
+        return Err(Error::needs_developer(
+            "--arch is of the nested machine that counts: leave --host and --quick out",
+        ));
+    }
+    if arch.is_host() {
+        let machine = if report.host { &[] } else { packages::NESTED };
+        packages::ensure(&[PROGRAMS, machine])?;
+    } else {
+        packages::ensure(packages::NESTED_AARCH64)?;
+    }
+    let contenders = report.options.contenders(arch, Path::new("/"), Path::new("/"));
+    let names: Vec<String> = contenders.into_iter().map(|one| one.name).collect();
     if let Some(twice) =
         names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name))
     {
         return Err(Error::needs_developer(format!("two VMMs have the name {twice}: give --vs another")));
     }
-    for contender in report.options.others() {
+    // Of another architecture, the nested machine's programs are not here.
+    for contender in report.options.others().filter(|_| arch.is_host()) {
         let program = contender.words.first().map(String::as_str).unwrap_or_default();
         if measure::find_program(program).is_none() {
             return Err(Error::needs_developer(format!(
@@ -109,10 +126,11 @@ pub fn run(report: &Report) -> Result<u8> {
     }
     let folder = match &report.out {
         Some(folder) => std::path::absolute(folder).context(folder.display())?,
-        None => paths::target().join("report"),
+        None if arch.is_host() => paths::target().join("report"),
+        None => paths::target().join(format!("report-{}", arch.facts().debian)),
     };
     let input = folder.join("input");
-    prepare(&input)?;
+    prepare(&input, arch)?;
     let (figures, place) = if report.host {
         (on_host(&report.options, &input, Scope::All)?, "on this host's KVM, in seconds")
     } else if report.options.quick {
@@ -121,7 +139,7 @@ pub fn run(report: &Report) -> Result<u8> {
         let place = "in the nested machine, where a nanosecond is an instruction executed, of the VMM, the host's \
                      kernel and the guest, and an iteration of rep movs is an instruction too";
         let mut figures = nested(report, &input, true)?;
-        if !matches!(kvm, Kvm::Missing(_)) {
+        if arch.is_host() && !matches!(kvm, Kvm::Missing(_)) {
             add_native(&mut figures, &report.options, &input);
         }
         (figures, place)
@@ -132,12 +150,14 @@ pub fn run(report: &Report) -> Result<u8> {
          least of {} run(s).",
         report.options.cpus,
         report.options.memory,
-        report.options.cmdline,
+        report.options.cmdline(arch),
         report.options.runs()
     );
     let timeline = Timeline::parse(&figures.boot_timer, figures.exec_to_run);
     println!("{about}\n\n{}", table::text(&figures));
-    println!("From exec to the guest, microvm. {}\n{}", timeline.about(&figures), timeline.text());
+    if !figures.boot_timer.is_empty() {
+        println!("From exec to the guest, microvm. {}\n{}", timeline.about(&figures), timeline.text());
+    }
     let write = |name: &str, text: String| {
         let file = folder.join(name);
         fs::write(&file, text).context(file.display())?;
@@ -159,7 +179,9 @@ pub fn run(report: &Report) -> Result<u8> {
 /// A row or a file is not as it should be.
 pub fn check() -> Result<()> {
     let folder = paths::target().join("xtask-tests/report");
-    if run(&Report { options: Options::quick(), host: false, out: Some(folder.clone()) })? != 0 {
+    if run(&Report { options: Options::quick(), host: false, arch: Arch::HOST, out: Some(folder.clone()) })?
+        != 0
+    {
         return Err(Error::new("a VMM failed: see above"));
     }
     let read = |name: &str| fs::read_to_string(folder.join(name)).context(name);
@@ -194,35 +216,33 @@ pub fn run_measure(measure: &Measure) -> Result<()> {
 }
 
 /// Builds what is measured and what its guests run.
-fn prepare(folder: &Path) -> Result<()> {
+fn prepare(folder: &Path, arch: Arch) -> Result<()> {
     fs::create_dir_all(folder).context(folder.display())?;
-    vmm::build()?;
-    let floor = vmm::build_floor()?;
-    let kernel = kernels::fetch(Flavour::Cloud)?;
+    vmm::build_for(arch, false)?;
+    let floor = if arch == Arch::X86_64 { Some(vmm::build_floor()?) } else { None };
+    let kernel = kernels::fetch_for(arch, Flavour::Cloud)?;
     let program = folder.join("guest");
     let mut rustc = process::command(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc
         .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort"])
-        .args(["-C", "strip=symbols", "-o"])
+        .args(["-C", "strip=symbols", "--target", arch.facts().target])
+        .args((!arch.is_host()).then_some(["-C", "linker=aarch64-linux-gnu-gcc"]).into_iter().flatten())
+        .arg("-o")
         .arg(&program)
         .arg(paths::root().join("xtask/src/bin/report-guest.rs"));
     process::run(&mut rustc)?;
 
-    let mut tree = guest::busybox_tree()?;
+    let mut tree = guest::busybox_tree_for(arch)?;
     tree.copy("/init", &program)?;
-    for value in [1, 2] {
-        tree.file(&format!("/bin/stamp-{value}"), 0o755, stamp::program(value));
+    for value in if arch == Arch::X86_64 { &[1, 2][..] } else { &[] } {
+        tree.file(&format!("/bin/stamp-{value}"), 0o755, stamp::program(*value));
     }
     guest::add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
     let initrd = folder.join("initrd");
     fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;
-    let copies = [
-        (kernel.vmlinux(), "kernel"),
-        (kernel.vmlinuz(), "bzimage"),
-        (vmm::program(), "microvm"),
-        (floor, "floor"),
-    ];
-    for (from, name) in copies {
+    let copies =
+        [(kernel.vmlinux(), "kernel"), (kernel.vmlinuz(), "bzimage"), (vmm::program_for(arch), "microvm")];
+    for (from, name) in copies.into_iter().chain(floor.map(|floor| (floor, "floor"))) {
         fs::copy(&from, folder.join(name)).context(from.display())?;
     }
     Ok(())
@@ -269,11 +289,15 @@ fn read(figures: &Path) -> Result<Figures> {
 }
 
 fn nested(report: &Report, input: &Path, counts_instructions: bool) -> Result<Figures> {
-    let mut machine = Machine::new()?;
+    let mut machine =
+        if report.arch.is_host() { Machine::new()? } else { Machine::with(report.arch, PEERS)? };
     machine.counts_instructions = counts_instructions;
     let needed = report.options.memory + 4096;
     machine.memory_mib = machine.memory_mib.max(needed);
-    let own = std::env::current_exe().context("the path of this program")?;
+    if !report.arch.is_host() {
+        cross::build(report.arch, &["--package", "xtask"])?;
+    }
+    let own = suite::runner(report.arch)?;
     let output = machine.shared().join("figures.json");
     let words: Vec<String> = report.options.words().iter().map(|word| quote(word)).collect();
     // From memory: the host's files take time to read.

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use binaries::Test;
 use environment::Environment;
+pub use environment::runner;
 use plan::Entry;
 use targets::Targets;
 

@@ -14,5 +14,7 @@ pub const TABLES: Range<u64> = 0x2_0000..KERNEL_ALIGN;
 pub const INITRD_WINDOW: u64 = 32 << 30;
 /// See [`INITRD_WINDOW`].
 pub const INITRD_ALIGN: u64 = 1 << 30;
+/// The largest pages of hosts and guests.
+pub const PAGE: u64 = 64 << 10;
 /// Bytes of a command line, with the NUL (the kernel's `COMMAND_LINE_SIZE`).
 pub const CMDLINE_SIZE: usize = 2048;

@@ -40,13 +40,13 @@ fn the_kernel_finds_the_tree_from_x0_and_its_disk_from_the_tree() {
     let booted = prepare(&mem, &platform, &spec).unwrap();
     assert_eq!(booted.cpu, CpuState { x0: 0x1_0000, pc: 0x20_0000, pstate: 0x3c5 });
     assert_eq!(booted.kernel, 0x20_0000..0x50_0000);
-    assert_eq!(booted.initrd, Some(0x1ff_e000..0x1ff_e000 + 5000));
+    assert_eq!(booted.initrd, Some(0x1ff_0000..0x1ff_0000 + 5000));
     assert_eq!(bytes(&mem, 0x20_0000, kernel.len()), kernel);
-    assert_eq!(bytes(&mem, 0x1ff_e000, 5000), initrd);
+    assert_eq!(bytes(&mem, 0x1ff_0000, 5000), initrd);
     assert_eq!(bytes(&mem, 0x1_0000, 4), 0xd00d_feed_u32.to_be_bytes());
     let tree = bytes(&mem, booted.fdt.start, (booted.fdt.end - booted.fdt.start) as usize);
     let has = |part: &[u8]| tree.windows(part.len()).any(|window| window == part);
-    assert!(has(b"console=ttyAMA0\0") && has(&[0x5a; 56]) && has(&0x1ff_f388_u64.to_be_bytes()));
+    assert!(has(b"console=ttyAMA0\0") && has(&[0x5a; 56]) && has(&0x1ff_1388_u64.to_be_bytes()));
     assert_eq!(booted.loaded, Loaded { mapped: 0, copied: booted.loaded.copied });
 }
 
@@ -106,9 +106,9 @@ fn the_initrd_lies_below_the_gap_and_in_the_kernels_window() {
     let initrd = vec![7; 5000];
     let source = ImageSource::from(&initrd[..]);
     let place = |base: u64, len: u64| place_initrd(source, RamRange::new(base, len), base + 0x40_0000);
-    assert_eq!(place(0, 0xc000_0000).unwrap().1.guest_addr, 0xbfff_e000);
+    assert_eq!(place(0, 0xc000_0000).unwrap().1.guest_addr, 0xbfff_0000);
     // 64 GiB in one piece, from the middle of a GiB on: the window begins at that GiB.
-    assert_eq!(place(0x6000_0000, 64 << 30).unwrap().1.guest_addr, 0x8_3fff_e000);
+    assert_eq!(place(0x6000_0000, 64 << 30).unwrap().1.guest_addr, 0x8_3fff_0000);
 }
 
 #[test]

@@ -112,3 +112,28 @@ fn guest_memory_that_cannot_be_mapped_over_is_an_error_that_says_so() {
         load(&ImageSource::Mapped(&file), &[segment(0, 0x1000, 0, 0x1000)], &shared.map()).unwrap_err();
     assert!(error.to_string().contains("shared"), "{error}");
 }
+
+#[test]
+fn what_is_mapped_are_whole_pages_of_the_host_whatever_their_size() {
+    let file = image(0x4_0000, 0x4_0000);
+    for page in [0x1000, 0x4000, 0x1_0000] {
+        // Both begin and end in the middle of a page of any size.
+        let one = segment(0x800, 0x3_1000, 0x5_0800, 0x3_1000);
+        let mut copies = Vec::new();
+        let piece = split(&one, &[one], (&file, page), &mut copies).unwrap().unwrap();
+        assert_eq!((piece.offset, piece.addr.0), (page, 0x5_0000 + page));
+        assert_eq!(piece.len, 0x3_0000 + 0x1800 - page - 0x1800 % page, "pages of {page:#x}");
+        let copied: Vec<_> = copies.iter().map(|copy| (copy.guest_addr, copy.file_len)).collect();
+        let tail = 0x1800 % page;
+        assert_eq!(copied, [(0x5_0800, page - 0x800), (0x8_1800 - tail, tail)]);
+        // In the middle of pages of 4 KiB for one and of larger ones for the other.
+        let other = segment(0x1000, 0x3_0000, 0x5_0000, 0x3_0000);
+        let mut copies = Vec::new();
+        let piece = split(&other, &[other], (&file, page), &mut copies).unwrap();
+        assert_eq!(piece.is_some(), page == 0x1000);
+        if piece.is_none() {
+            assert_eq!(copies, [other]);
+        }
+    }
+    assert_eq!(LoadSegment::below(0xc000_0000, 0x5000, 0, 0x1_0000).unwrap().guest_addr, 0xbfff_0000);
+}

@@ -18,6 +18,8 @@
 
 use std::ops::Range;
 
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
 /// The GDT of the 64-bit protocol.
 pub const GDT: u64 = 0x6000;
 /// The PVH start info, and behind it its module list and memory map.

@@ -1,10 +1,15 @@
 //! What a machine of the tests has on aarch64.
 
 use ossature::bus::Device;
-use ossature::legacy::{Backend, Serial};
+use ossature::legacy::{Backend, Pl011, Serial};
+
+/// What the guest calls the root bus and its configuration space in `/proc/iomem`.
+pub const PCI: [&str; 2] = ["pcie@", "PCI ECAM"];
 
 /// The console's serial port.
-pub fn serial(line: Backend) -> Serial {
+pub type Console = Serial<Pl011>;
+
+pub fn serial(line: Backend) -> Console {
     Serial::pl011("com1", line)
 }
 

@@ -3,8 +3,13 @@
 use ossature::bus::Device;
 use ossature::legacy::{AcpiPower, Backend, Rtc, Serial, SerialPort};
 
+/// What the guest calls the root bus and its configuration space in `/proc/iomem`.
+pub const PCI: [&str; 2] = ["PCI Bus 0000:00", "PCI MMCONFIG 0000 [bus 00-00]"];
+
 /// The console's serial port.
-pub fn serial(line: Backend) -> Serial {
+pub type Console = Serial;
+
+pub fn serial(line: Backend) -> Console {
     Serial::new("com1", SerialPort::COM1, line)
 }
 

@@ -4,7 +4,7 @@ use super::state::MachineState;
 use crate::{VcpuState, VmError, VmState};
 
 /// What the clock of a guest does that goes on from a snapshot: kvmclock and the TSC, with the timer that
-/// has a deadline by it. Other timers go on where they were. The real-time clock is
+/// has a deadline by it; on aarch64 the counter of the generic timer. Other timers go on where they were. The real-time clock is
 /// the host's at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -89,7 +89,7 @@ fn kvm_answers_calls_and_what_it_does_not_know_is_not_supported() {
     let version = ask(VERSION, 0);
     assert!((0x1_0000..0x2_0000).contains(&version), "version {version:#x}");
     // Unknown ones of the firmware, of the processor's maker, of the hypervisor, and no number at all.
-    for unknown in [0x8400_7fff, 0x8000_7fff, 0x8600_fff0, 0, u32::MAX] {
+    for unknown in [0x8400_7fff, 0x8000_0fff, 0x8600_fff0, 0, u32::MAX] {
         assert_eq!(ask(unknown, 0), NOT_SUPPORTED, "{unknown:#x}");
     }
     for known in [SYSTEM_OFF, SYSTEM_RESET, CPU_ON, CPU_OFF] {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use ossature_bus::Event;
 use ossature_bus::Size::B4;
-use ossature_core::{Step, VmConfig};
+use ossature_core::machine::{Machine, Outcome};
+use ossature_core::{Kvm, Step, VmConfig};
+use ossature_memory::vm_memory::GuestAddress;
 
 use crate::guest::Seen::Write;
-use crate::guest::{Guest, bytes, start};
+use crate::guest::{DATA, Guest, bytes, machine, start};
 use crate::run;
 
 /// The line that is used, as the GIC numbers it: its lines for devices begin at 32.
@@ -103,4 +105,53 @@ fn registers_read_as_they_were_set_whether_or_not_the_guest_has_run() {
             assert_eq!(guest.memory.take(), [Write(0, B4, 0x27)]);
         }
     }
+}
+
+const VCPUS: u64 = 8;
+/// Starts the other vCPUs by PSCI. Each counts up 64 bits of its own, from DATA on, at which its context points.
+const START_ALL: &[u32] = &[
+    0xd280_0039, // mov x25, #1
+    0x52b8_8000, // mov w0, #0xc4000000
+    0x7280_0060, // movk w0, #3: CPU_ON
+    0xaa19_03e1, // mov x1, x25
+    0xd282_0682, // mov x2, #0x1034
+    0x8b19_0e83, // add x3, x20, x25, lsl #3
+    0xd400_0002, // hvc #0
+    0x9100_0739, // add x25, x25, #1
+    0xf100_233f, // cmp x25, #8
+    0x54ff_ff01, // b.ne to the first mov to w0
+    0xaa14_03e0, // mov x0, x20
+    0xd282_0682, // mov x2, #0x1034
+    0xd61f_0040, // br x2
+    0xf940_0002, // ldr x2, [x0]: this is at 0x1034
+    0x9100_0442, // add x2, x2, #1
+    0xf900_0002, // str x2, [x0]
+    0x17ff_fffd, // b to the ldr
+];
+
+#[test]
+fn many_vcpus_are_started_paused_and_go_on_together() {
+    let machine =
+        machine("many", START_ALL).cpus(VCPUS as u32).build(&Kvm::open().expect("KVM")).expect("a machine");
+    machine.start().expect("a start");
+    let counts = |machine: &Machine| -> Vec<u64> {
+        let count = |n| machine.ram().dma().read_obj(GuestAddress(DATA + 8 * n)).expect("RAM");
+        (0..VCPUS).map(count).collect()
+    };
+    for _ in 0..20 {
+        let before = counts(&machine);
+        while counts(&machine).iter().zip(&before).any(|(now, before)| now == before) {
+            assert_eq!(machine.outcome(), None);
+            std::thread::yield_now();
+        }
+        let paused = machine.pause().expect("a pause");
+        let stopped = counts(&machine);
+        for index in 0..VCPUS as u32 {
+            let registers = paused.vcpus().registers(index).expect("registers");
+            assert_eq!(registers.x[0], DATA + 8 * u64::from(index));
+        }
+        assert_eq!(counts(&machine), stopped);
+        paused.resume().expect("a resume");
+    }
+    assert_eq!(machine.stop().expect("a stop"), Outcome::Stopped);
 }

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// `O_DIRECT` on x86.
-const DIRECT: i32 = 0o40000;
+/// `O_DIRECT`.
+const DIRECT: i32 = if cfg!(target_arch = "aarch64") { 0o200000 } else { 0o40000 };
 const MIB: usize = 1 << 20;
 /// How long the host has for reading its counters.
 const QUIET: Duration = Duration::from_millis(200);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::{Context, Result, packages, process};
 
 /// What every dynamically linked program needs without opening it.
-const INTERPRETERS: &[&str] = &["/lib64/ld-linux-x86-64.so.2"];
+const INTERPRETERS: &[&str] = &["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
 /// What is the kernel's in there too.
 const MOUNTED: &[&str] = &["dev", "proc", "sys"];
 /// Folders that programs expect.

@@ -4,10 +4,8 @@ use std::path::Path;
 
 use super::contender::Contender;
 use super::peers;
+use crate::arch::Arch;
 use crate::measure;
-
-/// The kernel command line by default: as the example VMM's, but quiet, because a console's speed is not the point.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off quiet";
 
 /// What is measured, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -31,9 +29,12 @@ pub struct Options {
     /// Number of vCPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
-    /// Kernel command line
-    #[arg(long, default_value = CMDLINE)]
-    pub cmdline: String,
+    /// Kernel command line [default: a quiet one with the serial port for a console]
+    #[arg(long)]
+    cmdline: Option<String>,
+    /// Starts and boots alone: no I/O, memory and exits
+    #[arg(long)]
+    pub(crate) boots: bool,
 }
 
 fn named_command(text: &str) -> std::result::Result<String, String> {
@@ -50,17 +51,26 @@ impl Options {
             quick: true,
             memory: 256,
             cpus: 1,
-            cmdline: CMDLINE.to_owned(),
+            cmdline: None,
+            boots: false,
         }
     }
 
-    /// The VMMs, ours first.
-    pub(crate) fn contenders(&self, microvm: &Path, floor: &Path) -> Vec<Contender> {
-        let mut all = Contender::microvm(microvm).to_vec();
-        all.push(Contender::floor(floor));
+    /// The kernel command line of guests of an architecture.
+    pub(crate) fn cmdline(&self, arch: Arch) -> &str {
+        self.cmdline.as_deref().unwrap_or(arch.facts().report_cmdline)
+    }
+
+    /// The VMMs for an architecture, ours first. The floor is a program for x86_64, and so is what is mapped.
+    pub(crate) fn contenders(&self, arch: Arch, microvm: &Path, floor: &Path) -> Vec<Contender> {
+        let [copied, mapped] = Contender::microvm(microvm);
+        let mut all = vec![copied];
+        if arch == Arch::X86_64 {
+            all.extend([mapped, Contender::floor(floor)]);
+        }
         let others: Vec<Contender> = self.others().collect();
         if !self.alone {
-            let found = peers::found(measure::find_program).into_iter();
+            let found = peers::found(arch, measure::find_program).into_iter();
             all.extend(found.filter(|peer| others.iter().all(|other| other.name != peer.name)));
         }
         all.extend(others);
@@ -95,7 +105,7 @@ impl Options {
         for vs in &self.vs {
             words.extend(["--vs".to_owned(), vs.clone()]);
         }
-        for (flag, is_on) in [("--alone", self.alone), ("--quick", self.quick)] {
+        for (flag, is_on) in [("--alone", self.alone), ("--quick", self.quick), ("--boots", self.boots)] {
             words.extend(is_on.then(|| flag.to_owned()));
         }
         let values = [
@@ -106,7 +116,7 @@ impl Options {
         for (flag, value) in values {
             words.extend([flag.to_owned(), value]);
         }
-        words.push(format!("--cmdline={}", self.cmdline));
+        words.extend(self.cmdline.as_ref().map(|cmdline| format!("--cmdline={cmdline}")));
         words
     }
 }
@@ -130,14 +140,26 @@ mod tests {
 
     #[test]
     fn options_survive_the_way_into_the_nested_machine() {
-        let words =
-            ["--vs", "fc=firecracker --config-file {config}", "--alone", "--memory", "512", "--runs=7"];
+        let words = [
+            "--vs",
+            "fc=firecracker --config-file {config}",
+            "--alone",
+            "--memory",
+            "512",
+            "--runs=7",
+            "--boots",
+        ];
         let options = parse(&words).unwrap();
         let again = parse(&options.words().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         assert_eq!(format!("{options:?}"), format!("{again:?}"));
-        let names: Vec<_> =
-            again.contenders(Path::new("m"), Path::new("f")).into_iter().map(|one| one.name).collect();
+        let names: Vec<_> = again
+            .contenders(Arch::X86_64, Path::new("m"), Path::new("f"))
+            .into_iter()
+            .map(|one| one.name)
+            .collect();
         assert_eq!(names, ["microvm", "microvm-map", "floor", "fc"]);
+        let names: Vec<_> = again.contenders(Arch::Aarch64, Path::new("m"), Path::new("f"));
+        assert_eq!(names.into_iter().map(|one| one.name).collect::<Vec<_>>(), ["microvm", "fc"]);
     }
 
     #[test]

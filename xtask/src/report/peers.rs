@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::contender::{Contender, Part};
+use crate::arch::Arch;
 
 /// A VMM that the report knows.
 struct Peer {
@@ -32,7 +33,23 @@ macro_rules! qemu {
     };
 }
 
-const PEERS: &[Peer] = &[
+/// <https://www.qemu.org/docs/master/system/arm/virt.html>: no firmware and no ACPI tables, which a kernel that is given does
+/// not read, no ITS, and devices on MMIO.
+const AARCH64: &[Peer] = &[Peer {
+    name: "qemu",
+    program: "qemu-system-aarch64",
+    about: "QEMU's virt without firmware, ACPI and ITS, its devices on MMIO",
+    arguments: "-M virt,accel=kvm,gic-version=3,acpi=off,its=off -cpu host -m {memory}M -smp {cpus} -nodefaults \
+                -no-user-config -display none -no-reboot -serial stdio -initrd {initrd} -append {cmdline} \
+                -drive id=disk,file={disk},format=raw,if=none -device virtio-blk-device,drive=disk \
+                -netdev tap,id=net,ifname={tap},script=no,downscript=no -device virtio-net-device,netdev=net \
+                -device virtio-rng-device -kernel {kernel}",
+    part: Part::Whole,
+    without: &[],
+    with: &[],
+}];
+
+const X86_64: &[Peer] = &[
     Peer {
         name: "qemu",
         program: "qemu-system-x86_64",
@@ -85,9 +102,13 @@ const PEERS: &[Peer] = &[
     },
 ];
 
-/// Those whose program `find` knows.
-pub fn found(find: impl Fn(&str) -> Option<PathBuf>) -> Vec<Contender> {
-    PEERS
+/// Those of an architecture whose program `find` knows.
+pub fn found(arch: Arch, find: impl Fn(&str) -> Option<PathBuf>) -> Vec<Contender> {
+    let peers = match arch {
+        Arch::X86_64 => X86_64,
+        Arch::Aarch64 => AARCH64,
+    };
+    peers
         .iter()
         .filter_map(|peer| {
             let program = find(peer.program)?;
@@ -131,19 +152,20 @@ mod tests {
         let program = folder.join("cloud-hypervisor");
         std::fs::write(&program, "#!/bin/sh\n").unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let contenders = found(|name| measure::find_program_in(name, &folder.to_string_lossy()));
+        let contenders =
+            found(Arch::X86_64, |name| measure::find_program_in(name, &folder.to_string_lossy()));
         std::fs::remove_dir_all(&folder).unwrap();
         let [one] = &contenders[..] else { panic!("{contenders:?}") };
         assert_eq!(one.name, "cloud-hypervisor");
         let command = one.command(&guest());
         assert_eq!(command[0], program.to_string_lossy());
         assert!(command.contains(&"console=ttyS0 quiet".to_owned()), "{command:?}");
-        assert!(found(|_| None).is_empty());
+        assert!(found(Arch::X86_64, |_| None).is_empty());
     }
 
     #[test]
     fn x5_each_command_names_only_what_there_is_and_has_its_documented_options() {
-        let all = found(|name| Some(PathBuf::from("/bin").join(name)));
+        let all = found(Arch::X86_64, |name| Some(PathBuf::from("/bin").join(name)));
         let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["qemu", "qemu-elf", "firecracker", "cloud-hypervisor", "crosvm"]);
         let command = |index: usize| all[index].command(&guest()).join(" ");
@@ -154,6 +176,9 @@ mod tests {
             assert!(command(0).contains(option) && command(1).contains(option), "{option}");
         }
         assert!(command(0).contains("/run/g/bzimage") && command(1).contains("/run/g/kernel"));
+        let arm = found(Arch::Aarch64, |name| Some(PathBuf::from("/bin").join(name)));
+        let words = arm[0].command(&guest()).join(" ");
+        assert!(words.contains("-M virt,accel=kvm") && !words.contains(['{', '}']), "{words}");
         let boot = all[2].guest(&guest()).firecracker_config();
         assert!(boot.contains("console=ttyS0 pci=off quiet reboot=k report_end=reboot"), "{boot}");
     }

@@ -10,7 +10,7 @@ use crate::arch::Arch;
 use crate::host::Kvm;
 use crate::nested::{self, Job, Machine};
 use crate::process::{self, quote_path};
-use crate::{Context, Error, Result, paths};
+use crate::{Context, Error, Result, cross, paths};
 
 /// How many nested machines share a plan.
 const MACHINES: usize = 2;
@@ -184,11 +184,15 @@ fn in_nested_machine(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>>
 }
 
 /// This program for an architecture.
-fn runner(arch: Arch) -> Result<PathBuf> {
+/// This program for an architecture, once it is built.
+///
+/// # Errors
+/// Its path cannot be told.
+pub fn runner(arch: Arch) -> Result<PathBuf> {
     if arch.is_host() {
         own_program()
     } else {
-        Ok(paths::target().join(arch.facts().target).join("debug/xtask"))
+        Ok(paths::target().join(arch.facts().target).join(cross::PROFILE).join("xtask"))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{VmConfig, VmError};
 #[derive(Debug)]
 pub(crate) struct Controllers {
     pub(super) gic: DeviceFd,
-    _its: Its,
+    pub(super) its: Its,
 }
 
 /// The GIC is complete once it knows all vCPUs, and takes no interrupts before.
@@ -42,5 +42,5 @@ pub(crate) fn create_controllers(vm: &VmFd, _: &VmConfig) -> Result<Controllers,
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&u64::from(PRIVATE_IRQS + WIRED_LINES)))?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
     let its = Its::create(vm)?;
-    Ok(Controllers { gic, _its: its })
+    Ok(Controllers { gic, its })
 }

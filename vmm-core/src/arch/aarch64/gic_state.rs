@@ -1,5 +1,7 @@
 //! The state of a GICv3: its distributor, and each vCPU's redistributor and CPU interface.
 
+use std::fmt;
+
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
     KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT,
@@ -87,7 +89,7 @@ const MAX_INTERFACE: usize = ICC.len() + 2 * 4;
 const MAX_VCPUS: usize = 4096;
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct GicState {
     /// What it can do, and who made it.
     type_: u32,
@@ -261,7 +263,11 @@ impl VcpuState {
         }
         let mut values = self.redistributor.iter();
         for (offset, value) in redistributor().zip(values.by_ref()) {
-            set(offset, *value)?;
+            // What a new one has of the tables is not what can be written to it.
+            let now: u32 = gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset))?;
+            if now != *value || !GICR_TABLES.contains(&offset) {
+                set(offset, *value)?;
+            }
         }
         for value in values {
             gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, levels(0)), *value)?;
@@ -276,6 +282,12 @@ impl VcpuState {
             gic.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, register), *value)?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for GicState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GicState").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,7 @@ mod gic;
 mod gic_state;
 mod irq;
 mod its;
+mod its_state;
 mod one_reg;
 #[allow(unsafe_code)]
 mod registers;

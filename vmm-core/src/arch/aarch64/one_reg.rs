@@ -123,8 +123,14 @@ impl fmt::Display for RegisterId {
 }
 
 /// Registers and their values, in the order of their names: of each the name, and as many bytes as the name says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct RegisterFile(Vec<u8>);
+
+impl fmt::Debug for RegisterFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegisterFile({} bytes)", self.0.len())
+    }
+}
 
 impl RegisterFile {
     /// More bytes than a vCPU's registers have: 32 SVE vectors take 8 KiB, and there are some 500 others.

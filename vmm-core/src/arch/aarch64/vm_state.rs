@@ -1,23 +1,53 @@
 //! What KVM keeps of a machine beside its vCPUs: the interrupt controllers.
 
+use kvm_bindings::{KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES};
 use kvm_ioctls::VmFd;
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
 use super::gic::Controllers;
 use super::gic_state::GicState;
+use super::its_state::ItsState;
+use super::sys::set_attribute;
 use crate::arch::wall_clock;
+use crate::call::call;
 use crate::{VmConfig, VmError};
 
 const KIND: &str = "org.ossature.vm.aarch64";
 const VERSION: u16 = 1;
 const GIC: Field = Field::new(1, "GIC");
+const ITS: Field = Field::new(2, "ITS");
 /// Nanoseconds since 1970.
 const SAVED_AT: Field = Field::new(0x8000, "wall-clock time");
+
+/// What the interrupt controllers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chips {
+    gic: GicState,
+    its: ItsState,
+}
+
+impl Chips {
+    /// Reads them. What of them is in guest memory is written there: what is read or logged of that afterwards has it.
+    fn read(controllers: &Controllers, vcpus: u32) -> Result<Self, VmError> {
+        let (gic, its) = (&controllers.gic, &controllers.its);
+        set_attribute(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES.into(), 0u64)
+            .map_err(call("KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES"))?;
+        Ok(Self { gic: GicState::read(gic, vcpus)?, its: ItsState::read(its)? })
+    }
+
+    /// Writes them, once guest memory is what it was.
+    fn write(&self, controllers: &Controllers, vcpus: u32) -> Result<(), VmError> {
+        // Messages that it knows would become pending by the other's tables.
+        controllers.its.reset()?;
+        self.gic.write(&controllers.gic, vcpus)?;
+        self.its.write(&controllers.its)
+    }
+}
 
 /// See [`crate::VmState`].
 #[derive(Clone, Debug)]
 pub(crate) struct VmParts {
-    gic: Option<GicState>,
+    gic: Option<Chips>,
     /// The host's wall clock when it was read, in nanoseconds since 1970.
     saved_at: Option<u64>,
 }
@@ -29,7 +59,7 @@ impl VmParts {
         controllers: Option<&Controllers>,
         config: &VmConfig,
     ) -> Result<Self, VmError> {
-        let gic = controllers.map(|controllers| GicState::read(&controllers.gic, config.cpus)).transpose()?;
+        let gic = controllers.map(|controllers| Chips::read(controllers, config.cpus)).transpose()?;
         Ok(Self { gic, saved_at: wall_clock() })
     }
 
@@ -59,7 +89,7 @@ impl VmParts {
         config: &VmConfig,
     ) -> Result<(), VmError> {
         match (&self.gic, controllers) {
-            (Some(gic), Some(controllers)) => gic.write(&controllers.gic, config.cpus),
+            (Some(chips), Some(controllers)) => chips.write(controllers, config.cpus),
             (None, None) => Ok(()),
             _ => {
                 let reason = "not those that this machine has";
@@ -71,8 +101,9 @@ impl VmParts {
     /// The state as bytes.
     pub(crate) fn to_saved(&self) -> SavedState<'static> {
         let mut fields = Encoder::new(KIND, VERSION);
-        if let Some(gic) = &self.gic {
+        if let Some(Chips { gic, its }) = &self.gic {
             fields.nested(GIC, |fields| gic.encode(fields));
+            fields.nested(ITS, |fields| its.encode(fields));
         }
         if let Some(saved_at) = self.saved_at {
             fields.u64(SAVED_AT, saved_at);
@@ -84,8 +115,14 @@ impl VmParts {
     pub(crate) fn from_saved(state: &SavedState<'_>) -> Result<Self, StateError> {
         let mut fields = Decoder::new(state, KIND, 1..=VERSION)?;
         let gic = fields.optional(GIC, |fields, field| fields.nested(field, GicState::decode))?;
+        let its = fields.optional(ITS, |fields, field| fields.nested(field, ItsState::decode))?;
         let saved_at = fields.optional(SAVED_AT, Decoder::u64)?;
         fields.finish()?;
+        let gic = match (gic, its) {
+            (Some(gic), Some(its)) => Some(Chips { gic, its }),
+            (None, None) => None,
+            _ => return Err(StateError::Inconsistent { field: "GIC", reason: "it comes with its ITS" }),
+        };
         Ok(Self { gic, saved_at })
     }
 }

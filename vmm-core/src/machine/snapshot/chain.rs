@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use ossature_memory::vm_memory::GuestAddress;
-use ossature_memory::{FilePiece, MapFileError, Ram, map_file};
+use ossature_memory::{FilePiece, MapFileError, Ram, host_page_size, map_file};
 
 use super::error::SnapshotError;
 use super::identity::{self, Base, SnapshotId};
@@ -174,7 +175,7 @@ impl Snapshot {
         if self.key().is_some() {
             return copy(&diffs, ram, visible.iter());
         }
-        let (mapped, pieces) = plan(&diffs, &visible);
+        let (mapped, pieces) = plan(&diffs, &visible, host_page_size());
         for (layer, pieces) in diffs.iter().zip(&pieces) {
             match map_file(&ram.map(), &layer.file, pieces) {
                 // Shared memory, or huge pages: all of it is copied.
@@ -182,7 +183,7 @@ impl Snapshot {
                 other => other?,
             }
         }
-        copy(&diffs, ram, visible.iter().filter(|part| !is_long(part, mapped)))
+        copy(&diffs, ram, visible.iter().filter(|part| !part.can_be_mapped(mapped)))
     }
 }
 
@@ -203,16 +204,30 @@ fn visible(diffs: &[Layer]) -> Vec<Visible> {
     parts
 }
 
-fn is_long(part: &Visible, run: usize) -> bool {
-    part.pages.count() >= run.saturating_mul(part.pages.runs().count())
+/// Which chunks are mapped.
+#[derive(Clone, Copy, Debug)]
+struct Mappable {
+    /// Their runs have so many pages, on average.
+    run: usize,
+    /// Their runs are of whole pages of the host: a diff that was saved elsewhere may have smaller ones.
+    page: usize,
 }
 
-/// What is to be mapped of each layer: chunks whose runs are so long, which is returned too, that there are not too many.
-fn plan(diffs: &[Layer], visible: &[Visible]) -> (usize, Vec<Vec<FilePiece>>) {
-    let mut run = LONG_RUNS;
+impl Visible {
+    fn can_be_mapped(&self, Mappable { run, page }: Mappable) -> bool {
+        let whole = |bytes: Range<usize>| (bytes.start | bytes.end).is_multiple_of(page);
+        self.pages.count() >= run.saturating_mul(self.pages.runs().count())
+            && (page <= PAGE || self.pages.bytes().all(whole))
+    }
+}
+
+/// What is to be mapped of each layer on a host with pages of `page` bytes: chunks whose runs are so long, which is returned
+/// too, that there are not too many.
+fn plan(diffs: &[Layer], visible: &[Visible], page: usize) -> (Mappable, Vec<Vec<FilePiece>>) {
+    let mut mappable = Mappable { run: LONG_RUNS, page };
     loop {
         let mut pieces: Vec<Vec<FilePiece>> = vec![Vec::new(); diffs.len()];
-        for part in visible.iter().filter(|part| is_long(part, run)) {
+        for part in visible.iter().filter(|part| part.can_be_mapped(mappable)) {
             let Some((layer, pieces)) = diffs.get(part.layer).zip(pieces.get_mut(part.layer)) else {
                 continue;
             };
@@ -230,10 +245,10 @@ fn plan(diffs: &[Layer], visible: &[Visible]) -> (usize, Vec<Vec<FilePiece>>) {
             }
         }
         if pieces.iter().map(Vec::len).sum::<usize>() <= MAX_PIECES {
-            return (run, pieces);
+            return (mappable, pieces);
         }
         // No run of a chunk is longer than a chunk: in the end, none is mapped.
-        run *= 2;
+        mappable.run *= 2;
     }
 }
 

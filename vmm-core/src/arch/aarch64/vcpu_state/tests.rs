@@ -100,3 +100,16 @@ fn the_counter_goes_on_by_its_frequency_and_a_reset_leaves_it_alone() {
     let mut never = parts();
     never.advance(u64::MAX);
 }
+
+/// A vCPU with SVE that has set TPIDR_EL1 and a vector, of Linux 6.1's KVM on an emulated processor. Each later release
+/// reads it.
+#[test]
+fn v1_a_golden_state_is_decoded() {
+    const GOLDEN: &[u8] = include_bytes!("../../../../tests/golden/v1-vcpu-aarch64.state");
+    let parts = VcpuParts::from_saved(&SavedState::new(KIND, 1, GOLDEN)).unwrap();
+    assert!(parts.features.has_sve() && parts.made_with().sve_lengths.is_some());
+    assert_eq!(parts.registers.get_u64(RegisterId(0x6030_0000_0013_c684)), Some(0x1234_5678));
+    assert_eq!(&parts.registers.get(RegisterId(0x6080_0000_0015_0000)).unwrap()[..16], b"all of a vector.");
+    assert_eq!((parts.mp_state, parts.serror, parts.frequency), (KVM_MP_STATE_RUNNABLE, None, 62_500_000));
+    assert_eq!(parts.to_saved().payload, GOLDEN);
+}

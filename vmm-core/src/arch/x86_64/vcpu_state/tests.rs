@@ -84,3 +84,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_state_of_another_architecture_is_refused_by_name() {
+    let foreign = SavedState::new("org.ossature.vcpu.aarch64", VERSION, Vec::new());
+    let error = VcpuParts::from_saved(&foreign).unwrap_err().to_string();
+    assert!(error.contains("org.ossature.vcpu.aarch64") && error.contains(KIND), "{error}");
+}

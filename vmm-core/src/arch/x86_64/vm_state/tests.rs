@@ -26,3 +26,10 @@ fn d2_a_missing_or_a_wrong_chip_is_refused() {
     wrong.chips.as_mut().unwrap().chips[0].chip_id = 9;
     assert!(matches!(VmParts::from_saved(&wrong.to_saved()), Err(StateError::Value { value: 9, .. })));
 }
+
+#[test]
+fn a_state_of_another_architecture_is_refused_by_name() {
+    let foreign = SavedState::new("org.ossature.vm.aarch64", VERSION, Vec::new());
+    let error = VmParts::from_saved(&foreign).unwrap_err().to_string();
+    assert!(error.contains("org.ossature.vm.aarch64") && error.contains(KIND), "{error}");
+}

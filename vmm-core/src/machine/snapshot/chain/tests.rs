@@ -232,7 +232,9 @@ fn a_wrong_missing_or_changed_base_is_refused_by_name() {
     assert!(matches!(open(1).on(changed), Err(SnapshotError::ChangedBase { base: of }) if of == base));
 }
 
+/// The file is of x86_64.
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn a_file_of_version_1_is_no_base_but_a_checkpoint() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1-scripted.snap");
     let snapshot = Snapshot::open(path).unwrap();
@@ -394,9 +396,9 @@ fn memory_is_mapped_in_few_pieces_and_what_is_scattered_is_copied() {
     let one = |dirty: std::ops::Range<u64>| layer(std::slice::from_ref(&dirty));
     let planned = |layers: &[Layer]| {
         let visible = visible(layers);
-        let (run, pieces) = plan(layers, &visible);
-        let copied =
-            visible.iter().filter(|part| !is_long(part, run)).map(|part| part.pages.count()).sum::<usize>();
+        let (mapped, pieces) = plan(layers, &visible, 4096);
+        let copied = visible.iter().filter(|part| !part.can_be_mapped(mapped));
+        let copied = copied.map(|part| part.pages.count()).sum::<usize>();
         (pieces.iter().map(Vec::len).collect::<Vec<_>>(), copied)
     };
     // All of it is one piece.
@@ -414,6 +416,24 @@ fn memory_is_mapped_in_few_pieces_and_what_is_scattered_is_copied() {
     assert_eq!(planned(&[layer(&runs)]), (vec![128], 896 * 16));
     let many: Vec<_> = (0..1024).map(|n| n * 2 * MIB..n * 2 * MIB + MIB).collect();
     assert_eq!(planned(&[layer(&many)]), (vec![0], 1024 * 256));
+}
+
+#[test]
+fn diffs_of_hosts_with_smaller_pages_are_mapped_where_their_pages_are_whole_ones() {
+    let ram = Ram::new(&RamConfig::new(8 * MIB)).unwrap();
+    let kib = 1024;
+    // Whole pages of 64 KiB in the first chunk, of 16 KiB in the second, of 4 KiB in the third.
+    let dirty =
+        [64 * kib..192 * kib, 2 * MIB + 16 * kib..2 * MIB + 96 * kib, 4 * MIB + 4 * kib..4 * MIB + 68 * kib];
+    let memory = Arc::new(MemoryTable::of_pages(&ram, &dirty).unwrap());
+    let layers = [Layer { file: Arc::new(tempfile::tempfile().unwrap()), start: 65536, memory }];
+    let visible = visible(&layers);
+    for (page, mapped) in [(4 * kib, 3), (16 * kib, 2), (64 * kib, 1)] {
+        let (mappable, pieces) = plan(&layers, &visible, page as usize);
+        assert_eq!(pieces[0].len(), mapped, "pages of {page}");
+        assert_eq!(visible.iter().filter(|part| part.can_be_mapped(mappable)).count(), mapped);
+        assert!(pieces[0].iter().all(|piece| (piece.addr.0 | piece.offset | piece.len) % page == 0));
+    }
 }
 
 #[test]

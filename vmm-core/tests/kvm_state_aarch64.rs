@@ -1,0 +1,357 @@
+//! States of vCPUs and of the GIC on aarch64: saved, reset, restored, refused.
+#![cfg(target_arch = "aarch64")]
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests, too, may panic
+
+mod guest;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest::Seen::Write;
+use guest::{COUNT, DATA, END, Guest, Seen, complete, counter, halts, start};
+use ossature_bus::Device;
+use ossature_bus::Size::B4;
+use ossature_core::machine::{ForkPlan, GuestClock, Machine, Snapshot};
+use ossature_core::{Kvm, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
+use ossature_legacy::{GenerationId, VmGenId};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const MPIDR_EL1: u64 = 0x6030_0000_0013_c005;
+const ID_AA64PFR0_EL1: u64 = 0x6030_0000_0013_c020;
+const TPIDR_EL1: u64 = 0x6030_0000_0013_c684;
+const CNTVCT_EL0: u64 = 0x6030_0000_0013_df1a;
+
+/// As the guests' own, of a vCPU that may leave at once because a state was set.
+fn run_to_halt(vcpu: &mut Vcpu) {
+    loop {
+        match vcpu.run_once().expect("a guest that ends its run") {
+            Step::Handled | Step::Interrupted => {}
+            step if halts(step) => return complete(vcpu),
+            step => panic!("{step:?}"),
+        }
+    }
+}
+
+/// Sets a register, a system register and a vector; ends its run; tells what they are and clears them; ends its run.
+const SET_AND_TELL: &[u32] = &[
+    0xd2a0_0603, // mov x3, #0x300000
+    0xd518_1043, // msr cpacr_el1, x3: vectors may be used
+    0xd503_3fdf, // isb
+    0x528a_cf02, // mov w2, #0x5678
+    0x72a2_4682, // movk w2, #0x1234, lsl #16
+    0xd518_d082, // msr tpidr_el1, x2
+    0x3dc0_0680, // ldr q0, [x20, #16]
+    END,
+    0xb900_0262, // str w2, [x19]
+    0xd538_d083, // mrs x3, tpidr_el1
+    0xb900_0263, // str w3, [x19]
+    0x3d80_0280, // str q0, [x20]
+    0x5280_0002, // mov w2, #0
+    0xd518_d09f, // msr tpidr_el1, xzr
+    0x6f00_e400, // movi v0.2d, #0
+    END,
+];
+const VECTOR: [u8; 16] = *b"all of a vector.";
+const TOLD: [Seen; 2] = [Write(0, B4, 0x1234_5678), Write(0, B4, 0x1234_5678)];
+
+#[test]
+fn a_guest_goes_on_where_its_state_was_taken() {
+    let guest = Guest::new(VmConfig::default(), SET_AND_TELL);
+    guest.write(DATA + 16, &VECTOR);
+    let mut vcpu = guest.vcpu(0);
+    run_to_halt(&mut vcpu);
+    let state = vcpu.state().expect("a state");
+    for _ in 0..10 {
+        guest.write(DATA, &[0; 16]);
+        run_to_halt(&mut vcpu);
+        assert_eq!((guest.memory.take(), guest.read(DATA)), (TOLD.to_vec(), VECTOR));
+        vcpu.set_state(&state).expect("the state before");
+    }
+}
+
+#[test]
+fn a_state_is_taken_over_by_another_machine() {
+    let first = Guest::new(VmConfig::default(), SET_AND_TELL);
+    first.write(DATA + 16, &VECTOR);
+    let mut vcpu = first.vcpu(0);
+    run_to_halt(&mut vcpu);
+    let state = vcpu.state().expect("a state");
+    let second = Guest::new(VmConfig::default(), SET_AND_TELL);
+    let mut vcpu = second.vcpu(0);
+    let saved = VcpuState::from_saved(&state.to_saved()).expect("its own bytes");
+    assert_eq!(saved, state);
+    let machine = VmState::from_saved(&first.vm.state().expect("a state").to_saved()).expect("its own bytes");
+    second.vm.set_state(&machine).expect("the other's state");
+    vcpu.set_state(&saved).expect("the other's state");
+    run_to_halt(&mut vcpu);
+    assert_eq!((second.memory.take(), second.read(DATA)), (TOLD.to_vec(), VECTOR));
+}
+
+#[test]
+fn a_reset_vcpu_is_as_a_new_one_a_hundred_times() {
+    let guest = Guest::new(VmConfig::default(), SET_AND_TELL);
+    guest.write(DATA + 16, &VECTOR);
+    let mut vcpu = guest.vm.create_vcpu(0, guest.buses()).expect("a vCPU");
+    let new = vcpu.registers().expect("registers");
+    for _ in 0..100 {
+        vcpu.set_registers(&start()).expect("registers");
+        run_to_halt(&mut vcpu);
+        vcpu.reset().expect("a reset");
+        assert_eq!(vcpu.registers().expect("registers"), new);
+        // At the second part, which tells what is there: not the vector, which it may not use now.
+        let second = Registers { pc: start().pc + 32, ..start() };
+        vcpu.set_registers(&second).expect("registers");
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            assert!(matches!(vcpu.run_once(), Ok(Step::Handled | Step::Interrupted)));
+            told.extend(guest.memory.take());
+        }
+        // The system register has no value that the architecture says.
+        assert!(told[0] == Write(0, B4, 0) && told[1] != TOLD[1], "{told:?}");
+        vcpu.reset().expect("a reset");
+    }
+}
+
+/// Starts vCPU 1 at DATA with 0x77, by PSCI, and tells what became of it.
+const START_SECOND: &[u32] = &[
+    0xd280_0060, // mov x0, #3
+    0xf2b8_8000, // movk x0, #0xc400, lsl #16
+    0xd280_0021, // mov x1, #1
+    0xd284_0002, // mov x2, #0x2000
+    0xd280_0ee3, // mov x3, #0x77
+    0xd400_0002, // hvc #0
+    0xb900_0260, // str w0, [x19]
+    0x1400_0000, // b .
+];
+/// Tells what it was started with.
+const SECOND: &[u32] = &[
+    0xd2ba_0013, // mov x19, #0xd0000000
+    0xb900_0660, // str w0, [x19, #4]
+    0x1400_0000, // b .
+];
+
+#[test]
+fn a_second_vcpu_is_off_again_after_each_reset_until_it_is_started() {
+    let guest = Guest::new(VmConfig::new(2), START_SECOND);
+    guest.write(DATA, &guest::bytes(SECOND));
+    let (mut first, mut second) = (guest.vcpu(0), guest.vm.create_vcpu(1, guest.buses()).expect("a vCPU"));
+    for round in 0..20 {
+        let kicker = second.kicker();
+        let runs = thread::spawn(move || {
+            while second.run_once().expect("a vCPU that is off or runs") != Step::Interrupted {}
+            second
+        });
+        while !guest.memory.seen(Write(0, B4, 0)) {
+            first.run_once().expect("an access");
+        }
+        while !guest.memory.seen(Write(4, B4, 0x77)) {
+            thread::yield_now();
+        }
+        kicker.kick();
+        second = runs.join().expect("the vCPU's thread");
+        // On, both of them: what is restored is what was saved.
+        let states = [&mut first, &mut second].map(|vcpu| vcpu.state().expect("a state"));
+        guest.vm.reset().expect("a reset");
+        second.reset().expect("a reset");
+        first.reset().expect("a reset");
+        assert_ne!(second.state().expect("a state"), states[1]);
+        guest.memory.take();
+        // It is off: nothing but a kick ends that.
+        second.kicker().kick();
+        while second.run_once().expect("a vCPU that is off") != Step::Interrupted {}
+        assert!(guest.memory.take().is_empty(), "round {round}");
+        first.set_registers(&start()).expect("registers");
+    }
+}
+
+/// Tells which lines are enabled, the priority of four and the mask of the CPU interface; sets others; ends its run.
+const GIC: &[u32] = &[
+    0xd2be_0016, // mov x22, #0xf0000000: the distributor
+    0xb941_06c2, // ldr w2, [x22, #0x104]
+    0xb900_0262, // str w2, [x19]
+    0xb944_22c2, // ldr w2, [x22, #0x420]
+    0xb900_0262, // str w2, [x19]
+    0x5280_00a2, // mov w2, #5
+    0xb901_06c2, // str w2, [x22, #0x104]
+    0x5280_1402, // mov w2, #0xa0
+    0xb904_22c2, // str w2, [x22, #0x420]
+    0xd538_4602, // mrs x2, icc_pmr_el1
+    0xb900_0262, // str w2, [x19]
+    0xd280_1e02, // mov x2, #0xf0
+    0xd518_4602, // msr icc_pmr_el1, x2
+    END,
+];
+
+#[test]
+fn the_gic_is_reset_and_restored() {
+    let guest = Guest::new(VmConfig::default(), GIC);
+    let mut vcpu = guest.vcpu(0);
+    let mut tell = || {
+        vcpu.set_registers(&start()).expect("registers");
+        run_to_halt(&mut vcpu);
+        let value = |seen: &Seen| match seen {
+            Write(0, B4, value) => *value,
+            other => panic!("{other:?}"),
+        };
+        guest.memory.take().iter().map(value).collect::<Vec<_>>()
+    };
+    let (new, set) = ([0, 0, 0], [5, 0xa0, 0xf0]);
+    assert_eq!(tell(), new);
+    let state = guest.vm.state().expect("a state");
+    assert_eq!(guest.vm.state().expect("a state"), state);
+    for _ in 0..10 {
+        guest.vm.reset().expect("a reset");
+        assert_ne!(guest.vm.state().expect("a state"), state);
+        assert_eq!(tell(), new);
+        guest.vm.set_state(&state).expect("the state before");
+        assert_eq!(guest.vm.state().expect("a state"), state);
+        assert_eq!(tell(), set);
+    }
+}
+
+#[test]
+fn a_line_that_is_asserted_is_part_of_the_state() {
+    let guest = Guest::new(VmConfig::default(), GIC);
+    let _vcpu = guest.vcpu(0);
+    let low = guest.vm.state().expect("a state");
+    guest.vm.set_irq_line(40, true).expect("a line");
+    let high = guest.vm.state().expect("a state");
+    assert_ne!(high, low);
+    for state in [&low, &high, &low] {
+        guest.vm.set_state(state).expect("a state");
+        assert_eq!(&guest.vm.state().expect("a state"), state);
+    }
+}
+
+/// Where the value of a register is in a state's bytes.
+fn place(bytes: &[u8], register: u64) -> usize {
+    bytes.windows(8).position(|window| window == register.to_le_bytes()).expect("a register") + 8
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[test]
+fn the_counter_goes_back_with_a_state_and_on_with_a_reset() {
+    let guest = Guest::new(VmConfig::default(), SET_AND_TELL);
+    let mut vcpu = guest.vcpu(0);
+    let saved = vcpu.state().expect("a state");
+    let bytes = saved.to_saved().payload.into_owned();
+    let at = place(&bytes, CNTVCT_EL0);
+    let (counter, frequency) = (number(&bytes, at), number(&bytes, bytes.len() - 8));
+    let now = |vcpu: &mut Vcpu| number(&vcpu.state().expect("a state").to_saved().payload, at);
+    let before = now(&mut vcpu);
+    assert!(before > counter);
+    vcpu.reset().expect("a reset");
+    assert!(now(&mut vcpu) > before);
+    thread::sleep(Duration::from_millis(300));
+    let since = Instant::now();
+    vcpu.set_state(&saved).expect("the state before");
+    let after = now(&mut vcpu);
+    let passed = since.elapsed().as_nanos() * u128::from(frequency) / 1_000_000_000;
+    assert!(after >= counter && u128::from(after - counter) <= passed + 1, "{counter}, {after}, {passed}");
+}
+
+#[test]
+fn d2_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
+    let guest = Guest::new(VmConfig::default(), SET_AND_TELL);
+    let mut vcpu = guest.vcpu(0);
+    let before = vcpu.registers().expect("registers");
+    let saved = vcpu.state().expect("a state").to_saved().into_owned();
+    let last = saved.payload.len() - 8;
+    let changes: [(usize, u64, &str); 4] = [
+        (place(&saved.payload, MPIDR_EL1), 0x8000_0001, "MPIDR_EL1"),
+        (place(&saved.payload, ID_AA64PFR0_EL1), u64::MAX, "ID_AA64PFR0_EL1 of 0xffffffffffffffff"),
+        // The name of a register, which no processor has then.
+        (place(&saved.payload, TPIDR_EL1) - 8, TPIDR_EL1 + 1, "S3_0_C13_C0_5"),
+        (last, 1, "a counter of 1 Hz"),
+    ];
+    for (at, value, name) in changes {
+        let mut changed = saved.clone();
+        changed.payload.to_mut()[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let state = VcpuState::from_saved(&changed).expect("a list of registers");
+        let error = vcpu.set_state(&state).expect_err(name).to_string();
+        assert!(error.contains(name), "{error}");
+        assert_eq!(vcpu.registers().expect("registers"), before);
+    }
+    let two = Guest::new(VmConfig::new(2), SET_AND_TELL);
+    let _vcpus = [two.vcpu(0), two.vcpu(1)];
+    let error = guest.vm.set_state(&two.vm.state().expect("a state"));
+    assert!(matches!(error, Err(VmError::InvalidState { part: "GIC", .. })), "{error:?}");
+    run_to_halt(&mut vcpu);
+}
+
+#[test]
+fn two_hundred_vcpus_are_created_and_saved() {
+    let config = VmConfig::new(200);
+    let create = || {
+        let guest = Guest::new(config.clone(), SET_AND_TELL);
+        let vcpus: Vec<_> =
+            (0..200).map(|index| guest.vm.create_vcpu(index, guest.buses()).expect("a vCPU")).collect();
+        (guest, vcpus)
+    };
+    let (one, mut vcpus) = create();
+    let state = VmState::from_saved(&one.vm.state().expect("a state").to_saved()).expect("its own bytes");
+    let (other, mut others) = create();
+    other.vm.set_state(&state).expect("the other's state");
+    assert_eq!(other.vm.state().expect("a state"), state);
+    for index in [0, 15, 16, 199] {
+        let state = vcpus[index].state().expect("a state");
+        others[index].set_state(&state).expect("the other's state");
+        assert!(others[(index + 1) % 200].set_state(&state).is_err(), "that of vCPU {index}");
+    }
+}
+
+#[track_caller]
+fn goes_on(machine: &Machine) {
+    let (from, since) = (counter(machine), Instant::now());
+    while counter(machine) < from.wrapping_add(100) {
+        assert_eq!(machine.outcome(), None);
+        assert!(since.elapsed() < LIMIT, "it does not count");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_machine_goes_back_goes_on_elsewhere_and_becomes_many() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("guest.snap");
+    let kvm = Kvm::open().expect("KVM");
+    let generation = || VmGenId::new("generation", GenerationId::random().expect("random bytes"));
+    let machine = guest::machine("counts", COUNT).cpus(2).device(generation());
+    let machine = machine.build(&kvm).expect("a machine");
+    machine.start().expect("a start");
+    goes_on(&machine);
+    let mut checkpoint = machine.checkpoint().expect("a checkpoint");
+    let paused = machine.pause().expect("a pause");
+    machine.reset_to(&mut checkpoint).expect("a reset");
+    let (from, registers) = (counter(&machine), paused.vcpus().registers(0).expect("registers"));
+    paused.resume().expect("it goes on");
+    for round in 0..50 {
+        goes_on(&machine);
+        let paused = machine.pause().expect("a pause");
+        machine.reset_to(&mut checkpoint).expect("a reset");
+        let now = (counter(&machine), paused.vcpus().registers(0).expect("registers"));
+        assert_eq!(now, (from, registers), "round {round}");
+        paused.resume().expect("it goes on");
+    }
+    machine.snapshot(&path).expect("a snapshot");
+    goes_on(&machine);
+    for snapshot in [Snapshot::open(&path), Snapshot::open(&path).map(Snapshot::on_demand)] {
+        let snapshot = snapshot.expect("a snapshot");
+        let restored = Machine::builder("restored")
+            .device(generation())
+            .restore(snapshot)
+            .build(&kvm)
+            .expect("a machine");
+        restored.start().expect("a start");
+        goes_on(&restored);
+    }
+    let plan =
+        ForkPlan::new(4, GuestClock::CatchUp, move |_| Ok(vec![Box::new(generation()) as Box<dyn Device>]));
+    let children = machine.fork(&kvm, &plan).expect("forks");
+    children.iter().for_each(goes_on);
+    machine.reset().expect("a reset");
+    goes_on(&machine);
+}
