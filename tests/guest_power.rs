@@ -13,18 +13,13 @@ use ossature::vmm::machine::Outcome;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{Ended, Guest, LIMIT, Running, stamp};
+use support::{EARLY, Ended, FIRST_WORDS, Guest, LIMIT, Running, stamp};
 use xtask::process;
 
 /// The exit code for a reset by the guest.
 const RESET: i32 = 3;
 /// The kernel's last words before it turns the machine off.
 const POWER_DOWN: &str = "reboot: Power down";
-/// Makes the kernel print from the start, so that a test need not wait for the boot.
-const EARLY: &str = "earlyprintk=ttyS0 console=ttyS0 loglevel=7";
-/// What it prints first.
-const FIRST_WORDS: &str = "Hypervisor detected: KVM";
-
 #[test]
 fn a_guest_that_powers_off() {
     let ended = Guest::new().run("kernel", "uname -r").start().wait();

@@ -12,6 +12,11 @@ pub const HOTPLUG: [&str; 2] = ["--tables", "acpi"];
 /// How often they do, on a processor that is emulated twice.
 pub const TURNS: u32 = 10;
 
+/// Makes the kernel print from the start, so that a test need not wait for the boot.
+pub const EARLY: &str = "earlycon console=ttyAMA0 loglevel=7";
+/// What it prints first.
+pub const FIRST_WORDS: &str = "Booting Linux on physical CPU";
+
 /// The console's serial port.
 pub type Console = Serial<Pl011>;
 

@@ -12,6 +12,11 @@ pub const HOTPLUG: [&str; 0] = [];
 /// How often they do.
 pub const TURNS: u32 = 50;
 
+/// Makes the kernel print from the start, so that a test need not wait for the boot.
+pub const EARLY: &str = "earlyprintk=ttyS0 console=ttyS0 loglevel=7";
+/// What it prints first.
+pub const FIRST_WORDS: &str = "Hypervisor detected: KVM";
+
 /// The console's serial port.
 pub type Console = Serial;
 

@@ -42,7 +42,6 @@ const KVM: &[&str] = &["ossature-core"];
 const NOT_THERE: &[(&str, &str)] = &[
     ("a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand", WRITE_PROTECTION),
     ("a_kernel_that_panics", PORTS),
-    ("t7_a_kernel_that_panics_before_its_pvpanic_driver_is_loaded", PORTS),
     ("t6_a_triple_fault_that_resets_the_machine", TRIPLE_FAULT),
     ("a_triple_fault", TRIPLE_FAULT),
     ("ctrl_alt_del_reboots", PORTS),
