@@ -28,6 +28,9 @@ impl Host {
 
     /// The most entries of a ring of dirty pages; 0 where there are no rings.
     pub(super) fn dirty_ring(&self) -> u32 {
+        if !crate::arch::HAS_DIRTY_RINGS {
+            return 0;
+        }
         let cap = kvm_bindings::KVM_CAP_DIRTY_LOG_RING_ACQ_REL;
         let bytes = usize::try_from(self.kvm.check_extension_raw(cap.into())).unwrap_or(0);
         saturating(bytes / super::ring::ENTRY)

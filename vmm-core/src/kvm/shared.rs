@@ -44,6 +44,11 @@ impl VmShared {
     pub(super) fn with_fd(host: &Arc<Host>, config: &VmConfig, fd: VmFd) -> Result<Self, VmError> {
         arch::prepare_vm(&fd)?;
         if let Some(entries) = config.dirty_ring {
+            if !arch::HAS_DIRTY_RINGS {
+                return Err(VmError::Unsupported {
+                    what: "a ring of dirty pages (KVM_CAP_DIRTY_LOG_RING_ACQ_REL)",
+                });
+            }
             let bytes = u64::from(entries).saturating_mul(ring::ENTRY as u64);
             let cap = kvm_enable_cap {
                 cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,

@@ -27,8 +27,8 @@ pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
 pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};
 pub(crate) use registers::{KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page};
 pub(crate) use setup::{
-    ArchConfig, HostFacts, NEWEST, REQUIRED, address_bits, complete_vcpu, has_performance_monitors,
-    init_vcpu, notify_paused, prepare_vm,
+    ArchConfig, HAS_DIRTY_RINGS, HostFacts, NEWEST, REQUIRED, address_bits, complete_vcpu,
+    has_performance_monitors, init_vcpu, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,

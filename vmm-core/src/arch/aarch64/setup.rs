@@ -42,6 +42,9 @@ pub(crate) struct HostFacts {
     address_bits: OnceLock<u32>,
 }
 
+/// No rings of dirty pages: what the kernel writes of the interrupt controllers' tables would be in none of them.
+pub(crate) const HAS_DIRTY_RINGS: bool = false;
+
 /// Where the kernel does not say (before Linux 4.20).
 const DEFAULT_ADDRESS_BITS: u32 = 40;
 

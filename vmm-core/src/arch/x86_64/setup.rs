@@ -34,6 +34,9 @@ pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
     vm.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))
 }
 
+/// Rings of dirty pages, where the kernel has them.
+pub(crate) const HAS_DIRTY_RINGS: bool = true;
+
 /// What a machine cannot be made without.
 pub(crate) const REQUIRED: [(Capability, Cap); 7] = [
     (Capability::UserMemory, Cap::UserMemory),

@@ -2,6 +2,9 @@ use super::*;
 
 const KIND: &str = "its";
 
+/// What is wrong with a state.
+type Change = fn(&mut ItsState);
+
 /// As Linux leaves it with a message or two.
 fn sample() -> ItsState {
     let mut base = [0; BASERS];
@@ -45,12 +48,12 @@ fn what_is_written_is_read_again() {
 
 #[test]
 fn d1_an_its_that_cannot_be_is_refused_by_name() {
-    let refused = |change: fn(&mut ItsState)| {
+    let refused = |change: Change| {
         let mut state = sample();
         change(&mut state);
         again(&state).unwrap_err().to_string()
     };
-    let cases: [(fn(&mut ItsState), &str); 8] = [
+    let cases: [(Change, &str); 8] = [
         (|state| state.control |= 2, "ITS control"),
         (|state| state.implementation |= 1 << 32, "ITS implementation"),
         (|state| state.written = 0x1_0000, "ITS commands written"),
