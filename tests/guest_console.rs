@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use support::{Answers, Guest, LIMIT, Log, Transport, hash_of};
+use support::{Answers, Guest, LIMIT, Log, RTC, Transport, hash_of};
 
 /// Lines that do not repeat, so that nothing can be lost, doubled or swapped unseen.
 fn lines(count: usize) -> String {
@@ -74,7 +74,7 @@ fn a_serial_port_writes_to_a_file_and_the_clock_is_right() {
     let numbers: Vec<String> = (1..=5000).map(|number| number.to_string()).collect();
     assert!(answers["many"] == numbers.join("\n"), "{log}");
     let (name, since_epoch) = answers["rtc"].split_once('\n').unwrap();
-    assert!(name.starts_with("rtc_cmos"), "{name}");
+    assert!(name.starts_with(RTC), "{name}");
     for time in [since_epoch, &answers["time"]] {
         // The clock counts whole seconds.
         let time: u64 = time.parse().unwrap();

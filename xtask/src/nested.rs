@@ -34,8 +34,18 @@ const MODULES: &[&str] = &[
 ];
 
 /// Where the host's programs do not run, the packages of those that jobs call.
-const PACKAGES: &[&str] =
-    &["busybox-static", "e2fsprogs", "iproute2", "kmod", "lz4", "pciutils", "socat", "strace"];
+const PACKAGES: &[&str] = &[
+    "busybox-static",
+    "e2fsprogs",
+    "iproute2",
+    "kmod",
+    "lz4",
+    "mount",
+    "pciutils",
+    "socat",
+    "strace",
+    "tcpdump",
+];
 
 /// Environment of the calling process that jobs see too.
 const PASSED_ON: &[&str] = &[

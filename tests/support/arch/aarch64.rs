@@ -1,7 +1,7 @@
 //! What a machine of the tests has on aarch64.
 
 use ossature::bus::Device;
-use ossature::legacy::{Backend, Pl011, Serial};
+use ossature::legacy::{AcpiPower, Backend, Pl011, Pl031, Serial};
 
 /// What the guest calls the root bus and its configuration space in `/proc/iomem`.
 pub const PCI: [&str; 2] = ["pcie@", "PCI ECAM"];
@@ -17,6 +17,12 @@ pub const EARLY: &str = "earlycon console=ttyAMA0 loglevel=7";
 /// What it prints first.
 pub const FIRST_WORDS: &str = "Booting Linux on physical CPU";
 
+/// What Linux says where the serial port that its command line names is not there.
+pub const NO_SERIAL_PORT: [&str; 1] = ["Warning: unable to open an initial console."];
+
+/// What the driver of the clock is called.
+pub const RTC: &str = "rtc-pl031";
+
 /// The console's serial port.
 pub type Console = Serial<Pl011>;
 
@@ -24,7 +30,7 @@ pub fn serial(line: Backend) -> Console {
     Serial::pl011("com1", line)
 }
 
-/// Nothing more: power is the firmware's.
+/// A clock and the power button.
 pub fn board() -> Vec<Box<dyn Device>> {
-    Vec::new()
+    vec![Box::new(Pl031::new("rtc")), Box::new(AcpiPower::button_only("power"))]
 }

@@ -17,6 +17,12 @@ pub const EARLY: &str = "earlyprintk=ttyS0 console=ttyS0 loglevel=7";
 /// What it prints first.
 pub const FIRST_WORDS: &str = "Hypervisor detected: KVM";
 
+/// What Linux says where the serial port that its command line names is not there.
+pub const NO_SERIAL_PORT: [&str; 0] = [];
+
+/// What the driver of the clock is called.
+pub const RTC: &str = "rtc_cmos";
+
 /// The console's serial port.
 pub type Console = Serial;
 

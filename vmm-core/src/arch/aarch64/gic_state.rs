@@ -136,6 +136,15 @@ fn lines() -> impl Iterator<Item = u64> {
     (PRIVATE_IRQS..PRIVATE_IRQS + WIRED_LINES).step_by(32).map(u64::from)
 }
 
+/// Which levels the shared lines have after a state was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Levels {
+    /// Those of the state.
+    Saved,
+    /// Those that they had.
+    Kept,
+}
+
 /// A GIC in the kernel.
 #[derive(Clone, Copy)]
 struct Gic<'a>(&'a DeviceFd);
@@ -156,7 +165,7 @@ fn of_vcpu(index: u32, attr: u64) -> u64 {
 }
 
 /// The attribute of 32 lines' levels from one on.
-fn levels(first: u64) -> u64 {
+fn level_info(first: u64) -> u64 {
     u64::from(VGIC_LEVEL_INFO_LINE_LEVEL) << KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT | first
 }
 
@@ -165,7 +174,7 @@ impl GicState {
     pub(super) fn read(gic: &DeviceFd, vcpus: u32) -> Result<Self, VmError> {
         let gic = Gic(gic);
         let register = |offset| gic.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset);
-        let level = |line| gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, levels(line));
+        let level = |line| gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line));
         Ok(Self {
             type_: register(GICD_TYPER)?,
             implementer: register(GICD_IIDR)?,
@@ -175,7 +184,7 @@ impl GicState {
     }
 
     /// Writes the state to a GIC that has the same vCPUs, none of which runs.
-    pub(super) fn write(&self, gic: &DeviceFd, vcpus: u32) -> Result<(), VmError> {
+    pub(super) fn write(&self, gic: &DeviceFd, vcpus: u32, levels: Levels) -> Result<(), VmError> {
         let gic = Gic(gic);
         let invalid = |reason| Err(VmError::InvalidState { part: "GIC", reason });
         if self.vcpus.len() != vcpus as usize {
@@ -202,8 +211,10 @@ impl GicState {
         for (offset, value) in distributor().zip(values.by_ref()) {
             gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, *value)?;
         }
-        for (line, value) in lines().zip(values) {
-            gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, levels(line), *value)?;
+        if levels == Levels::Saved {
+            for (line, value) in lines().zip(values) {
+                gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line), *value)?;
+            }
         }
         (0..).zip(&self.vcpus).try_for_each(|(index, vcpu)| vcpu.write(gic, index))
     }
@@ -245,7 +256,7 @@ impl GicState {
 impl VcpuState {
     fn read(gic: Gic<'_>, index: u32) -> Result<Self, VmError> {
         let register = |offset| gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset));
-        let level = gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, levels(0)));
+        let level = gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)));
         let interface = |register| gic.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, register));
         let control = interface(ICC_CTLR)?;
         Ok(Self {
@@ -270,7 +281,7 @@ impl VcpuState {
             }
         }
         for value in values {
-            gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, levels(0)), *value)?;
+            gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)), *value)?;
         }
         let control: u64 = gic.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, ICC_CTLR))?;
         if interface_registers(control).count() < self.interface.len() {

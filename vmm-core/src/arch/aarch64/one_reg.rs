@@ -211,8 +211,8 @@ impl RegisterFile {
     }
 
     /// The same without some.
-    pub(super) fn without(&self, left_out: &[RegisterId]) -> Self {
-        self.map(|id, value| (!left_out.contains(&id)).then(|| value.to_vec()))
+    pub(super) fn without(&self, is_left_out: impl Fn(RegisterId) -> bool) -> Self {
+        self.map(|id, value| (!is_left_out(id)).then(|| value.to_vec()))
     }
 
     /// The same with some registers of 64 bits so much greater.

@@ -95,10 +95,10 @@ impl VcpuParts {
             if let Some((id, value)) = differing.first() {
                 return Err(lacks(*id, value, &current));
             }
-            if self.starts_anew(vcpu, &current)? {
-                let init = vcpu_init(to.vm, to.index, self.features)?;
-                vcpu.vcpu_init(&init).map_err(call("KVM_ARM_VCPU_INIT"))?;
-            }
+            // For what writing registers does not do: a pending SError goes, and the processor sees as code what the host
+            // wrote to memory that the guest has mapped.
+            let init = vcpu_init(to.vm, to.index, self.features)?;
+            vcpu.vcpu_init(&init).map_err(call("KVM_ARM_VCPU_INIT"))?;
         }
         for (id, value) in differing {
             one_reg::set(vcpu, id, value).map_err(|_| lacks(id, value, &current))?;
@@ -125,14 +125,6 @@ impl VcpuParts {
             events.exception.serror_esr = syndrome.unwrap_or(0);
         }
         vcpu.set_vcpu_events(&events).map_err(call("KVM_SET_VCPU_EVENTS"))
-    }
-
-    /// Returns true if the vCPU has something that writing registers does not take back.
-    fn starts_anew(&self, vcpu: &VcpuFd, current: &RegisterFile) -> Result<bool, VmError> {
-        let events = vcpu.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?.exception;
-        // A reset has no counters: they go on.
-        let is_complete = current.iter().all(|(id, _)| self.registers.get(id).is_some());
-        Ok(!is_complete || events.serror_pending != 0)
     }
 
     /// Fails if it cannot be the state of vCPU `index`.
@@ -183,9 +175,9 @@ impl VcpuParts {
         self.registers = self.registers.increased(&COUNTERS, ticks as u64);
     }
 
-    /// The state as a reset writes it: the counters go on.
+    /// The state as a reset writes it: the counters go on, and the processor stays what it is.
     pub(crate) fn for_reset(mut self) -> Self {
-        self.registers = self.registers.without(&COUNTERS);
+        self.registers = self.registers.without(|id| COUNTERS.contains(&id) || id.is_feature());
         self
     }
 

@@ -5,7 +5,7 @@ use kvm_ioctls::VmFd;
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 
 use super::gic::Controllers;
-use super::gic_state::GicState;
+use super::gic_state::{GicState, Levels};
 use super::its_state::ItsState;
 use super::sys::set_attribute;
 use crate::arch::wall_clock;
@@ -35,11 +35,11 @@ impl Chips {
         Ok(Self { gic: GicState::read(gic, vcpus)?, its: ItsState::read(its)? })
     }
 
-    /// Writes them, once guest memory is what it was.
-    fn write(&self, controllers: &Controllers, vcpus: u32) -> Result<(), VmError> {
+    /// Writes them, once guest memory is what it was; with the levels of lines, unless devices go on to say them.
+    fn write(&self, controllers: &Controllers, vcpus: u32, levels: Levels) -> Result<(), VmError> {
         // Messages that it knows would become pending by the other's tables.
         controllers.its.reset()?;
-        self.gic.write(&controllers.gic, vcpus)?;
+        self.gic.write(&controllers.gic, vcpus, levels)?;
         self.its.write(&controllers.its)
     }
 }
@@ -66,11 +66,11 @@ impl VmParts {
     /// Writes the state to a machine that has the same.
     pub(crate) fn write(
         &self,
-        vm: &VmFd,
+        _: &VmFd,
         controllers: Option<&Controllers>,
         config: &VmConfig,
     ) -> Result<(), VmError> {
-        self.write_chips(vm, controllers, config)
+        self.write_with(Levels::Saved, controllers, config)
     }
 
     /// How long ago it was read, in nanoseconds of the host's wall clock. `None` if it does not say.
@@ -81,15 +81,24 @@ impl VmParts {
     /// Nothing: the guest's clock is a counter of its vCPUs.
     pub(crate) fn advance(&mut self, _: u64) {}
 
-    /// As [`write`](Self::write): there is no clock.
+    /// The same for a reset: lines that devices assert still are.
     pub(crate) fn write_chips(
         &self,
         _: &VmFd,
         controllers: Option<&Controllers>,
         config: &VmConfig,
     ) -> Result<(), VmError> {
+        self.write_with(Levels::Kept, controllers, config)
+    }
+
+    fn write_with(
+        &self,
+        levels: Levels,
+        controllers: Option<&Controllers>,
+        config: &VmConfig,
+    ) -> Result<(), VmError> {
         match (&self.gic, controllers) {
-            (Some(chips), Some(controllers)) => chips.write(controllers, config.cpus),
+            (Some(chips), Some(controllers)) => chips.write(controllers, config.cpus, levels),
             (None, None) => Ok(()),
             _ => {
                 let reason = "not those that this machine has";

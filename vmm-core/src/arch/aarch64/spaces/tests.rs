@@ -16,6 +16,8 @@ fn windows_are_where_guests_have_addresses() {
         assert_eq!(window(5 * GIB, bits, 64 * GIB), Some(256 * GIB), "{bits} bits");
         assert_eq!(window(300 * GIB, bits, 64 * GIB), Some(512 * GIB), "{bits} bits");
     }
+    assert_eq!(window(5 * GIB, 39, 64 * GIB), Some(256 * GIB));
+    assert_eq!(window(5 * GIB, 38, 64 * GIB), Some(64 * GIB));
     // Just below what they have.
     assert_eq!(window(800 * GIB, 40, 64 * GIB), Some(832 * GIB));
     assert_eq!(window(1000 * GIB, 40, 64 * GIB), None);
