@@ -8,9 +8,12 @@ use xtask::tree::Tree;
 
 use super::Guest;
 
-/// The paths of the libraries that a program needs.
+/// The paths of the libraries that a program needs: none if it is a static one.
 pub fn libraries(program: &Path) -> Vec<String> {
-    let list = process::text(process::command("ldd").arg(program)).unwrap();
+    let output = process::command("ldd").arg(program).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || said.contains("not a dynamic executable"), "{said}");
+    let list = String::from_utf8_lossy(&output.stdout);
     let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
     list.lines().filter_map(path).collect()
 }
