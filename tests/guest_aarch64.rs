@@ -216,3 +216,31 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
     assert_eq!(&answers["alarm"], "rung");
     assert!(answers["line"].contains("GICv3") && answers["line"].contains("Edge"), "{}", &answers["line"]);
 }
+
+/// The guest has so much memory, and uses that above 4 GiB.
+fn has_memory(tables: &str, size: &str, bytes: u64) {
+    let answers = Guest::new()
+        .args(["--tables", tables, "--memory", size])
+        .run("ram", "sed -n 's/^ *\\([0-9a-f]*\\)-\\([0-9a-f]*\\) : System RAM/\\1 \\2/p; s/^ *\\([0-9a-f]*\\)-\\([0-9a-f]*\\) : reserved/\\1 \\2/p' /proc/iomem")
+        .run("total", "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")
+        .boot();
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let ends = answers["ram"].lines().map(|line| number(line.split_once(' ').unwrap().1));
+    let end = if bytes <= 3 << 30 { bytes } else { bytes + (1 << 30) };
+    assert_eq!(ends.max().unwrap() + 1, end, "{}", &answers["ram"]);
+    let total = answers["total"].parse::<u64>().unwrap() << 10;
+    // The kernel keeps its image, 64 bytes for each page of 4 KiB, and bounce buffers of 64 MiB.
+    assert!((bytes - bytes / 32 - (128 << 20)..bytes).contains(&total), "{total}");
+}
+
+#[test]
+fn memory_of_256m_and_of_5g_by_a_device_tree() {
+    has_memory("fdt", "256M", 256 << 20);
+    has_memory("fdt", "5G", 5 << 30);
+}
+
+#[test]
+fn memory_of_256m_and_of_5g_by_acpi() {
+    has_memory("acpi", "256M", 256 << 20);
+    has_memory("acpi", "5G", 5 << 30);
+}

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::control::{answer, ask};
-use support::{Guest, HOTPLUG, LIMIT, Running, TURNS, Transport};
+use support::{ACPI, Guest, LIMIT, Running, TURNS, Transport};
 
 const BLOCK: u64 = 4096;
 
@@ -20,7 +20,7 @@ fn busy_guest(folder: &Path, job: &str) -> Running {
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let load = "while :; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; done & load=$!";
     let guest = Guest::new().args(["--transport", "pci", "--cpus", "2"]).disk(&image, "");
-    let guest = guest.args(HOTPLUG).control(&folder.join("control"));
+    let guest = guest.args(ACPI).control(&folder.join("control"));
     let job = format!("echo the job begins\n{job}");
     let running = guest.run("job", &format!("{load}\n{job}\nkill $load")).run("log", "dmesg").start();
     running.wait_for("the job begins");
@@ -137,7 +137,7 @@ fn a_disk_that_the_guest_ejects_unasked_is_forgotten_and_its_name_is_free() {
     let control = folder.path().join("control");
     let load = folder.path().join("first");
     File::create(&load).unwrap().set_len(1 << 20).unwrap();
-    let guest = Guest::new().transport(Transport::Pci).args(HOTPLUG).control(&control).disk(&load, "");
+    let guest = Guest::new().transport(Transport::Pci).args(ACPI).control(&control).disk(&load, "");
     let running = guest.run("begins", "echo the job begins").run("job", job).run("log", "dmesg").start();
     running.wait_for("the job begins");
     let add = format!("add disk path={},id=plug", image.display());

@@ -13,7 +13,7 @@ use ossature::vmm::machine::Outcome;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use support::{EARLY, Ended, FIRST_WORDS, Guest, LIMIT, Running, stamp};
+use support::{ACPI, EARLY, Ended, FIRST_WORDS, Guest, LIMIT, Running, stamp};
 use xtask::process;
 
 /// The exit code for a reset by the guest.
@@ -176,8 +176,8 @@ fn parse_stamp(line: &str) -> Option<(&str, u64)> {
 fn sigterm_presses_the_power_button() {
     // The daemon for the button has to listen before.
     let acpid = "until ls -l /proc/$(pidof acpid)/fd | grep /dev/input/event; do usleep 20000; done";
-    let ended =
-        on_terminal(Guest::new().run("acpid", acpid).hold(), "ready\n", |guest| guest.signal(Signal::TERM));
+    let guest = Guest::new().args(ACPI).run("acpid", acpid).hold();
+    let ended = on_terminal(guest, "ready\n", |guest| guest.signal(Signal::TERM));
     ended.expect(0);
     assert!(ended.out.contains(POWER_DOWN), "the guest turns itself off: {ended}");
 }
@@ -192,7 +192,7 @@ fn sigterm_stops_a_guest_that_ignores_the_button() {
         head -c 24 <&3 | wc -c
         printf 'pressed\n'
         sleep 1000";
-    let guest = Guest::new().run("ignore", ignore).start();
+    let guest = Guest::new().args(ACPI).run("ignore", ignore).start();
     guest.wait_for("listening\n");
     guest.signal(Signal::TERM);
     guest.wait_for("pressed\n");

@@ -6,8 +6,9 @@ use ossature::legacy::{AcpiPower, Backend, Pl011, Pl031, Serial};
 /// What the guest calls the root bus and its configuration space in `/proc/iomem`.
 pub const PCI: [&str; 2] = ["pcie@", "PCI ECAM"];
 
-/// With these arguments guests are told of devices that come and go: a device tree does not.
-pub const HOTPLUG: [&str; 2] = ["--tables", "acpi"];
+/// With these arguments guests learn of their machine by ACPI, which tells them of devices that come and go, and of a
+/// button that Debian's cloud kernel has a driver of.
+pub const ACPI: [&str; 2] = ["--tables", "acpi"];
 
 /// How often they do, on a processor that is emulated twice.
 pub const TURNS: u32 = 10;

@@ -6,8 +6,8 @@ use ossature::legacy::{AcpiPower, Backend, Rtc, Serial, SerialPort};
 /// What the guest calls the root bus and its configuration space in `/proc/iomem`.
 pub const PCI: [&str; 2] = ["PCI Bus 0000:00", "PCI MMCONFIG 0000 [bus 00-00]"];
 
-/// With these arguments guests are told of devices that come and go.
-pub const HOTPLUG: [&str; 0] = [];
+/// With these arguments guests learn of their machine by ACPI: there is nothing else.
+pub const ACPI: [&str; 0] = [];
 
 /// How often they do.
 pub const TURNS: u32 = 50;

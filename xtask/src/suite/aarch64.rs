@@ -45,7 +45,6 @@ const NOT_THERE: &[(&str, &str)] = &[
     ("t6_a_triple_fault_that_resets_the_machine", TRIPLE_FAULT),
     ("a_triple_fault", TRIPLE_FAULT),
     ("ctrl_alt_del_reboots", PORTS),
-    ("sigterm_presses_the_power_button", BUTTON),
     ("the_boot_timer_prints_phases_and_stamps_what_the_guest_writes", PORTS),
     ("passt_reaches_a_server_without_root", PASST),
     ("userfault::tests::a_write_to_a_protected_page_waits", WRITE_PROTECTION),
@@ -57,8 +56,6 @@ const NOT_THERE: &[(&str, &str)] = &[
 /// Of whole-machine tests: what they look at is x86_64's.
 const PORTS: &str = "there are no I/O ports: no pvpanic, keyboard controller, boot timer";
 const TRIPLE_FAULT: &str = "no exception ends a processor of this architecture";
-const BUTTON: &str =
-    "Debian's cloud kernel knows no keys of a device tree: guest_aarch64 presses both kinds of buttons";
 const PASST: &str = "a program of the host's, with another architecture's libraries";
 const WRITE_PROTECTION: &str =
     "userfaultfd protects pages from writes on arm64 from Linux 6.10 on; Debian's is 6.1";
