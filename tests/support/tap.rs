@@ -62,7 +62,8 @@ impl Tap {
     /// Waits in the background for a packet that the filter (see pcap-filter(7)) lets through.
     pub fn capture(&self, filter: &str) -> Capture {
         let mut tcpdump = process::command("tcpdump");
-        tcpdump.args(["-i", &self.name, "-n", "-c", "1", filter]);
+        // As root: not every system has the user that it would become.
+        tcpdump.args(["-Z", "root", "-i", &self.name, "-n", "-c", "1", filter]);
         let mut child = tcpdump.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let said = Log::follow(child.stderr.take().unwrap());
         assert!(said.wait_for("listening on", LIMIT), "tcpdump: {}", said.text());
