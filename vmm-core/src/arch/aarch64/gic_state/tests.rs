@@ -47,7 +47,7 @@ fn banks_are_as_the_architecture_has_them() {
     assert!([0x1_0080, 0x1_0100, 0x1_041c, 0x1_0c04].iter().all(|offset| offsets.contains(offset)));
     let counts = [5, 6, 7].map(|bits| interface_registers((bits - 1) << 8).count());
     assert_eq!(counts, [9, 11, 15]);
-    assert_eq!(of_vcpu(17, levels(0)), 0x101 << 32);
+    assert_eq!(of_vcpu(17, level_info(0)), 0x101 << 32);
 }
 
 #[test]
