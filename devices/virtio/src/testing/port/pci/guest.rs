@@ -380,11 +380,8 @@ impl Msix {
     pub(in crate::testing) fn take(&self, vector: usize) -> bool {
         let sent = self.slot.guest.board().take_message(self.name, vector);
         if let Some(sent) = sent {
-            assert_eq!(
-                sent,
-                Self::message(vector),
-                "another message than vector {vector} was programmed with"
-            );
+            let expected = Self::message(vector).from_requester(u32::from(self.slot.number) << 3);
+            assert_eq!(sent, expected, "another message than vector {vector} was programmed with");
         }
         sent.is_some()
     }
