@@ -56,6 +56,11 @@ pub(super) struct ItsState {
 }
 
 impl Its {
+    fn register(&self, register: u32) -> Result<u64, VmError> {
+        attribute(&self.0, KVM_DEV_ARM_VGIC_GRP_ITS_REGS, register.into())
+            .map_err(call("KVM_GET_DEVICE_ATTR of the ITS"))
+    }
+
     fn set_register(&self, register: u32, value: u64) -> Result<(), VmError> {
         self.set(KVM_DEV_ARM_VGIC_GRP_ITS_REGS, register, Some(value))
     }
@@ -71,10 +76,7 @@ impl ItsState {
     /// vCPUs must be paused.
     pub(super) fn read(its: &Its) -> Result<Self, VmError> {
         its.control(KVM_DEV_ARM_ITS_SAVE_TABLES)?;
-        let get = |register: u32| {
-            attribute(&its.0, KVM_DEV_ARM_VGIC_GRP_ITS_REGS, register.into())
-                .map_err(call("KVM_GET_DEVICE_ATTR of the ITS"))
-        };
+        let get = |register| its.register(register);
         let mut base = [0; BASERS];
         for (n, base) in (0..).zip(&mut base) {
             *base = get(register::BASER + 8 * n)?;
@@ -93,8 +95,11 @@ impl ItsState {
     /// were. The vCPUs must be paused.
     pub(super) fn write(&self, its: &Its) -> Result<(), VmError> {
         its.set_register(register::IIDR, self.implementation)?;
-        // Forgets where it has read and written.
-        its.set_register(register::CBASER, self.queue)?;
+        // What a queue that was never set reads as is not what it reads as once that was written.
+        if its.register(register::CBASER)? != self.queue {
+            // Forgets where it has read and written.
+            its.set_register(register::CBASER, self.queue)?;
+        }
         its.set_register(register::CREADR, self.read)?;
         its.set_register(register::CWRITER, self.written)?;
         for (n, base) in (0..).zip(self.base) {
