@@ -141,6 +141,11 @@ pub fn userland(arch: Arch, packages: &[&str], more: &[&str]) -> Result<PathBuf>
             fs::remove_file(&file).context(file.display())?;
         }
     }
+    // Programs look for who they run as; the script that writes it was not run.
+    for (file, line) in [("passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("group", "root:x:0:\n")] {
+        let file = folder.join("etc").join(file);
+        fs::write(&file, line).context(file.display())?;
+    }
     fs::write(&list, wanted).context(list.display())?;
     Ok(folder)
 }
