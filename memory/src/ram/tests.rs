@@ -49,7 +49,9 @@ fn sixty_four_gibibytes_around_the_gap_touch_no_memory() {
         assert!(dma.check(GuestAddress(65 * GIB - 1), 2).is_err());
         dma.write_obj(GuestAddress(65 * GIB - 8), 0x1122_3344_5566_7788u64).unwrap();
         assert_eq!(dma.read_obj::<u64>(GuestAddress(65 * GIB - 8)).unwrap(), 0x1122_3344_5566_7788);
-        assert_eq!(ram.slots().map(|slot| resident(&slot)).sum::<usize>(), 1);
+        // What was written, which may be in a huge page.
+        let touched = ram.slots().map(|slot| resident(&slot)).sum::<usize>();
+        assert!((1..=512).contains(&touched), "{touched} pages");
     }
 }
 
