@@ -92,7 +92,7 @@ pub use fw_cfg::{FwCfg, FwCfgError, FwCfgFiles};
 pub use i8042::{I8042, Keyboard};
 pub use key_filter::KeyFilter;
 pub use pvpanic::Pvpanic;
-pub use rtc::{Pl031, Rtc};
+pub use rtc::{Pl031, RealTimeClock, Rtc};
 pub use serial::{Pl011, Serial, SerialInput, SerialPort, TYPEAHEAD_CAPACITY, Uart, Uart16550, Written};
 pub use terminal::{RawTerminal, window_size};
 pub use vm_gen_id::{Generation, GenerationId, VmGenId};

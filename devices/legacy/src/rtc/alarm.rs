@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(i32::MAX as u64);
 
 /// What the clock has of its machine.
 #[derive(Debug)]
-pub(super) struct Alarm {
+pub struct Alarm {
     interrupt: Interrupt,
     events: EventSink,
     /// Where the clock takes its turns.
@@ -78,7 +78,7 @@ impl Alarm {
 }
 
 /// A clock behind a lock.
-pub(super) trait Timed: Send + 'static {
+pub trait Timed: Send + 'static {
     /// Does what is due, and arms the alarm for what is next.
     fn settle(&mut self);
 }
@@ -101,7 +101,7 @@ impl<C: Timed> Handler for RtcTurns<C> {
 
 /// Where a clock takes its turns: on a loop that was given, or on one on a thread of its own.
 #[derive(Debug)]
-pub(super) struct Turns<C: Timed> {
+pub struct Turns<C: Timed> {
     event_loop: Option<EventLoop>,
     hosted: Option<Hosted<RtcTurns<C>>>,
     thread: Option<LoopThread>,

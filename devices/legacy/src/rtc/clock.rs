@@ -2,17 +2,24 @@
 
 use std::time::{Duration, SystemTime};
 
-use ossature_bus::{Access, BusFault, Effect, MmioMut};
+use ossature_bus::state::{SavedState, StateError};
+use ossature_bus::{
+    Access, BusFault, Effect, InterruptRequest, MmioMut, NodeKind, RegistersRequest, Requires,
+};
 
 use super::alarm::{Alarm, Timed};
 use super::calendar::DateTime;
+use super::device::Chip;
 use super::moment::Moment;
 use super::registers::*;
 use super::state::RtcState;
-use crate::register;
+use crate::register::{self, IRQ, REGISTERS};
+
+/// The interrupt of a PC's clock (ISA).
+const ISA_IRQ: u32 = 8;
 
 /// The registers, and the time that they show.
-pub(super) struct Clock {
+pub struct Clock {
     host: Box<dyn Fn() -> SystemTime + Send>,
     /// Seconds by which the guest has set the clock off the host's.
     offset: i64,
@@ -42,8 +49,10 @@ impl std::fmt::Debug for Clock {
     }
 }
 
-impl Clock {
-    pub(super) fn new(host: Box<dyn Fn() -> SystemTime + Send>) -> Self {
+impl Chip for Clock {
+    const NODE: NodeKind = NodeKind::Rtc;
+
+    fn new(host: Box<dyn Fn() -> SystemTime + Send>) -> Self {
         let mut clock = Self {
             host,
             offset: 0,
@@ -63,35 +72,54 @@ impl Clock {
         clock
     }
 
-    pub(super) fn state(&self) -> RtcState {
-        let Self { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos, .. } = *self;
-        RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos }
-    }
-
-    pub(super) fn take_over(&mut self, state: RtcState) {
-        let RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos } = state;
-        (self.offset, self.snapshot, self.seen) = (offset, snapshot, seen);
-        (self.flags, self.raised) = (flags, raised);
-        (self.index, self.status_a, self.status_b, self.cmos) = (index, status_a, status_b, cmos);
+    fn requires() -> Requires {
+        Requires::new()
+            .registers(RegistersRequest::ports(REGISTERS, 2).fixed(0x70))
+            .interrupt(InterruptRequest::edge(IRQ).fixed(ISA_IRQ).rare())
     }
 
     /// The registers as after power-on. The battery keeps time and RAM; the guest's unfinished setting of the clock ends.
-    pub(super) fn reset(&mut self) {
+    fn reset(&mut self) {
         (self.index, self.status_a, self.status_b) = (0, A_DEFAULT, B_24H);
         (self.flags, self.raised) = (0, false);
         (self.snapshot, self.seen) = (i64::MIN, self.now());
         self.settle();
     }
 
-    /// Gives the clock its interrupt and its timer, or takes them away.
-    pub(super) fn set_alarm(&mut self, alarm: Option<Alarm>) {
+    fn run(&mut self, running: bool) {
+        self.running = running;
+        self.settle();
+    }
+
+    fn set_alarm(&mut self, alarm: Option<Alarm>) {
         self.alarm = alarm;
     }
 
-    /// The vCPUs run from now on, or stop. What has happened in the meantime counts once.
-    pub(super) fn run(&mut self, running: bool) {
-        self.running = running;
-        self.settle();
+    fn save(&self) -> SavedState<'static> {
+        self.state().save()
+    }
+
+    fn load(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
+        self.take_over(RtcState::load(state)?);
+        Ok(())
+    }
+
+    fn sets(&self) -> u64 {
+        self.sets
+    }
+}
+
+impl Clock {
+    pub(super) fn state(&self) -> RtcState {
+        let Self { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos, .. } = *self;
+        RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos }
+    }
+
+    fn take_over(&mut self, state: RtcState) {
+        let RtcState { offset, snapshot, seen, flags, raised, index, status_a, status_b, cmos } = state;
+        (self.offset, self.snapshot, self.seen) = (offset, snapshot, seen);
+        (self.flags, self.raised) = (flags, raised);
+        (self.index, self.status_a, self.status_b, self.cmos) = (index, status_a, status_b, cmos);
     }
 
     /// Sets the flags of what has ended by `now`.
@@ -160,11 +188,6 @@ impl Clock {
             second = second.saturating_add(step);
         }
         None
-    }
-
-    /// How often the guest has set the clock.
-    pub(super) fn sets(&self) -> u64 {
-        self.sets
     }
 
     /// The time by the host's clock.

@@ -2,17 +2,15 @@
 
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ossature_bus::state::StateError;
+use ossature_bus::state::{SavedState, StateError};
 use ossature_bus::{
-    Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, EventLoop, Handover,
-    InterruptRequest, MetricVisitor, MmioMut, NodeKind, RegistersRequest, Requires, Size, Syscall,
+    Access, BusFault, Effect, InterruptRequest, MmioMut, NodeKind, RegistersRequest, Requires, Size,
 };
 
-use super::SYSCALLS;
-use super::alarm::{Alarm, Timed, Turns};
+use super::alarm::{Alarm, Timed};
+use super::device::Chip;
 use super::moment::Moment;
 use crate::register::{IRQ, REGISTERS};
 use state::Pl031State;
@@ -36,60 +34,8 @@ const ENABLED: u32 = 1;
 /// The only interrupt, in IMSC, RIS, MIS and ICR.
 const ALARM: u32 = 1;
 
-/// A clock with registers in a page of memory: seconds since 1970 in 32 bits, by the host's UTC plus what the guest has set
-/// it off by, and an alarm, which raises an edge interrupt when the clock reaches the match register.
-///
-/// While the alarm is masked or pending, no timer of the host runs. What happens while the machine is paused counts once
-/// when it goes on. Saved are the registers and how far the guest has set the clock off the host's, as of an
-/// [`Rtc`](crate::Rtc): once restored, it shows the host's time as it is then, off by as much; an alarm that has passed in
-/// the meantime is raised. The battery lasts. Its turns are taken as an `Rtc`'s, too.
-#[derive(Debug)]
-pub struct Pl031 {
-    id: String,
-    port: Arc<Mutex<Counter>>,
-    turns: Turns<Counter>,
-}
-
-impl Pl031 {
-    /// A clock named `id` that follows the host's.
-    pub fn new(id: impl Into<String>) -> Self {
-        Self::with_clock(id, SystemTime::now)
-    }
-
-    /// A clock named `id` that follows `now`, which advances as the host's clock does.
-    pub fn with_clock(id: impl Into<String>, now: impl Fn() -> SystemTime + Send + 'static) -> Self {
-        let port = Arc::new(Mutex::new(Counter::new(Box::new(now))));
-        Self { id: id.into(), port, turns: Turns::new() }
-    }
-
-    /// The same clock with its turns on `event_loop`, which the caller runs.
-    #[must_use]
-    pub fn on(mut self, event_loop: &EventLoop) -> Self {
-        self.turns.set_loop(event_loop);
-        self
-    }
-
-    fn counter(&self) -> MutexGuard<'_, Counter> {
-        self.port.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the clock's part in its machine.
-    fn end(&mut self) {
-        self.counter().run(false);
-        // In this order: the loop watches the timer.
-        self.turns.end();
-        self.counter().alarm = None;
-    }
-}
-
-impl Drop for Pl031 {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// The registers.
-struct Counter {
+/// The registers, and the time that they show.
+pub struct Counter {
     host: Box<dyn Fn() -> SystemTime + Send>,
     /// Seconds by which the guest has set the clock off the host's.
     offset: u32,
@@ -114,7 +60,9 @@ impl std::fmt::Debug for Counter {
     }
 }
 
-impl Counter {
+impl Chip for Counter {
+    const NODE: NodeKind = NodeKind::Pl031;
+
     fn new(host: Box<dyn Fn() -> SystemTime + Send>) -> Self {
         let mut counter = Self {
             host,
@@ -133,7 +81,12 @@ impl Counter {
         counter
     }
 
-    /// The registers as after power-on. The battery keeps the time.
+    fn requires() -> Requires {
+        Requires::new()
+            .registers(RegistersRequest::memory(REGISTERS, LEN))
+            .interrupt(InterruptRequest::edge(IRQ).rare())
+    }
+
     fn reset(&mut self) {
         (self.load, self.matches, self.mask) = (0, 0, 0);
         (self.pending, self.raised) = (false, false);
@@ -141,22 +94,33 @@ impl Counter {
         self.settle();
     }
 
-    fn state(&self) -> Pl031State {
-        let &Self { offset, load, matches, mask, seen, pending, raised, .. } = self;
-        Pl031State { offset, load, matches, mask, seen, pending, raised }
-    }
-
-    fn take_over(&mut self, state: Pl031State) {
-        let Pl031State { offset, load, matches, mask, seen, pending, raised } = state;
-        (self.offset, self.load, self.matches, self.mask) = (offset, load, matches, mask);
-        (self.seen, self.pending, self.raised) = (seen, pending, raised);
-    }
-
     fn run(&mut self, running: bool) {
         self.running = running;
         self.settle();
     }
 
+    fn set_alarm(&mut self, alarm: Option<Alarm>) {
+        self.alarm = alarm;
+    }
+
+    fn save(&self) -> SavedState<'static> {
+        let &Self { offset, load, matches, mask, seen, pending, raised, .. } = self;
+        Pl031State { offset, load, matches, mask, seen, pending, raised }.save()
+    }
+
+    fn load(&mut self, state: &SavedState<'_>) -> Result<(), StateError> {
+        let Pl031State { offset, load, matches, mask, seen, pending, raised } = Pl031State::load(state)?;
+        (self.offset, self.load, self.matches, self.mask) = (offset, load, matches, mask);
+        (self.seen, self.pending, self.raised) = (seen, pending, raised);
+        Ok(())
+    }
+
+    fn sets(&self) -> u64 {
+        self.sets
+    }
+}
+
+impl Counter {
     fn host(&self) -> Moment {
         (self.host)().into()
     }
@@ -263,70 +227,6 @@ impl MmioMut for Counter {
 
     fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
         self.set(register(at)?, value as u32).map(|()| Effect::None)
-    }
-}
-
-impl Device for Pl031 {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn requires(&self) -> Requires {
-        Requires::new()
-            .registers(RegistersRequest::memory(REGISTERS, LEN))
-            .interrupt(InterruptRequest::edge(IRQ).rare())
-    }
-
-    fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
-        let registers = assigned.registers(REGISTERS)?;
-        let interrupt = assigned.interrupt(IRQ)?.clone();
-        let turns = self.turns.begin(&self.id, &self.port, &assigned)?;
-        let alarm = Alarm::new(interrupt, assigned.events().clone(), turns);
-        registers.answer(self.port.clone());
-        let mut counter = self.counter();
-        counter.alarm = Some(alarm);
-        counter.reset();
-        drop(counter);
-        Ok(NodeKind::Pl031)
-    }
-
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        self.counter().run(false);
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        self.counter().run(true);
-        Ok(())
-    }
-
-    /// The battery keeps the time.
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        self.counter().reset();
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(DeviceState::Saved(Handover::new(self.counter().state().save())))
-    }
-
-    fn restore(&mut self, handover: Handover) -> Result<(), StateError> {
-        let state = Pl031State::load(&handover.state)?;
-        self.counter().take_over(state);
-        Ok(())
-    }
-
-    fn detach(&mut self) -> Result<(), DeviceError> {
-        self.end();
-        Ok(())
-    }
-
-    fn syscalls(&self) -> &'static [Syscall] {
-        SYSCALLS
-    }
-
-    fn metrics(&self, visitor: &mut dyn MetricVisitor) {
-        visitor.counter("clock_sets", "Times that the guest has set the clock.", self.counter().sets);
     }
 }
 

@@ -1,7 +1,8 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ossature_bus::Effect;
+use ossature_bus::{Device, Effect, EventLoop};
 
 use super::alarm::Timed;
 use super::registers::*;

@@ -1,9 +1,12 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use ossature_bus::{Device, EventLoop, Handover};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Pl031;
 use crate::testing::state::{d2_mutations, saved};
 use crate::testing::{Attachment, attach, attach_quiet, lives_twice, metric};
 
@@ -63,12 +66,12 @@ impl Guest {
     }
 
     fn until_alarm(&self) -> Option<Duration> {
-        self.rtc.counter().until_alarm()
+        self.rtc.clock().until_alarm()
     }
 
     /// What a turn does when the timer is over, and how many interrupts that raises.
     fn turn(&self) -> u64 {
-        self.rtc.counter().settle();
+        self.rtc.clock().settle();
         self.machine.interrupts()
     }
 
