@@ -8,6 +8,7 @@ pub(crate) mod lines;
 pub(crate) mod pci;
 
 use acpi_tables::Aml;
+use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::rsdp::Rsdp;
 
 pub use error::AcpiError;
@@ -24,6 +25,19 @@ pub(crate) const OEM_REVISION: u32 = 1;
 const HEADER: usize = 36;
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
+
+/// The FADT of a hardware-reduced machine, as far as it is the same on all architectures. Buttons and a clock's alarm are not
+/// fixed hardware, of which there is none.
+pub(crate) fn hardware_reduced_fadt(dsdt: u64) -> FADTBuilder {
+    FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
+        .flag(Flags::Headless)
+        .flag(Flags::HwReducedAcpi)
+}
 
 /// Tables one after the other, with the RSDP before them all.
 pub(crate) struct Tables {

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ossature_bus::state::StateError;
+
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 #[cfg(target_arch = "aarch64")]
@@ -19,4 +21,14 @@ pub use linux::Linux;
 fn wall_clock() -> Option<u64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_nanos()).ok()
+}
+
+/// Divides a field of a state into numbers.
+fn pieces<T, const N: usize>(
+    bytes: &[u8],
+    field: &'static str,
+    number: impl Fn([u8; N]) -> T,
+) -> Result<Vec<T>, StateError> {
+    let pieces = bytes.chunks(N).map(|piece| piece.try_into().map(&number));
+    pieces.collect::<Result<_, _>>().map_err(|_| StateError::Truncated { field })
 }

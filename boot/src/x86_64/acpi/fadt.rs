@@ -1,9 +1,9 @@
 //! The FADT of a hardware-reduced machine (ACPI 6.5, 4.1 and 5.2.9).
 
-use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::fadt::{FADT, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, RESET_VALUE};
+use crate::acpi::{AcpiError, RESET_VALUE, hardware_reduced_fadt};
 use crate::platform::{NodeKind, Platform};
 
 // IA-PC boot architecture flags, 5.2.9.3.
@@ -28,15 +28,7 @@ pub(super) fn fadt(platform: &Platform, dsdt: u64) -> Result<FADT, AcpiError> {
     if [NodeKind::I8042, NodeKind::Rtc, NodeKind::Serial16550].into_iter().any(has) {
         arch |= LEGACY_DEVICES;
     }
-    // Buttons and the clock's alarm are not fixed hardware, of which there is none.
-    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-        .dsdt_64(dsdt)
-        .flag(Flags::Wbinvd)
-        .flag(Flags::PwrButton)
-        .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
-        .flag(Flags::Headless)
-        .flag(Flags::HwReducedAcpi);
+    let mut fadt = hardware_reduced_fadt(dsdt);
     fadt.iapc_boot_arch = arch.into();
     if let Some(node) = platform.nodes.iter().find(|node| node.kind == NodeKind::AcpiPower) {
         let mut ports = node.ports();

@@ -14,6 +14,7 @@ use super::irq::{PRIVATE_IRQS, WIRED_LINES};
 use super::spaces::cpu_id;
 use super::sys::{Number, attribute, set_attribute};
 use crate::VmError;
+use crate::arch::pieces;
 use crate::call::call;
 
 const TYPE: Field = Field::new(1, "GICD_TYPER");
@@ -316,16 +317,6 @@ fn numbers<T, const N: usize>(
 ) -> Result<Vec<T>, StateError> {
     let numbers = pieces(fields.bytes(field, count * N)?, name, number)?;
     if numbers.len() == count { Ok(numbers) } else { Err(StateError::Truncated { field: name }) }
-}
-
-/// Divides a field into numbers.
-fn pieces<T, const N: usize>(
-    bytes: &[u8],
-    field: &'static str,
-    number: impl Fn([u8; N]) -> T,
-) -> Result<Vec<T>, StateError> {
-    let pieces = bytes.chunks(N).map(|piece| piece.try_into().map(&number));
-    pieces.collect::<Result<_, _>>().map_err(|_| StateError::Truncated { field })
 }
 
 #[cfg(test)]

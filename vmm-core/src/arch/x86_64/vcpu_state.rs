@@ -17,6 +17,7 @@ use super::page::KvmRegisters;
 use super::plain::Plain;
 use super::setup::{config_cpuid, default_cpuid};
 use super::{features, msrs, xsave};
+use crate::arch::pieces;
 use crate::call::call;
 use crate::{VmConfig, VmError};
 
@@ -300,16 +301,6 @@ impl fmt::Debug for VcpuParts {
             .field("xsave", &(size_of_val(&*self.xsave)))
             .finish_non_exhaustive()
     }
-}
-
-/// Divides a field into numbers.
-fn pieces<T, const N: usize>(
-    bytes: &[u8],
-    field: &'static str,
-    number: impl Fn([u8; N]) -> T,
-) -> Result<Vec<T>, StateError> {
-    let pieces = bytes.chunks(N).map(|piece| piece.try_into().map(&number));
-    pieces.collect::<Result<_, _>>().map_err(|_| StateError::Truncated { field })
 }
 
 #[cfg(test)]
