@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may panic
 
 mod board;
+mod taken;
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,6 +16,7 @@ use ossature_core::{Kvm, Registers, SegmentRegister, VmConfig};
 use ossature_legacy::Rtc;
 use ossature_memory::vm_memory::{Bytes, GuestAddress};
 use ossature_memory::{GuestMmap, RamConfig};
+use taken::{no_more_than, taken};
 
 const CODE: u16 = 0x1000;
 const SEED: u64 = 0x3000;
@@ -100,11 +102,11 @@ fn rounds(machine: &Machine, checkpoint: &mut Checkpoint, done: &Receiver<()>, r
     let mut paused = machine.pause().unwrap();
     machine.reset_to(checkpoint).unwrap();
     let (before, first) = (memory(machine), rest(&paused));
-    let mut taken = board::taken();
+    let mut own = taken();
     for round in 0..rounds {
         if round == 10 {
             // With what the kernel has started for a vCPU that runs.
-            taken = board::taken();
+            own = taken();
         }
         while done.try_recv().is_ok() {}
         machine.ram().dma().write_obj(GuestAddress(SEED), round).unwrap();
@@ -126,20 +128,14 @@ fn rounds(machine: &Machine, checkpoint: &mut Checkpoint, done: &Receiver<()>, r
         assert!(memory(machine) == before, "round {round}");
         assert_eq!(rest(&paused), first, "round {round}");
     }
-    no_more_than(taken);
+    no_more_than(own);
     before
-}
-
-/// The thread of a test that has ended may go meanwhile.
-fn no_more_than((descriptors, threads): (usize, usize)) {
-    let now = board::taken();
-    assert!(now.0 <= descriptors && now.1 <= threads, "{now:?}, and it was {descriptors}, {threads}");
 }
 
 #[test]
 fn a_guest_that_writes_at_random_goes_back_a_thousand_times() {
     let _alone = board::alone();
-    let nothing = board::taken();
+    let nothing = taken();
     for config in both_kinds() {
         let (builder, done) = machine(config);
         let machine = builder.build(&Kvm::open().unwrap()).unwrap();

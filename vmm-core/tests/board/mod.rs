@@ -1,7 +1,6 @@
 //! Machines of a few instructions on this machine's KVM, and a device that is put together from parts.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)] // helpers of tests may panic; each test binary uses some
 
-use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,12 +79,6 @@ pub fn until(machine: &Machine, what: &str, mut happened: impl FnMut() -> bool) 
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Open descriptors and threads of this process.
-pub fn taken() -> (usize, usize) {
-    let count = |folder: &str| fs::read_dir(folder).unwrap().count();
-    (count("/proc/self/fd"), count("/proc/self/task"))
 }
 
 type Answer = Arc<dyn Fn(&Assigned) -> Arc<dyn Mmio> + Send + Sync>;

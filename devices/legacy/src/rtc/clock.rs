@@ -292,6 +292,8 @@ impl Clock {
             STATUS_C => {
                 self.advance(self.now());
                 let flags = std::mem::take(&mut self.flags);
+                // What ends from here on interrupts anew.
+                self.raised = false;
                 self.settle();
                 flags | if flags & self.status_b & C_FLAGS != 0 { C_PENDING } else { 0 }
             }

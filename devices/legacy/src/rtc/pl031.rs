@@ -125,22 +125,26 @@ impl Counter {
         (self.host)().into()
     }
 
+    /// The time that the clock shows at a point in the host's time.
+    fn at(&self, host: Moment) -> u32 {
+        (host.second as u32).wrapping_add(self.offset)
+    }
+
     /// The time that the clock shows.
     fn now(&self) -> u32 {
-        (self.host().second as u32).wrapping_add(self.offset)
+        self.at(self.host())
     }
 
     fn is_interrupting(&self) -> bool {
         self.pending && self.mask & ALARM != 0
     }
 
-    /// How long until the alarm, if it is awaited.
-    fn until_alarm(&self) -> Option<Duration> {
+    /// How long until the alarm, from a point in the host's time on, if it is awaited.
+    fn until_alarm(&self, host: Moment) -> Option<Duration> {
         if self.pending || self.mask & ALARM == 0 || !self.running {
             return None;
         }
-        let host = self.host();
-        let left = self.matches.wrapping_sub((host.second as u32).wrapping_add(self.offset));
+        let left = self.matches.wrapping_sub(self.at(host));
         // At this very second it has been, or was set too late.
         let left = if left == 0 { 1 << 32 } else { i64::from(left) };
         Some(host.until_second(host.second.saturating_add(left)))
@@ -165,20 +169,21 @@ impl Counter {
         match offset {
             MR => {
                 self.matches = value;
-                self.pending |= value == self.now();
+                self.pending |= value == self.seen;
             }
             LR => {
                 self.load = value;
                 self.offset = value.wrapping_sub(self.host().second as u32);
                 // What lies between the old time and the new has not happened.
-                self.seen = self.now();
-                self.pending |= self.matches == self.seen;
+                self.seen = value;
+                self.pending |= self.matches == value;
                 self.sets += 1;
             }
             // It runs, and cannot be stopped.
             CR => {}
             IMSC => self.mask = value & ALARM,
-            ICR => self.pending &= value & ALARM == 0,
+            ICR if value & ALARM != 0 => (self.pending, self.raised) = (false, false),
+            ICR => {}
             DR | RIS | MIS => return Err(BusFault::ReadOnly),
             _ if offset >= ID => return Err(BusFault::ReadOnly),
             _ => return Err(BusFault::Unmapped),
@@ -190,7 +195,9 @@ impl Counter {
 
 impl Timed for Counter {
     fn settle(&mut self) {
-        let now = self.now();
+        // One look at the host's clock: a second that ends between two would be lost.
+        let host = self.host();
+        let now = self.at(host);
         let seen = std::mem::replace(&mut self.seen, now);
         let passed = now.wrapping_sub(seen);
         // The host's clock may go backwards: then nothing has passed.
@@ -199,7 +206,7 @@ impl Timed for Counter {
         }
         let raises = self.is_interrupting() && self.running && !self.raised;
         self.raised = self.is_interrupting() && (self.raised || raises);
-        let delay = self.until_alarm();
+        let delay = self.until_alarm(host);
         if let Some(alarm) = &mut self.alarm {
             if raises {
                 alarm.raise();

@@ -310,6 +310,21 @@ fn g11_the_hosts_clock_may_go_backwards() {
 }
 
 #[test]
+fn g11_what_ends_while_register_c_is_read_interrupts() {
+    // Time passes with each look at it: a period of the periodic interrupt.
+    let host = AtomicI64::new(LEAP_DAY * SECOND);
+    let rtc = Rtc::with_clock("rtc", move || system_time(host.fetch_add(SECOND / 1024, Ordering::Relaxed)));
+    let mut rtc = rtc.on(&EventLoop::new().unwrap());
+    let machine = attach(&mut rtc);
+    let guest = Guest { rtc, machine, host: Arc::default() };
+    guest.write(STATUS_B, B_24H | B_PERIODIC);
+    for _ in 0..100 {
+        assert_eq!(guest.turn(), 1);
+        assert_eq!(guest.read(STATUS_C) & (C_PENDING | B_PERIODIC), C_PENDING | B_PERIODIC);
+    }
+}
+
+#[test]
 fn g11_the_hosts_timer_gives_the_clock_its_turns() {
     let event_loop = EventLoop::new().unwrap();
     for given in [Some(&event_loop), None] {

@@ -66,7 +66,8 @@ impl Guest {
     }
 
     fn until_alarm(&self) -> Option<Duration> {
-        self.rtc.clock().until_alarm()
+        let clock = self.rtc.clock();
+        clock.until_alarm(clock.host())
     }
 
     /// What a turn does when the timer is over, and how many interrupts that raises.
@@ -128,6 +129,30 @@ fn an_alarm_interrupts_once_at_its_second() {
     assert_eq!((guest.read(RIS), guest.turn()), (0, 0));
     // The next time is when the counter has gone round.
     assert_eq!(guest.until_alarm(), Some(Duration::from_secs(1 << 32)));
+}
+
+#[test]
+fn an_alarm_whose_second_ends_meanwhile_is_not_lost() {
+    // Time passes with each look at it: a second.
+    let host = Arc::new(AtomicI64::new(LEAP_DAY.into()));
+    let looked = host.clone();
+    let rtc = Pl031::with_clock("rtc", move || {
+        UNIX_EPOCH + Duration::from_secs(looked.fetch_add(1, Ordering::Relaxed) as u64)
+    });
+    let mut rtc = rtc.on(&EventLoop::new().unwrap());
+    let machine = attach(&mut rtc);
+    let guest = Guest { rtc, machine, host };
+    let looks = || guest.host.load(Ordering::Relaxed) as u32;
+    let before = looks();
+    assert_eq!(guest.turn(), 0);
+    assert_eq!(looks(), before + 1, "what is due and when the next turn is are of one moment");
+    guest.await_alarm(looks() + 8);
+    (0..10).for_each(|_| guest.rtc.clock().settle());
+    assert_eq!(guest.machine.interrupts(), 1);
+    // The next one passes just as this one is cleared.
+    guest.write(MR, looks() + 3);
+    guest.write(ICR, ALARM);
+    assert_eq!((guest.turn(), guest.read(MIS)), (1, 1));
 }
 
 #[test]
