@@ -1,34 +1,36 @@
-//! Counts the instructions of each hot path, under callgrind: `tests/instructions.rs` runs it and holds the counts
-//! against their bounds.
+//! Counts the instructions of each hot path: `tests/instructions.rs` runs it and holds the counts against their bounds.
 //!
 //! Each path is warmed up, then run [`ROUNDS`] times inside [`measured`], around which callgrind counts and after
-//! which it writes its sum. Without callgrind the program only checks that every path works.
+//! which it writes its sum. On aarch64 the processor counts, where it can. Otherwise the program only checks that every path
+//! works.
 
+#[cfg_attr(target_arch = "x86_64", path = "instructions/callgrind.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "instructions/processor.rs")]
+mod counter;
 mod support;
 
 use std::hint::black_box;
 
-use ossature::boot::x86_64::{self, acpi};
 use ossature::bus::Size;
 use ossature::memory::vm_memory::GuestAddress;
 use support::bus::Dispatch;
 use support::rings::{BATCH, DeviceRig, FloorRig, Layout, QueueRig};
 use support::sockets::{BYTES, Pair, Sockets};
-use support::{adapters, bus, foreign, pci, rings, state, tables};
+use support::{adapters, boot, bus, foreign, pci, rings, state};
 
 /// KiB that a round of a socket's stream moves.
 const KIB: u32 = (BYTES / 1024) as u32;
 /// How often each path runs while it is counted.
 const ROUNDS: u32 = 100;
 
-/// What callgrind counts.
+/// What is counted.
 #[inline(never)]
 fn measured(rounds: u32, path: &mut dyn FnMut(u32)) {
     path(rounds);
 }
 
-/// Prints the path's name and the number of operations that are counted next. An argument selects the paths that
-/// have it in their name.
+/// Prints the path's name, the number of operations that are counted next, and how many instructions they took, if that is
+/// known here. An argument selects the paths that have it in their name.
 fn count<T>(name: &str, operations_per_round: u32, mut round: impl FnMut() -> T) {
     if std::env::args().nth(1).is_some_and(|wanted| !name.contains(&wanted)) {
         return;
@@ -39,8 +41,8 @@ fn count<T>(name: &str, operations_per_round: u32, mut round: impl FnMut() -> T)
         }
     };
     run(ROUNDS);
-    println!("{name}\t{}", ROUNDS * operations_per_round);
-    measured(ROUNDS, &mut run);
+    print!("{name}\t{}", ROUNDS * operations_per_round);
+    println!("{}", counter::around(|| measured(ROUNDS, &mut run)));
 }
 
 /// What others' buses take for the read of the register that was read before.
@@ -82,9 +84,6 @@ fn rust_vmm() {
             });
         }
     }
-    let mut loading = foreign::Loading::new();
-    count("boot: kernel loaded", 1, || loading.ours());
-    count("adapter: kernel loaded by linux-loader", 1, || loading.theirs());
 }
 
 fn main() {
@@ -149,12 +148,8 @@ fn main() {
     count("device state: decode", 1, || devices.decode());
     count("baseline: device state, copy of the file", 1, || devices.copy());
 
-    let platform = tables::platform();
-    count("boot: ACPI tables", 1, || acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
-    count("boot: memory map", 1, || x86_64::memory_map::memory_map(black_box(&platform)).unwrap());
-    let image = tables::kernel(4096);
-    count("boot: kernel parsed", 1, || {
-        x86_64::Kernel::open(black_box(image.as_slice()).into(), Default::default()).unwrap()
-    });
+    for (name, mut path) in boot::paths() {
+        count(name, 1, &mut path);
+    }
     rust_vmm();
 }

@@ -13,7 +13,7 @@ use linux_loader::loader::elf::Elf;
 use ossature::boot::x86_64::{self, Kernel, acpi};
 use ossature::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use ossature::memory::{Ram, RamConfig};
-use support::{raw, rings, tables};
+use support::{boot, rings};
 
 const AT: GuestAddress = GuestAddress(0x2010);
 
@@ -45,19 +45,19 @@ fn copies(c: &mut Criterion) {
     group.finish();
 }
 
-fn boot(c: &mut Criterion) {
-    let platform = tables::platform();
+fn boots(c: &mut Criterion) {
+    let platform = boot::platform();
     let mut group = c.benchmark_group("boot");
     group.bench_function("acpi/ours", |b| {
         b.iter(|| acpi::tables(black_box(&platform), 0xe_0000, 0x2_0000).unwrap());
     });
-    group.bench_function("acpi/acpi_tables", |b| b.iter(raw::acpi));
+    group.bench_function("acpi/acpi_tables", |b| b.iter(boot::raw_tables));
     group.bench_function("e820/ours", |b| {
         b.iter(|| x86_64::memory_map::memory_map(black_box(&platform)).unwrap());
     });
-    group.bench_function("e820/linux_loader", |b| b.iter(raw::e820));
+    group.bench_function("e820/linux_loader", |b| b.iter(boot::e820));
 
-    let image = tables::kernel(16 << 20);
+    let image = boot::kernel(16 << 20);
     group.throughput(Throughput::Bytes(16 << 20));
     let ram = Ram::new(&RamConfig::new(64 << 20)).unwrap();
     group.bench_function("kernel/ours", |b| {
@@ -80,5 +80,5 @@ fn settings() -> Criterion {
     Criterion::default().warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600))
 }
 
-criterion_group! { name = benches; config = settings(); targets = copies, boot }
+criterion_group! { name = benches; config = settings(); targets = copies, boots }
 criterion_main!(benches);

@@ -1,23 +1,12 @@
-//! Adapters to rust-vmm: a device on virtio-queue's queue behind ours, the same on the driver's own ring, and kernels
-//! that either side loads.
+//! Adapters to rust-vmm: a device on virtio-queue's queue behind ours, and the same on the driver's own ring.
 
-use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 
-use ossature::boot::Platform;
-use ossature::boot::x86_64::{self, BootSpec};
 use ossature::memory::GuestMmap;
-use ossature::memory::vm_memory::GuestAddress;
 use ossature::virtio::{Activation, QueueSetup, QueueState, Turn, Worker};
-use ossature::vmm::Registers;
-use ossature::vmm::machine::Payload;
-use ossature_rust_vmm::linux_loader::FromKernelLoader;
-use ossature_rust_vmm::linux_loader::loader::Elf;
 use ossature_rust_vmm::virtio_queue::{HandlerError, Queue, QueueT, QueueWorker, queue_of};
 
 use super::rings::{Layout, QueueRig};
-use super::tables;
 
 /// What a device does that answers at once: walks each chain, and gives it back.
 #[inline]
@@ -84,32 +73,5 @@ impl Alone {
         answer(&mut self.queue, memory).unwrap();
         self.queue.needs_notification(memory).unwrap();
         assert!(!self.queue.enable_notification(memory).unwrap());
-    }
-}
-
-/// A kernel of 4 KiB, loaded by either side.
-pub struct Loading {
-    kernel: File,
-    theirs: FromKernelLoader<Elf>,
-    memory: GuestMmap,
-    platform: Platform,
-}
-
-impl Loading {
-    pub fn new() -> Self {
-        let mut kernel = tempfile::tempfile().unwrap();
-        kernel.write_all(&tables::kernel(4096)).unwrap();
-        let theirs = FromKernelLoader::new(kernel.try_clone().unwrap());
-        let memory = GuestMmap::from_ranges(&[(GuestAddress(0), 512 << 20)]).unwrap();
-        Self { kernel, theirs, memory, platform: tables::platform() }
-    }
-
-    pub fn ours(&mut self) -> Registers {
-        let spec = BootSpec::new(&self.kernel, "");
-        x86_64::prepare(&self.memory, &self.platform, &spec).unwrap().cpu.into()
-    }
-
-    pub fn theirs(&mut self) -> Registers {
-        self.theirs.load(&self.memory, &self.platform).unwrap()
     }
 }

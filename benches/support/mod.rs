@@ -2,6 +2,9 @@
 #![allow(dead_code)] // each program uses some of it
 
 pub mod adapters;
+#[cfg_attr(target_arch = "x86_64", path = "boot/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "boot/aarch64.rs")]
+pub mod boot;
 pub mod bus;
 pub mod foreign;
 pub mod pci;
@@ -9,5 +12,4 @@ pub mod raw;
 pub mod rings;
 pub mod sockets;
 pub mod state;
-pub mod tables;
 pub mod turns;

@@ -44,6 +44,7 @@ pub const STEPS: &[&str] = &[
     "report",
     "guest",
     "aarch64-unit",
+    "aarch64-instructions",
     "aarch64-kvm",
     "aarch64-guest",
 ];
@@ -64,7 +65,7 @@ pub fn programs(step: &str) -> &'static [&'static str] {
             "btrfs", "busybox", "depmod", "dmsetup", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs",
             "passt", "qemu-img", "socat", "tcpdump",
         ],
-        "aarch64-unit" | "aarch64-kvm" | "aarch64-guest" => packages::CROSS_TESTS,
+        "aarch64-unit" | "aarch64-instructions" | "aarch64-kvm" | "aarch64-guest" => packages::CROSS_TESTS,
         _ => &[],
     }
 }

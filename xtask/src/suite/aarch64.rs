@@ -1,5 +1,6 @@
 //! The checks that the workspace compiles for aarch64, and the tests that run in a nested machine of it.
 
+use std::io;
 use std::time::Duration;
 
 use super::Suite;
@@ -8,6 +9,7 @@ use super::environment::{self, Environment};
 use super::plan::Entry;
 use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
+use crate::nested::{Job, Machine};
 use crate::{Result, cross, paths, process, vmm};
 
 /// The packages whose tests and examples compile for it too. Those of the facade run bare x86 guests.
@@ -90,6 +92,13 @@ impl Suite {
             };
             suite.run_whole(&tests, |test| UNIT.iter().any(|part| is_of(test, part)))
         });
+        self.step("aarch64-instructions", |suite| {
+            let tests = list(&["--package", "ossature", "--test", "instructions"])?;
+            let tests = suite.chosen(&tests);
+            let outcomes = tests.iter().map(|test| counting(test).map(Some)).collect::<Result<_>>()?;
+            suite.count(&tests, outcomes);
+            Ok(())
+        });
         self.step("aarch64-kvm", |suite| {
             let tests = list_of(KVM, "--tests", Environment::Own)?;
             let tests = suite.chosen(&tests);
@@ -146,6 +155,16 @@ impl Suite {
         }
         self.run_each(&again, Environment::Hidden)
     }
+}
+
+/// Runs a test in a nested machine whose processor counts its instructions, on a program that is built here: there is no cargo.
+fn counting(test: &Test) -> Result<bool> {
+    let program = cross::build_optimized(Arch::Aarch64, "instructions")?;
+    let mut machine = Machine::of(Arch::Aarch64)?;
+    machine.counts_instructions = true;
+    let [program, file] = [&program, &test.binary.file].map(|path| process::quote_path(path));
+    let job = Job::new(format!("INSTRUCTIONS_PROGRAM={program} exec {file} --exact {}", test.name));
+    Ok(machine.run(&job, &mut io::stdout(), &mut io::stderr())? == 0)
 }
 
 type Outcomes = Result<Vec<Option<bool>>>;
