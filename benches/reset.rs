@@ -32,7 +32,7 @@ impl Floor {
     fn new() -> Self {
         let mut machine = Host::open().machine(RAM, &[], &[], &[]);
         machine.ram.write(0, &content());
-        floor_machine::real_mode(&machine.vcpu, 0x1000, 0);
+        floor_machine::enter(&machine.vcpu, 0x1000, 0);
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: KVM_MEM_LOG_DIRTY_PAGES,
@@ -56,7 +56,7 @@ impl Floor {
             let at = page * 2 * PAGE;
             self.machine.ram.write(at, &self.original[at..at + PAGE]);
         }
-        floor_machine::real_mode(&self.machine.vcpu, 0x1000, 0);
+        floor_machine::enter(&self.machine.vcpu, 0x1000, 0);
         start.elapsed().as_secs_f64() * 1e9
     }
 }

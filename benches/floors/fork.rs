@@ -103,7 +103,7 @@ impl Template {
             .map(doorbell)
             .collect();
         let parent = host.machine_in(Memory::of(&file, len), &LINES, &doorbells, &PAGES);
-        machine::real_mode(&parent.vcpu, 0x1000, 0);
+        machine::enter(&parent.vcpu, 0x1000, 0);
         let state = State::of(&host, &parent);
         Self { host, file, len, doorbells, state }
     }
