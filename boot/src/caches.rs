@@ -127,7 +127,7 @@ impl Cache {
             Some((line_size, sets)) => {
                 line_size.is_power_of_two()
                     && (4..=MAX_LINE).contains(&line_size)
-                    && line_size.checked_mul(sets).is_some_and(|way| way > 0 && self.size % way == 0)
+                    && line_size.checked_mul(sets).is_some_and(|way| way > 0 && self.size.is_multiple_of(way))
             }
         };
         self.size > 0 && whole
