@@ -22,7 +22,7 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 pub(crate) const OEM_ID: [u8; 6] = *b"OSSATU";
 pub(crate) const OEM_TABLE_ID: [u8; 8] = *b"OSSATURE";
 pub(crate) const OEM_REVISION: u32 = 1;
-const HEADER: usize = 36;
+pub(crate) const HEADER: usize = 36;
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 

@@ -41,6 +41,7 @@
 
 pub mod aarch64;
 pub mod acpi;
+mod caches;
 mod cmdline;
 mod image;
 mod load;
@@ -50,6 +51,7 @@ mod testing;
 mod unpack;
 pub mod x86_64;
 
+pub use caches::{Cache, CacheError, Caches};
 pub use cmdline::CmdlineError;
 pub use image::ImageSource;
 pub use load::{LoadSegment, Loaded};

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use crate::caches::Caches;
+
 pub use ossature_memory::layout::{NodeKind, Trigger};
 
 /// A machine as its guest is told about it.
@@ -14,12 +16,21 @@ pub struct Platform {
     pub ram: Vec<RamRange>,
     /// Devices, in the order in which the guest is to find them.
     pub nodes: Vec<Node>,
+    /// The processors' caches, where tables tell the guest of them; nothing is said of unknown ones.
+    pub caches: Option<Caches>,
 }
 
 impl Platform {
-    /// A machine of these processors, RAM and devices.
+    /// A machine of these processors, RAM and devices, and unknown caches.
     pub fn new(cpus: Vec<u32>, ram: Vec<RamRange>, nodes: Vec<Node>) -> Self {
-        Self { cpus, ram, nodes }
+        Self { cpus, ram, nodes, caches: None }
+    }
+
+    /// The same machine, whose processors have these caches, if they are known.
+    #[must_use]
+    pub fn with_caches(mut self, caches: Option<Caches>) -> Self {
+        self.caches = caches;
+        self
     }
 }
 

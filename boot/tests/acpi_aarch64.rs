@@ -9,7 +9,7 @@ use std::fs;
 
 use iasl::{accepted, compare_with_golden, split};
 use ossature_boot::aarch64::acpi;
-use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+use ossature_boot::{Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 const BASE: u64 = 0x2_0200;
 
@@ -26,6 +26,13 @@ fn gic(cpus: u64) -> Node {
     Node::new("gic", NodeKind::GicV3, ranges, Vec::new())
 }
 
+/// Of a server's processor: two levels of its own, a third one that all share.
+fn caches() -> Caches {
+    Caches::new(Cache::new(64 << 10).lines(64, 256), Cache::new(48 << 10).lines(64, 256))
+        .own(Cache::new(1 << 20).lines(64, 2048))
+        .shared(Cache::new(32 << 20).lines(64, 32768))
+}
+
 /// One of each kind of device, virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let page = |base| vec![memory(base, 0x1000)];
@@ -39,7 +46,7 @@ fn everything() -> Platform {
         Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
-    Platform::new(vec![0, 1, 0x100], Vec::new(), nodes)
+    Platform::new(vec![0, 1, 0x100], Vec::new(), nodes).with_caches(Some(caches()))
 }
 
 /// A PCI root bus without ports, and an ITS for its messages.
@@ -158,9 +165,50 @@ fn timers_are_those_of_the_base_system_architecture() {
 fn processors_are_cores_of_one_package() {
     let pptt = words(&everything(), "pptt");
     assert_eq!(pptt.matches("[Processor Hierarchy Node]").count(), 4);
-    assert_eq!(pptt.matches("Parent : 00000024").count(), 3, "{pptt}");
+    // Behind what all share.
+    assert_eq!(pptt.matches("Parent : 0000003C").count(), 3, "{pptt}");
     assert_eq!(pptt.matches("Physical package : 1").count(), 1);
     contains(&pptt, &["ACPI Processor ID : 00000002"]);
+}
+
+#[test]
+fn each_processor_has_caches_of_its_own_and_the_package_what_all_share() {
+    let pptt = words(&everything(), "pptt");
+    assert_eq!(pptt.matches("[Cache Type]").count(), 1 + 3 * 3, "{pptt}");
+    // The shared one is the first; the package has it, and no other leads to it.
+    contains(
+        &pptt,
+        &["[024h 0036 1] Subtable Type : 01 [Cache Type]", "Size : 02000000", "Number of Sets : 00008000"],
+    );
+    contains(
+        &pptt,
+        &["Physical package : 1", "Private Resource Number : 00000001", "Private Resource : 00000024"],
+    );
+    assert_eq!(pptt.matches("Next Level of Cache : 00000024").count(), 0, "{pptt}");
+    assert_eq!(pptt.matches("Private Resource Number : 00000002").count(), 3, "{pptt}");
+    // Data and instructions of the first processor lead to its second level.
+    assert_eq!(pptt.matches("Next Level of Cache : 00000054").count(), 2, "{pptt}");
+    for (size, sets, ways) in
+        [("00010000", "00000100", "04"), ("0000C000", "00000100", "03"), ("00100000", "00000800", "08")]
+    {
+        assert_eq!(pptt.matches(&format!("Size : {size}")).count(), 3, "{pptt}");
+        assert!(pptt.matches(&format!("Number of Sets : {sets}")).count() >= 3, "{pptt}");
+        assert_eq!(pptt.matches(&format!("Associativity : {ways} ")).count(), 3, "{pptt}");
+    }
+}
+
+#[test]
+fn unknown_caches_are_not_described_and_impossible_ones_refused() {
+    let mut platform = pci();
+    assert!(!words(&platform, "pptt").contains("[Cache Type]"));
+    // Of which only the size is known; more lines in a set than there is room for.
+    platform.caches = Some(Caches::new(Cache::new(4096), Cache::new(256 << 6).lines(64, 1)));
+    let pptt = words(&platform, "pptt");
+    assert_eq!(pptt.matches("Number of Sets valid : 0").count(), 2, "{pptt}");
+    assert_eq!(pptt.matches("Associativity valid : 0").count(), 4, "{pptt}");
+    platform.caches = Some(Caches::new(Cache::new(4096), Cache::new(0)));
+    let error = acpi::tables(&platform, BASE, 0x10_0000).unwrap_err();
+    assert!(error.to_string().contains("of level 1 is none"), "{error}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ossature_boot::aarch64::fdt::{self, Chosen, FdtError};
-use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
+use ossature_boot::{Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 
 fn memory(base: u64, len: u64) -> NodeRange {
     NodeRange::Memory { base, len }
@@ -40,6 +40,13 @@ fn button(number: u32) -> Node {
     Node::new("power", NodeKind::PowerButton, Vec::new(), interrupts)
 }
 
+/// Of a server's processor: two levels of its own, a third one that all share.
+fn caches() -> Caches {
+    Caches::new(Cache::new(64 << 10).lines(64, 256), Cache::new(48 << 10).lines(64, 256))
+        .own(Cache::new(1 << 20).lines(64, 2048))
+        .shared(Cache::new(32 << 20).lines(64, 32768))
+}
+
 /// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let nodes = vec![
@@ -56,7 +63,7 @@ fn everything() -> Platform {
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 5 << 30)];
-    Platform::new(vec![0, 1, 0x100], ram, nodes)
+    Platform::new(vec![0, 1, 0x100], ram, nodes).with_caches(Some(caches()))
 }
 
 fn blob(platform: &Platform) -> Result<Vec<u8>, FdtError> {
@@ -98,6 +105,7 @@ fn dtc_accepts_machines_of_any_size() {
         let ids = (0..cpus).map(|n| (n & 0xf) | (n >> 4) << 8).collect();
         let nodes = vec![gic(cpus.into())];
         let tree = source(&blob(&Platform::new(ids, vec![RamRange::new(0, 1 << 20)], nodes)).unwrap());
+        assert!(!tree.contains("cache-size"), "unknown caches");
         assert_eq!(tree.matches("device_type = \"cpu\"").count(), cpus as usize);
         assert!(!tree.contains("stdout-path"), "there is no console: {tree}");
     }
@@ -144,6 +152,50 @@ fn processors_are_cores_of_one_package() {
 }
 
 #[test]
+fn each_processor_has_caches_of_its_own_before_those_that_all_share() {
+    let words = |caches: Caches| {
+        let mut platform = everything();
+        platform.caches = Some(caches);
+        source(&blob(&platform).unwrap()).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let tree = words(caches());
+    let first = "d-cache-size = <0x10000>; d-cache-line-size = <0x40>; d-cache-sets = <0x100>; \
+        i-cache-size = <0xc000>; i-cache-line-size = <0x40>; i-cache-sets = <0x100>; next-level-cache = <0x2000";
+    assert_eq!(tree.matches(first).count(), 3, "{tree}");
+    for n in [0, 8, 16] {
+        let handle = format!("0x{:x}", 0x2000_0000 + n);
+        let second = format!(
+            "next-level-cache = <{handle}>; l2-cache {{ compatible = \"cache\"; cache-level = <0x02>; cache-unified; \
+             cache-size = <0x100000>; cache-line-size = <0x40>; cache-sets = <0x800>; phandle = <{handle}>; \
+             next-level-cache = <0x10000000>; }};"
+        );
+        assert!(tree.contains(&second), "{tree}");
+    }
+    let third = "}; l3-cache { compatible = \"cache\"; cache-level = <0x03>; cache-unified; cache-size = <0x2000000>; \
+        cache-line-size = <0x40>; cache-sets = <0x8000>; phandle = <0x10000000>; }; cpu-map {";
+    assert!(tree.contains(third), "{tree}");
+
+    // Two levels behind each other on either side, of which only the sizes are known.
+    let size = |kib: u32| Cache::new(kib << 10);
+    let tree = words(Caches::new(size(1), size(2)).own(size(3)).own(size(4)).shared(size(5)).shared(size(6)));
+    for (level, handle, next) in [
+        (2, 0x2000_0000, Some(0x2000_0001)),
+        (3, 0x2000_0001, Some(0x1000_0000)),
+        (4, 0x1000_0000, Some(0x1000_0001)),
+        (5, 0x1000_0001, None),
+    ] {
+        let next = next.map_or(String::new(), |next: u32| format!(" next-level-cache = <0x{next:x}>;"));
+        let node = format!("cache-size = <0x{:x}>; phandle = <0x{handle:x}>;{next} }};", (level + 1) << 10);
+        assert!(tree.contains(&node), "{node}: {tree}");
+    }
+    // No second level of their own.
+    let tree = words(Caches::new(size(1), size(2)).shared(size(3)));
+    assert_eq!(tree.matches("next-level-cache = <0x10000000>").count(), 3, "{tree}");
+    let tree = words(Caches::new(size(1), size(2)));
+    assert!(!tree.contains("next-level-cache") && !tree.contains("-cache {"), "{tree}");
+}
+
+#[test]
 fn what_cannot_be_described_is_refused_by_name() {
     let with = |change: &dyn Fn(&mut Platform)| {
         let mut platform = everything();
@@ -182,6 +234,9 @@ fn what_cannot_be_described_is_refused_by_name() {
             "device `pci` of kind PciHost has to have 1 MiB of configuration space for each bus"
         );
     }
+    let none = Caches::new(Cache::new(4096), Cache::new(4096)).own(Cache::new(0));
+    let said = with(&|platform| platform.caches = Some(none.clone()));
+    assert!(said.contains("of level 2 is none"), "{said}");
     let said = with(&|platform| platform.cpus.push(0x100));
     assert_eq!(said, "the id 0x100 is given to two processors");
     assert_eq!(with(&|platform| platform.cpus.clear()), "the platform has no processor");

@@ -5,12 +5,12 @@ mod fadt;
 mod gtdt;
 mod iort;
 mod madt;
+mod pptt;
 mod spcr;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, Name};
 use acpi_tables::mcfg::MCFG;
-use acpi_tables::pptt::{PPTT, ProcessorNode};
 
 use crate::acpi::lines::Lines;
 use crate::acpi::pci::PciHost;
@@ -44,6 +44,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
             return Err(node.invalid("shared peripheral interrupts: 0 to 987"));
         }
     }
+    platform.caches.as_ref().map_or(Ok(()), |caches| caches.check())?;
     let lines = Lines::new(platform, SHARED)?;
     let mut tables = Tables::new(base);
     let processors = processors(platform)?;
@@ -53,7 +54,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
     let fadt = tables.append(&fadt::fadt(dsdt));
     let madt = tables.append_with(b"APIC", 5, |body| madt::body(platform, body))?;
     let gtdt = tables.append_with(b"GTDT", 3, plain(gtdt::body))?;
-    let pptt = tables.append(&pptt(platform));
+    let pptt = tables.append_with(b"PPTT", pptt::REVISION, plain(|body| pptt::body(platform, body)))?;
     let mut all = vec![fadt, madt, gtdt, pptt];
     if let Some(console) = platform.nodes.iter().find(|node| node.kind == NodeKind::Pl011) {
         let console = spcr::Console::new(console)?;
@@ -84,16 +85,6 @@ fn plain(write: impl FnOnce(&mut Vec<u8>)) -> impl FnOnce(&mut Vec<u8>) -> Resul
         write(body);
         Ok(())
     }
-}
-
-/// The PPTT: one package of cores with one thread each, as on x86_64. Caches are as their registers say.
-fn pptt(platform: &Platform) -> PPTT {
-    let mut pptt = PPTT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let package = pptt.add_processor(ProcessorNode::new(None, 0).physical());
-    for uid in (0..).take(platform.cpus.len()) {
-        pptt.add_processor(ProcessorNode::new(Some(&package), uid).valid().leaf());
-    }
-    pptt
 }
 
 /// The processors as devices, which the MADT's entries belong to by their `_UID`s.

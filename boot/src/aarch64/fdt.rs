@@ -1,15 +1,16 @@
 //! The flattened device tree: the machine as its guest is told about it (Devicetree Specification 0.4, and the kernel's
 //! bindings of each device).
 
+mod cpus;
 mod pci;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
 use super::efi::{self, Efi};
 use super::{PMU, TIMERS};
+use crate::caches::CacheError;
 use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
 /// Why a platform cannot be described.
@@ -25,6 +26,9 @@ pub enum FdtError {
         /// The id.
         id: u32,
     },
+    /// Caches that no processor can have.
+    #[error(transparent)]
+    Caches(#[from] CacheError),
     /// A machine without exactly one interrupt controller.
     #[error("the platform has {found} interrupt controllers; a device tree needs one")]
     InterruptController {
@@ -94,7 +98,6 @@ pub struct Chosen<'a> {
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
 const ITS: u32 = 3;
-const FIRST_CPU: u32 = 0x1000;
 /// The key's code (Linux, `input-event-codes.h`).
 const KEY_POWER: u32 = 116;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
@@ -130,7 +133,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         tree.property_array_u64("reg", &[ram.base, ram.len])?;
         tree.end_node(node)?;
     }
-    cpus(&mut tree, &platform.cpus)?;
+    cpus::write(&mut tree, platform)?;
     let psci = tree.begin_node("psci")?;
     strings(&mut tree, "compatible", &["arm,psci-1.0", "arm,psci-0.2"])?;
     tree.property_string("method", "hvc")?;
@@ -206,41 +209,6 @@ fn start(tree: &mut FdtWriter, chosen: &Chosen) -> Result<(), FdtError> {
         tree.property("kaslr-seed", addresses)?;
     }
     Ok(())
-}
-
-fn cpus(tree: &mut FdtWriter, ids: &[u32]) -> Result<(), FdtError> {
-    if ids.is_empty() {
-        return Err(FdtError::NoCpu);
-    }
-    let cpus = tree.begin_node("cpus")?;
-    tree.property_u32("#address-cells", 1)?;
-    tree.property_u32("#size-cells", 0)?;
-    let mut known = BTreeSet::new();
-    for (index, &id) in (0..).zip(ids) {
-        if !known.insert(id) {
-            return Err(FdtError::DuplicateCpu { id });
-        }
-        let cpu = tree.begin_node(&format!("cpu@{id:x}"))?;
-        tree.property_string("device_type", "cpu")?;
-        tree.property_string("compatible", "arm,armv8")?;
-        tree.property_u32("reg", id)?;
-        tree.property_string("enable-method", "psci")?;
-        tree.property_phandle(FIRST_CPU + index)?;
-        tree.end_node(cpu)?;
-    }
-    // Cores of one package, with one thread each, as on x86_64.
-    let map = tree.begin_node("cpu-map")?;
-    let package = tree.begin_node("socket0")?;
-    let cluster = tree.begin_node("cluster0")?;
-    for (index, _) in (0..).zip(ids) {
-        let core = tree.begin_node(&format!("core{index}"))?;
-        tree.property_u32("cpu", FIRST_CPU + index)?;
-        tree.end_node(core)?;
-    }
-    for node in [cluster, package, map] {
-        tree.end_node(node)?;
-    }
-    Ok(tree.end_node(cpus)?)
 }
 
 fn interrupt_controller(tree: &mut FdtWriter, gic: &Node, its: Option<&Node>) -> Result<(), FdtError> {

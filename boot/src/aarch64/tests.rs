@@ -2,6 +2,7 @@ use ossature_memory::{Ram, RamConfig};
 
 use super::testing::image;
 use super::*;
+use crate::caches::{Cache, Caches};
 use crate::platform::{Node, NodeKind, NodeRange};
 
 const MIB: u64 = 1 << 20;
@@ -80,6 +81,8 @@ fn acpi_tables_are_found_from_the_tree_by_the_system_table() {
 fn acpi_tables_that_cannot_be_made_are_refused_and_nothing_written() {
     let (mem, mut platform) = machine(8);
     platform.cpus = (0..4096).collect();
+    let cache = Cache::new(4096);
+    platform.caches = Some(Caches::new(cache, cache).own(cache).own(cache).shared(cache));
     let kernel = image(0, 0x1000);
     let mut spec = BootSpec::new(&kernel[..], "");
     spec.tables = Tables::Acpi;

@@ -1,5 +1,6 @@
 //! Why a platform cannot be described by ACPI tables.
 
+use crate::caches::CacheError;
 use crate::platform::{Node, NodeKind};
 
 /// Why a platform cannot be described.
@@ -57,6 +58,9 @@ pub enum AcpiError {
         /// How many it has.
         found: usize,
     },
+    /// Caches that no processor can have.
+    #[error(transparent)]
+    Caches(#[from] CacheError),
     /// Two nodes that raise one interrupt, of which at least one does so by edges.
     #[error(
         "devices `{first}` and `{second}` cannot share interrupt {number}: both have to be level-triggered"

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KvmIrqRouting, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
+use ossature_boot::Caches;
 use ossature_memory::Dma;
 
 use super::host::Host;
@@ -22,6 +23,8 @@ pub(super) struct VmShared {
     pub fd: VmFd,
     pub config: VmConfig,
     pub host: Arc<Host>,
+    /// Asked for before a sandbox is closed: a reset opens nothing.
+    pub caches: Option<Caches>,
     ram: OnceLock<Dma>,
     // Taken in this order.
     slots: Mutex<Slots>,
@@ -61,6 +64,7 @@ impl VmShared {
             fd,
             config: config.clone(),
             host: Arc::clone(host),
+            caches: arch::caches(config, &host.facts),
             ram: OnceLock::new(),
             slots: Mutex::default(),
             rings: Mutex::default(),

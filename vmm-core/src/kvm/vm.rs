@@ -5,6 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use ossature_boot::Caches;
 use ossature_bus::{Event, MsiMessage, Size};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DirtyLog, ListenerGuard, MemoryListener, Ram, RamError, RamSlot, RegisterPage};
@@ -200,6 +201,10 @@ impl Vm for KvmVm {
 
     fn has_performance_monitors(&self) -> bool {
         arch::has_performance_monitors(&self.shared.host.kvm, &self.shared.config)
+    }
+
+    fn caches(&self) -> Option<Caches> {
+        self.shared.caches.clone()
     }
 
     fn address_bits(&self) -> u32 {

@@ -126,6 +126,7 @@ impl Board {
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
             own.into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
         )
+        .with_caches(self.vm.caches())
     }
 
     /// What has to be the same where the machine's state is restored.

@@ -28,6 +28,8 @@ pub(super) struct Asked<'a> {
     pub(super) id: &'a str,
     pub(super) requires: &'a Requires,
     pub(super) place: Option<&'a Place>,
+    /// The windows that it keeps, if it has had any.
+    pub(super) windows: Option<&'a [RangeInclusive<u64>]>,
 }
 
 /// What is there for devices above 4 GiB.
@@ -87,7 +89,7 @@ fn windows(
     for asked in asked {
         let windows = asked.requires.windows.iter().enumerate().filter(|(_, request)| request.high == high);
         for (index, request) in windows {
-            let kept = asked.place.and_then(|place| place.windows.get(index));
+            let kept = asked.windows.and_then(|windows| windows.get(index));
             let placement = kept.map_or(Placement::Any, |window| Placement::Fixed(*window.start()));
             let size = kept.map_or(request.size, |window| window.end() - window.start() + 1);
             requests.push(Request { owner: asked.id.to_owned(), size, align: size, placement });
@@ -98,8 +100,16 @@ fn windows(
     if count == 0 {
         return Vec::new();
     }
-    // What is fixed is in the way of the low ones. What is in its own way is told where registers get their places.
     let mut space = space;
+    if high {
+        // Another host, or less RAM, may have put it where none is put here.
+        let kept = requests.iter().filter_map(|request| match request.placement {
+            Placement::Fixed(first) => Some(first..=first.saturating_add(request.size.saturating_sub(1))),
+            Placement::Any => None,
+        });
+        space = space.with_fixed_only(kept);
+    }
+    // What is fixed is in the way of the low ones. What is in its own way is told where registers get their places.
     let registers = asked.iter().flat_map(|asked| asked.requires.registers.iter().map(move |r| (asked, r)));
     for (asked, request) in registers.filter(|(_, r)| !high && r.space == AddressSpace::Mmio && !r.unplaced) {
         if let Placement::Fixed(base) = request.placement {

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ossature_boot::Caches;
 use ossature_bus::{Event, MsiMessage};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DirtyLog, Ram, RegisterPage};
@@ -155,6 +156,10 @@ impl Vm for ScriptedVm {
 
     fn has_performance_monitors(&self) -> bool {
         false
+    }
+
+    fn caches(&self) -> Option<Caches> {
+        None
     }
 
     fn address_bits(&self) -> u32 {

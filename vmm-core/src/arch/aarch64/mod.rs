@@ -1,6 +1,7 @@
 //! 64-bit Arm.
 
 mod boot;
+mod caches;
 mod exception;
 mod features;
 mod gic;
@@ -22,6 +23,7 @@ mod vcpu_state;
 mod vm_state;
 
 pub(crate) use boot::{LinuxOptions, load_linux};
+pub(crate) use caches::caches;
 pub(crate) use exception::{exception_registers, instruction_byte};
 pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
 pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};

@@ -7,7 +7,9 @@ use kvm_bindings::{
     KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use ossature_boot::Caches;
 
+use super::caches::Told;
 use super::features::Features;
 use super::one_reg::{self, SVE_LENGTHS};
 use super::vcpu_state::VcpuParts;
@@ -19,6 +21,7 @@ use crate::{Capability, VmConfig, VmError};
 pub(crate) struct ArchConfig {
     /// What vCPUs were made with whose states they take over.
     pub(super) saved: Option<MadeWith>,
+    pub(super) caches: Told,
 }
 
 /// What a vCPU is made with, and keeps.
@@ -40,6 +43,7 @@ impl ArchConfig {
 #[derive(Debug, Default)]
 pub(crate) struct HostFacts {
     address_bits: OnceLock<u32>,
+    pub(super) caches: OnceLock<Option<Caches>>,
 }
 
 /// No rings of dirty pages: what the kernel writes of the interrupt controllers' tables would be in none of them.

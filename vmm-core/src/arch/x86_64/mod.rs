@@ -33,7 +33,7 @@ pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page}
 pub(crate) use preflight::time_per_instruction;
 pub(crate) use registers::Registers;
 pub(crate) use setup::{
-    Controllers, HAS_DIRTY_RINGS, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, complete_vcpu,
+    Controllers, HAS_DIRTY_RINGS, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, caches, complete_vcpu,
     create_controllers, exception_registers, has_performance_monitors, init_vcpu, instruction_byte,
     notify_paused, prepare_vm,
 };

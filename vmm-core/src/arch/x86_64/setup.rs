@@ -6,6 +6,7 @@ use kvm_bindings::{
     CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use ossature_boot::Caches;
 use ossature_memory::Dma;
 
 use super::config::CpuidChoice;
@@ -24,6 +25,11 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// The bits of addresses that guests have: as many as there are.
 pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
     52
+}
+
+/// There is nothing that a guest would have to be told of its caches: CPUID tells.
+pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Option<Caches> {
+    None
 }
 
 /// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.

@@ -90,7 +90,7 @@ fn find_again(
     if !errors.is_empty() {
         return Err(errors);
     }
-    let mut placed = place_requires(&[], devices, pinned, above)?;
+    let mut placed = place_requires(&[], devices, (pinned, Some(shape)), above)?;
     if let Some(moved) = placed.iter().find(|placed| !shape.is_at(placed.device.id(), &placed.place)) {
         return Err(vec![SnapshotError::OtherDevice { id: moved.device.id().to_owned() }.into()]);
     }
@@ -106,14 +106,14 @@ pub(super) fn place_beside(
     above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let requires = devices.iter().map(|device| device.requires()).collect();
-    place_requires(slots, devices, requires, above)
+    place_requires(slots, devices, (requires, None), above)
 }
 
-/// The same for devices that ask for `requires`.
+/// The same for devices that ask for `requires`, and keep the windows of `shape`.
 fn place_requires(
     slots: &[Slot],
     devices: Vec<Box<dyn Device>>,
-    requires: Vec<Requires>,
+    (requires, shape): (Vec<Requires>, Option<&Shape>),
     above: Above,
 ) -> Result<Vec<Placed>, Vec<BuildError>> {
     let now: Vec<Place> = slots.iter().map(Slot::place_now).collect();
@@ -121,9 +121,13 @@ fn place_requires(
         id: slot.device.id(),
         requires: &slot.requires,
         place: Some(place),
+        windows: Some(&place.windows),
     });
     let new = devices.iter().zip(&requires);
-    let new = new.map(|(device, requires)| Asked { id: device.id(), requires, place: None });
+    let new = new.map(|(device, requires)| {
+        let windows = shape.and_then(|shape| shape.windows(device.id()));
+        Asked { id: device.id(), requires, place: None, windows }
+    });
     let asked: Vec<Asked<'_>> = placed.chain(new).collect();
     let mut errors = check_ids(&asked, slots.len());
     let mut places = plan::plan(&asked, above).unwrap_or_else(|conflicts| {

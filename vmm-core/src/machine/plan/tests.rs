@@ -30,7 +30,8 @@ fn level() -> Requires {
 
 /// The places of new devices.
 fn places(devices: &[(&str, Requires)]) -> Result<Vec<Place>, Vec<BuildError>> {
-    let asked: Vec<_> = devices.iter().map(|(id, requires)| Asked { id, requires, place: None }).collect();
+    let asked: Vec<_> =
+        devices.iter().map(|(id, requires)| Asked { id, requires, place: None, windows: None }).collect();
     plan(&asked, ABOVE)
 }
 
@@ -70,9 +71,9 @@ fn a_device_that_comes_later_finds_room_beside_those_that_are_there() {
     let gone = Place { registers: vec![None], ..first[1].clone() };
     let new = virtio();
     let asked = [
-        Asked { id: "a", requires: &requires[0].1, place: Some(&moved) },
-        Asked { id: "b", requires: &requires[1].1, place: Some(&gone) },
-        Asked { id: "c", requires: &new, place: None },
+        Asked { id: "a", requires: &requires[0].1, place: Some(&moved), windows: Some(&moved.windows) },
+        Asked { id: "b", requires: &requires[1].1, place: Some(&gone), windows: Some(&gone.windows) },
+        Asked { id: "c", requires: &new, place: None, windows: None },
     ];
     let places = plan(&asked, ABOVE).unwrap();
     assert_eq!(places, [moved, gone, place(&[0xd000_0000], &[line(2)])]);
@@ -186,7 +187,7 @@ fn windows_lie_beside_devices_and_above_ram() {
     let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_0000));
     let (bus, function) =
         (root_bus(), Requires::new().registers(RegistersRequest::memory("bar", 64).unplaced()));
-    let new = |id, requires| Asked { id, requires, place: None };
+    let new = |id, requires| Asked { id, requires, place: None, windows: None };
     let asked = [new("bus", &bus), new("fixed", &fixed), new("function", &function)];
     let places = plan(&asked, Above { ram_end: 300 << 30, ..ABOVE }).unwrap();
     assert_eq!(places[0].registers, [Some(0xd000_0000)]);
@@ -199,20 +200,41 @@ fn windows_lie_beside_devices_and_above_ram() {
 fn nothing_new_is_put_into_a_window_and_what_moved_there_stays() {
     let (bus, function, new) = (root_bus(), Requires::new(), virtio());
     let function = function.registers(RegistersRequest::memory("bar", 64).unplaced());
-    let placed = plan(&[Asked { id: "bus", requires: &bus, place: None }], ABOVE).unwrap().remove(0);
+    let placed =
+        plan(&[Asked { id: "bus", requires: &bus, place: None, windows: None }], ABOVE).unwrap().remove(0);
     assert_eq!(placed.windows, [0xe000_0000..=0xe7ff_ffff, 256 << 30..=(320 << 30) - 1]);
     let moved = Place { registers: vec![Some(0xe000_0040)], ..Place::default() };
     let asked = [
-        Asked { id: "bus", requires: &bus, place: Some(&placed) },
-        Asked { id: "function", requires: &function, place: Some(&moved) },
-        Asked { id: "new", requires: &new, place: None },
+        Asked { id: "bus", requires: &bus, place: Some(&placed), windows: Some(&placed.windows) },
+        Asked { id: "function", requires: &function, place: Some(&moved), windows: Some(&moved.windows) },
+        Asked { id: "new", requires: &new, place: None, windows: None },
     ];
     let places = plan(&asked, ABOVE).unwrap();
     assert_eq!(places[..2], [placed.clone(), moved.clone()]);
     let fixed = Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(0xe000_1000));
     let [bus, function, _] = asked;
-    let into = Asked { id: "new", requires: &fixed, place: None };
+    let into = Asked { id: "new", requires: &fixed, place: None, windows: None };
     assert!(plan(&[bus, function, into], ABOVE).is_err());
+}
+
+#[test]
+fn a_window_is_kept_where_none_would_be_put() {
+    let (bus, second) = (root_bus(), Requires::new().window(WindowRequest::memory64("high", 1 << 36)));
+    let windows = [0xe000_0000..=0xe7ff_ffff, 8 << 30..=(16 << 30) - 1];
+    let asked = [
+        Asked { id: "bus", requires: &bus, place: None, windows: Some(&windows) },
+        Asked { id: "second", requires: &second, place: None, windows: None },
+    ];
+    let places = plan(&asked, ABOVE).unwrap();
+    assert_eq!(places[0].windows, windows);
+    assert_eq!(places[1].windows, [256 << 30..=(320 << 30) - 1]);
+    // Not at any address, and not twice at one.
+    let both =
+        [asked[0], Asked { id: "other", requires: &second, place: None, windows: Some(&windows[1..]) }];
+    let odd = [0xe000_0000..=0xe7ff_ffff, 9 << 30..=(17 << 30) - 1];
+    for asked in [&both[..], &[Asked { windows: Some(&odd), ..asked[0] }]] {
+        assert!(plan(asked, ABOVE).is_err());
+    }
 }
 
 #[test]
@@ -235,7 +257,7 @@ fn a_window_that_may_be_smaller_is_as_large_as_there_is_room_for() {
     let small = &places(&[("bus", large.clone()), ("fixed", fixed)]).unwrap()[0];
     assert_eq!(small.windows, [0xe800_0000..=0xefff_ffff]);
     // Its place is its own from then on, and its size.
-    let asked = [Asked { id: "bus", requires: &large, place: Some(small) }];
+    let asked = [Asked { id: "bus", requires: &large, place: Some(small), windows: Some(&small.windows) }];
     assert_eq!(plan(&asked, ABOVE).unwrap()[0], *small);
     let too_large = Requires::new().window(WindowRequest::memory32("low", 1 << 31).at_least(1 << 29));
     let errors = places(&[("bus", too_large)]).unwrap_err();

@@ -196,10 +196,20 @@ pub enum SnapshotError {
         extra: Vec<String>,
     },
     /// A device is not what it was.
-    #[error("device {id:?} asks for other registers or interrupts than the one in the snapshot")]
+    #[error("device {id:?} asks for other registers, interrupts or windows than the one in the snapshot")]
     OtherDevice {
         /// The device.
         id: String,
+    },
+    /// The machine has addresses that guests do not have on this host.
+    #[error(
+        "its memory or its devices' windows have addresses of {needs} bits, and guests have {here} on this host"
+    )]
+    AddressBits {
+        /// How many its addresses take.
+        needs: u32,
+        /// How many guests have here.
+        here: u32,
     },
     /// A diff is used without what it is based on.
     #[error("it is a diff of snapshot {base}, which has to be opened with it, before it")]

@@ -148,6 +148,11 @@ impl MemoryTable {
         self.slots.last().map_or(0, |slot| slot.offset + slot.size)
     }
 
+    /// Where each slot begins, and its size.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.slots.iter().map(|slot| (slot.addr, slot.size))
+    }
+
     /// Bytes of guest memory.
     pub(super) fn size(&self) -> u64 {
         self.slots.iter().map(|slot| slot.size).sum()

@@ -59,6 +59,7 @@ mod working_set;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -380,6 +381,25 @@ impl Snapshot {
     /// The number of vCPUs.
     pub fn cpus(&self) -> u32 {
         self.shape.cpus
+    }
+
+    /// Fails if guests with so many bits of addresses do not have those of the machine, or if they contradict each other.
+    fn check_addresses(&self, here: u32) -> Result<(), SnapshotError> {
+        let ram = || self.memory.slots().map(|(addr, size)| addr..=addr + (size - 1));
+        let overlap = |window: &RangeInclusive<u64>| {
+            ram().any(|slot| slot.start() <= window.end() && window.start() <= slot.end())
+        };
+        if self.shape.all_windows().any(overlap) {
+            return Err(SnapshotError::Damaged {
+                field: "windows of devices",
+                reason: "one is where RAM is",
+            });
+        }
+        let last = ram().chain(self.shape.all_windows().cloned()).map(|range| *range.end()).max();
+        match u64::BITS - last.unwrap_or_default().leading_zeros() {
+            needs if needs > here => Err(SnapshotError::AddressBits { needs, here }),
+            _ => Ok(()),
+        }
     }
 
     /// Bytes of guest memory.

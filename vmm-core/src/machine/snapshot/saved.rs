@@ -72,7 +72,8 @@ impl Saved {
         self.on_disk
     }
 
-    /// Has vCPUs be as those of the snapshot. Fails if the host cannot have such vCPUs, or if others were `asked` for.
+    /// Has vCPUs be as those of the snapshot. Fails if the host cannot have such vCPUs or their addresses, or if others were
+    /// `asked` for.
     pub(in crate::machine) fn take_over(
         &self,
         asked: Option<u32>,
@@ -90,7 +91,7 @@ impl Saved {
             self.checked.get_or_init(|| ());
         }
         vm.take_over(&self.state.vcpus);
-        Ok(())
+        self.snapshot.check_addresses(hypervisor.address_bits())
     }
 
     /// See [`Snapshot::ram`].

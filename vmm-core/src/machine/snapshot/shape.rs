@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_bus::state_file::MAX_SECTIONS;
-use ossature_bus::{Placement, Requires};
+use ossature_bus::{Placement, Requires, WindowRequest};
 
 use crate::machine::plan::Place;
 
@@ -104,11 +104,24 @@ impl Shape {
         self.get(id) == Some(place)
     }
 
+    /// The windows of the device `id`.
+    pub(in crate::machine) fn windows(&self, id: &str) -> Option<&[RangeInclusive<u64>]> {
+        self.get(id).map(|place| place.windows.as_slice())
+    }
+
+    /// The windows of all devices.
+    pub(super) fn all_windows(&self) -> impl Iterator<Item = &RangeInclusive<u64>> {
+        self.devices.iter().flat_map(|(_, place)| &place.windows)
+    }
+
     /// What the device `id` asks for, at the places where it was. `None` if it asks for other things than it did.
     pub(in crate::machine) fn pinned(&self, id: &str, requires: &Requires) -> Option<Requires> {
         let Place { registers, interrupts, windows } = self.get(id)?;
         let asked = (requires.registers.len(), requires.interrupts.len(), requires.windows.len());
         if asked != (registers.len(), interrupts.len(), windows.len()) {
+            return None;
+        }
+        if !requires.windows.iter().zip(windows).all(|(request, window)| answers(request, window)) {
             return None;
         }
         let mut pinned = requires.clone();
@@ -126,6 +139,16 @@ impl Shape {
     }
 }
 
+/// Returns true if a request for a window can have been answered by this one.
+fn answers(request: &WindowRequest, window: &RangeInclusive<u64>) -> bool {
+    let span = window.end() - window.start();
+    let mut size = request.size;
+    while size > request.least && size - 1 > span {
+        size = (size / 2).max(request.least);
+    }
+    size.checked_sub(1) == Some(span) && (window.start() >> 32 > 0) == request.high
+}
+
 /// Asks for `place` instead. `None` if only another one will do.
 fn pin(placement: &mut Placement, place: u64) -> Option<()> {
     let wanted = std::mem::replace(placement, Placement::Fixed(place));
@@ -140,3 +163,6 @@ fn window(fields: &mut Decoder<'_>) -> Result<RangeInclusive<u64>, StateError> {
     }
     Ok(window)
 }
+
+#[cfg(test)]
+mod tests;

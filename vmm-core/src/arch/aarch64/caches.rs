@@ -1,0 +1,119 @@
+//! The caches that guests are told of: the host's, or those that the caller gives.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ossature_boot::{Cache, Caches};
+
+use super::setup::HostFacts;
+use crate::VmConfig;
+
+/// Of which caches guests are told.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Told {
+    #[default]
+    Host,
+    Given(Option<Caches>),
+}
+
+impl VmConfig {
+    /// Tells the guest of these caches, or of none, instead of the host's, which are those of its first processor, as far
+    /// as `/sys/devices/system/cpu/cpu0/cache` says. Each vCPU is a core: what cores of the host have for themselves is
+    /// each vCPU's own, and all vCPUs share what they share.
+    ///
+    /// ```
+    /// use ossature_boot::{Cache, Caches};
+    /// use ossature_core::VmConfig;
+    ///
+    /// let first = Cache::new(64 << 10).lines(64, 256);
+    /// let caches = Caches::new(first, first).own(Cache::new(1 << 20)).shared(Cache::new(32 << 20));
+    /// let config = VmConfig::new(2).caches(caches);
+    /// ```
+    #[must_use]
+    pub fn caches(mut self, caches: impl Into<Option<Caches>>) -> Self {
+        self.arch.caches = Told::Given(caches.into());
+        self
+    }
+}
+
+/// The caches that the guest of a machine is told of, if any.
+pub(crate) fn caches(config: &VmConfig, facts: &HostFacts) -> Option<Caches> {
+    match &config.arch.caches {
+        Told::Host => facts.caches.get_or_init(|| of(Path::new(FIRST))).clone(),
+        Told::Given(caches) => caches.clone(),
+    }
+}
+
+/// The host's first processor.
+const FIRST: &str = "/sys/devices/system/cpu/cpu0";
+/// More than seven levels of caches have indices.
+const MAX_INDEX: usize = 16;
+/// No file there is longer.
+const MAX_FILE: u64 = 4096;
+
+/// One cache as a host's folder has it.
+struct Found {
+    level: u32,
+    kind: String,
+    /// Whether it is one core's.
+    own: bool,
+    cache: Cache,
+}
+
+/// The caches of the processor of this folder. `None` if the first level is unknown; what is behind a level that is unknown
+/// or not for both data and instructions is left out.
+fn of(cpu: &Path) -> Option<Caches> {
+    let threads = text(&cpu.join("topology/thread_siblings_list")).unwrap_or_default();
+    let folders = (0..MAX_INDEX).map(|index| cpu.join(format!("cache/index{index}")));
+    let found: Vec<Found> = folders.filter_map(|folder| one(&folder, &threads)).collect();
+    let get = |level: u32, kind: &str| found.iter().find(|found| found.level == level && found.kind == kind);
+    let mut caches = Caches::new(get(1, "Data")?.cache, get(1, "Instruction")?.cache);
+    for next in (2..).map_while(|level| get(level, "Unified")) {
+        // Behind one that is shared there is none for a core alone.
+        let own = next.own && caches.shared.is_empty();
+        let more = if own { caches.clone().own(next.cache) } else { caches.clone().shared(next.cache) };
+        if more.check().is_err() {
+            break;
+        }
+        caches = more;
+    }
+    caches.check().is_ok().then_some(caches)
+}
+
+/// The cache in this folder. Lines and sets that cannot be are not known.
+fn one(folder: &Path, threads: &str) -> Option<Found> {
+    let read = |name: &str| text(&folder.join(name));
+    let number = |name: &str| read(name)?.parse().ok();
+    let mut cache = Cache::new(size(&read("size")?)?);
+    if let (Some(line_size), Some(sets)) = (number("coherency_line_size"), number("number_of_sets")) {
+        let whole = cache.lines(line_size, sets);
+        cache = if whole.is_valid() { whole } else { cache };
+    }
+    let users = read("shared_cpu_list")?;
+    let own = users == threads || users == "0";
+    Some(Found { level: number("level")?, kind: read("type")?, own, cache })
+}
+
+/// A size as Linux prints it: bytes, or with a suffix.
+fn size(text: &str) -> Option<u32> {
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match text.get(digits.len()..)? {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return None,
+    };
+    digits.parse::<u32>().ok()?.checked_mul(1 << shift).filter(|size| *size > 0)
+}
+
+/// What a file says, without the end of the line.
+fn text(file: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(file).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;
+    Some(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Windows of restored machines: where they were, or refused.
+
+use std::os::unix::fs::FileExt;
+
+use ossature_bus::{
+    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Syscall, WindowRequest,
+};
+use ossature_legacy::I8042;
+use ossature_memory::RamConfig;
+
+use super::super::tests::{assembled, file, parts, refusal};
+use super::super::{Snapshot, SnapshotError};
+use super::*;
+use crate::machine::{BuildErrors, Machine, MachineBuilder};
+use crate::scripted::{Script, Scripted};
+
+const GIB: u64 = 1 << 30;
+
+/// A device with a window above 4 GiB.
+struct Bus;
+
+impl Device for Bus {
+    fn id(&self) -> &str {
+        "bus"
+    }
+
+    fn requires(&self) -> Requires {
+        Requires::new().window(WindowRequest::memory64("high", 64 * GIB).at_least(GIB))
+    }
+
+    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
+fn builder() -> MachineBuilder {
+    Machine::builder("windows").device(Bus).memory(RamConfig::new(64 << 10))
+}
+
+/// On a host whose guests have so many bits of addresses.
+fn build(builder: MachineBuilder, bits: u32) -> Result<Machine, BuildErrors> {
+    let machine = builder.build(&Scripted::new([Script::new()]).with_address_bits(bits))?;
+    machine.start().unwrap();
+    Ok(machine)
+}
+
+fn save(machine: &Machine) -> Vec<u8> {
+    let file = tempfile::tempfile().unwrap();
+    machine.pause().unwrap().snapshot_to(&file).unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn window(bytes: &[u8]) -> RangeInclusive<u64> {
+    Snapshot::from_file(file(bytes)).unwrap().shape.all_windows().next().unwrap().clone()
+}
+
+/// The same with the window elsewhere.
+fn moved(bytes: &[u8], window: RangeInclusive<u64>) -> Vec<u8> {
+    let (mut sections, memory) = parts(bytes);
+    let mut shape = Shape::load(&sections[ID]).unwrap();
+    shape.devices[0].1.windows = vec![window];
+    sections.insert(ID.to_owned(), shape.save());
+    assembled(&sections, &memory)
+}
+
+fn restore(bytes: &[u8], bits: u32) -> Result<Machine, BuildErrors> {
+    build(builder().restore(Snapshot::from_file(file(bytes)).unwrap()), bits)
+}
+
+/// Restores on hosts with fewer bits and with more.
+fn is_restored_where_it_fits(bytes: &[u8]) {
+    let window = window(bytes);
+    let needs = u64::BITS - window.end().leading_zeros();
+    for here in [32, 36, 40, 48] {
+        if here < needs {
+            let refused = refusal(restore(bytes, here));
+            let said = format!(
+                "its memory or its devices' windows have addresses of {needs} bits, and guests have {here} on this host"
+            );
+            assert_eq!(refused.to_string(), said);
+        } else {
+            let restored = restore(bytes, here).unwrap();
+            assert_eq!(self::window(&save(&restored)), window, "on a host with {here} bits");
+        }
+    }
+}
+
+#[test]
+fn windows_are_where_they_were_on_hosts_with_other_address_bits() {
+    let hosts = [36, 40, 48].map(|bits| save(&build(builder(), bits).unwrap()));
+    hosts.iter().for_each(|bytes| is_restored_where_it_fits(bytes));
+    // What a host with so many bits has, whatever this architecture does with them.
+    for bits in [33, 36, 40, 48] {
+        let half = 1 << (bits - 1);
+        is_restored_where_it_fits(&moved(&hosts[0], half..=half + half.min(64 * GIB) - 1));
+    }
+}
+
+#[test]
+fn a_device_that_is_added_to_a_restored_machine_minds_its_windows() {
+    let bytes = moved(&save(&build(builder(), 48).unwrap()), 32 * GIB..=64 * GIB - 1);
+    let restored = restore(&bytes, 48).unwrap();
+    restored.add_device(I8042::new("i8042")).unwrap();
+    assert_eq!(window(&save(&restored)), 32 * GIB..=64 * GIB - 1);
+}
+
+#[test]
+fn windows_that_no_machine_of_this_kind_has_are_refused() {
+    let bytes = save(&build(builder(), 48).unwrap());
+    for window in [
+        // Larger than asked for, smaller than what does, half of a half too few.
+        0..=128 * GIB - 1,
+        128 * GIB..=256 * GIB - 1,
+        8 * GIB..=8 * GIB + (GIB >> 1) - 1,
+        64 * GIB..=112 * GIB - 1,
+        8 * GIB..=8 * GIB,
+        // Below 4 GiB.
+        2 * GIB..=3 * GIB - 1,
+    ] {
+        let refused = refusal(restore(&moved(&bytes, window.clone()), 48));
+        let expected = match window.start() {
+            0 => "its windows of devices: one is where RAM is",
+            _ => {
+                "device \"bus\" asks for other registers, interrupts or windows than the one in the snapshot"
+            }
+        };
+        assert_eq!(refused.to_string(), expected, "{window:x?}");
+    }
+    // Not at a multiple of its size.
+    let errors = restore(&moved(&bytes, 33 * GIB..=65 * GIB - 1), 48).unwrap_err();
+    assert!(errors.to_string().contains("bus"), "{errors}");
+    let refused = refusal(restore(&moved(&bytes, u64::MAX - GIB + 1..=u64::MAX), 48));
+    assert!(matches!(refused, SnapshotError::AddressBits { needs: 64, here: 48 }), "{refused}");
+}
