@@ -40,6 +40,10 @@ fn button(number: u32) -> Node {
     Node::new("power", NodeKind::PowerButton, Vec::new(), interrupts)
 }
 
+fn fw_cfg(len: u64) -> Node {
+    Node::new("fw-cfg", NodeKind::FwCfg, vec![memory(0xd000_5000, len)], Vec::new())
+}
+
 /// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let nodes = vec![
@@ -52,6 +56,7 @@ fn everything() -> Platform {
         node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
         pci(),
         button(6),
+        fw_cfg(24),
         Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
@@ -128,6 +133,14 @@ fn a_power_button_is_a_key_that_is_an_interrupt() {
 }
 
 #[test]
+fn files_are_where_their_driver_looks_for_them() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let files = "fw-cfg@d0005000 { compatible = \"qemu,fw-cfg-mmio\"; reg = <0x00 0xd0005000 0x00 0x18>; dma-coherent; };";
+    assert!(words.contains(files), "{words}");
+}
+
+#[test]
 fn performance_monitors_have_the_interrupt_of_the_base_system_architecture() {
     let tree = source(&blob(&everything()).unwrap());
     let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -167,6 +180,10 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "the platform has 2 devices of kind PmuV3; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(button(7)));
     assert_eq!(said, "the platform has 2 devices of kind PowerButton; a device tree has one at most");
+    let said = with(&|platform| platform.nodes.push(fw_cfg(24)));
+    assert_eq!(said, "the platform has 2 devices of kind FwCfg; a device tree has one at most");
+    let said = with(&|platform| platform.nodes[9] = fw_cfg(12));
+    assert_eq!(said, "device `fw-cfg` of kind FwCfg has to have 24 bytes of memory");
     let said = with(&|platform| platform.nodes.push(gic(1)));
     assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
     let said = with(&|platform| platform.nodes.push(its()));
