@@ -5,12 +5,19 @@
 //! command line. The exit code says how it ended: 0 when the guest powered off, 1 when something failed, 2 for wrong usage,
 //! 3 when the guest asked for a reset.
 
+#[cfg(target_arch = "aarch64")]
+#[path = "platform/aarch64.rs"]
+mod platform;
+#[cfg(target_arch = "x86_64")]
+#[path = "platform/x86_64.rs"]
+mod platform;
+
 use std::env;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use ossature::bus::EventLoop;
-use ossature::legacy::{AcpiPower, I8042, Rtc, Serial, SerialPort, backend};
+use ossature::legacy::backend;
 use ossature::memory::RamConfig;
 use ossature::virtio::blk::{OpenMode, RawFile};
 use ossature::virtio::net::{Mac, Tap};
@@ -21,8 +28,6 @@ use ossature::vmm::{Failure, Kvm, install_kick_handler};
 
 const USER: Messages = Messages::new("appliance");
 const USAGE: &str = "usage: appliance KERNEL INITRD DISK TAP [WORD...]";
-/// The machine adds what follows from its devices, such as `pci=off`.
-const CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 quiet";
 
 fn main() -> ExitCode {
     share_one_heap();
@@ -53,14 +58,16 @@ fn run(kernel: &str, initrd: &str, disk: &str, tap: &str, more: &str) -> Result<
     let virtio = |id: &str, device: Box<dyn LocalDevice>| {
         VirtioMmio::new(id, device, Arc::new(here.clone())).with_interrupt(MmioInterrupt::AlwaysSet)
     };
+    // The machine adds what follows from its devices, such as `pci=off`.
+    let cmdline = format!("console={} {} panic=-1 quiet {more}", platform::CONSOLE, platform::CMDLINE);
     let machine = Machine::builder("appliance")
         .kick_signal(install_kick_handler(libc::SIGRTMIN())?)
         .memory(RamConfig::new(256 << 20))
-        .payload(Linux::new(kernel).initrd(initrd).cmdline(format!("{CMDLINE} {more}")))
-        .device(Rtc::new("rtc").on(&here))
-        .device(I8042::new("i8042"))
-        .device(AcpiPower::new("power"))
-        .device(Serial::new("com1", SerialPort::COM1, backend::stdio()?).on(&here))
+        .payload(Linux::new(kernel).initrd(initrd).cmdline(cmdline))
+        .device(platform::clock().on(&here))
+        .device(platform::power())
+        .devices(platform::rest())
+        .device(platform::serial(backend::stdio()?).on(&here))
         .device(virtio("rng", Box::new(Rng::new())))
         .device(virtio("disk", Box::new(disk)))
         .device(virtio("net", Box::new(net)))

@@ -1,40 +1,42 @@
 //! Your own device in a machine, and beside it one written for rust-vmm's vm-device.
 //!
-//! `cargo run --release --example custom_device` prints what the guest, a few bytes of real-mode code, copies from
-//! the first device to the serial port, and how often it wrote to the second one.
+//! `cargo run --release --example custom_device` prints what the guest, a few instructions, copies from the first device to
+//! the serial port, and how often it wrote to the second one.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "custom_device/aarch64.rs"]
+mod guest;
+#[cfg(target_arch = "x86_64")]
+#[path = "custom_device/x86_64.rs"]
+mod guest;
+#[cfg(target_arch = "aarch64")]
+#[path = "platform/aarch64.rs"]
+mod platform;
+#[cfg(target_arch = "x86_64")]
+#[path = "platform/x86_64.rs"]
+mod platform;
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use ossature::boot::Platform;
 use ossature::bus::state::{Decoder, Encoder, Field, StateError};
 use ossature::bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceState, Effect, Handover, MetricVisitor, Mmio,
     NodeKind, RegistersRequest, Requires, Size, Syscall,
 };
-use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
-use ossature::memory::vm_memory::{Bytes, GuestAddress};
-use ossature::rust_vmm::vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
-use ossature::rust_vmm::vm_device::{FromVmDevice, MutDevicePio};
+use ossature::legacy::backend;
+use ossature::memory::{GuestMmap, RamConfig};
+use ossature::rust_vmm::vm_device::bus::{MmioAddress, MmioAddressOffset, MmioRange};
+use ossature::rust_vmm::vm_device::{FromVmDevice, MutDeviceMmio};
 use ossature::vmm::machine::Machine;
-use ossature::vmm::{Failure, Kvm, Registers};
+use ossature::vmm::{Failure, Kvm};
 
-/// Copies bytes from port 0x700 to ports 0x3f8 and 0x710 until it reads 0, then powers off.
-const GUEST: &[u8] = &[
-    0xba, 0x00, 0x07, // next: mov dx, 0x700
-    0xec, //                   in al, dx
-    0x84, 0xc0, //             test al, al
-    0x74, 0x0a, //             jz done
-    0xba, 0xf8, 0x03, //       mov dx, 0x3f8
-    0xee, //                   out dx, al
-    0xba, 0x10, 0x07, //       mov dx, 0x710
-    0xee, //                   out dx, al
-    0xeb, 0xee, //             jmp next
-    0xba, 0x00, 0x06, // done: mov dx, 0x600
-    0xb0, 0x34, //             mov al, 0x34 (S5, sleep enable)
-    0xee, //                   out dx, al
-    0xf4, //                   hlt
-];
+/// Where the guest finds the greeter.
+const GREETER: u64 = 0xd010_0000;
+/// Where it finds the vm-device.
+const TALLY: u64 = 0xd010_1000;
 
 /// What a saved greeter is called, and its one field.
 const KIND: &str = "org.example.greeter";
@@ -70,7 +72,7 @@ impl Device for Greeter {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new().registers(RegistersRequest::ports("register", 1).fixed(0x700))
+        Requires::new().registers(RegistersRequest::memory("register", 1).fixed(GREETER))
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
@@ -125,12 +127,12 @@ impl Device for Greeter {
 /// A device as rust-vmm's crates know them.
 struct Tally(Arc<AtomicU64>);
 
-impl MutDevicePio for Tally {
-    fn pio_read(&mut self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
+impl MutDeviceMmio for Tally {
+    fn mmio_read(&mut self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) {
         data.fill(0);
     }
 
-    fn pio_write(&mut self, _: PioAddress, _: PioAddressOffset, _: &[u8]) {
+    fn mmio_write(&mut self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -138,17 +140,15 @@ impl MutDevicePio for Tally {
 fn main() -> Result<(), Failure> {
     let tally = Arc::new(AtomicU64::new(0));
     let foreign = Arc::new(Mutex::new(Tally(tally.clone())));
-    let foreign = FromVmDevice::pio("tally", PioRange::new(PioAddress(0x710), 1)?, foreign);
+    let foreign = FromVmDevice::mmio("tally", MmioRange::new(MmioAddress(TALLY), 1)?, foreign);
     let message = b"a device of one's own says hello\n";
     let greeting = Arc::new(Greeting { message, next: AtomicUsize::new(0) });
 
     let machine = Machine::builder("custom")
-        .payload(|memory: &ossature::memory::GuestMmap, _: &ossature::boot::Platform| {
-            memory.write_slice(GUEST, GuestAddress(0x1000))?;
-            Ok(Registers::real_mode(0x1000))
-        })
-        .device(Serial::new("com1", SerialPort::COM1, backend::stdio()?))
-        .device(AcpiPower::new("power"))
+        .memory(RamConfig::new(2 << 20))
+        .payload(|memory: &GuestMmap, machine: &Platform| Ok(guest::load(memory, machine)?))
+        .device(platform::serial(backend::stdio()?))
+        .device(platform::power())
         .device(Greeter { registers: greeting })
         .device(foreign)
         .build(&Kvm::open()?)?;

@@ -1,33 +1,35 @@
 //! Three machines in one process, used as a library: started, paused, resumed, stopped.
 //!
-//! `cargo run --release --example embed`: each guest, a few bytes of real-mode code, counts in its memory.
+//! `cargo run --release --example embed`: each guest, a few instructions, counts in its memory.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "counting/aarch64.rs"]
+mod guest;
+#[cfg(target_arch = "x86_64")]
+#[path = "counting/x86_64.rs"]
+mod guest;
 
 use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
 use ossature::boot::Platform;
-use ossature::memory::vm_memory::{Bytes, GuestAddress};
+use ossature::memory::vm_memory::GuestAddress;
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{Machine, Outcome};
-use ossature::vmm::{Failure, Kvm, Registers};
+use ossature::vmm::{Failure, Kvm};
 
+/// Where it counts.
 const COUNTER: GuestAddress = GuestAddress(0x2000);
-const CODE: GuestAddress = GuestAddress(0x1000);
-/// inc word [0x2000]; jmp to itself
-const GUEST: &[u8] = &[0xff, 0x06, 0x00, 0x20, 0xeb, 0xfa];
 
-fn count(machine: &Machine) -> Result<u16, Failure> {
+fn count(machine: &Machine) -> Result<u32, Failure> {
     Ok(machine.ram().dma().read_obj(COUNTER)?)
 }
 
 fn build(kvm: &Kvm, name: &str) -> Result<Machine, Failure> {
     let machine = Machine::builder(name)
         .memory(RamConfig::new(2 << 20))
-        .payload(|memory: &GuestMmap, _: &Platform| {
-            memory.write_slice(GUEST, CODE)?;
-            Ok(Registers::real_mode(CODE.0 as u16))
-        })
+        .payload(|memory: &GuestMmap, _: &Platform| Ok(guest::load(memory)?))
         .build(kvm)?;
     Ok(machine)
 }

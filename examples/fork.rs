@@ -5,7 +5,15 @@
 //! The guest has a network card, a disk, vsock, a console, a generation ID and a host name in a file of fw_cfg. Its initial
 //! RAM disk has a program that connects to port 1000 of the host when it has started, and again when it finds that it has
 //! another host name: it sends a line `mac=.. cid=.. random=.. hostname=..` and waits for one. When all have called, the host
-//! connects to port 1000 of each, and is sent a line `hostname=.. disk=..`. `tests/guests/clone.rs` is such a program.
+//! connects to port 1000 of each, and is sent a line `hostname=.. disk=..`. `tests/guests/clone.rs` is such a program. Guests learn of
+//! their machine by ACPI, which tells kernels before Linux 6.10 of a generation ID.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "platform/aarch64.rs"]
+mod platform;
+#[cfg(target_arch = "x86_64")]
+#[path = "platform/x86_64.rs"]
+mod platform;
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -20,7 +28,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ossature::block::{ImageFormat, OpenMode, Qcow2, Qcow2Options};
 use ossature::bus::Device;
-use ossature::legacy::{AcpiPower, FwCfg, GenerationId, I8042, Rtc, Serial, SerialPort, VmGenId, backend};
+use ossature::legacy::{GenerationId, VmGenId, backend};
 use ossature::memory::RamConfig;
 use ossature::pci::PciBus;
 use ossature::virtio::console::{Console, ConsoleOutput};
@@ -104,18 +112,20 @@ impl Maker {
             Box::new(device.with_interrupt(MmioInterrupt::AlwaysSet))
         };
         let mut devices: Vec<Box<dyn Device>> = vec![
-            Box::new(Rtc::new("rtc")),
-            Box::new(I8042::new("i8042")),
-            Box::new(AcpiPower::new("power")),
-            Box::new(Serial::new("serial", SerialPort::COM1, output)),
+            Box::new(platform::power()),
+            Box::new(platform::serial(output)),
             Box::new(VmGenId::new("generation", generation)),
-            Box::new(FwCfg::new("fw-cfg").file("opt/org.ossature/hostname", name)?),
+            Box::new(platform::fw_cfg().file("opt/org.ossature/hostname", name)?),
             virtio("rng", Box::new(Rng::new())),
             virtio("disk", Box::new(Blk::new(disk, "disk".parse()?))),
             virtio("net", Box::new(net)),
             virtio("vsock", Box::new(vsock)),
             virtio("console", Box::new(Console::new(None, ConsoleOutput::writer(io::sink())))),
         ];
+        devices.extend(platform::rest());
+        if platform::ACPI_HAS_CLOCK {
+            devices.push(Box::new(platform::clock()));
+        }
         if self.pci {
             devices.insert(0, Box::new(bus.host("pci")));
         }
@@ -200,12 +210,13 @@ fn fork(args: &Args, folder: &Path) -> Made<()> {
     let maker = Maker { folder: folder.to_owned(), io, pci: args.pci, own: Mutex::default() };
 
     // The parent, until it calls.
-    let cmdline = if args.console { "console=ttyS0 panic=-1" } else { "quiet panic=-1" };
+    let console = if args.console { format!("console={}", platform::CONSOLE) } else { "quiet".to_owned() };
+    let linux = Linux::new(&args.kernel).cmdline(format!("{console} panic=-1")).initrd(&args.initrd);
     let parents_disk = folder.join("parent.qcow2");
     let start = Instant::now();
     let parent = Machine::builder("parent")
         .memory(RamConfig::new(args.memory))
-        .payload(Linux::new(&args.kernel).cmdline(cmdline).initrd(&args.initrd))
+        .payload(platform::by_acpi(linux))
         .devices(maker.devices(0, overlay(&parents_disk, &base, ImageFormat::Raw)?, args.console)?)
         .build(&kvm)?;
     let sent = match &maker.own.lock().unwrap_or_else(PoisonError::into_inner)[..] {

@@ -1,7 +1,14 @@
 //! The least that runs a guest: RAM, one device, one vCPU, and a loop. No machine builder, no threads.
 //!
-//! The guest is a few instructions in real mode that print one line on the first serial port and halt:
+//! The guest is a few instructions that print one line on a serial port and end, in a module for each architecture:
 //! `cargo run --release --example minimal`. It needs `/dev/kvm`.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "minimal/aarch64.rs"]
+mod guest;
+#[cfg(target_arch = "x86_64")]
+#[path = "minimal/x86_64.rs"]
+mod guest;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -9,7 +16,7 @@ use std::sync::Arc;
 use ossature::bus::{Access, AddressSpace, Bus, BusFault, Effect, Mmio, Size};
 use ossature::memory::vm_memory::GuestAddress;
 use ossature::memory::{Ram, RamConfig};
-use ossature::vmm::{Buses, Failure, Hypervisor, Irqchip, Kvm, Registers, Step, VmConfig};
+use ossature::vmm::{Buses, Failure, Hypervisor, Irqchip, Kvm, Step, VmConfig};
 
 /// Where the guest finds its code and its line.
 const CODE: u16 = 0x1000;
@@ -17,22 +24,6 @@ const LINE: u16 = 0x2000;
 
 /// What it prints.
 const TEXT: &[u8] = b"Hello from the guest!\n";
-
-/// The first serial port of a PC.
-const COM1: u16 = 0x3f8;
-
-/// The guest, assembled by hand.
-fn code() -> Vec<u8> {
-    let mut code = vec![0xba]; // mov dx, COM1
-    code.extend(COM1.to_le_bytes());
-    code.push(0xbe); // mov si, LINE
-    code.extend(LINE.to_le_bytes());
-    code.push(0xb9); // mov cx, the length of TEXT
-    code.extend((TEXT.len() as u16).to_le_bytes());
-    code.extend([0xf3, 0x6e]); // rep outsb: CX bytes from SI to port DX
-    code.push(0xf4); // hlt
-    code
-}
 
 /// A serial port with nothing but its data register: what is written there goes to our standard output.
 struct SerialOutput;
@@ -53,29 +44,29 @@ impl Mmio for SerialOutput {
 }
 
 fn main() -> Result<(), Failure> {
-    // A virtual machine without interrupt controllers, so that HLT comes back to us.
+    // A virtual machine without interrupt controllers, so that a guest that halts comes back to us.
     let vm = Kvm::open()?.create_vm(&VmConfig::default().irqchip(Irqchip::None))?;
 
     // 64 KiB of RAM, with the guest in it.
     let ram = Ram::new(&RamConfig::new(0x1_0000))?;
-    ram.dma().write(GuestAddress(CODE.into()), &code())?;
+    ram.dma().write(GuestAddress(CODE.into()), &guest::code())?;
     ram.dma().write(GuestAddress(LINE.into()), TEXT)?;
     vm.set_memory(&ram)?;
 
-    // Two address spaces with devices: ports, with our serial port, and memory, with none.
+    // Two address spaces with devices, one of them with our serial port: ports, if the architecture has any, and memory.
     let ports = Bus::new(AddressSpace::Pio);
-    ports.insert(COM1.into(), 1, "serial", Arc::new(SerialOutput))?;
     let memory = Bus::new(AddressSpace::Mmio);
+    guest::plug(&ports, &memory, Arc::new(SerialOutput))?;
 
     // A vCPU that begins at our code, and sees both.
     let mut vcpu = vm.create_vcpu(0, Buses::new(ports.cursor(), memory.cursor()))?;
-    vcpu.set_registers(&Registers::real_mode(CODE))?;
+    vcpu.set_registers(&guest::start())?;
 
     // Each step is one exit from the guest; the vCPU has the bus answer the guest's accesses.
     loop {
         match vcpu.run_once()? {
             Step::Handled | Step::Interrupted => {}
-            Step::Halted => return Ok(()),
+            step if guest::ends(step) => return Ok(()),
             step => return Err(format!("nobody here can do {step:?}").into()),
         }
     }

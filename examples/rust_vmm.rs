@@ -1,7 +1,8 @@
 //! A virtual machine monitor of rust-vmm's parts on Ossature's core: KVM is opened with kvm-ioctls, guest memory mapped
-//! with vm-memory, the kernel loaded by linux-loader. The guest's console is vm-superio's serial port, its keyboard
-//! controller vm-superio's, its entropy comes from a device that was written for virtio-queue, a lamp is one that was
-//! written for vm-device, and all of them have their turns on an event manager of rust-vmm's.
+//! with vm-memory. The guest's entropy comes from a device that was written for virtio-queue, a lamp is one that was
+//! written for vm-device, and all devices have their turns on an event manager of rust-vmm's. On x86_64 the kernel is loaded
+//! by linux-loader, and serial port and keyboard controller are vm-superio's; on aarch64, where rust-vmm has no loader that
+//! makes a device tree and no PL011, these are ours, and the command line is linux-loader's.
 //!
 //! `cargo run --release --example rust_vmm -- --kernel vmlinux --initrd initrd` boots to a shell. The exit code says how it
 //! ended:
@@ -12,10 +13,16 @@
 //! - 3: the guest asked for a reset. That may have been a reboot, or a panic of its kernel with `panic=-1` (which the default
 //!   command line has), which looks the same from outside.
 
+#[cfg(target_arch = "aarch64")]
+#[path = "rust_vmm/aarch64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "rust_vmm/x86_64.rs"]
+mod arch;
+
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write, stdin};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -23,26 +30,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use ossature::boot::x86_64::layout::CMDLINE_SIZE;
 use ossature::bus::EventLoop;
-use ossature::legacy::{AcpiPower, RawTerminal, Rtc, Serial, SerialPort, backend};
+use ossature::legacy::{RawTerminal, backend};
 use ossature::memory::{GuestMmap, MMIO_GAP, Ram};
 use ossature::rust_vmm::event_manager::{
     EventManager, EventOps, EventSet, Events, LoopSubscriber, MutEventSubscriber, SubscriberOps,
 };
 use ossature::rust_vmm::kvm_ioctls::{self, Kvm};
-use ossature::rust_vmm::linux_loader::loader::{BzImage, Elf, KernelLoader};
-use ossature::rust_vmm::linux_loader::{FromKernelLoader, cmdline::Cmdline};
 use ossature::rust_vmm::virtio_queue::{HandlerError, Queue, QueueDevice, QueueT};
-use ossature::rust_vmm::vm_device::bus::{PioAddress, PioAddressOffset, PioRange};
-use ossature::rust_vmm::vm_device::{DevicePio, FromVmDevice};
 use ossature::rust_vmm::vm_memory::{GuestAddress, GuestMemoryMmap};
-use ossature::rust_vmm::vm_superio::{SuperioI8042, SuperioUart};
 use ossature::virtio::{DeviceInfo, DeviceType, VirtioMmio};
 use ossature::vmm::error_chain;
-use ossature::vmm::machine::{
-    EventReporter, Machine, MachineBuilder, MachineEvent, Outcome, PollableEvents, Severity,
-};
+use ossature::vmm::machine::{EventReporter, Machine, MachineEvent, Outcome, PollableEvents, Severity};
 use ossature::vmm::program::{Messages, Signals, block_io_signals};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -50,8 +49,6 @@ type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
 
 /// The most that one request for entropy is given.
 const MAX_ENTROPY: usize = 4096;
-/// Where the guest finds the lamp.
-const LAMP: PioAddress = PioAddress(0x710);
 
 /// The exit code when the guest asked for a reset.
 const RESET: u8 = 3;
@@ -66,14 +63,13 @@ Exit codes:
 #[derive(Parser)]
 #[command(name = "rust_vmm", version, after_help = EXIT_CODES)]
 struct Args {
-    /// Kernel: an ELF vmlinux or a bzImage
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help = arch::KERNEL, value_name = "FILE")]
     kernel: PathBuf,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, default_value = "console=ttyS0 8250.nr_uarts=1 panic=-1 pci=off")]
+    #[arg(long, default_value = arch::CMDLINE)]
     cmdline: String,
     /// Guest memory in MiB
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..=1 << 20))]
@@ -110,20 +106,18 @@ fn run(args: &Args) -> Result<Outcome> {
         LoopSubscriber::new(&here, |error| USER.say_or_drop(format!("the event loop: {error:?}")));
     manager.add_subscriber(Arc::new(Mutex::new(subscriber)));
 
-    let line = backend::stdio()?;
-    let serial = Serial::with_uart("com1", SerialPort::COM1, line, SuperioUart::new());
     let entropy = VirtioMmio::new("rng", Box::new(entropy()?), Arc::new(here.clone()));
-    let power = AcpiPower::new("power");
+    let power = arch::power();
     let button = power.button();
     let builder = Machine::builder("rust-vmm")
         .ram(Ram::from_memory(&memory)?)
-        .device(serial.on(&here))
-        .device(SuperioI8042::new("i8042"))
-        .device(FromVmDevice::pio("lamp", PioRange::new(LAMP, 1)?, Arc::new(Lamp::default())))
+        .device(arch::serial(backend::stdio()?).on(&here))
+        .devices(arch::rest())
+        .device(arch::lamp(Lamp::default())?)
         .device(entropy)
-        .device(Rtc::new("rtc").on(&here))
+        .device(arch::clock().on(&here))
         .device(power);
-    let machine = with_kernel(builder, args)?.build(&kvm_ioctls::hypervisor_of(&kvm)?)?;
+    let machine = arch::with_kernel(builder, args)?.build(&kvm_ioctls::hypervisor_of(&kvm)?)?;
 
     let (events, reporter) = (machine.events().pollable()?, EventReporter::new(Severity::Warning));
     let end = Arc::new(Mutex::new(End { events, reporter, outcome: None }));
@@ -149,7 +143,7 @@ fn run(args: &Args) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Anonymous memory, around the addresses where a PC has devices.
+/// Anonymous memory, around the addresses where devices are.
 fn guest_memory(size: u64) -> Result<GuestMemoryMmap> {
     let low = size.min(MMIO_GAP.start);
     let mut ranges = vec![(GuestAddress(0), usize::try_from(low)?)];
@@ -157,27 +151,6 @@ fn guest_memory(size: u64) -> Result<GuestMemoryMmap> {
         ranges.push((GuestAddress(MMIO_GAP.end), usize::try_from(size - low)?));
     }
     Ok(GuestMemoryMmap::from_ranges(&ranges)?)
-}
-
-/// With the kernel, by the loader for its kind.
-fn with_kernel(builder: MachineBuilder, args: &Args) -> Result<MachineBuilder> {
-    let mut cmdline = Cmdline::try_from(&args.cmdline, CMDLINE_SIZE)?;
-    cmdline.insert("reboot", "k")?; // by the keyboard controller, of which no table tells
-    let mut magic = [0; 4];
-    open(&args.kernel)?.read_exact_at(&mut magic, 0).map_err(|e| at(&args.kernel, &e))?;
-    Ok(if &magic == b"\x7fELF" {
-        builder.payload(payload::<Elf>(args, cmdline)?)
-    } else {
-        builder.payload(payload::<BzImage>(args, cmdline)?)
-    })
-}
-
-fn payload<L: KernelLoader>(args: &Args, cmdline: Cmdline) -> Result<FromKernelLoader<L>> {
-    let kernel = FromKernelLoader::new(open(&args.kernel)?).cmdline(cmdline);
-    Ok(match &args.initrd {
-        Some(initrd) => kernel.initrd(open(initrd)?),
-        None => kernel,
-    })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -210,16 +183,16 @@ fn fill(mut source: &File, queue: &mut Queue, memory: &GuestMmap) -> std::result
     Ok(())
 }
 
-/// A port that reads as what was written last.
+/// A register that reads as what was written last.
 #[derive(Default)]
 struct Lamp(AtomicU8);
 
-impl DevicePio for Lamp {
-    fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
+impl Lamp {
+    fn read(&self, data: &mut [u8]) {
         data.fill(self.0.load(Ordering::Relaxed));
     }
 
-    fn pio_write(&self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+    fn write(&self, data: &[u8]) {
         data.first().inspect(|&&byte| self.0.store(byte, Ordering::Relaxed));
     }
 }

@@ -1,8 +1,21 @@
 //! Three guests on one thread of a service that runs on tokio: followed, read from and written to, limited in time,
 //! measured, and asked to end.
 //!
-//! `cargo run --release --example tokio`: each guest, a few bytes of real-mode code, says hello on its serial port. One
-//! powers off by itself. One hangs, and its time limit stops it. One serves until it is sent a key, which Ctrl-C does.
+//! `cargo run --release --example tokio`: each guest, a few instructions, says hello on its serial port. One powers off
+//! by itself. One hangs, and its time limit stops it. One serves until it is sent a key, which Ctrl-C does.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "tokio/aarch64.rs"]
+mod code;
+#[cfg(target_arch = "x86_64")]
+#[path = "tokio/x86_64.rs"]
+mod code;
+#[cfg(target_arch = "aarch64")]
+#[path = "platform/aarch64.rs"]
+mod platform;
+#[cfg(target_arch = "x86_64")]
+#[path = "platform/x86_64.rs"]
+mod platform;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -14,47 +27,20 @@ use std::time::Duration;
 
 use ossature::boot::Platform;
 use ossature::bus::EventLoop;
-use ossature::legacy::{AcpiPower, Serial, SerialPort, backend};
+use ossature::legacy::backend;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::memory::{GuestMmap, RamConfig};
 use ossature::vmm::machine::{EventReporter, Machine, MachineEvent, Outcome, PollableEvents, Severity};
-use ossature::vmm::{Failure, Kvm, Registers};
+use ossature::vmm::{Failure, Kvm};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::{runtime, signal, task, time};
 
-const CODE: GuestAddress = GuestAddress(0x1000);
+const CODE: u16 = 0x1000;
 const TEXT: GuestAddress = GuestAddress(0x2000);
 const HELLO: &[u8] = b"hello\n";
-/// Prints the text, after opening the port: what follows decides how the guest goes on.
-const SAY_HELLO: &[u8] = &[
-    0xba,
-    0xfc,
-    0x03,
-    0xb0,
-    0x03,
-    0xee, // mov dx, 0x3fc; mov al, DTR and RTS; out dx, al
-    0xba,
-    0xf8,
-    0x03,
-    0xbe,
-    0x00,
-    0x20, // mov dx, 0x3f8; mov si, TEXT
-    0xb9,
-    HELLO.len() as u8,
-    0x00,
-    0xf3,
-    0x6e, // mov cx, its length; rep outsb
-];
-/// mov dx, 0x600; mov al, S5; out dx, al
-const POWER_OFF: &[u8] = &[0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
-/// jmp to itself
-const HANG: &[u8] = &[0xeb, 0xfe];
-/// mov dx, 0x3fd; in al, dx; test al, data ready; jz to the in
-const AWAIT_KEY: &[u8] = &[0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb];
-
 /// How long a guest that is asked to end may take.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -68,8 +54,8 @@ struct Job {
 }
 
 impl Job {
-    fn new(name: &'static str, then: &[&[u8]], limit: Duration) -> Self {
-        Self { name, code: [&[SAY_HELLO], then].concat().concat(), limit }
+    fn new(name: &'static str, then: &[&[code::Unit]], limit: Duration) -> Self {
+        Self { name, code: code::bytes(&[&[code::SAY_HELLO], then].concat().concat()), limit }
     }
 
     /// The machine, and our end of its serial line.
@@ -79,12 +65,12 @@ impl Job {
         let code = self.code.clone();
         let machine = Machine::builder(self.name)
             .memory(RamConfig::new(2 << 20))
-            .device(Serial::new("com1", SerialPort::COM1, backend::stream(guests)?).on(devices))
-            .device(AcpiPower::new("power"))
-            .payload(move |memory: &GuestMmap, _: &Platform| {
+            .device(platform::serial(backend::stream(guests)?).on(devices))
+            .device(platform::power())
+            .payload(move |memory: &GuestMmap, machine: &Platform| {
                 memory.write_slice(HELLO, TEXT)?;
-                memory.write_slice(&code, CODE)?;
-                Ok(Registers::real_mode(CODE.0 as u16))
+                memory.write_slice(&code, GuestAddress(CODE.into()))?;
+                Ok(platform::start(CODE, machine))
             })
             .build(kvm)?;
         Ok((machine, UnixStream::from_std(ours)?))
@@ -172,9 +158,9 @@ async fn serve() -> Result<()> {
     let (tell, end) = watch::channel(false);
     let turns = task::spawn(turns(devices.clone()));
     let jobs = [
-        Job::new("short", &[POWER_OFF], Duration::from_secs(60)),
-        Job::new("stuck", &[HANG], Duration::from_millis(500)),
-        Job::new("server", &[AWAIT_KEY, POWER_OFF], Duration::from_secs(3600)),
+        Job::new("short", &[code::POWER_OFF], Duration::from_secs(60)),
+        Job::new("stuck", &[code::HANG], Duration::from_millis(500)),
+        Job::new("server", &[code::AWAIT_KEY, code::POWER_OFF], Duration::from_secs(3600)),
     ];
     let mut running = task::JoinSet::new();
     for job in jobs {

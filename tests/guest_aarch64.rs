@@ -58,6 +58,8 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
         .kernel(image)
         .args(["--tables", tables, "--cpus", &cpus.to_string(), "--net", &format!("tap={}", tap.name)])
         .disk(&disk, ",readonly")
+        .args(["--fw-cfg", "name=opt/org.example/token,string=secret"])
+        .modules(&["qemu_fw_cfg"])
         .cmdline(&format!("ossature.ip={}/24", tap.guest))
         .run("processors", "nproc; cat /sys/devices/system/cpu/possible")
         .run("cores", "cd /sys/devices/system/cpu; cat cpu*/topology/core_cpus_list; cat cpu0/topology/package_cpus_list")
@@ -66,6 +68,7 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
         .run("tables", "ls /sys/firmware/acpi/tables 2>/dev/null | tr '\\n' ' '; ls -d /proc/device-tree/cpus || true")
         .run("disk", "sha256sum </dev/vda")
         .run("net", &format!("ping -c 1 -W 60 {} | grep ' 1 packets received'", tap.host))
+        .run("file", "cat /sys/firmware/qemu_fw_cfg/by_name/opt/org.example/token/raw")
         .run("psci", "dmesg | grep -o 'PSCIv1.[0-9] detected'")
         .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
         .boot();
@@ -88,6 +91,7 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
     };
     assert!(answers["tables"].starts_with(described), "{}", &answers["tables"]);
     assert_eq!(answers["disk"], hash(&disk));
+    assert_eq!(&answers["file"], "secret");
     assert_eq!(left(&answers["warnings"]), [""; 0]);
 }
 

@@ -6,10 +6,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-use support::{Guest, generic_kernel};
+use support::{FORKS as CHILDREN, Guest, generic_kernel};
 use xtask::vmm;
-
-const CHILDREN: usize = 16;
 
 /// What a guest does to its disk, as long as it is the parent. It sends packets besides.
 const LOAD: &str = r#"
@@ -30,12 +28,12 @@ fn words(line: &str) -> BTreeMap<&str, &str> {
 }
 
 #[test]
-fn sixteen_forks_of_a_debian_guest_under_load_have_nothing_in_common() {
+fn forks_of_a_debian_guest_under_load_have_nothing_in_common() {
     nothing_in_common(&[]);
 }
 
 #[test]
-fn sixteen_forks_of_a_debian_guest_under_load_on_pci_have_nothing_in_common() {
+fn forks_of_a_debian_guest_under_load_on_pci_have_nothing_in_common() {
     nothing_in_common(&["--pci"]);
 }
 

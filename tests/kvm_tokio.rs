@@ -23,12 +23,12 @@ fn a1_machines_under_tokio_end_by_themselves_by_their_time_limit_and_when_asked(
     while !first.iter().all(|line| said.iter().any(|other| line == other)) {
         said.push(lines.next().unwrap_or_else(|| panic!("it ended: {said:#?}")));
     }
-    assert!(said.iter().any(|line| line == "short: com1.output_bytes = 6 (Counter)"), "{said:#?}");
+    assert!(said.iter().any(|line| line == "short: serial.output_bytes = 6 (Counter)"), "{said:#?}");
     assert!(child.try_wait().unwrap().is_none());
 
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let rest: Vec<String> = lines.collect();
-    assert!(rest.iter().any(|line| line == "server: com1.input_bytes = 1 (Counter)"), "{rest:#?}");
+    assert!(rest.iter().any(|line| line == "server: serial.input_bytes = 1 (Counter)"), "{rest:#?}");
     assert_eq!(rest.last().unwrap(), "server: the guest powered off");
     assert!(child.wait().unwrap().success());
 }

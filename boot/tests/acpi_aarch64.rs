@@ -43,6 +43,7 @@ fn everything() -> Platform {
         node(NodeKind::VirtioMmio, page(0x40_0000_0000), 95, Trigger::Level),
         node(NodeKind::VmGenId, page(0xd000_3000), 4, Trigger::Edge),
         node(NodeKind::PowerButton, Vec::new(), 5, Trigger::Edge),
+        Node::new("fw-cfg", NodeKind::FwCfg, vec![memory(0xd000_5000, 24)], Vec::new()),
         Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
@@ -118,6 +119,9 @@ fn the_dsdt_reads_as_it_is_meant() {
             "Notify (PWRB, 0x80)",
             "Name (_CID, \"VM_Gen_Counter\")",
             "Notify (VGEN, 0x80)",
+            "Device (FWCF) { Name (_HID, \"QEMU0002\") // _HID: Hardware ID Name (_STA, 0x0B) // _STA: Status \
+             Name (_CCA, One)",
+            "Memory32Fixed (ReadWrite, 0xD0005000, // Address Base 0x00000018, // Address Length )",
         ],
     );
     assert!(!source.contains("_S5"), "PSCI powers off: {source}");

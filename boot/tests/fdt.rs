@@ -47,6 +47,10 @@ fn caches() -> Caches {
         .shared(Cache::new(32 << 20).lines(64, 32768))
 }
 
+fn fw_cfg(len: u64) -> Node {
+    Node::new("fw-cfg", NodeKind::FwCfg, vec![memory(0xd000_5000, len)], Vec::new())
+}
+
 /// One of each kind of device, memory and virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let nodes = vec![
@@ -59,6 +63,7 @@ fn everything() -> Platform {
         node(NodeKind::VmGenId, 0xd000_3000, 4, Trigger::Edge),
         pci(),
         button(6),
+        fw_cfg(24),
         Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()),
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
@@ -133,6 +138,14 @@ fn a_power_button_is_a_key_that_is_an_interrupt() {
     let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
     let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x06 0x01>; };";
     assert!(words.contains(&format!("gpio-keys {{ compatible = \"gpio-keys\"; {key}")), "{words}");
+}
+
+#[test]
+fn files_are_where_their_driver_looks_for_them() {
+    let tree = source(&blob(&everything()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    let files = "fw-cfg@d0005000 { compatible = \"qemu,fw-cfg-mmio\"; reg = <0x00 0xd0005000 0x00 0x18>; dma-coherent; };";
+    assert!(words.contains(files), "{words}");
 }
 
 #[test]
@@ -219,6 +232,10 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "the platform has 2 devices of kind PmuV3; a device tree has one at most");
     let said = with(&|platform| platform.nodes.push(button(7)));
     assert_eq!(said, "the platform has 2 devices of kind PowerButton; a device tree has one at most");
+    let said = with(&|platform| platform.nodes.push(fw_cfg(24)));
+    assert_eq!(said, "the platform has 2 devices of kind FwCfg; a device tree has one at most");
+    let said = with(&|platform| platform.nodes[9] = fw_cfg(12));
+    assert_eq!(said, "device `fw-cfg` of kind FwCfg has to have 24 bytes of memory");
     let said = with(&|platform| platform.nodes.push(gic(1)));
     assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
     let said = with(&|platform| platform.nodes.push(its()));

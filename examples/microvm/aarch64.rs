@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ossature::boot::aarch64::Tables;
 use ossature::bus::{Device, EventLoop};
-use ossature::legacy::{AcpiPower, Backend, Pl031, PowerButton, Serial};
+use ossature::legacy::{AcpiPower, Backend, FwCfg, Pl031, PowerButton, Serial};
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
@@ -54,4 +54,9 @@ pub const SERIAL: &str = "serial";
 /// The serial port of the console: a PL011.
 pub fn serial(line: Backend, here: &EventLoop) -> Box<dyn Device> {
     Box::new(Serial::pl011(SERIAL, line).on(here))
+}
+
+/// The device for files: in memory.
+pub fn fw_cfg() -> FwCfg {
+    FwCfg::in_memory("fw-cfg")
 }

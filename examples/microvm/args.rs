@@ -18,6 +18,7 @@ use ossature::vmm::program::{KeyValueError, KeyValues, parse_rate, parse_size};
 use crate::arch::{self, ArchArgs};
 use crate::control;
 use crate::disk::{self, Disk};
+use crate::files::{self, ConfigFile};
 use crate::identity;
 use crate::nic::{self, Nic};
 
@@ -44,6 +45,9 @@ pub struct Args {
     /// Give the guest a VM generation ID, by which it learns that it is a copy of another: a UUID, or auto for a new one
     #[arg(long, value_name = "UUID|auto", value_parser = identity::generation)]
     pub generation_id: Option<GenerationId>,
+    /// A file for the guest, which Linux shows as /sys/firmware/qemu_fw_cfg/by_name/opt/NAME/raw; repeatable
+    #[arg(long, value_name = files::FILE, value_parser = OsStringValueParser::new().try_map(ConfigFile::parse))]
+    pub fw_cfg: Vec<ConfigFile>,
     /// Number of vCPUs [default: 1, or the snapshot's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,

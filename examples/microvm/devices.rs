@@ -26,7 +26,7 @@ use ossature::vmm::program::raise_descriptor_limit;
 use crate::Result;
 use crate::args::{Args, Port, SerialLine, Sockets, Transport};
 use crate::report::{USER, Usage};
-use crate::{arch, disk, snapshot};
+use crate::{arch, disk, files, snapshot};
 
 /// So many virtio devices have an interrupt line of their own. The others share what is left that a machine has.
 const OWN_LINES: usize = 12;
@@ -69,6 +69,8 @@ impl Devices {
         let generation = args.generation_id.map(|id| VmGenId::new("generation", id));
         let handle = generation.as_ref().map(VmGenId::generation);
         builder = builder.devices(generation.map(|device| Box::new(device) as Box<dyn Device>));
+        let files = files::fw_cfg(&args.fw_cfg)?;
+        builder = builder.devices(files.map(|device| Box::new(device) as Box<dyn Device>));
         let timer = DebugPort::new("boot-timer", started);
         let stamps = timer.stamps();
         if args.boot_timer && arch::HAS_PORTS {

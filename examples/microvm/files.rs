@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use ossature::legacy::FwCfg;
 use ossature::vmm::program::{KeyValueError, KeyValues};
 
-use crate::Result;
 use crate::report::Usage;
+use crate::{Result, arch};
 
 pub const FILE: &str = "name=opt/NAME,string=VALUE|file=PATH";
 
@@ -63,7 +63,7 @@ fn name(text: &str) -> std::result::Result<String, String> {
     if !text.starts_with("opt/") {
         return Err(format!("begins with opt/, such as opt/org.example/token, not {text:?}"));
     }
-    FwCfg::new("fw-cfg").file(text, "").map_err(|e| e.to_string())?;
+    arch::fw_cfg().file(text, "").map_err(|e| e.to_string())?;
     Ok(text.to_owned())
 }
 
@@ -72,6 +72,6 @@ pub fn fw_cfg(files: &[ConfigFile]) -> Result<Option<FwCfg>> {
     let add = |device: FwCfg, file: &ConfigFile| -> Result<_> {
         Ok(device.file(&file.name, file.read()?).map_err(|e| Usage(format!("--fw-cfg: {e}")))?)
     };
-    let device = files.iter().try_fold(FwCfg::new("fw-cfg"), add)?;
+    let device = files.iter().try_fold(arch::fw_cfg(), add)?;
     Ok((!files.is_empty()).then_some(device))
 }

@@ -24,7 +24,6 @@ mod args;
 mod control;
 mod devices;
 mod disk;
-#[cfg(target_arch = "x86_64")]
 mod files;
 mod identity;
 mod nic;

@@ -3,11 +3,10 @@
 use ossature::boot::x86_64::BootProtocol;
 use ossature::boot::x86_64::smbios::{Smbios, Uuid};
 use ossature::bus::{Device, EventLoop};
-use ossature::legacy::{AcpiPower, Backend, I8042, PowerButton, Pvpanic, Rtc, Serial, SerialPort};
+use ossature::legacy::{AcpiPower, Backend, FwCfg, I8042, PowerButton, Pvpanic, Rtc, Serial, SerialPort};
 use ossature::vmm::machine::{Linux, MachineBuilder};
 
 use crate::Result;
-use crate::files::{self, ConfigFile};
 
 /// The kernel command line by default.
 pub const CMDLINE: &str = "console=ttyS0 panic=-1";
@@ -31,9 +30,6 @@ pub struct ArchArgs {
     /// An OEM string there, such as io.systemd.credential:NAME=VALUE; repeatable
     #[arg(long, value_name = "TEXT")]
     oem_string: Vec<String>,
-    /// A file for the guest, which Linux shows as /sys/firmware/qemu_fw_cfg/by_name/opt/NAME/raw; repeatable
-    #[arg(long, value_name = files::FILE, value_parser = clap::builder::TypedValueParser::try_map(clap::builder::OsStringValueParser::new(), ConfigFile::parse))]
-    fw_cfg: Vec<ConfigFile>,
 }
 
 impl ArchArgs {
@@ -54,13 +50,11 @@ impl ArchArgs {
     ) -> Result<(MachineBuilder, Option<PowerButton>)> {
         let power = AcpiPower::new("power");
         let button = power.button();
-        let files = files::fw_cfg(&self.fw_cfg)?;
         let builder = builder
             .device(Rtc::new("rtc").on(here))
             .device(I8042::new("i8042"))
             .device(Pvpanic::new("pvpanic"))
-            .device(power)
-            .devices(files.map(|device| Box::new(device) as Box<dyn Device>));
+            .device(power);
         Ok((builder, Some(button)))
     }
 }
@@ -71,4 +65,9 @@ pub const SERIAL: &str = "com1";
 /// The serial port of the console: COM1.
 pub fn serial(line: Backend, here: &EventLoop) -> Box<dyn Device> {
     Box::new(Serial::new(SERIAL, SerialPort::COM1, line).on(here))
+}
+
+/// The device for files: at ports.
+pub fn fw_cfg() -> FwCfg {
+    FwCfg::new("fw-cfg")
 }

@@ -1,5 +1,5 @@
-//! A firmware configuration device: accesses of any width, requests for DMA from and to anywhere, contents that change
-//! meanwhile.
+//! A firmware configuration device, at ports and in memory: accesses of any width, requests for DMA from and to anywhere,
+//! contents that change meanwhile.
 
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ const SELECT: u32 = 1 << 3;
 struct Guest {
     port: Arc<dyn Mmio>,
     dma: Dma,
+    in_memory: bool,
 }
 
 impl Guest {
@@ -33,8 +34,16 @@ impl Guest {
         }
     }
 
+    fn select(&self, selector: u16) {
+        match self.in_memory {
+            false => self.write(0, Size::B2, selector.into()),
+            true => self.write(8, Size::B2, selector.swap_bytes().into()),
+        }
+    }
+
     fn data(&self) -> u8 {
-        self.port.read(Access { offset: 1, size: Size::B1 }).expect("the data port") as u8
+        let offset = u64::from(!self.in_memory);
+        self.port.read(Access { offset, size: Size::B1 }).expect("data") as u8
     }
 
     fn ram(&self, at: u64, len: usize) -> Vec<u8> {
@@ -53,8 +62,9 @@ impl Guest {
         request.extend_from_slice(&address.to_be_bytes());
         let in_ram = self.dma.write(GuestAddress(at), &request).is_ok();
         let before = self.all();
-        self.write(4, Size::B4, u64::from(((at >> 32) as u32).swap_bytes()));
-        self.write(8, Size::B4, u64::from((at as u32).swap_bytes()));
+        let address = if self.in_memory { 16 } else { 4 };
+        self.write(address, Size::B4, u64::from(((at >> 32) as u32).swap_bytes()));
+        self.write(address + 4, Size::B4, u64::from((at as u32).swap_bytes()));
         if !in_ram {
             assert!(self.all() == before);
             return;
@@ -68,7 +78,7 @@ impl Guest {
         } else if control & (SELECT | READ) == SELECT | READ {
             // Both ways bring the same, but for where the answer is.
             let bytes = self.ram(address, length as usize);
-            self.write(0, Size::B2, (control >> 16).into());
+            self.select((control >> 16) as u16);
             for (index, byte) in (0..).zip(bytes) {
                 let (place, read) = (address + index, self.data());
                 assert!(read == byte || (at..at + 4).contains(&place), "{place:#x}");
@@ -89,12 +99,17 @@ fn address(input: &mut Input) -> u64 {
 }
 
 pub fn run(bytes: &[u8]) {
+    play(bytes, false);
+    play(bytes, true);
+}
+
+fn play(bytes: &[u8], in_memory: bool) {
+    let new = if in_memory { FwCfg::in_memory } else { FwCfg::new };
+    let ends = if in_memory { 32 } else { 16 };
     let mut input = Input::new(bytes);
     let make = |input: &mut Input| {
         let len = usize::from(input.u8());
-        NAMES
-            .iter()
-            .fold(FwCfg::new("fw-cfg"), |device, name| device.file(*name, input.bytes(len)).expect("a file"))
+        NAMES.iter().fold(new("fw-cfg"), |device, name| device.file(*name, input.bytes(len)).expect("a file"))
     };
     let mut device = make(&mut input);
     let files = device.files();
@@ -102,7 +117,7 @@ pub fn run(bytes: &[u8]) {
     let mut board = TestBoard::with_ram(dma.clone());
     board.attach(&mut device).expect("the device attaches");
     device.resume().expect("the device goes on");
-    let guest = Guest { port: board.port("registers").expect("registers"), dma };
+    let guest = Guest { port: board.port("registers").expect("registers"), dma, in_memory };
     for _ in 0..STEPS {
         if input.is_empty() {
             break;
@@ -110,14 +125,14 @@ pub fn run(bytes: &[u8]) {
         let op = input.u8();
         let size = [Size::B1, Size::B2, Size::B4, Size::B8][usize::from(op >> 6)];
         match op & 7 {
-            0 => guest.write(input.below(16), size, input.number()),
+            0 => guest.write(input.below(ends), size, input.number()),
             1 => {
-                let at = Access { offset: input.below(16), size };
+                let at = Access { offset: input.below(ends), size };
                 if let Ok(value) = guest.port.read(at) {
                     assert!(value <= size.mask(), "{value:#x} at {at:?}");
                 }
             }
-            2 => guest.write(0, Size::B2, (input.u8() & 0x3f).into()),
+            2 => guest.select((input.u8() & 0x3f).into()),
             3 => {
                 let name = NAMES[input.below(3) as usize];
                 let len = usize::from(input.u8());
@@ -142,6 +157,6 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
-    guest.write(0, Size::B2, 0);
+    guest.select(0);
     assert_eq!([(); 5].map(|()| guest.data()), *b"QEMU\0");
 }

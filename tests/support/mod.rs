@@ -34,7 +34,7 @@ use xtask::kernels::{self, Flavour, Kernel};
 pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
-pub use arch::{ACPI, EARLY, FIRST_WORDS, NO_SERIAL_PORT, PCI, RTC, TURNS};
+pub use arch::{ACPI, BY_LOADER, EARLY, FIRST_WORDS, FORKS, LAMP, NO_SERIAL_PORT, PCI, RTC, TURNS};
 pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;

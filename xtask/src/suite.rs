@@ -233,7 +233,7 @@ impl Suite {
         }
         if environment == Environment::Full {
             vmm::build()?;
-            vmm::build_examples()?;
+            vmm::build_examples(Arch::HOST)?;
             bare_metal::build()?;
             kernels::fetch(Flavour::Cloud)?;
             foreign::fetch()?;

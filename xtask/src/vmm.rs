@@ -60,12 +60,19 @@ pub fn build_quietly() -> Result<()> {
     built
 }
 
+/// The examples beside the VMM that whole-machine tests run.
+const EXAMPLES: [&str; 6] = ["--example", "rust_vmm", "--example", "fork", "--example", "appliance"];
+
 /// Builds the examples beside the VMM that whole-machine tests run: [`example`] tells where each is.
 ///
 /// # Errors
-/// They do not compile.
-pub fn build_examples() -> Result<()> {
-    process::run(cargo_build("rust_vmm").args(["--example", "fork", "--example", "appliance"]))
+/// They do not compile, or there is no standard library for the architecture.
+pub fn build_examples(arch: Arch) -> Result<()> {
+    if arch.is_host() {
+        let mut cargo = process::command("cargo");
+        return process::run(cargo.args(["build", "--release"]).args(EXAMPLES).current_dir(paths::root()));
+    }
+    cross::build(arch, &[&["--package", "ossature-examples"], &EXAMPLES[..]].concat())
 }
 
 /// Where [`build_examples`] leaves one.

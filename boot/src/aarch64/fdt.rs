@@ -118,8 +118,9 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
         return Err(FdtError::InterruptController { found });
     };
     let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
-    only(platform, NodeKind::PowerButton)?;
-    only(platform, NodeKind::PmuV3)?;
+    for kind in [NodeKind::PowerButton, NodeKind::PmuV3, NodeKind::FwCfg] {
+        only(platform, kind)?;
+    }
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     cells(&mut tree)?;
@@ -268,6 +269,14 @@ fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtErr
         NodeKind::VmGenId => {
             let written = begin(tree, node, "vmgenid", &["microsoft,vmgenid"])?;
             interrupts(tree, node, true)?;
+            Ok(tree.end_node(written)?)
+        }
+        NodeKind::FwCfg => {
+            let [NodeRange::Memory { len: 24, .. }] = *node.ranges else {
+                return Err(bad(node, "24 bytes of memory"));
+            };
+            let written = begin(tree, node, "fw-cfg", &["qemu,fw-cfg-mmio"])?;
+            tree.property_null("dma-coherent")?;
             Ok(tree.end_node(written)?)
         }
         NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),

@@ -141,10 +141,14 @@ impl Devices<'_> {
             }
             NodeKind::VmGenId => self.generation(node),
             NodeKind::FwCfg => {
-                let &[NodeRange::Io { len: 12, .. }] = &*node.ranges else {
-                    return Err(node.invalid("12 ports"));
+                let status = Name::new("_STA".into(), &WORKS_UNSEEN);
+                let coherent = Name::new("_CCA".into(), &ONE);
+                let about: &[&dyn Aml] = match *node.ranges {
+                    [NodeRange::Io { len: 12, .. }] => &[&status],
+                    [NodeRange::Memory { len: 24, .. }] => &[&status, &coherent],
+                    _ => return Err(node.invalid("12 ports, or 24 bytes of memory")),
                 };
-                self.device("FWCF", &"QEMU0002", node, &[&Name::new("_STA".into(), &WORKS_UNSEEN)])
+                self.device("FWCF", &"QEMU0002", node, about)
             }
             NodeKind::Hidden => Ok(()),
             kind => Err(AcpiError::UnknownKind { id: node.id.clone(), kind }),

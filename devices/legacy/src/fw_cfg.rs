@@ -15,11 +15,11 @@ use ossature_bus::{
 
 use crate::register::REGISTERS;
 pub use files::FwCfgError;
-use registers::Registers;
+use registers::{Place, Registers};
 use state::FwCfgState;
 
 /// QEMU's firmware configuration device (its `docs/specs/fw_cfg`): files that the guest reads at I/O ports 0x510 and
-/// 0x511 or by DMA. Linux shows them below `/sys/firmware/qemu_fw_cfg/by_name`, each file's contents as `raw`. Names that
+/// 0x511, at registers [in memory](Self::in_memory), or by DMA. Linux shows them below `/sys/firmware/qemu_fw_cfg/by_name`, each file's contents as `raw`. Names that
 /// begin with `opt/` and a domain of one's own are for users.
 ///
 /// The guest can write nothing. One transfer moves at most 16 MiB, to RAM alone; one that asks for more, or for anything
@@ -43,11 +43,18 @@ pub struct FwCfg {
 }
 
 impl FwCfg {
-    /// A device named `id` without files.
+    /// A device named `id` without files, at the I/O ports of a PC.
     pub fn new(id: impl Into<String>) -> Self {
-        let mut registers = Registers::default();
-        registers.reset();
-        Self { id: id.into(), registers: Arc::new(Mutex::new(registers)) }
+        Self::at(Place::Ports, id.into())
+    }
+
+    /// The same with registers in memory, as machines of Arm have it. Linux on x86_64 knows the ports alone.
+    pub fn in_memory(id: impl Into<String>) -> Self {
+        Self::at(Place::Memory, id.into())
+    }
+
+    fn at(place: Place, id: String) -> Self {
+        Self { id, registers: Arc::new(Mutex::new(Registers::new(place))) }
     }
 
     /// With this file of at most 16 MiB. Its name has 1 to 55 printable ASCII characters; slashes make folders in Linux.
@@ -107,7 +114,11 @@ impl Device for FwCfg {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new().registers(RegistersRequest::ports(REGISTERS, registers::PORTS).fixed(0x510))
+        let place = self.registers().place;
+        Requires::new().registers(match place {
+            Place::Ports => RegistersRequest::ports(REGISTERS, place.len()).fixed(0x510),
+            Place::Memory => RegistersRequest::memory(REGISTERS, place.len().into()),
+        })
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {

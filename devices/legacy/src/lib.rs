@@ -10,7 +10,7 @@
 //! | [`Pl031`] | the same, on Arm machines | a page of memory, any IRQ |
 //! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
 //! | [`VmGenId`] | the guest learns that it is a copy | a page of memory, any IRQ |
-//! | [`FwCfg`] | files for the guest: a name, a token | ports 0x510 to 0x51b |
+//! | [`FwCfg`] | files for the guest: a name, a token | ports 0x510 to 0x51b, or 24 bytes of memory |
 //! | [`Pvpanic`] | the guest says that it has panicked | port 0x505 |
 //! | [`DebugPort`] | boot times | port 0x3f0 |
 //!

@@ -13,6 +13,15 @@ pub const ACPI: [&str; 2] = ["--tables", "acpi"];
 /// How often they do, on a processor that is emulated twice.
 pub const TURNS: u32 = 10;
 
+/// How the command line ends that the example `rust_vmm` takes from linux-loader: as it was given.
+pub const BY_LOADER: &str = " panic=-1";
+
+/// Writes an L to the lamp of the example `rust_vmm`, and reads it.
+pub const LAMP: &str = "devmem 0xd0100000 8 0x4c; [ $(devmem 0xd0100000 8) = 0x4C ]; echo L";
+
+/// How many children a fork has, on a processor that is emulated twice.
+pub const FORKS: usize = 4;
+
 /// Makes the kernel print from the start, so that a test need not wait for the boot.
 pub const EARLY: &str = "earlycon console=ttyAMA0 loglevel=7";
 /// What it prints first.

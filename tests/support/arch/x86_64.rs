@@ -12,6 +12,16 @@ pub const ACPI: [&str; 0] = [];
 /// How often they do.
 pub const TURNS: u32 = 50;
 
+/// How the command line ends that the example `rust_vmm` has linux-loader write.
+pub const BY_LOADER: &str = " reboot=k";
+
+/// Writes an L to the lamp of the example `rust_vmm`, and reads it.
+pub const LAMP: &str = "printf L | dd of=/dev/port bs=1 seek=1808 conv=notrunc 2>/dev/null
+    dd if=/dev/port bs=1 skip=1808 count=1 2>/dev/null";
+
+/// How many children a fork has.
+pub const FORKS: usize = 16;
+
 /// Makes the kernel print from the start, so that a test need not wait for the boot.
 pub const EARLY: &str = "earlyprintk=ttyS0 console=ttyS0 loglevel=7";
 /// What it prints first.

@@ -75,6 +75,7 @@ const GUEST: &[&str] = &[
     "guest_aarch64",
     "guest_console",
     "guest_disk",
+    "guest_fork",
     "guest_hotplug",
     "guest_net",
     "guest_pci",
@@ -116,8 +117,10 @@ impl Suite {
         });
         self.step("aarch64-guest", |suite| {
             vmm::build_for(Arch::Aarch64, false)?;
-            // Guests run it.
-            cross::build(Arch::Aarch64, &["--package", "ossature", "--example", "vsock"])?;
+            vmm::build_examples(Arch::Aarch64)?;
+            // Guests run them.
+            let programs = ["--package", "ossature", "--example", "vsock", "--example", "clone"];
+            cross::build(Arch::Aarch64, &programs)?;
             kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
             let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
             let tests = list(&["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())?;
@@ -202,7 +205,7 @@ fn list(words: &[&str]) -> Result<Vec<Test>> {
     Ok(tests?.concat())
 }
 
-/// Checks the libraries and programs of the whole workspace, its example VMM, and the tests that are not x86's. Has a
+/// Checks the libraries and programs of the whole workspace, its examples, and the tests that are not x86's. Has a
 /// target folder of its own, so that the other steps find theirs as they left it.
 pub fn check() -> Result<()> {
     let check = |what: &[&str]| {
@@ -212,7 +215,7 @@ pub fn check() -> Result<()> {
         process::run(cargo.current_dir(paths::root()))
     };
     check(&["--workspace"])?;
-    check(&["--package", "ossature-examples", "--example", "microvm"])?;
+    check(&["--package", "ossature-examples", "--examples"])?;
     check(FACADE)?;
     let tests = WITH_TESTS.iter().flat_map(|package| ["--package", package]);
     check(&tests.chain(["--all-targets"]).collect::<Vec<_>>())

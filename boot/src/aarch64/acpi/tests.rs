@@ -86,6 +86,7 @@ fn any_node() -> impl Strategy<Value = Node> {
         NodeKind::GicV3,
         NodeKind::PowerButton,
         NodeKind::VmGenId,
+        NodeKind::FwCfg,
         NodeKind::PciHost,
         NodeKind::Serial16550,
     ];

@@ -1,4 +1,4 @@
-//! The ports of a firmware configuration device: selector, data, and the address of a DMA request.
+//! The registers of a firmware configuration device, in ports or in memory: selector, data, and the address of a DMA request.
 
 use std::sync::Arc;
 
@@ -8,12 +8,49 @@ use ossature_memory::{Dma, DmaError};
 
 use super::files::{Files, MAX_LEN};
 
-const SELECTOR: u64 = 0;
-const DATA: u64 = 1;
-/// The upper and the lower half of the address, both big-endian; writing the lower one begins a transfer.
-const ADDRESS_HIGH: u64 = 4;
-const ADDRESS_LOW: u64 = 8;
-pub(super) const PORTS: u16 = 12;
+/// Where the registers are, and how they lie there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Selector at 0, a byte of data at 1, the address at 4.
+    #[default]
+    Ports,
+    /// Data at 0, of any width; the selector at 8, big-endian; the address at 16.
+    Memory,
+}
+
+impl Place {
+    /// The length of all, in ports or bytes.
+    pub(super) fn len(self) -> u16 {
+        match self {
+            Self::Ports => 12,
+            Self::Memory => 24,
+        }
+    }
+
+    fn register(self, offset: u64) -> Option<Register> {
+        let (selector, data, address) = match self {
+            Self::Ports => (0, 1, 4),
+            Self::Memory => (8, 0, 16),
+        };
+        match offset {
+            _ if offset == selector => Some(Register::Selector),
+            _ if offset == data => Some(Register::Data),
+            _ => usize::try_from(offset.checked_sub(address)?)
+                .ok()
+                .filter(|byte| *byte < 8)
+                .map(Register::Address),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Register {
+    Selector,
+    Data,
+    /// Such a byte of the address, which is big-endian. Writing its lower half begins a transfer.
+    Address(usize),
+}
+
 /// What the address reads as.
 const DMA_SIGNATURE: [u8; 8] = *b"QEMU CFG";
 
@@ -30,6 +67,7 @@ const ZEROS: [u8; 4096] = [0; 4096];
 /// The registers with what is behind them.
 #[derive(Debug, Default)]
 pub(super) struct Registers {
+    pub(super) place: Place,
     pub(super) files: Files,
     /// While the device is attached.
     pub(super) dma: Option<Dma>,
@@ -44,6 +82,12 @@ pub(super) struct Registers {
 }
 
 impl Registers {
+    pub(super) fn new(place: Place) -> Self {
+        let mut registers = Self { place, ..Self::default() };
+        registers.reset();
+        registers
+    }
+
     pub(super) fn select(&mut self, selector: u16) {
         (self.selector, self.offset) = (selector, 0);
         self.item = self.files.item(selector);
@@ -137,33 +181,42 @@ impl From<DmaError> for Refused {
 
 impl MmioMut for Registers {
     fn read(&mut self, at: Access) -> Result<u64, BusFault> {
-        match (at.offset, at.size) {
-            (DATA, Size::B1) => Ok(self.byte().into()),
-            (DATA, _) => Err(BusFault::Width),
-            (SELECTOR, _) => Err(BusFault::WriteOnly),
-            (ADDRESS_HIGH.., Size::B8) => Err(BusFault::Width),
-            (ADDRESS_HIGH.., size) => {
-                let from = usize::try_from(at.offset - ADDRESS_HIGH).map_err(|_| BusFault::Unmapped)?;
-                let bytes = DMA_SIGNATURE.get(from..).and_then(|rest| rest.get(..size.bytes() as usize));
+        let width = at.size.bytes() as usize;
+        match self.place.register(at.offset).ok_or(BusFault::Unmapped)? {
+            Register::Selector => Err(BusFault::WriteOnly),
+            _ if self.place == Place::Ports && at.size == Size::B8 => Err(BusFault::Width),
+            Register::Data if self.place == Place::Ports && at.size != Size::B1 => Err(BusFault::Width),
+            // In the order in which they are in memory, when the guest has stored what it has read.
+            Register::Data => {
+                let mut bytes = [0; 8];
+                bytes.iter_mut().take(width).for_each(|byte| *byte = self.byte());
+                Ok(u64::from_le_bytes(bytes))
+            }
+            Register::Address(from) => {
+                let bytes = DMA_SIGNATURE.get(from..).and_then(|rest| rest.get(..width));
                 let bytes = bytes.ok_or(BusFault::Unmapped)?;
                 Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
             }
-            _ => Err(BusFault::Unmapped),
         }
     }
 
     fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        match (at.offset, at.size) {
-            (SELECTOR, Size::B2) => self.select(value as u16),
-            (ADDRESS_HIGH, Size::B4) => self.address_high = (value as u32).swap_bytes(),
-            (ADDRESS_LOW, Size::B4) => {
+        match (self.place.register(at.offset).ok_or(BusFault::Unmapped)?, at.size) {
+            (Register::Selector, Size::B2) if self.place == Place::Ports => self.select(value as u16),
+            (Register::Selector, Size::B2) => self.select((value as u16).swap_bytes()),
+            (Register::Address(0), Size::B4) => self.address_high = (value as u32).swap_bytes(),
+            (Register::Address(4), Size::B4) => {
                 let high = std::mem::take(&mut self.address_high);
                 let low = (value as u32).swap_bytes();
                 self.transfer(GuestAddress(u64::from(high) << 32 | u64::from(low)));
             }
-            (DATA, Size::B1) => return Err(BusFault::ReadOnly),
-            (SELECTOR | DATA | ADDRESS_HIGH..12, _) => return Err(BusFault::Width),
-            _ => return Err(BusFault::Unmapped),
+            (Register::Address(0), Size::B8) if self.place == Place::Memory => {
+                self.address_high = 0;
+                self.transfer(GuestAddress(value.swap_bytes()));
+            }
+            (Register::Data, Size::B1) => return Err(BusFault::ReadOnly),
+            (Register::Data, _) if self.place == Place::Memory => return Err(BusFault::ReadOnly),
+            _ => return Err(BusFault::Width),
         }
         Ok(Effect::None)
     }

@@ -316,6 +316,106 @@ fn accesses_of_other_widths_and_writes_of_data_are_faults() {
     assert_eq!(guest.bytes(7), b"clone-1");
 }
 
+fn device_in_memory() -> FwCfg {
+    let device = FwCfg::in_memory("fw-cfg").file("opt/org.example/token", [0xff, 0, 1].as_slice()).unwrap();
+    device.file(NAME, "clone-1").unwrap()
+}
+
+/// As Linux on arm64 selects an item: big-endian.
+fn select_in_memory(guest: &Guest, selector: u16) {
+    let at = Access { offset: 8, size: Size::B2 };
+    assert_eq!(guest.port.write(at, selector.swap_bytes().into()), Ok(Effect::None));
+}
+
+#[test]
+fn in_memory_data_are_read_in_any_width_and_the_selector_is_big_endian() {
+    let guest = Guest::new(device_in_memory());
+    let request = &guest.device.requires().registers[0];
+    assert_eq!((request.space, request.size), (ossature_bus::AddressSpace::Mmio, 24));
+    let read = |offset, size| guest.port.read(Access { offset, size });
+    select_in_memory(&guest, 0);
+    assert_eq!(read(0, Size::B4), Ok(u32::from_le_bytes(*b"QEMU").into()));
+    select_in_memory(&guest, 0x20);
+    assert_eq!(read(0, Size::B1), Ok(b'c'.into()));
+    assert_eq!(read(0, Size::B2), Ok(u16::from_le_bytes(*b"lo").into()));
+    assert_eq!(read(0, Size::B8), Ok(u64::from_le_bytes(*b"ne-1\0\0\0\0")));
+    // The number of files, as a driver has it: the selector of the ports names nothing.
+    select_in_memory(&guest, 0x19);
+    assert_eq!(read(0, Size::B4), Ok(2 << 24));
+    select_in_memory(&guest, 0x19_u16.swap_bytes());
+    assert_eq!(read(0, Size::B4), Ok(0));
+    assert_eq!(read(16, Size::B8), Ok(u64::from_le_bytes(*b"QEMU CFG")));
+    assert_eq!(read(20, Size::B4), Ok(u32::from_le_bytes(*b" CFG").into()));
+}
+
+#[test]
+fn in_memory_the_address_is_written_in_halves_or_at_once() {
+    let guest = Guest::new(device_in_memory());
+    let write = |offset, size, value: u64| {
+        assert_eq!(guest.port.write(Access { offset, size }, value), Ok(Effect::None));
+    };
+    let request = |control: u32, to: u64| {
+        let request = [control.to_be_bytes(), 7_u32.to_be_bytes()].concat();
+        guest.dma.write(GuestAddress(1 << 32), &[&request[..], &to.to_be_bytes()].concat()).unwrap();
+    };
+    request(0x20 << 16 | SELECT | READ, 0x1000);
+    write(16, Size::B4, u64::from(1_u32.to_be()));
+    write(20, Size::B4, 0);
+    assert_eq!((guest.ram(0x1000, 7), guest.ram(1 << 32, 4)), (b"clone-1".to_vec(), vec![0; 4]));
+    // Half an address that was left there is none of the next.
+    write(16, Size::B4, u64::from(7_u32.to_be()));
+    request(0x20 << 16 | SELECT | READ, 0x2000);
+    write(16, Size::B8, (1_u64 << 32).to_be());
+    assert_eq!((guest.ram(0x2000, 7), guest.ram(1 << 32, 4)), (b"clone-1".to_vec(), vec![0; 4]));
+    assert_eq!((metric(&guest.device, "transfers"), metric(&guest.device, "refused_transfers")), (2, 0));
+    write(16, Size::B8, u64::MAX);
+    assert_eq!((metric(&guest.device, "transfers"), metric(&guest.device, "refused_transfers")), (3, 1));
+}
+
+#[test]
+fn in_memory_accesses_beside_the_registers_are_faults() {
+    let guest = Guest::new(device_in_memory());
+    select_in_memory(&guest, 0x20);
+    for size in [Size::B1, Size::B2, Size::B4, Size::B8] {
+        let read = |offset| guest.port.read(Access { offset, size });
+        let write = |offset| guest.port.write(Access { offset, size }, 0);
+        assert_eq!((read(8), write(0)), (Err(BusFault::WriteOnly), Err(BusFault::ReadOnly)));
+        for offset in (1..8).chain(9..16).chain([24, 25, 1 << 40, u64::MAX]) {
+            assert_eq!((read(offset), write(offset)), (Err(BusFault::Unmapped), Err(BusFault::Unmapped)));
+        }
+        for offset in [17, 18, 19, 21, 22, 23] {
+            assert_eq!(write(offset), Err(BusFault::Width));
+        }
+        if size != Size::B2 {
+            assert_eq!(write(8), Err(BusFault::Width));
+        }
+        if size != Size::B4 {
+            assert_eq!(write(20), Err(BusFault::Width));
+        }
+        if matches!(size, Size::B1 | Size::B2) {
+            assert_eq!(write(16), Err(BusFault::Width));
+        }
+        assert!(read(24 - size.bytes()).is_ok() && read(25 - size.bytes()).is_err(), "{size:?}");
+    }
+    // None of this was a transfer, or changed what is selected.
+    assert_eq!(metric(&guest.device, "transfers"), 0);
+    let data = guest.port.read(Access { offset: 0, size: Size::B8 });
+    assert_eq!(data, Ok(u64::from_le_bytes(*b"clone-1\0")));
+}
+
+#[test]
+fn a_state_has_no_place() {
+    let guest = Guest::new(device());
+    assert_eq!(guest.item(0x20, 6), b"clone-");
+    let mut device = guest.device;
+    device.quiesce().unwrap();
+    let mut in_memory = Guest::quiet(device_in_memory());
+    in_memory.device.restore(Handover::new(saved(&mut device))).unwrap();
+    in_memory.device.resume().unwrap();
+    assert_eq!(in_memory.port.read(Access { offset: 0, size: Size::B1 }), Ok(b'1'.into()));
+    reset_is_complete(device_in_memory);
+}
+
 #[test]
 fn files_that_cannot_be_are_refused_by_name() {
     let with = |names: &[&str]| {
