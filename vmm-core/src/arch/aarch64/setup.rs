@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::features::Features;
+use super::gic::Version;
 use super::one_reg::{self, SVE_LENGTHS};
 use super::vcpu_state::VcpuParts;
 use crate::call::call;
@@ -40,6 +41,8 @@ impl ArchConfig {
 #[derive(Debug, Default)]
 pub(crate) struct HostFacts {
     address_bits: OnceLock<u32>,
+    /// The newest that it offers.
+    pub(super) gic: OnceLock<Version>,
 }
 
 /// No rings of dirty pages: what the kernel writes of the interrupt controllers' tables would be in none of them.
