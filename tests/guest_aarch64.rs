@@ -258,7 +258,7 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
     let year = xtask::process::text(xtask::process::command("date").args(["-u", "+%Y"])).unwrap();
     assert_eq!(&answers["system"], year.trim());
     assert_eq!(&answers["alarm"], "rung");
-    assert!(answers["line"].contains("GICv3") && answers["line"].contains("Edge"), "{}", &answers["line"]);
+    assert!(answers["line"].contains("GICv") && answers["line"].contains("Edge"), "{}", &answers["line"]);
 }
 
 /// The guest has so much memory, and uses that above 4 GiB.

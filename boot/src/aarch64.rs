@@ -5,6 +5,7 @@ pub mod cpu;
 mod efi;
 mod error;
 pub mod fdt;
+mod gic;
 mod kernel;
 pub mod layout;
 #[cfg(test)]

@@ -33,6 +33,11 @@ fn caches() -> Caches {
         .shared(Cache::new(32 << 20).lines(64, 32768))
 }
 
+fn gic_v2() -> Node {
+    let ranges = vec![memory(0xf000_0000, 0x1000), memory(0xf001_0000, 0x2000)];
+    Node::new("gic", NodeKind::GicV2, ranges, Vec::new())
+}
+
 /// One of each kind of device, virtio devices on both sides of 4 GiB.
 fn everything() -> Platform {
     let page = |base| vec![memory(base, 0x1000)];
@@ -48,6 +53,13 @@ fn everything() -> Platform {
         Node::new("hidden", NodeKind::Hidden, Vec::new(), Vec::new()),
     ];
     Platform::new(vec![0, 1, 0x100], Vec::new(), nodes).with_caches(Some(caches()))
+}
+
+/// The same where the interrupt controller is a GICv2.
+fn everything_on_v2() -> Platform {
+    let mut platform = everything();
+    platform.nodes[0] = gic_v2();
+    platform
 }
 
 /// A PCI root bus without ports, and an ITS for its messages.
@@ -81,6 +93,19 @@ fn tables_are_the_golden_ones() {
         ["rsdp", "dsdt", "facp", "apic", "gtdt", "pptt", "spcr", "dbg2", "xsdt"]
     );
     compare_with_golden("aarch64", &found);
+    // It differs in the MADT alone.
+    let mut on_v2 = tables(&everything_on_v2());
+    on_v2.retain(|(name, _)| name == "apic");
+    compare_with_golden("aarch64-gic-v2", &on_v2);
+}
+
+#[test]
+fn processors_reach_a_gic_v2_in_memory() {
+    let madt = words(&everything_on_v2(), "apic");
+    contains(&madt, &["Base Address : 00000000F0000000", "Version : 02"]);
+    assert_eq!(madt.matches("Base Address : 00000000F0010000").count(), 3, "{madt}");
+    assert_eq!(madt.matches("Performance Interrupt : 00000017").count(), 3, "{madt}");
+    assert!(!madt.contains("Redistributor]") && !madt.contains("Translator]"), "{madt}");
 }
 
 #[test]
@@ -90,9 +115,13 @@ fn iasl_accepts_every_table() {
         let ids = (0..cpus).map(|n| (n & 0xf) | (n >> 4) << 8).collect();
         Platform::new(ids, Vec::new(), vec![gic(cpus.into())])
     };
-    for (case, platform) in
-        [("everything", everything()), ("one", bare(1)), ("many", bare(300)), ("pci", pci())]
-    {
+    for (case, platform) in [
+        ("everything", everything()),
+        ("one", bare(1)),
+        ("many", bare(300)),
+        ("pci", pci()),
+        ("v2", everything_on_v2()),
+    ] {
         let dir = dir.path().join(case);
         fs::create_dir(&dir).unwrap();
         for (name, table) in tables(&platform).iter().filter(|(name, _)| name != "rsdp") {

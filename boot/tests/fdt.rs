@@ -24,6 +24,11 @@ fn gic(cpus: u64) -> Node {
     Node::new("gic", NodeKind::GicV3, ranges, Vec::new())
 }
 
+fn gic_v2() -> Node {
+    let ranges = vec![memory(0xf000_0000, 0x1000), memory(0xf001_0000, 0x2000)];
+    Node::new("gic", NodeKind::GicV2, ranges, Vec::new())
+}
+
 fn its() -> Node {
     Node::new("its", NodeKind::GicV3Its, vec![memory(0xf002_0000, 0x2_0000)], Vec::new())
 }
@@ -71,6 +76,14 @@ fn everything() -> Platform {
     Platform::new(vec![0, 1, 0x100], ram, nodes).with_caches(Some(caches()))
 }
 
+/// The same where the interrupt controller is a GICv2, which has no ITS.
+fn everything_on_v2() -> Platform {
+    let mut platform = everything();
+    platform.nodes.retain(|node| node.kind != NodeKind::GicV3Its);
+    platform.nodes[0] = gic_v2();
+    platform
+}
+
 fn blob(platform: &Platform) -> Result<Vec<u8>, FdtError> {
     let mut seed = [0; 64];
     seed.iter_mut().zip(0..).for_each(|(byte, n)| *byte = n);
@@ -95,13 +108,34 @@ fn source(blob: &[u8]) -> String {
 
 #[test]
 fn the_tree_is_the_golden_one() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/machine.dtb");
-    let found = blob(&everything()).unwrap();
-    source(&found);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, &found).unwrap();
+    for (name, platform) in [("machine", everything()), ("machine-gic-v2", everything_on_v2())] {
+        let golden =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("dtb");
+        let found = blob(&platform).unwrap();
+        source(&found);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&golden, &found).unwrap();
+        }
+        assert!(fs::read(&golden).unwrap() == found, "{} differs", golden.display());
     }
-    assert!(fs::read(&golden).unwrap() == found, "{} differs", golden.display());
+}
+
+#[test]
+fn a_gic_v2_names_the_processors_of_private_interrupts() {
+    let tree = source(&blob(&everything_on_v2()).unwrap());
+    let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "compatible = \"arm,cortex-a15-gic\";",
+        "reg = <0x00 0xf0000000 0x00 0x1000 0x00 0xf0010000 0x00 0x2000>;",
+        // Of three processors.
+        "interrupts = <0x01 0x0d 0x704 0x01 0x0e 0x704 0x01 0x0b 0x704 0x01 0x0a 0x704>;",
+        "pmu { compatible = \"arm,armv8-pmuv3\"; interrupts = <0x01 0x07 0x704>; };",
+    ] {
+        assert!(words.contains(part), "{part} is not in {words}");
+    }
+    assert!(!tree.contains("msi"), "{tree}");
+    let eight = Platform::new((0..8).collect(), Vec::new(), vec![gic_v2()]);
+    assert!(source(&blob(&eight).unwrap()).contains("0xff04"));
 }
 
 #[test]
@@ -227,6 +261,13 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "device `gic` of kind GicV3 has to have a second range of memory");
     let said = with(&|platform| drop(platform.nodes.remove(0)));
     assert_eq!(said, "the platform has 0 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.nodes.push(gic_v2()));
+    assert_eq!(said, "the platform has 2 interrupt controllers; a device tree needs one");
+    let said = with(&|platform| platform.nodes[0] = gic_v2());
+    assert_eq!(said, "device `its` of kind GicV3Its has to have a GICv3");
+    let nine = Platform::new((0..9).collect(), Vec::new(), vec![gic_v2()]);
+    let said = blob(&nine).unwrap_err().to_string();
+    assert_eq!(said, "the platform has 9 processors, and a GICv2 has interfaces for 8");
     let pmu = Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new());
     let said = with(&|platform| platform.nodes.push(pmu.clone()));
     assert_eq!(said, "the platform has 2 devices of kind PmuV3; a device tree has one at most");

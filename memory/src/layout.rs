@@ -65,6 +65,9 @@ pub enum NodeKind {
     Pl011,
     /// A PL031 clock: one page of memory, and its interrupt if it has one.
     Pl031,
+    /// An interrupt controller of the kind GICv2, in this order: the distributor, and the interface that all processors
+    /// have at the same address, in memory.
+    GicV2,
     /// An interrupt controller of the kind GICv3, in this order: the distributor, and the redistributors of all
     /// processors, in memory.
     GicV3,

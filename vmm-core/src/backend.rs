@@ -99,6 +99,10 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     /// Connects a guest's write to an event: it signals, and the vCPU goes on.
     fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError>;
 
+    /// Returns true if messages can be interrupts, as functions of PCI send them: not where the host offers its guests nothing
+    /// but a GICv2.
+    fn has_messages(&self) -> bool;
+
     /// Allocates an interrupt line that sends `message`, for [`irqfd`](Self::irqfd).
     fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError>;
 

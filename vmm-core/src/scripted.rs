@@ -178,6 +178,7 @@ pub struct Scripted {
     scripts: Arc<Mutex<Option<Vec<Script>>>>,
     remaining: Arc<AtomicUsize>,
     address_bits: u32,
+    messages: bool,
 }
 
 impl Scripted {
@@ -189,6 +190,7 @@ impl Scripted {
             scripts: Arc::new(Mutex::new(Some(scripts))),
             remaining: Arc::new(AtomicUsize::new(remaining)),
             address_bits: ADDRESS_BITS,
+            messages: true,
         }
     }
 
@@ -196,6 +198,13 @@ impl Scripted {
     #[must_use]
     pub fn with_address_bits(mut self, address_bits: u32) -> Self {
         self.address_bits = address_bits;
+        self
+    }
+
+    /// The same where messages are no interrupts, as with a GICv2.
+    #[must_use]
+    pub fn without_messages(mut self) -> Self {
+        self.messages = false;
         self
     }
 

@@ -11,8 +11,9 @@ use guest::Seen::Write;
 use guest::{COUNT, DATA, END, Guest, Seen, complete, counter, halts, start};
 use ossature_bus::Device;
 use ossature_bus::Size::B4;
+use ossature_bus::state::{Encoder, Field};
 use ossature_core::machine::{ForkPlan, GuestClock, Machine, Snapshot};
-use ossature_core::{Kvm, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
+use ossature_core::{Hypervisor, Kvm, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
 use ossature_legacy::{GenerationId, VmGenId};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -161,8 +162,9 @@ fn a_second_vcpu_is_off_again_after_each_reset_until_it_is_started() {
     }
 }
 
-/// Tells which lines are enabled, the priority of four and the mask of the CPU interface; sets others; ends its run.
-const GIC: &[u32] = &[
+/// Tells which lines are enabled, the priority of four and the mask of the CPU interface; sets others; ends its run. With a
+/// GICv3.
+const GIC_V3: &[u32] = &[
     0xd2be_0016, // mov x22, #0xf0000000: the distributor
     0xb941_06c2, // ldr w2, [x22, #0x104]
     0xb900_0262, // str w2, [x19]
@@ -179,9 +181,34 @@ const GIC: &[u32] = &[
     END,
 ];
 
+/// The same with a GICv2, whose CPU interface is in memory.
+const GIC_V2: &[u32] = &[
+    0xd2be_0016, // mov x22, #0xf0000000: the distributor
+    0xd2be_0037, // mov x23, #0xf0010000: the CPU interface
+    0xb941_06c2, // ldr w2, [x22, #0x104]
+    0xb900_0262, // str w2, [x19]
+    0xb944_22c2, // ldr w2, [x22, #0x420]
+    0xb900_0262, // str w2, [x19]
+    0x5280_00a2, // mov w2, #5
+    0xb901_06c2, // str w2, [x22, #0x104]
+    0x5280_1402, // mov w2, #0xa0
+    0xb904_22c2, // str w2, [x22, #0x420]
+    0xb940_06e2, // ldr w2, [x23, #4]
+    0xb900_0262, // str w2, [x19]
+    0xd280_1e02, // mov x2, #0xf0
+    0xb900_06e2, // str w2, [x23, #4]
+    END,
+];
+
+/// A guest that does so with what its host has.
+fn guest_of_the_gic() -> Guest {
+    let guest = Guest::new(VmConfig::default(), GIC_V3);
+    if guest.vm.has_messages() { guest } else { Guest::new(VmConfig::default(), GIC_V2) }
+}
+
 #[test]
 fn the_gic_is_reset_and_restored() {
-    let guest = Guest::new(VmConfig::default(), GIC);
+    let guest = guest_of_the_gic();
     let mut vcpu = guest.vcpu(0);
     let mut tell = || {
         vcpu.set_registers(&start()).expect("registers");
@@ -208,7 +235,7 @@ fn the_gic_is_reset_and_restored() {
 
 #[test]
 fn a_line_that_is_asserted_is_part_of_the_state() {
-    let guest = Guest::new(VmConfig::default(), GIC);
+    let guest = guest_of_the_gic();
     let _vcpu = guest.vcpu(0);
     let low = guest.vm.state().expect("a state");
     guest.vm.set_irq_line(40, true).expect("a line");
@@ -279,13 +306,59 @@ fn d2_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     run_to_halt(&mut vcpu);
 }
 
+/// The state of another version of the GIC than this machine's, for one vCPU.
+fn state_of_the_other_gic(is_v3: bool) -> VmState {
+    // GICD_TYPER, GICD_IIDR, the distributor, vCPUs with their private interrupts and CPU interfaces.
+    let gic = |fields: &mut Encoder, words: [usize; 3]| {
+        let [distributor, private, interface] = words;
+        let mut registers = vec![0; interface * 8];
+        registers[9] = 4; // Five bits of priorities, where version 3 has them.
+        fields.u32(Field::new(1, "type"), 0).u32(Field::new(2, "implementer"), 0);
+        fields.bytes(Field::new(3, "distributor"), &vec![0; distributor * 4]);
+        fields.list(Field::new(4, "vCPUs"), &[()], |fields, ()| {
+            fields.bytes(Field::new(1, "private"), &vec![0; private * 4]);
+            fields.bytes(Field::new(2, "interface"), &registers);
+        });
+    };
+    let mut fields = Encoder::new("org.ossature.vm.aarch64", 1);
+    if is_v3 {
+        fields.nested(Field::new(3, "GICv2"), |fields| gic(fields, [67, 18, 8]));
+    } else {
+        fields.nested(Field::new(1, "GIC"), |fields| gic(fields, [238, 20, 9]));
+        fields.nested(Field::new(2, "ITS"), |fields| {
+            (1..=5).for_each(|n| _ = fields.u64(Field::new(n, "ITS"), 0));
+            fields.bytes(Field::new(6, "tables"), &[0; 64]);
+        });
+    }
+    VmState::from_saved(&fields.finish()).expect("a state")
+}
+
 #[test]
-fn two_hundred_vcpus_are_created_and_saved() {
-    let config = VmConfig::new(200);
+fn d2_a_gic_of_the_other_version_is_refused_by_name_and_changes_nothing() {
+    let guest = guest_of_the_gic();
+    let _vcpu = guest.vcpu(0);
+    guest.vm.set_irq_line(40, true).expect("a line");
+    let before = guest.vm.state().expect("a state");
+    let is_v3 = guest.vm.has_messages();
+    let error = guest.vm.set_state(&state_of_the_other_gic(is_v3)).expect_err("another version").to_string();
+    let lacks = if is_v3 { "a GICv2" } else { "a GICv3" };
+    assert!(error.ends_with(lacks), "{error}");
+    assert_eq!(guest.vm.state().expect("a state"), before);
+}
+
+#[test]
+fn as_many_vcpus_as_the_gic_can_have_are_created_and_saved() {
+    let is_v3 = Guest::new(VmConfig::default(), SET_AND_TELL).vm.has_messages();
+    let (count, chosen) = if is_v3 { (200, &[0, 15, 16, 199][..]) } else { (8, &[0, 7][..]) };
+    if !is_v3 {
+        let error = Kvm::open().expect("KVM").create_vm(&VmConfig::new(9));
+        assert!(matches!(error, Err(VmError::TooManyVcpus { index: 8, max: 8 })), "{error:?}");
+    }
+    let config = VmConfig::new(count);
     let create = || {
         let guest = Guest::new(config.clone(), SET_AND_TELL);
         let vcpus: Vec<_> =
-            (0..200).map(|index| guest.vm.create_vcpu(index, guest.buses()).expect("a vCPU")).collect();
+            (0..count).map(|index| guest.vm.create_vcpu(index, guest.buses()).expect("a vCPU")).collect();
         (guest, vcpus)
     };
     let (one, mut vcpus) = create();
@@ -293,10 +366,10 @@ fn two_hundred_vcpus_are_created_and_saved() {
     let (other, mut others) = create();
     other.vm.set_state(&state).expect("the other's state");
     assert_eq!(other.vm.state().expect("a state"), state);
-    for index in [0, 15, 16, 199] {
+    for &index in chosen {
         let state = vcpus[index].state().expect("a state");
         others[index].set_state(&state).expect("the other's state");
-        assert!(others[(index + 1) % 200].set_state(&state).is_err(), "that of vCPU {index}");
+        assert!(others[(index + 1) % vcpus.len()].set_state(&state).is_err(), "that of vCPU {index}");
     }
 }
 

@@ -52,13 +52,7 @@ const AARCH64: Facts = Facts {
     console: "ttyAMA0",
     report_cmdline: "console=ttyAMA0 panic=-1 quiet",
     // Pointer authentication by the algorithm that the architecture prescribes takes the emulator half of its time.
-    qemu: &[
-        "qemu-system-aarch64",
-        "-M",
-        "virt,virtualization=on,gic-version=3",
-        "-cpu",
-        "max,pauth-impdef=on",
-    ],
+    qemu: &["qemu-system-aarch64", "-M", "virt,virtualization=on", "-cpu", "max,pauth-impdef=on"],
     emulator: "qemu-aarch64",
     nested_cmdline: "console=ttyAMA0 mitigations=off",
     nested_modules: &[],

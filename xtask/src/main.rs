@@ -76,6 +76,9 @@ struct Nested {
     /// host's.
     #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
     arch: Arch,
+    /// With `--arch aarch64`: the machine has a GICv2 instead of a GICv3.
+    #[arg(long)]
+    gic_v2: bool,
 }
 
 #[derive(clap::Args)]
@@ -110,6 +113,7 @@ fn run(command: Commands) -> Result<u8> {
             })?;
             let mut machine = Machine::of(command.arch)?;
             machine.counts_instructions = command.icount;
+            machine.gic_v2 = command.gic_v2;
             match command.what.run {
                 Some(script) => {
                     let input = |mut pipe| {

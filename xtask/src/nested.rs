@@ -124,6 +124,8 @@ pub struct Machine {
     pub counts_instructions: bool,
     /// Says on standard error how the boot gets on.
     pub progress: bool,
+    /// An Arm machine's interrupt controller is a GICv2, as small boards have one: its KVM offers guests no other.
+    pub gic_v2: bool,
     arch: Arch,
     kernel: PathBuf,
     folder: PathBuf,
@@ -162,6 +164,7 @@ impl Machine {
             memory_mib: 6144,
             counts_instructions: false,
             progress: true,
+            gic_v2: false,
             arch,
             kernel: kernel.vmlinux(),
             folder,
@@ -300,6 +303,9 @@ impl Machine {
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])
             .args(["-virtfs", &share(Path::new("/"), "host", "readonly=on,multidevs=remap")])
             .args(["-virtfs", &share(&self.shared(), "shared", "multidevs=remap")]);
+        if self.arch == Arch::Aarch64 {
+            qemu.args(["-machine", if self.gic_v2 { "gic-version=2" } else { "gic-version=3" }]);
+        }
         if self.counts_instructions {
             qemu.args(["-icount", "shift=0,sleep=off"]);
         }

@@ -47,6 +47,7 @@ pub const STEPS: &[&str] = &[
     "aarch64-instructions",
     "aarch64-kvm",
     "aarch64-guest",
+    "aarch64-gic-v2",
 ];
 
 /// What the names of the steps for aarch64 start with. The others are for the host's architecture.
@@ -65,7 +66,9 @@ pub fn programs(step: &str) -> &'static [&'static str] {
             "btrfs", "busybox", "depmod", "dmsetup", "fio", "ip", "lspci", "lz4", "mke2fs", "mkfs.xfs",
             "passt", "qemu-img", "socat", "tcpdump",
         ],
-        "aarch64-unit" | "aarch64-instructions" | "aarch64-kvm" | "aarch64-guest" => packages::CROSS_TESTS,
+        "aarch64-unit" | "aarch64-instructions" | "aarch64-kvm" | "aarch64-guest" | "aarch64-gic-v2" => {
+            packages::CROSS_TESTS
+        }
         _ => &[],
     }
 }

@@ -48,7 +48,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
     let lines = Lines::new(platform, SHARED)?;
     let mut tables = Tables::new(base);
     let processors = processors(platform)?;
-    let elsewhere = [NodeKind::GicV3, NodeKind::GicV3Its, NodeKind::PmuV3];
+    let elsewhere = [NodeKind::GicV2, NodeKind::GicV3, NodeKind::GicV3Its, NodeKind::PmuV3];
     let dsdt =
         tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, processors, &elsewhere, body))?;
     let fadt = tables.append(&fadt::fadt(dsdt));

@@ -9,7 +9,7 @@ use std::ops::Range;
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
 use super::efi::{self, Efi};
-use super::{PMU, TIMERS};
+use super::{PMU, TIMERS, gic};
 use crate::caches::CacheError;
 use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
 
@@ -20,6 +20,14 @@ pub enum FdtError {
     /// A machine without processors.
     #[error("the platform has no processor")]
     NoCpu,
+    /// More processors than the interrupt controller has interfaces for.
+    #[error("the platform has {found} processors, and a GICv2 has interfaces for {limit}")]
+    TooManyCpus {
+        /// How many it has.
+        found: usize,
+        /// How many are possible.
+        limit: usize,
+    },
     /// Two processors with one id.
     #[error("the id {id:#x} is given to two processors")]
     DuplicateCpu {
@@ -103,20 +111,19 @@ const KEY_POWER: u32 = 116;
 /// The rate of the clock that the UART and the real-time clock are said to have; it has no effect.
 const CLOCK_HZ: u32 = 24_000_000;
 
-/// Kinds of interrupts, and their triggers, in three cells (`arm,gic-v3`).
+/// Kinds of interrupts, and their triggers, in three cells (`arm,gic-v3`, `arm,gic`).
 const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
 const RISING: u32 = 1;
 const HIGH: u32 = 4;
+/// Where the trigger of a private interrupt of a GICv2 has a bit for each processor that has it.
+const PROCESSORS_SHIFT: u32 = 8;
 
 /// The device tree of a machine, which follows from its arguments alone. Processors are named by their affinity
 /// (MPIDR), the interrupt `n` of a device is the shared peripheral interrupt `n`.
 pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
-    let mut gics = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3);
-    let (Some(gic), None) = (gics.next(), gics.next()) else {
-        let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
-        return Err(FdtError::InterruptController { found });
-    };
+    let gic = gic::only(platform).map_err(|found| FdtError::InterruptController { found })?;
+    let private = private_trigger(gic, platform.cpus.len())?;
     let (its, _) = (only(platform, NodeKind::GicV3Its)?, only(platform, NodeKind::PciHost)?);
     for kind in [NodeKind::PowerButton, NodeKind::PmuV3, NodeKind::FwCfg] {
         only(platform, kind)?;
@@ -141,7 +148,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.end_node(psci)?;
     let timer = tree.begin_node("timer")?;
     tree.property_string("compatible", "arm,armv8-timer")?;
-    let interrupts: Vec<u32> = TIMERS.iter().flat_map(|&number| [PRIVATE, number, HIGH]).collect();
+    let interrupts: Vec<u32> = TIMERS.iter().flat_map(|&number| [PRIVATE, number, private]).collect();
     tree.property_array_u32("interrupts", &interrupts)?;
     tree.property_null("always-on")?;
     tree.end_node(timer)?;
@@ -154,7 +161,7 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.end_node(clock)?;
     interrupt_controller(&mut tree, gic, its)?;
     for node in &platform.nodes {
-        device(&mut tree, node, its.is_some())?;
+        device(&mut tree, node, (private, its.is_some()))?;
     }
     tree.end_node(root)?;
     Ok(tree.finish()?)
@@ -212,13 +219,30 @@ fn start(tree: &mut FdtWriter, chosen: &Chosen) -> Result<(), FdtError> {
     Ok(())
 }
 
+/// The trigger of the interrupts that each of so many processors has: a level.
+fn private_trigger(gic: &Node, cpus: usize) -> Result<u32, FdtError> {
+    match gic.kind {
+        NodeKind::GicV2 if cpus > gic::GIC_V2_CPUS => {
+            Err(FdtError::TooManyCpus { found: cpus, limit: gic::GIC_V2_CPUS })
+        }
+        NodeKind::GicV2 => Ok(((1 << cpus) - 1) << PROCESSORS_SHIFT | HIGH),
+        _ => Ok(HIGH),
+    }
+}
+
 fn interrupt_controller(tree: &mut FdtWriter, gic: &Node, its: Option<&Node>) -> Result<(), FdtError> {
-    let (distributor, redistributors) = (memory(gic, 0)?, memory(gic, 1)?);
+    // What follows the distributor: the redistributors, or the interface of processors.
+    let (distributor, processors) = (memory(gic, 0)?, memory(gic, 1)?);
+    let compatible = match (gic.kind, its) {
+        (NodeKind::GicV2, Some(its)) => return Err(bad(its, "a GICv3")),
+        (NodeKind::GicV2, None) => "arm,cortex-a15-gic",
+        _ => "arm,gic-v3",
+    };
     let node = tree.begin_node(&name("interrupt-controller", distributor.0))?;
-    tree.property_string("compatible", "arm,gic-v3")?;
+    tree.property_string("compatible", compatible)?;
     tree.property_u32("#interrupt-cells", 3)?;
     tree.property_null("interrupt-controller")?;
-    let reg = [distributor.0, distributor.1, redistributors.0, redistributors.1];
+    let reg = [distributor.0, distributor.1, processors.0, processors.1];
     tree.property_array_u64("reg", &reg)?;
     cells(tree)?;
     tree.property_null("ranges")?;
@@ -242,10 +266,11 @@ fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> 
     }
 }
 
-/// A device. The interrupt controllers are described before; with an ITS, PCI has message-signalled interrupts.
-fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtError> {
+/// A device. The interrupt controllers are described before: they give private interrupts their trigger, and an ITS gives PCI
+/// message-signalled ones.
+fn device(tree: &mut FdtWriter, node: &Node, (private, has_its): (u32, bool)) -> Result<(), FdtError> {
     match node.kind {
-        NodeKind::Hidden | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
+        NodeKind::Hidden | NodeKind::GicV2 | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
         NodeKind::VirtioMmio => {
             let written = begin(tree, node, "virtio_mmio", &["virtio,mmio"])?;
             tree.property_null("dma-coherent")?;
@@ -283,7 +308,7 @@ fn device(tree: &mut FdtWriter, node: &Node, has_its: bool) -> Result<(), FdtErr
         NodeKind::PmuV3 => {
             let written = tree.begin_node("pmu")?;
             tree.property_string("compatible", "arm,armv8-pmuv3")?;
-            tree.property_array_u32("interrupts", &[PRIVATE, PMU, HIGH])?;
+            tree.property_array_u32("interrupts", &[PRIVATE, PMU, private])?;
             Ok(tree.end_node(written)?)
         }
         NodeKind::PowerButton => {

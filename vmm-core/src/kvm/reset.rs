@@ -21,7 +21,8 @@ impl ResetState {
     pub(super) fn of(host: &Host, config: &VmConfig) -> Result<Self, VmError> {
         let vm = retry(|| host.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
         arch::prepare_vm(&vm)?;
-        let controllers = || config.has_irqchip().then(|| arch::create_controllers(&vm, config)).transpose();
+        let controllers =
+            || config.has_irqchip().then(|| arch::create_controllers(&vm, config, &host.facts)).transpose();
         let first = if arch::VCPUS_FIRST { None } else { controllers()? };
         let vcpus: Vec<_> = (0..config.cpus.max(1))
             .map(|index| new_vcpu(&vm, index, host, config))

@@ -162,7 +162,7 @@ impl VmShared {
             let vcpus = vcpus.collect::<Result<_, _>>()?;
             *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = vcpus;
         }
-        *chips = Some(arch::create_controllers(&self.fd, &self.config)?);
+        *chips = Some(arch::create_controllers(&self.fd, &self.config, &self.host.facts)?);
         Ok(chips)
     }
 }

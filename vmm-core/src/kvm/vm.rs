@@ -156,7 +156,14 @@ impl Vm for KvmVm {
         }))
     }
 
+    fn has_messages(&self) -> bool {
+        arch::has_messages(&self.shared.fd, &self.shared.host.facts)
+    }
+
     fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError> {
+        if !self.has_messages() {
+            return Err(VmError::Unsupported { what: "an interrupt by a message, which needs a GICv3" });
+        }
         let mut routes = self.shared.routes();
         let gsi = routes.add(message)?;
         self.shared

@@ -119,7 +119,7 @@ impl Board {
 
     /// What the guest is told about: processors, RAM and the devices as they are.
     pub(super) fn platform(&self, cpus: u32) -> Platform {
-        let own = arch::platform_nodes(cpus, self.vm.has_performance_monitors());
+        let own = arch::platform_nodes(cpus, self.vm.has_performance_monitors(), self.vm.has_messages());
         let slots = lock(&self.slots);
         Platform::new(
             (0..cpus).map(arch::cpu_id).collect(),
@@ -140,27 +140,34 @@ impl Board {
         let mut slots = lock(&self.slots);
         let above = Above { ram_end: ram_end(&self.ram), address_bits: self.vm.address_bits() };
         let placed = place_beside(&slots, vec![device], above).map_err(BuildErrors)?;
-        self.check_ports(&placed)?;
+        self.check_reach(&placed)?;
         slots.extend(self.connect(placed, true)?);
         Ok(())
     }
 
     /// Adds the devices of a new machine.
     pub(super) fn add_placed(&self, placed: Vec<Placed>) -> Result<(), BuildErrors> {
-        self.check_ports(&placed)?;
+        self.check_reach(&placed)?;
         let slots = self.connect(placed, false)?;
         *lock(&self.slots) = slots;
         Ok(())
     }
 
-    /// Fails if devices have ports that no guest can reach.
-    fn check_ports(&self, placed: &[Placed]) -> Result<(), BuildErrors> {
-        if self.vm.has_ports() {
-            return Ok(());
+    /// Fails if devices have ports that no guest can reach, or messages that reach no guest.
+    fn check_reach(&self, placed: &[Placed]) -> Result<(), BuildErrors> {
+        let id = |placed: &Placed| placed.device.id().to_owned();
+        let has_ports =
+            |placed: &&Placed| placed.requires.registers.iter().any(|r| r.space == AddressSpace::Pio);
+        let has_messages = |placed: &&Placed| !placed.requires.messages.is_empty();
+        let mut errors = Vec::new();
+        if !self.vm.has_ports() {
+            errors
+                .extend(placed.iter().filter(has_ports).map(|placed| BuildError::NoPorts { id: id(placed) }));
         }
-        let asks = |placed: &&Placed| placed.requires.registers.iter().any(|r| r.space == AddressSpace::Pio);
-        let error = |placed: &Placed| BuildError::NoPorts { id: placed.device.id().to_owned() };
-        let errors: Vec<_> = placed.iter().filter(asks).map(error).collect();
+        if placed.iter().any(|placed| has_messages(&placed)) && !self.vm.has_messages() {
+            let without = placed.iter().filter(has_messages);
+            errors.extend(without.map(|placed| BuildError::NoMessages { id: id(placed) }));
+        }
         if errors.is_empty() { Ok(()) } else { Err(BuildErrors(errors)) }
     }
 

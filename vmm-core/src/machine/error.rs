@@ -100,6 +100,14 @@ pub enum BuildError {
         /// The device.
         id: String,
     },
+    /// A device's interrupts are messages, and the host's interrupt controller has none for guests.
+    #[error(
+        "device {id:?} sends messages (MSI-X), which are no interrupts with the GICv2 of this host; put it on virtio-mmio"
+    )]
+    NoMessages {
+        /// The device.
+        id: String,
+    },
     /// A device asked for registers and does not answer them.
     #[error("device {id:?} asked for registers {name} and does not answer them")]
     Unanswered {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 use ossature_bus::{
     Access, Assigned, BusFault, Device, DeviceError, DeviceEvent, DeviceState, Effect, EventLoop, Handover,
-    InterruptRequest, Metric, MetricKind, MetricVisitor, Mmio, NodeKind, RegistersRequest, Requires, Size,
-    Syscall, VmRequest,
+    InterruptRequest, MessagesRequest, Metric, MetricKind, MetricVisitor, Mmio, NodeKind, RegistersRequest,
+    Requires, Size, Syscall, VmRequest,
 };
 use ossature_memory::RamConfig;
 
@@ -35,6 +35,7 @@ struct Probe {
     assigned: Arc<Mutex<Option<Assigned>>>,
     refuses: Option<&'static str>,
     silent: bool,
+    sends_messages: bool,
     /// Held by a test while the device is not to get on with its quiescing.
     gate: Arc<Mutex<()>>,
 }
@@ -97,9 +98,10 @@ impl Device for Probe {
     }
 
     fn requires(&self) -> Requires {
-        Requires::new()
+        let requires = Requires::new()
             .registers(RegistersRequest::ports("port", 1).fixed(PORT.into()))
-            .interrupt(InterruptRequest::edge("irq").fixed(5))
+            .interrupt(InterruptRequest::edge("irq").fixed(5));
+        if self.sends_messages { requires.messages(MessagesRequest::new("messages", 2)) } else { requires }
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {
@@ -318,6 +320,21 @@ fn c3_memory_beyond_the_guests_addresses_is_refused_with_both_numbers() {
          of it"
     );
     assert!(build(1 << 20, 20).is_ok(), "the last byte has the last address");
+}
+
+#[test]
+fn c3_a_device_whose_messages_reach_no_guest_is_refused_with_what_would_be_right() {
+    let disk = || Probe { sends_messages: true, ..Probe::named("disk") };
+    let build = |scripted: Scripted| {
+        Machine::builder("machine").memory(RamConfig::new(1 << 20)).device(disk()).build(&scripted)
+    };
+    assert!(build(Scripted::new([Script::new()])).is_ok());
+    let refused = build(Scripted::new([Script::new()]).without_messages()).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "device \"disk\" sends messages (MSI-X), which are no interrupts with the GICv2 of this host; put it on \
+         virtio-mmio"
+    );
 }
 
 #[test]

@@ -28,13 +28,20 @@ pub(super) struct ScriptedVm {
     remaining: Arc<AtomicUsize>,
     wiring: Arc<Wiring>,
     address_bits: u32,
+    messages: bool,
 }
 
 impl ScriptedVm {
     pub(super) fn new(config: &VmConfig, scripts: Vec<Script>, scripted: &Scripted) -> Result<Self, VmError> {
         let (wiring, remaining) = (Arc::new(Wiring::new()?), Arc::clone(&scripted.remaining));
-        let address_bits = scripted.address_bits;
-        Ok(Self { config: config.clone(), scripts: Mutex::new(scripts), remaining, wiring, address_bits })
+        Ok(Self {
+            config: config.clone(),
+            scripts: Mutex::new(scripts),
+            remaining,
+            wiring,
+            address_bits: scripted.address_bits,
+            messages: scripted.messages,
+        })
     }
 
     fn needs_irqchip(&self, gsi: u32) -> Result<(), VmError> {
@@ -113,6 +120,10 @@ impl Vm for ScriptedVm {
     fn ioeventfd(&self, event: &Arc<Event>, doorbell: Doorbell) -> Result<Ioeventfd, VmError> {
         let undo = self.wiring.connect(|connected| &mut connected.doorbells, (doorbell, Arc::clone(event)));
         Ok(Ioeventfd::new(undo))
+    }
+
+    fn has_messages(&self) -> bool {
+        self.messages
     }
 
     fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError> {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ossature_bus::Event;
 use ossature_bus::Size::B4;
+use ossature_bus::{Event, MsiMessage};
 use ossature_core::machine::{Machine, Outcome};
 use ossature_core::{Kvm, Step, VmConfig};
 use ossature_memory::vm_memory::GuestAddress;
@@ -40,6 +40,31 @@ const SET_UP: &[u32] = &[
     0xd503_207f, // wfi
     0x17ff_ffff, // b to it
 ];
+/// The same with a GICv2, whose interface is in memory; line 5 goes to the first processor.
+const SET_UP_V2: &[u32] = &[
+    0xd2be_0000, // mov x0, #0xf0000000
+    0x5280_0021, // mov w1, #1
+    0xb900_0001, // str w1, [x0]: GICD_CTLR
+    0x5280_2021, // mov w1, #0x101
+    0x72a0_2021, // movk w1, #0x101, lsl #16
+    0xb908_2401, // str w1, [x0, #0x824]: GICD_ITARGETSR9
+    0x5281_0001, // mov w1, #0x800
+    0xb90c_0801, // str w1, [x0, #0xc08]: GICD_ICFGR2
+    0x1280_0001, // mov w1, #-1
+    0xb901_0401, // str w1, [x0, #0x104]: GICD_ISENABLER1
+    0xd2be_0020, // mov x0, #0xf0010000
+    0x5280_1fe1, // mov w1, #0xff
+    0xb900_0401, // str w1, [x0, #4]: GICC_PMR
+    0x5280_0021, // mov w1, #1
+    0xb900_0001, // str w1, [x0]: GICC_CTLR
+    0xd290_0001, // mov x1, #0x8000
+    0xd518_c001, // msr vbar_el1, x1
+    0xd503_3fdf, // isb
+    0xb900_067f, // str wzr, [x19, #4]: ready
+    0xd503_42ff, // msr daifclr, #2
+    0xd503_207f, // wfi
+    0x17ff_ffff, // b to it
+];
 /// Where the vector of interrupts of the level that runs is.
 const VECTOR: u64 = 0x8280;
 /// Says which interrupt it is.
@@ -50,10 +75,42 @@ const HANDLE: &[u32] = &[
     0xd69f_03e0, // eret
 ];
 
+/// The same with a GICv2.
+const HANDLE_V2: &[u32] = &[
+    0xb940_0c01, // ldr w1, [x0, #0xc]: GICC_IAR
+    0xb900_0261, // str w1, [x19]
+    0xb900_1001, // str w1, [x0, #0x10]: GICC_EOIR
+    0xd69f_03e0, // eret
+];
+
+/// A guest that says which interrupts it has, by the interrupt controller that the host offers.
+fn guest_of_interrupts() -> Guest {
+    let guest = Guest::new(VmConfig::default(), SET_UP);
+    if guest.vm.has_messages() {
+        guest.write(VECTOR, &bytes(HANDLE));
+        return guest;
+    }
+    let guest = Guest::new(VmConfig::default(), SET_UP_V2);
+    guest.write(VECTOR, &bytes(HANDLE_V2));
+    guest
+}
+
+#[test]
+fn a_message_has_a_route_or_is_refused_by_name() {
+    let guest = Guest::new(VmConfig::default(), SET_UP);
+    let message = MsiMessage::new(0xf003_0040, 0);
+    match guest.vm.add_msi_route(message) {
+        Ok(_) => assert!(guest.vm.has_messages()),
+        Err(error) => {
+            assert!(!guest.vm.has_messages());
+            assert!(error.to_string().contains("needs a GICv3"), "{error}");
+        }
+    }
+}
+
 #[test]
 fn an_irqfd_and_a_call_raise_an_edge_each() {
-    let guest = Guest::new(VmConfig::default(), SET_UP);
-    guest.write(VECTOR, &bytes(HANDLE));
+    let guest = guest_of_interrupts();
     let event = Arc::new(Event::new().expect("an eventfd"));
     let _line = guest.vm.irqfd(&event, LINE, None).expect("an irqfd");
     let vcpu = guest.vcpu(0);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Suite;
 use super::binaries::{self, Test};
-use super::environment::{self, Environment};
+use super::environment::{self, Environment, Nested};
 use super::plan::Entry;
 use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
@@ -86,6 +86,12 @@ const GUEST: &[&str] = &[
     "guest_vsock",
 ];
 
+/// Of both, those that run once more where the interrupt controller is a GICv2. Others do if they are asked for.
+const GIC_V2: &[&str] = &["four_processors_and_a_device_tree", "the_gic_is_reset_and_restored"];
+
+/// Where they run.
+const NESTED: Nested = Nested { arch: Arch::Aarch64, gic_v2: false };
+
 /// How long all tests of a binary may take in the nested machine.
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -113,26 +119,26 @@ impl Suite {
         self.step("aarch64-kvm", |suite| {
             let tests = list_of(KVM, "--tests", Environment::Own)?;
             let tests = suite.chosen(&tests);
-            suite.run_each(&tests, Environment::Own)
+            suite.run_each(&tests, Environment::Own, NESTED)
         });
         self.step("aarch64-guest", |suite| {
-            vmm::build_for(Arch::Aarch64, false)?;
-            vmm::build_examples(Arch::Aarch64)?;
-            // Guests run them.
-            let programs = ["--package", "ossature", "--example", "vsock", "--example", "clone"];
-            cross::build(Arch::Aarch64, &programs)?;
-            kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
-            let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
-            let tests = list(&["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())?;
+            let tests = guest_tests()?;
             let tests = suite.chosen(&tests);
-            suite.run_each(&tests, Environment::Full)
+            suite.run_each(&tests, Environment::Full, NESTED)
+        });
+        self.step("aarch64-gic-v2", |suite| {
+            let tests = [list_of(KVM, "--tests", Environment::Own)?, guest_tests()?].concat();
+            let mut tests = suite.chosen(&tests);
+            let every = suite.selection.filter.is_some();
+            tests.retain(|test| every || GIC_V2.contains(&test.name.as_str()));
+            suite.run_each(&tests, Environment::Full, Nested { gic_v2: true, ..NESTED })
         });
     }
 
     /// Runs each test in a process of its own.
-    fn run_each(&mut self, tests: &[&Test], environment: Environment) -> Result<()> {
+    fn run_each(&mut self, tests: &[&Test], environment: Environment, nested: Nested) -> Result<()> {
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
-        let outcomes = in_machines(&entries, environment::in_nested_machines)?;
+        let outcomes = in_machines(&entries, |entries| environment::in_nested_machines(nested, entries))?;
         self.count(tests, outcomes);
         Ok(())
     }
@@ -159,14 +165,15 @@ impl Suite {
             entries.push(Entry::all(first, part.len(), &without, LIMIT));
             parts.push(part);
         }
-        let outcomes = in_machines(&entries, environment::once_in_nested_machines)?;
+        let outcomes =
+            in_machines(&entries, |entries| environment::once_in_nested_machines(NESTED, entries))?;
         for (part, outcome) in parts.into_iter().zip(outcomes) {
             match outcome {
                 Some(true) => self.passed += part.len(),
                 _ => again.extend(part.iter().copied()),
             }
         }
-        self.run_each(&again, Environment::Hidden)
+        self.run_each(&again, Environment::Hidden, NESTED)
     }
 }
 
@@ -182,12 +189,24 @@ fn counting(test: &Test) -> Result<bool> {
 
 type Outcomes = Result<Vec<Option<bool>>>;
 
-fn in_machines(entries: &[Entry], run: fn(Arch, &[Entry]) -> Outcomes) -> Outcomes {
+fn in_machines(entries: &[Entry], run: impl FnOnce(&[Entry]) -> Outcomes) -> Outcomes {
     if entries.is_empty() {
         return Ok(Vec::new());
     }
     cross::build(Arch::Aarch64, &["--package", "xtask"])?;
-    run(Arch::Aarch64, entries)
+    run(entries)
+}
+
+/// Builds what guests run on and the whole-machine tests, and lists these.
+fn guest_tests() -> Result<Vec<Test>> {
+    vmm::build_for(Arch::Aarch64, false)?;
+    vmm::build_examples(Arch::Aarch64)?;
+    // Guests run them.
+    let programs = ["--package", "ossature", "--example", "vsock", "--example", "clone"];
+    cross::build(Arch::Aarch64, &programs)?;
+    kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
+    let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
+    list(&["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())
 }
 
 /// Builds the test binaries of such targets of packages, and lists the tests that belong to the environment.

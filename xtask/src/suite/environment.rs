@@ -67,9 +67,25 @@ impl Environment {
             }
             (Environment::Own | Environment::Full, kvm) => {
                 println!("  {}", kvm.summary());
-                in_nested_machines(Arch::HOST, entries)
+                in_nested_machines(Nested::of(Arch::HOST), entries)
             }
         }
+    }
+}
+
+/// A nested machine in which tests run.
+#[derive(Clone, Copy, Debug)]
+pub struct Nested {
+    /// Its architecture.
+    pub arch: Arch,
+    /// See [`Machine::gic_v2`].
+    pub gic_v2: bool,
+}
+
+impl Nested {
+    /// One of an architecture.
+    pub fn of(arch: Arch) -> Nested {
+        Nested { arch, gic_v2: false }
     }
 }
 
@@ -113,19 +129,19 @@ fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
     Ok(outcomes)
 }
 
-/// Runs tests in nested machines of an architecture, two side by side; returns what became of each.
+/// Runs tests in such nested machines, two side by side; returns what became of each.
 ///
 /// # Errors
 /// There is no such machine.
-pub fn in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
-    let mut outcomes = once_in_nested_machines(arch, entries)?;
+pub fn in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let mut outcomes = once_in_nested_machines(nested, entries)?;
     // The emulator can stand still; a fault of ours shows again in a new machine.
     let again: Vec<usize> =
         (0..entries.len()).filter(|&index| outcomes.get(index) != Some(&Some(true))).collect();
     if !again.is_empty() {
         println!("  {} did not pass: once more, in new nested machines", again.len());
         let some: Vec<Entry> = again.iter().filter_map(|&index| entries.get(index).cloned()).collect();
-        for (index, outcome) in again.into_iter().zip(once_in_nested_machines(arch, &some)?) {
+        for (index, outcome) in again.into_iter().zip(once_in_nested_machines(nested, &some)?) {
             outcomes[index] = outcome;
         }
     }
@@ -136,16 +152,16 @@ pub fn in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bo
 ///
 /// # Errors
 /// There is no such machine.
-pub fn once_in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+pub fn once_in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     // Once, before the machines ask for it side by side.
-    nested::prepare(arch)?;
+    nested::prepare(nested.arch)?;
     let machines = MACHINES.min(entries.len()).max(1);
     let shares: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
         let share = |number: usize| entries.iter().skip(number).step_by(machines).cloned().collect();
         let running: Vec<_> = (0..machines)
             .map(|number| {
                 let share: Vec<Entry> = share(number);
-                scope.spawn(move || in_nested_machine(arch, &share))
+                scope.spawn(move || in_nested_machine(nested, &share))
             })
             .collect();
         let join = |machine: thread::ScopedJoinHandle<_>| {
@@ -163,12 +179,13 @@ pub fn once_in_nested_machines(arch: Arch, entries: &[Entry]) -> Result<Vec<Opti
     Ok(outcomes)
 }
 
-fn in_nested_machine(arch: Arch, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
-    let machine = Machine::of(arch)?;
+fn in_nested_machine(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
+    let mut machine = Machine::of(nested.arch)?;
+    machine.gic_v2 = nested.gic_v2;
     let plan = machine.shared().join("plan");
     let results = machine.shared().join("results");
     plan::write(&plan, entries)?;
-    let words = [runner(arch)?, "run-plan".into(), plan, results.clone(), "1".into()];
+    let words = [runner(nested.arch)?, "run-plan".into(), plan, results.clone(), "1".into()];
     let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
     let job =
         Job { limit: Some(Duration::from_secs(40 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };

@@ -1,12 +1,12 @@
-//! The MADT: the GIC's interfaces of processors, its distributor, its redistributors and its ITS (ACPI 6.5, 5.2.12.14
-//! to 18).
+//! The MADT: the GIC's interfaces of processors, its distributor, and those of version 3 also its redistributors and its ITS
+//! (ACPI 6.5, 5.2.12.14 to 18).
 
 use std::collections::BTreeSet;
 
 use acpi_tables::madt::{EnabledStatus, GicIts, GicVersion, Gicc, Gicd, Gicr, Trigger};
 use acpi_tables::{Aml, AmlSink};
 
-use crate::aarch64::{PMU, PRIVATE};
+use crate::aarch64::{PMU, PRIVATE, gic};
 use crate::acpi::AcpiError;
 use crate::platform::{NodeKind, NodeRange, Platform};
 
@@ -15,14 +15,16 @@ const GICC_LEN: usize = 80;
 const LENGTH: usize = 1;
 
 pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiError> {
-    let mut gics = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3);
-    let (Some(gic), None) = (gics.next(), gics.next()) else {
-        let found = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3).count();
-        return Err(AcpiError::InterruptController { found });
+    let gic = gic::only(platform).map_err(|found| AcpiError::InterruptController { found })?;
+    let is_v2 = gic.kind == NodeKind::GicV2;
+    let wrong = || {
+        gic.invalid(if is_v2 {
+            "two memory ranges, the distributor and the interface of processors, below 4 GiB in size"
+        } else {
+            "two memory ranges, the distributor and the redistributors, below 4 GiB in size"
+        })
     };
-    let wrong =
-        || gic.invalid("two memory ranges, the distributor and the redistributors, below 4 GiB in size");
-    let &[NodeRange::Memory { base: distributor, .. }, NodeRange::Memory { base: redistributors, len }] =
+    let &[NodeRange::Memory { base: distributor, .. }, NodeRange::Memory { base: processors, len }] =
         &*gic.ranges
     else {
         return Err(wrong());
@@ -31,9 +33,13 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
     if platform.cpus.is_empty() {
         return Err(AcpiError::NoCpu);
     }
+    if is_v2 && platform.cpus.len() > gic::GIC_V2_CPUS {
+        return Err(AcpiError::TooManyCpus { limit: gic::GIC_V2_CPUS });
+    }
     // No local interrupt controllers that all share, no flags.
     out.qword(0);
-    Gicd::new(0, distributor, GicVersion::GICv3).to_aml_bytes(out);
+    let version = if is_v2 { GicVersion::GICv2 } else { GicVersion::GICv3 };
+    Gicd::new(0, distributor, version).to_aml_bytes(out);
     let monitors = platform.nodes.iter().any(|node| node.kind == NodeKind::PmuV3);
     let mut known = BTreeSet::new();
     for (uid, &id) in (0..).zip(&platform.cpus) {
@@ -43,6 +49,7 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
         let interface = Gicc::new(EnabledStatus::Enabled)
             .cpu_interface_number(uid)
             .acpi_processor_uid(uid)
+            .base_address(if is_v2 { processors } else { 0 })
             .mpidr(id.into())
             .performance_interrupt(if monitors { PRIVATE + PMU } else { 0 }, Trigger::Level);
         let mut bytes = Vec::new();
@@ -53,12 +60,17 @@ pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiErr
         }
         out.vec(&bytes);
     }
-    Gicr::new(redistributors, len).to_aml_bytes(out);
+    if !is_v2 {
+        Gicr::new(processors, len).to_aml_bytes(out);
+    }
     let mut translators = platform.nodes.iter().filter(|node| node.kind == NodeKind::GicV3Its);
     if let Some(its) = translators.next() {
         let &[NodeRange::Memory { base, .. }] = &*its.ranges else {
             return Err(its.invalid("one memory range"));
         };
+        if is_v2 {
+            return Err(its.invalid("a GICv3"));
+        }
         GicIts::new(0, base).to_aml_bytes(out);
     }
     if translators.next().is_some() {

@@ -16,6 +16,10 @@ fn gic() -> Node {
     node(NodeKind::GicV3, &[memory(0xf000_0000, 0x1_0000), memory(0xf100_0000, 0x2_0000)], &[])
 }
 
+fn gic_v2() -> Node {
+    node(NodeKind::GicV2, &[memory(0xf000_0000, 0x1000), memory(0xf001_0000, 0x2000)], &[])
+}
+
 fn refused(cpus: Vec<u32>, nodes: Vec<Node>) -> AcpiError {
     tables(&Platform::new(cpus, Vec::new(), nodes), 0x2_0000, 0x20_0000).unwrap_err()
 }
@@ -26,7 +30,12 @@ fn a_machine_has_processors_that_differ_and_one_interrupt_controller() {
     assert_eq!(refused(vec![3, 1, 3], vec![gic()]), AcpiError::DuplicateCpu { id: 3 });
     assert_eq!(refused(vec![0], vec![]), AcpiError::InterruptController { found: 0 });
     assert_eq!(refused(vec![0], vec![gic(), gic()]), AcpiError::InterruptController { found: 2 });
+    assert_eq!(refused(vec![0], vec![gic(), gic_v2()]), AcpiError::InterruptController { found: 2 });
     assert_eq!(refused((0..4097).collect(), vec![gic()]), AcpiError::TooManyCpus { limit: 4096 });
+    assert_eq!(refused((0..9).collect(), vec![gic_v2()]), AcpiError::TooManyCpus { limit: 8 });
+    let its = node(NodeKind::GicV3Its, &[memory(0xf002_0000, 0x2_0000)], &[]);
+    let error = refused(vec![0], vec![gic_v2(), its]);
+    assert_eq!(error.to_string(), "device `it` (GicV3Its) needs a GICv3");
 }
 
 #[test]
@@ -50,8 +59,10 @@ fn nodes_that_are_not_what_their_kind_is() {
         );
     }
     for ranges in [vec![page], vec![page, memory(0, 1 << 32)], vec![page, io]] {
-        let error = refused(vec![0], vec![node(NodeKind::GicV3, &ranges, &[])]);
-        assert!(matches!(error, AcpiError::InvalidNode { kind: NodeKind::GicV3, .. }), "{error}");
+        for kind in [NodeKind::GicV2, NodeKind::GicV3] {
+            let error = refused(vec![0], vec![node(kind, &ranges, &[])]);
+            assert!(matches!(error, AcpiError::InvalidNode { kind: of, .. } if of == kind), "{error}");
+        }
     }
 }
 
@@ -83,6 +94,7 @@ fn any_node() -> impl Strategy<Value = Node> {
         NodeKind::VirtioMmio,
         NodeKind::Pl011,
         NodeKind::Pl031,
+        NodeKind::GicV2,
         NodeKind::GicV3,
         NodeKind::PowerButton,
         NodeKind::VmGenId,

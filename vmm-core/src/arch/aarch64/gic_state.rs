@@ -1,16 +1,21 @@
-//! The state of a GICv3: its distributor, and each vCPU's redistributor and CPU interface.
+//! The state of a GIC: its distributor, and each vCPU's private interrupts and CPU interface.
 
 use std::fmt;
 
 use kvm_bindings::{
-    KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
-    KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT,
-    KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT, VGIC_LEVEL_INFO_LINE_LEVEL,
+    KVM_DEV_ARM_VGIC_GRP_CPU_REGS, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
+    KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
+    KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT, KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT, VGIC_LEVEL_INFO_LINE_LEVEL,
 };
-use kvm_ioctls::DeviceFd;
+use kvm_ioctls::{DeviceFd, VmFd};
 use ossature_bus::state::{Decoder, Encoder, Field, StateError};
 
-use super::irq::{PRIVATE_IRQS, WIRED_LINES};
+use super::gic::{Controllers, Version};
+use super::gic_registers::{
+    GICD_ICFGR, GICD_IIDR, GICD_ISPENDR, GICD_TYPER, GICR_CTLR, GICR_TABLES, ICC_CTLR, ICC_CTLR_INDEX,
+    MAX_INTERFACE,
+};
+use super::irq::{PRIVATE_IRQS, WIRED_LINES, line_number};
 use super::spaces::cpu_id;
 use super::sys::{Number, attribute, set_attribute};
 use crate::VmError;
@@ -20,82 +25,23 @@ use crate::call::call;
 const TYPE: Field = Field::new(1, "GICD_TYPER");
 const IMPLEMENTER: Field = Field::new(2, "GICD_IIDR");
 const DISTRIBUTOR: Field = Field::new(3, "distributor");
-const VCPUS: Field = Field::new(4, "redistributors");
-const REDISTRIBUTOR: Field = Field::new(1, "redistributor");
+const VCPUS: Field = Field::new(4, "vCPUs");
+const PRIVATE: Field = Field::new(1, "private interrupts");
 const INTERFACE: Field = Field::new(2, "CPU interface");
-
-/// Registers of the distributor: control, what it is, who made it.
-const GICD_CTLR: u64 = 0;
-const GICD_TYPER: u64 = 4;
-const GICD_IIDR: u64 = 8;
-/// GICD_IROUTER, of 64 bits for each interrupt.
-const GICD_IROUTER: u64 = 0x6000;
-
-/// Registers of a redistributor: control, and where its tables of message interrupts are.
-const GICR_CTLR: u64 = 0;
-const GICR_TABLES: [u64; 4] = [0x70, 0x74, 0x78, 0x7c];
-/// Where a redistributor has the registers of the private interrupts, at the offsets at which the distributor has them.
-const GICR_SGI: u64 = 0x1_0000;
-
-/// Registers that have some bits for each interrupt: groups, enabled, pending, active, priorities, edge or level.
-const BANKS: [Bank; 6] = [
-    Bank { offset: 0x80, bits: 1, clear: None },
-    Bank { offset: 0x100, bits: 1, clear: Some(0x180) },
-    // Zeros that are written by the host clear, too.
-    Bank { offset: 0x200, bits: 1, clear: None },
-    Bank { offset: 0x300, bits: 1, clear: Some(0x380) },
-    Bank { offset: 0x400, bits: 8, clear: None },
-    Bank { offset: 0xc00, bits: 2, clear: None },
-];
-
-struct Bank {
-    offset: u64,
-    /// For each interrupt.
-    bits: u32,
-    /// The registers that take back what ones written to these set.
-    clear: Option<u64>,
-}
-
-impl Bank {
-    /// The offsets of the registers of so many interrupts from one on.
-    fn offsets(&self, first: u32, count: u32) -> impl Iterator<Item = u64> {
-        let word = |irqs: u32| u64::from(irqs * self.bits / 32);
-        (word(first)..word(first + count)).map(|n| self.offset + n * 4)
-    }
-}
-
-/// What a register of a CPU interface is called in the kernel's interface: op0, op1, CRn, CRm, op2 are 3, 0, and these.
-const fn interface(crn: u64, crm: u64, op2: u64) -> u64 {
-    3 << 14 | crn << 7 | crm << 3 | op2
-}
-
-/// ICC_CTLR_EL1, with the number of priority bits less one from bit 8 on.
-const ICC_CTLR: u64 = interface(12, 12, 4);
-/// ICC_SRE_EL1 first, by which the others are accessed; then control, groups, mask and binary points.
-const ICC: [u64; 7] = [
-    interface(12, 12, 5),
-    ICC_CTLR,
-    interface(12, 12, 6),
-    interface(12, 12, 7),
-    interface(4, 6, 0),
-    interface(12, 8, 3),
-    interface(12, 12, 3),
-];
-/// Active priorities of both groups, four registers each.
-const ICC_ACTIVE: [u64; 2] = [interface(12, 8, 4), interface(12, 9, 0)];
-/// The most registers of a CPU interface.
-const MAX_INTERFACE: usize = ICC.len() + 2 * 4;
 
 /// More processors than a machine can have.
 const MAX_VCPUS: usize = 4096;
+/// The interrupts of software, of which a GICv2 knows who has sent them.
+const SOFTWARE_IRQS: u32 = 0xffff;
 
 /// See the module.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct GicState {
+    version: Version,
     /// What it can do, and who made it.
     type_: u32,
     implementer: u32,
-    /// As many as [`distributor`] names, and then the levels of the lines.
+    /// As many as [`Version::distributor`] names, and then the levels of the lines.
     distributor: Vec<u32>,
     vcpus: Vec<VcpuState>,
 }
@@ -103,38 +49,10 @@ pub(super) struct GicState {
 /// One vCPU's part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct VcpuState {
-    /// As many as [`redistributor`] names, and then the levels of the private lines.
-    redistributor: Vec<u32>,
-    /// As many as [`interface_registers`] names.
+    /// As many as [`Version::private`] names, and then the levels of the private lines.
+    private: Vec<u32>,
+    /// As many as [`Version::interface`] names.
     interface: Vec<u64>,
-}
-
-/// The distributor's registers, in the order in which they are written.
-fn distributor() -> impl Iterator<Item = u64> {
-    let routers = (PRIVATE_IRQS..PRIVATE_IRQS + WIRED_LINES)
-        .map(|irq| GICD_IROUTER + u64::from(irq) * 8)
-        .flat_map(|low| [low, low + 4]);
-    let banks = BANKS.iter().flat_map(|bank| bank.offsets(PRIVATE_IRQS, WIRED_LINES));
-    std::iter::once(GICD_CTLR).chain(banks).chain(routers)
-}
-
-/// A redistributor's registers, in the order in which they are written: the tables before it is told to use them.
-fn redistributor() -> impl Iterator<Item = u64> {
-    let banks = BANKS.iter().flat_map(|bank| bank.offsets(0, PRIVATE_IRQS)).map(|offset| GICR_SGI + offset);
-    banks.chain(GICR_TABLES).chain([GICR_CTLR])
-}
-
-/// The registers of a CPU interface that has `control`, in the order in which they are written.
-fn interface_registers(control: u64) -> impl Iterator<Item = u64> {
-    let priority_bits = (control >> 8 & 7) + 1;
-    let active = 1 << priority_bits.saturating_sub(5).min(2);
-    let active = ICC_ACTIVE.into_iter().flat_map(move |first| first..first + active);
-    ICC.into_iter().chain(active)
-}
-
-/// The first of each 32 shared interrupts, for their levels.
-fn lines() -> impl Iterator<Item = u64> {
-    (PRIVATE_IRQS..PRIVATE_IRQS + WIRED_LINES).step_by(32).map(u64::from)
 }
 
 /// Which levels the shared lines have after a state was written.
@@ -148,19 +66,71 @@ pub(super) enum Levels {
 
 /// A GIC in the kernel.
 #[derive(Clone, Copy)]
-struct Gic<'a>(&'a DeviceFd);
+struct Gic<'a> {
+    fd: &'a DeviceFd,
+    version: Version,
+}
 
-impl Gic<'_> {
+impl<'a> Gic<'a> {
+    fn of(controllers: &'a Controllers) -> Self {
+        Self { fd: &controllers.gic, version: controllers.version }
+    }
+
     fn get<T: Number>(self, group: u32, attr: u64) -> Result<T, VmError> {
-        attribute(self.0, group, attr).map_err(call("KVM_GET_DEVICE_ATTR of the GIC"))
+        attribute(self.fd, group, attr).map_err(call("KVM_GET_DEVICE_ATTR of the GIC"))
     }
 
     fn set<T: Number>(self, group: u32, attr: u64, value: T) -> Result<(), VmError> {
-        set_attribute(self.0, group, attr, value).map_err(call("KVM_SET_DEVICE_ATTR of the GIC"))
+        set_attribute(self.fd, group, attr, value).map_err(call("KVM_SET_DEVICE_ATTR of the GIC"))
+    }
+
+    fn distributor(self, offset: u64) -> Result<u32, VmError> {
+        self.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset)
+    }
+
+    fn set_distributor(self, offset: u64, value: u32) -> Result<(), VmError> {
+        self.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)
+    }
+
+    /// Where a vCPU's private interrupts are.
+    fn private_group(self) -> u32 {
+        match self.version {
+            Version::V2 => KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
+            Version::V3 => KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
+        }
+    }
+
+    fn private(self, index: u32, offset: u64) -> Result<u32, VmError> {
+        self.get(self.private_group(), of_vcpu(index, offset))
+    }
+
+    fn set_private(self, index: u32, offset: u64, value: u32) -> Result<(), VmError> {
+        self.set(self.private_group(), of_vcpu(index, offset), value)
+    }
+
+    fn interface(self, index: u32, register: u64) -> Result<u64, VmError> {
+        let attr = of_vcpu(index, register);
+        match self.version {
+            Version::V2 => self.get::<u32>(KVM_DEV_ARM_VGIC_GRP_CPU_REGS, attr).map(u64::from),
+            Version::V3 => self.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, attr),
+        }
+    }
+
+    fn set_interface(self, index: u32, register: u64, value: u64) -> Result<(), VmError> {
+        let attr = of_vcpu(index, register);
+        match self.version {
+            Version::V2 => self.set(KVM_DEV_ARM_VGIC_GRP_CPU_REGS, attr, value as u32),
+            Version::V3 => self.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, attr, value),
+        }
+    }
+
+    /// What of a vCPU's interface says how many registers it has.
+    fn interface_control(self, index: u32) -> Result<u64, VmError> {
+        if self.version == Version::V2 { Ok(0) } else { self.interface(index, ICC_CTLR) }
     }
 }
 
-/// What is read and written of a vCPU, or of all of them.
+/// What is read and written of a vCPU, or of all of them. A GICv2 takes the index, which is the affinity of its few vCPUs.
 fn of_vcpu(index: u32, attr: u64) -> u64 {
     u64::from(cpu_id(index)) << KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT | attr
 }
@@ -172,52 +142,92 @@ fn level_info(first: u64) -> u64 {
 
 impl GicState {
     /// Reads the state of a GIC with so many vCPUs, none of which runs.
-    pub(super) fn read(gic: &DeviceFd, vcpus: u32) -> Result<Self, VmError> {
-        let gic = Gic(gic);
-        let register = |offset| gic.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset);
-        let level = |line| gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line));
+    pub(super) fn read(controllers: &Controllers, vcpus: u32) -> Result<Self, VmError> {
+        let gic = Gic::of(controllers);
+        let registers = gic.version.distributor().into_iter().map(|offset| gic.distributor(offset));
+        let levels = gic.version.lines().into_iter();
+        let levels = levels.map(|line| gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line)));
         Ok(Self {
-            type_: register(GICD_TYPER)?,
-            implementer: register(GICD_IIDR)?,
-            distributor: distributor().map(register).chain(lines().map(level)).collect::<Result<_, _>>()?,
+            version: gic.version,
+            type_: gic.distributor(GICD_TYPER)?,
+            implementer: gic.distributor(GICD_IIDR)?,
+            distributor: registers.chain(levels).collect::<Result<_, _>>()?,
             vcpus: (0..vcpus).map(|index| VcpuState::read(gic, index)).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Writes the state to a GIC that has the same vCPUs, none of which runs.
-    pub(super) fn write(&self, gic: &DeviceFd, vcpus: u32, levels: Levels) -> Result<(), VmError> {
-        let gic = Gic(gic);
+    /// Fails if it is not the state of such a GIC with so many vCPUs.
+    pub(super) fn check(&self, controllers: &Controllers, vcpus: u32) -> Result<(), VmError> {
+        let gic = Gic::of(controllers);
         let invalid = |reason| Err(VmError::InvalidState { part: "GIC", reason });
+        if self.version != gic.version {
+            return Err(VmError::MissingFeature { feature: format!("a GIC{}", self.version) });
+        }
         if self.vcpus.len() != vcpus as usize {
             return invalid("of a machine with another number of vCPUs");
         }
-        if gic.get::<u32>(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_TYPER)? != self.type_ {
+        if gic.distributor(GICD_TYPER)? != self.type_ {
             return invalid("not the same as the one that this machine has");
         }
+        Ok(())
+    }
+
+    /// Writes the state to a GIC that it [is one](Self::check) of, none of whose vCPUs runs.
+    pub(super) fn write(
+        &self,
+        (vm, controllers): (&VmFd, &Controllers),
+        levels: Levels,
+    ) -> Result<(), VmError> {
+        let gic = Gic::of(controllers);
         // First: what others mean depends on the revision. Another maker's is refused.
-        if set_attribute(gic.0, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_IIDR, self.implementer).is_err() {
+        if gic.set_distributor(GICD_IIDR, self.implementer).is_err() {
             let feature = format!("a GIC with the GICD_IIDR {:#x}", self.implementer);
             return Err(VmError::MissingFeature { feature });
         }
-        for bank in &BANKS {
-            for offset in bank.clear.into_iter().flat_map(|offset| {
-                Bank { offset, bits: bank.bits, clear: None }
-                    .offsets(PRIVATE_IRQS, WIRED_LINES)
-                    .collect::<Vec<_>>()
-            }) {
-                gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, u32::MAX)?;
-            }
+        for offset in gic.version.distributor_clears() {
+            gic.set_distributor(offset, u32::MAX)?;
         }
         let mut values = self.distributor.iter();
-        for (offset, value) in distributor().zip(values.by_ref()) {
-            gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, *value)?;
+        for (offset, value) in gic.version.distributor().into_iter().zip(values.by_ref()) {
+            gic.set_distributor(offset, *value)?;
         }
         if levels == Levels::Saved {
-            for (line, value) in lines().zip(values) {
-                gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line), *value)?;
-            }
+            self.write_levels(vm, gic, values)?;
         }
         (0..).zip(&self.vcpus).try_for_each(|(index, vcpu)| vcpu.write(gic, index))
+    }
+
+    /// Writes the levels of the shared lines.
+    fn write_levels<'a>(
+        &self,
+        vm: &VmFd,
+        gic: Gic<'_>,
+        levels: impl Iterator<Item = &'a u32>,
+    ) -> Result<(), VmError> {
+        if self.version == Version::V2 {
+            let mut lines = (0..WIRED_LINES).map(|line| (line_number(line), self.is_asserted(line)));
+            return lines.try_for_each(|(line, asserted)| {
+                vm.set_irq_line(line, asserted).map_err(call("KVM_IRQ_LINE"))
+            });
+        }
+        let mut lines = gic.version.lines().into_iter().zip(levels);
+        lines.try_for_each(|(line, value)| gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line), *value))
+    }
+
+    /// Returns true if a shared line of a GICv2 is asserted, which KVM does not tell from pending.
+    fn is_asserted(&self, line: u32) -> bool {
+        let irq = PRIVATE_IRQS + line;
+        let bit = |bank: u64, bit: u32| {
+            let offset = bank + u64::from(bit / 32 * 4);
+            let mut registers = self.version.distributor().into_iter().zip(&self.distributor);
+            registers.any(|(at, value)| at == offset && value >> (bit % 32) & 1 != 0)
+        };
+        bit(GICD_ISPENDR, irq) && !bit(GICD_ICFGR, 2 * irq + 1)
+    }
+
+    /// The version of the GIC whose state it is.
+    pub(super) fn version(&self) -> Version {
+        self.version
     }
 
     /// The state as the fields of a record.
@@ -226,72 +236,76 @@ impl GicState {
         fields.bytes(DISTRIBUTOR, &words(&self.distributor));
         fields.list(VCPUS, &self.vcpus, |fields, vcpu| {
             let interface: Vec<_> = vcpu.interface.iter().flat_map(|value| value.to_le_bytes()).collect();
-            fields.bytes(REDISTRIBUTOR, &words(&vcpu.redistributor)).bytes(INTERFACE, &interface);
+            fields.bytes(PRIVATE, &words(&vcpu.private)).bytes(INTERFACE, &interface);
         });
     }
 
-    /// The state that has these fields.
-    pub(super) fn decode(fields: &mut Decoder<'_>) -> Result<Self, StateError> {
+    /// The state of a GIC of a version that has these fields.
+    pub(super) fn decode(fields: &mut Decoder<'_>, version: Version) -> Result<Self, StateError> {
         let type_ = fields.u32(TYPE)?;
         let implementer = fields.u32(IMPLEMENTER)?;
-        let count = distributor().chain(lines()).count();
+        let count = version.distributor().len() + version.lines().len();
         let distributor = numbers(fields, DISTRIBUTOR, "distributor", count, u32::from_le_bytes)?;
         let vcpus = fields.list(VCPUS, MAX_VCPUS, |fields| {
-            let count = redistributor().count() + 1;
-            let redistributor = numbers(fields, REDISTRIBUTOR, "redistributor", count, u32::from_le_bytes)?;
+            let count = version.private().len() + usize::from(version == Version::V3);
+            let private = numbers(fields, PRIVATE, "private interrupts", count, u32::from_le_bytes)?;
             let bytes = fields.bytes(INTERFACE, MAX_INTERFACE * size_of::<u64>())?;
             let interface = pieces(bytes, "CPU interface", u64::from_le_bytes)?;
-            let at = ICC.iter().position(|register| *register == ICC_CTLR);
-            let control = at.and_then(|at| interface.get(at)).copied();
-            let expected = control.map(|control| interface_registers(control).count());
+            let control = interface.get(ICC_CTLR_INDEX);
+            let expected = control.map(|control| version.interface(*control).len());
             if expected != Some(interface.len()) {
                 let reason = "there are not as many registers as it has priorities";
                 return Err(StateError::Inconsistent { field: "CPU interface", reason });
             }
-            Ok(VcpuState { redistributor, interface })
+            Ok(VcpuState { private, interface })
         })?;
-        Ok(Self { type_, implementer, distributor, vcpus })
+        Ok(Self { version, type_, implementer, distributor, vcpus })
     }
 }
 
 impl VcpuState {
     fn read(gic: Gic<'_>, index: u32) -> Result<Self, VmError> {
-        let register = |offset| gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset));
-        let level = gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)));
-        let interface = |register| gic.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, register));
-        let control = interface(ICC_CTLR)?;
-        Ok(Self {
-            redistributor: redistributor().map(register).chain([level]).collect::<Result<_, _>>()?,
-            interface: interface_registers(control).map(interface).collect::<Result<_, _>>()?,
-        })
+        let register = |offset| {
+            let value = gic.private(index, offset)?;
+            // Who has sent interrupts of software says which of them are pending.
+            let by_sender = gic.version == Version::V2 && offset == GICD_ISPENDR;
+            Ok(if by_sender { value & !SOFTWARE_IRQS } else { value })
+        };
+        let mut private: Vec<u32> =
+            gic.version.private().into_iter().map(register).collect::<Result<_, VmError>>()?;
+        if gic.version == Version::V3 {
+            private.push(gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)))?);
+        }
+        let interface = gic.version.interface(gic.interface_control(index)?);
+        let interface = interface.into_iter().map(|register| gic.interface(index, register));
+        Ok(Self { private, interface: interface.collect::<Result<_, _>>()? })
     }
 
     fn write(&self, gic: Gic<'_>, index: u32) -> Result<(), VmError> {
-        let set = |offset, value| gic.set(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset), value);
-        // Message interrupts off: only then the tables can be set.
-        set(GICR_CTLR, 0)?;
-        for offset in BANKS.iter().filter_map(|bank| bank.clear) {
-            set(GICR_SGI + offset, u32::MAX)?;
+        if gic.version == Version::V3 {
+            // Message interrupts off: only then the tables can be set.
+            gic.set_private(index, GICR_CTLR, 0)?;
         }
-        let mut values = self.redistributor.iter();
-        for (offset, value) in redistributor().zip(values.by_ref()) {
+        for offset in gic.version.private_clears() {
+            gic.set_private(index, offset, u32::MAX)?;
+        }
+        let mut values = self.private.iter();
+        for (offset, value) in gic.version.private().into_iter().zip(values.by_ref()) {
             // What a new one has of the tables is not what can be written to it.
-            let now: u32 = gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, of_vcpu(index, offset))?;
-            if now != *value || !GICR_TABLES.contains(&offset) {
-                set(offset, *value)?;
+            if !GICR_TABLES.contains(&offset) || gic.private(index, offset)? != *value {
+                gic.set_private(index, offset, *value)?;
             }
         }
         for value in values {
             gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)), *value)?;
         }
-        let control: u64 = gic.get(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, ICC_CTLR))?;
-        if interface_registers(control).count() < self.interface.len() {
+        if gic.version.interface(gic.interface_control(index)?).len() < self.interface.len() {
             let feature = "a GIC with as many priorities".into();
             return Err(VmError::MissingFeature { feature });
         }
-        let control = self.interface.get(1).copied().unwrap_or(control);
-        for (register, value) in interface_registers(control).zip(&self.interface) {
-            gic.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, of_vcpu(index, register), *value)?;
+        let control = self.interface.get(ICC_CTLR_INDEX).copied().unwrap_or_default();
+        for (register, value) in gic.version.interface(control).into_iter().zip(&self.interface) {
+            gic.set_interface(index, register, *value)?;
         }
         Ok(())
     }

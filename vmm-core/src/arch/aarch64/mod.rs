@@ -5,6 +5,7 @@ mod caches;
 mod exception;
 mod features;
 mod gic;
+mod gic_registers;
 mod gic_state;
 mod irq;
 mod its;
@@ -25,7 +26,7 @@ mod vm_state;
 pub(crate) use boot::{LinuxOptions, load_linux};
 pub(crate) use caches::caches;
 pub(crate) use exception::{exception_registers, instruction_byte};
-pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers};
+pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers, has_messages};
 pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};
 pub(crate) use registers::{KvmRegisters, Registers, forget_in_page, leave_in_page, left_in_page};
 pub(crate) use setup::{

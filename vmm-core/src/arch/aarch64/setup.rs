@@ -11,6 +11,7 @@ use ossature_boot::Caches;
 
 use super::caches::Told;
 use super::features::Features;
+use super::gic::Version;
 use super::one_reg::{self, SVE_LENGTHS};
 use super::vcpu_state::VcpuParts;
 use crate::call::call;
@@ -44,6 +45,8 @@ impl ArchConfig {
 pub(crate) struct HostFacts {
     address_bits: OnceLock<u32>,
     pub(super) caches: OnceLock<Option<Caches>>,
+    /// The newest that it offers.
+    pub(super) gic: OnceLock<Version>,
 }
 
 /// No rings of dirty pages: what the kernel writes of the interrupt controllers' tables would be in none of them.

@@ -18,11 +18,15 @@ const MMIO_FIXED: RangeInclusive<u64> = 0xc000_0000..=0xefff_ffff;
 const WINDOWS: RangeInclusive<u64> = 0xe000_0000..=0xefff_ffff;
 /// The same above 4 GiB, as far as RAM does not reach, at first.
 const HIGH_WINDOWS: u64 = 1 << 38;
-/// The interrupt controllers: the distributor, the ITS, and from [`REDISTRIBUTORS`] on one for each vCPU.
+/// The interrupt controllers: the distributor, the CPU interface, the ITS, and from [`REDISTRIBUTORS`] on one for each vCPU.
 const RESERVED: RangeInclusive<u64> = 0xf000_0000..=0xffff_ffff;
 
 /// The GIC's distributor, and its size.
 pub(super) const DISTRIBUTOR: (u64, u64) = (0xf000_0000, 0x1_0000);
+/// That of a GICv2 is smaller.
+const DISTRIBUTOR_V2: (u64, u64) = (DISTRIBUTOR.0, 0x1000);
+/// The interface of processors with a GICv2, and its size: on a page of its own, whatever pages the host has.
+pub(super) const CPU_INTERFACE: (u64, u64) = (0xf001_0000, 0x2000);
 /// The ITS, and its size: its registers, and the page that messages are written to.
 pub(super) const ITS: (u64, u64) = (0xf002_0000, 0x2_0000);
 /// The first redistributor, and the size of each. There is room for 1,920.
@@ -70,15 +74,22 @@ pub(crate) fn cpu_id(index: u32) -> u32 {
     (index & 0xf) | (index >> 4 & 0xff) << 8 | (index >> 12 & 0xff) << 16
 }
 
-/// What guests are told of beside the devices: the interrupt controllers, and performance monitors if there are any.
-pub(crate) fn platform_nodes(cpus: u32, performance_monitors: bool) -> Vec<Node> {
+/// What guests are told of beside the devices: the interrupt controllers, which are a GICv2 if they have no messages, and
+/// performance monitors if there are any.
+pub(crate) fn platform_nodes(cpus: u32, performance_monitors: bool, messages: bool) -> Vec<Node> {
     let range = |(base, len)| NodeRange::Memory { base, len };
-    let redistributors = (REDISTRIBUTORS.0, REDISTRIBUTORS.1 * u64::from(cpus));
-    let gic = vec![range(DISTRIBUTOR), range(redistributors)];
-    let mut nodes = vec![
-        Node::new("gic", NodeKind::GicV3, gic, Vec::new()),
-        Node::new("its", NodeKind::GicV3Its, vec![range(ITS)], Vec::new()),
-    ];
+    let node = |id, kind, ranges: &[(u64, u64)]| {
+        Node::new(id, kind, ranges.iter().copied().map(range).collect(), Vec::new())
+    };
+    let mut nodes = if messages {
+        let redistributors = (REDISTRIBUTORS.0, REDISTRIBUTORS.1 * u64::from(cpus));
+        vec![
+            node("gic", NodeKind::GicV3, &[DISTRIBUTOR, redistributors]),
+            node("its", NodeKind::GicV3Its, &[ITS]),
+        ]
+    } else {
+        vec![node("gic", NodeKind::GicV2, &[DISTRIBUTOR_V2, CPU_INTERFACE])]
+    };
     if performance_monitors {
         nodes.push(Node::new("pmu", NodeKind::PmuV3, Vec::new(), Vec::new()));
     }

@@ -2,15 +2,16 @@
 
 use std::arch::asm;
 
-use kvm_bindings::{KVMIO, kvm_device_attr};
-use kvm_ioctls::{DeviceFd, VcpuFd};
-use vmm_sys_util::ioctl::ioctl_with_mut_ptr;
+use kvm_bindings::{KVM_CREATE_DEVICE_TEST, KVMIO, kvm_create_device, kvm_device_attr};
+use kvm_ioctls::{DeviceFd, VcpuFd, VmFd};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref};
 use vmm_sys_util::{errno, ioctl_iowr_nr};
 
 /// The head of the list: the number of names that follow.
 type Count = u64;
 
 ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, Count);
+ioctl_iowr_nr!(KVM_CREATE_DEVICE, KVMIO, 0xe0, kvm_create_device);
 
 /// The names of all registers that a vCPU has.
 pub(super) fn register_names(vcpu: &VcpuFd) -> errno::Result<Vec<u64>> {
@@ -32,6 +33,13 @@ pub(super) fn register_names(vcpu: &VcpuFd) -> errno::Result<Vec<u64>> {
         list = vec![0; count + 1];
         list.iter_mut().take(1).for_each(|first| *first = count as Count);
     }
+}
+
+/// Returns true if a machine could have a device of this type. kvm-ioctls would take what it is answered for the device.
+pub(super) fn offers_device(vm: &VmFd, type_: u32) -> bool {
+    let mut device = kvm_create_device { type_, flags: KVM_CREATE_DEVICE_TEST, ..Default::default() };
+    // SAFETY: the kernel reads and writes the structure alone; it creates nothing.
+    unsafe { ioctl_with_mut_ref(vm, KVM_CREATE_DEVICE(), &mut device) == 0 }
 }
 
 /// A number that devices of the kernel have attributes of.

@@ -68,7 +68,11 @@ pub(crate) struct Controllers;
 pub(crate) const VCPUS_FIRST: bool = false;
 
 /// Creates the interrupt controllers, and the timer if there is to be one.
-pub(crate) fn create_controllers(vm: &VmFd, config: &VmConfig) -> Result<Controllers, VmError> {
+pub(crate) fn create_controllers(
+    vm: &VmFd,
+    config: &VmConfig,
+    _: &HostFacts,
+) -> Result<Controllers, VmError> {
     vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
     // As firmware leaves it: all lines masked. KVM's own passes an interrupt on at once, at vectors that are those of
     // exceptions until the guest sets it up.
@@ -81,6 +85,11 @@ pub(crate) fn create_controllers(vm: &VmFd, config: &VmConfig) -> Result<Control
         vm.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
     }
     Ok(Controllers)
+}
+
+/// A message is an interrupt of a local APIC.
+pub(crate) fn has_messages(_: &VmFd, _: &HostFacts) -> bool {
+    true
 }
 
 /// Tells the guest that it was paused. It may have no clock to tell it by.

@@ -63,6 +63,6 @@ pub(crate) fn cpu_id(index: u32) -> u32 {
 }
 
 /// What guests are told of beside the devices: the rest is a convention.
-pub(crate) fn platform_nodes(_: u32, _: bool) -> Vec<Node> {
+pub(crate) fn platform_nodes(_: u32, _: bool, _: bool) -> Vec<Node> {
     Vec::new()
 }

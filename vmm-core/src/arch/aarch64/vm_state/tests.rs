@@ -17,3 +17,16 @@ fn a_state_of_another_architecture_is_refused_by_name() {
     let error = VmParts::from_saved(&foreign).unwrap_err().to_string();
     assert!(error.contains("org.ossature.vm.x86_64") && error.contains(KIND), "{error}");
 }
+
+#[test]
+fn a_gic_comes_with_its_its_and_a_gic_v2_with_none() {
+    let decoded = |fields: &[(Field, &[u8])]| {
+        let mut state = Encoder::new(KIND, VERSION);
+        fields.iter().for_each(|(field, bytes)| _ = state.bytes(*field, bytes));
+        VmParts::from_saved(&state.finish())
+    };
+    assert!(decoded(&[]).is_ok_and(|parts| parts.gic.is_none()));
+    for field in [GIC, ITS, GIC_V2] {
+        assert!(decoded(&[(field, &[])]).is_err(), "{field:?} of nothing");
+    }
+}
