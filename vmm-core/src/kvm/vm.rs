@@ -211,7 +211,7 @@ impl Vm for KvmVm {
     }
 
     fn caches(&self) -> Option<Caches> {
-        self.shared.caches.clone()
+        arch::with_processors(self.shared.caches.clone()?, &self.shared.host.facts)
     }
 
     fn address_bits(&self) -> u32 {

@@ -20,7 +20,8 @@ pub(super) enum Told {
 impl VmConfig {
     /// Tells the guest of these caches, or of none, instead of the host's, which are those of its first processor, as far
     /// as `/sys/devices/system/cpu/cpu0/cache` says. Each vCPU is a core: what cores of the host have for themselves is
-    /// each vCPU's own, and all vCPUs share what they share.
+    /// each vCPU's own, and all vCPUs share what they share. What contradicts the CLIDR_EL1 of the guest's processors,
+    /// and what is behind it, is left out.
     ///
     /// ```
     /// use ossature_boot::{Cache, Caches};
@@ -37,12 +38,39 @@ impl VmConfig {
     }
 }
 
-/// The caches that the guest of a machine is told of, if any.
+/// The caches of which the guest of a machine is to be told, if any.
 pub(crate) fn caches(config: &VmConfig, facts: &HostFacts) -> Option<Caches> {
     match &config.arch.caches {
         Told::Host => facts.caches.get_or_init(|| of(Path::new(FIRST))).clone(),
         Told::Given(caches) => caches.clone(),
     }
+}
+
+/// What of the caches does not contradict the guest's processors, once there is one.
+pub(crate) fn with_processors(caches: Caches, facts: &HostFacts) -> Option<Caches> {
+    by_clidr(caches, *facts.clidr.get()?)
+}
+
+/// What a level of CLIDR_EL1 has: none that a processor knows of, caches for data and for instructions, or one for both (Arm
+/// Architecture Reference Manual, D19.2.26).
+const NONE: u64 = 0;
+const SEPARATE: u64 = 3;
+const UNIFIED: u64 = 4;
+/// Bits of each level.
+const LEVEL: usize = 3;
+
+/// What of the caches does not contradict a CLIDR_EL1: there may be more outside of them. Linux finds
+/// no caches at all where both have a level and differ. From Linux 6.3 on, KVM tells there of what software has to maintain, which
+/// may be less than the host has.
+fn by_clidr(mut caches: Caches, clidr: u64) -> Option<Caches> {
+    let kind = |level: usize| clidr >> (LEVEL * (level - 1)) & 0b111;
+    if kind(1) != SEPARATE {
+        return None;
+    }
+    let behind = (2..=7).take_while(|level| [UNIFIED, NONE].contains(&kind(*level))).count();
+    caches.own.truncate(behind);
+    caches.shared.truncate(behind - caches.own.len());
+    Some(caches)
 }
 
 /// The host's first processor.

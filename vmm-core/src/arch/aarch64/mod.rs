@@ -24,7 +24,7 @@ mod vcpu_state;
 mod vm_state;
 
 pub(crate) use boot::{LinuxOptions, load_linux};
-pub(crate) use caches::caches;
+pub(crate) use caches::{caches, with_processors};
 pub(crate) use exception::{exception_registers, instruction_byte};
 pub(crate) use gic::{Controllers, VCPUS_FIRST, create_controllers, has_messages};
 pub(crate) use irq::{MESSAGES_HAVE_SENDERS, WIRED_LINES, WiredLine, line_number, wired_lines};

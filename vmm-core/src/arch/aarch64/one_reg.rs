@@ -28,6 +28,9 @@ const fn system(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> RegisterId 
     RegisterId(KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | number)
 }
 
+/// Which caches a processor has.
+pub(super) const CLIDR: RegisterId = system(3, 1, 0, 0, 1);
+
 /// System registers by name: those that say what a processor is, and those that are mentioned elsewhere.
 const NAMES: &[(RegisterId, &str)] = &[
     (system(3, 0, 0, 0, 0), "MIDR_EL1"),
@@ -50,7 +53,7 @@ const NAMES: &[(RegisterId, &str)] = &[
     (system(3, 0, 0, 7, 1), "ID_AA64MMFR1_EL1"),
     (system(3, 0, 0, 7, 2), "ID_AA64MMFR2_EL1"),
     (system(3, 0, 0, 7, 3), "ID_AA64MMFR3_EL1"),
-    (system(3, 1, 0, 0, 1), "CLIDR_EL1"),
+    (CLIDR, "CLIDR_EL1"),
     (system(3, 1, 0, 0, 7), "AIDR_EL1"),
     (system(3, 3, 0, 0, 1), "CTR_EL0"),
     (system(3, 0, 1, 0, 0), "SCTLR_EL1"),

@@ -12,7 +12,7 @@ use ossature_boot::Caches;
 use super::caches::Told;
 use super::features::Features;
 use super::gic::Version;
-use super::one_reg::{self, SVE_LENGTHS};
+use super::one_reg::{self, CLIDR, SVE_LENGTHS};
 use super::vcpu_state::VcpuParts;
 use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
@@ -45,6 +45,8 @@ impl ArchConfig {
 pub(crate) struct HostFacts {
     address_bits: OnceLock<u32>,
     pub(super) caches: OnceLock<Option<Caches>>,
+    /// The CLIDR_EL1 of its guests' processors: known once there was one.
+    pub(super) clidr: OnceLock<u64>,
     /// The newest that it offers.
     pub(super) gic: OnceLock<Version>,
 }
@@ -93,7 +95,7 @@ pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
 pub(crate) fn init_vcpu(
     (vm, vcpu): (&VmFd, &VcpuFd),
     index: u32,
-    (kvm, _): (&Kvm, &HostFacts),
+    (kvm, facts): (&Kvm, &HostFacts),
     config: &VmConfig,
 ) -> Result<(), VmError> {
     let features = Features::of(kvm, config);
@@ -106,6 +108,12 @@ pub(crate) fn init_vcpu(
             })?;
         }
         vcpu.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(call("KVM_ARM_VCPU_FINALIZE"))?;
+    }
+    if facts.clidr.get().is_none() {
+        let mut clidr = [0; size_of::<u64>()];
+        one_reg::get(vcpu, CLIDR, &mut clidr).map_err(call("KVM_GET_ONE_REG of CLIDR_EL1"))?;
+        // Another thread may have been first, with the same.
+        let _ = facts.clidr.set(u64::from_ne_bytes(clidr));
     }
     Ok(())
 }

@@ -32,6 +32,11 @@ pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Option<Caches> {
     None
 }
 
+/// As [`caches`].
+pub(crate) fn with_processors(_: Caches, _: &HostFacts) -> Option<Caches> {
+    None
+}
+
 /// What a machine needs before anything else: nothing on AMD's processors, which run real mode by themselves.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
     if has_svm() {

@@ -105,3 +105,19 @@ fn what_the_caller_gives_is_what_guests_are_told() {
     let given = first().own(Cache::new(1 << 20));
     assert_eq!(caches(&VmConfig::new(1).caches(given.clone()), &facts), Some(given));
 }
+
+#[test]
+fn what_the_guests_processors_say_of_their_caches_is_not_contradicted() {
+    let (second, third) = (Cache::new(1 << 20), Cache::new(32 << 20));
+    let all = || first().own(second).shared(third);
+    // Separate, unified, unified; the same with the third outside of the processors.
+    assert_eq!(by_clidr(all(), 0b100_100_011), Some(all()));
+    assert_eq!(by_clidr(all(), 0x0a20_0000 | 0b100_011), Some(all()));
+    // The second or the third in two halves.
+    assert_eq!(by_clidr(all(), 0b100_011_011), Some(first()));
+    assert_eq!(by_clidr(all(), 0b011_100_011), Some(first().own(second)));
+    // As KVM tells where nothing has to be maintained, or instructions alone: one level for both; instructions, then both.
+    assert_eq!(by_clidr(all(), 0b100), None);
+    assert_eq!(by_clidr(all(), 0b100_001), None);
+    assert_eq!(by_clidr(all(), 0), None);
+}
