@@ -65,7 +65,6 @@ const WRITE_PROTECTION: &str =
 /// changes.
 const GUEST: &[&str] = &[
     "guest_aarch64",
-    "guest_appliance",
     "guest_console",
     "guest_disk",
     "guest_fork",
