@@ -18,8 +18,9 @@ pub const SAY_HELLO: &[u32] = &[
 pub const POWER_OFF: &[u32] = &[0x52b0_8000, 0x7280_0100, 0xd400_0002];
 /// b to itself
 pub const HANG: &[u32] = &[0x1400_0000];
-/// ldr w3, [x19, #0x18]; tbnz w3, #4 (nothing received), to it
-pub const AWAIT_KEY: &[u32] = &[0xb940_1a63, 0x3727_ffe3];
+/// mov w3, #0x10; str w3, [x19, #0x38] (interrupts of the receiver, without which it does not listen);
+/// ldr w3, [x19, #0x18]; tbnz w3, #4 (nothing received), to the ldr
+pub const AWAIT_KEY: &[u32] = &[0x5280_0203, 0xb900_3a63, 0xb940_1a63, 0x3727_ffe3];
 
 /// Code as it is in memory.
 pub fn bytes(code: &[u32]) -> Vec<u8> {

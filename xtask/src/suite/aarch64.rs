@@ -49,13 +49,15 @@ const UNIT: &[(&str, &str)] = &[
 /// The packages whose bare-metal guests run there too, on the KVM of that machine.
 const KVM: &[&str] = &["ossature-core"];
 
-/// Tests that cannot pass in the nested machine, and why.
+/// Tests that cannot pass in the nested machine, or show nothing more there, and why.
 const NOT_THERE: &[(&str, &str)] = &[
+    ("a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm_with_an_exit_code_of_its_own", BZIMAGE),
     ("a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand", WRITE_PROTECTION),
     ("a_kernel_that_panics", PORTS),
     ("t6_a_triple_fault_that_resets_the_machine", TRIPLE_FAULT),
     ("a_triple_fault", TRIPLE_FAULT),
     ("ctrl_alt_del_reboots", PORTS),
+    ("forks_of_a_debian_guest_under_load_on_pci_have_nothing_in_common", FORKS_ON_PCI),
     ("the_boot_timer_prints_phases_and_stamps_what_the_guest_writes", PORTS),
     ("passt_reaches_a_server_without_root", PASST),
     ("userfault::tests::a_write_to_a_protected_page_waits", WRITE_PROTECTION),
@@ -64,6 +66,8 @@ const NOT_THERE: &[(&str, &str)] = &[
 ];
 /// Of whole-machine tests: what they look at is x86_64's.
 const PORTS: &str = "there are no I/O ports: no pvpanic, keyboard controller, boot timer";
+const BZIMAGE: &str = "kernels of this architecture are no bzImages";
+const FORKS_ON_PCI: &str = "on PCI, states go on in `guest_snapshot` and `guest_state`";
 const TRIPLE_FAULT: &str = "no exception ends a processor of this architecture";
 const PASST: &str = "a program of the host's, with another architecture's libraries";
 const WRITE_PROTECTION: &str =
@@ -81,6 +85,7 @@ const GUEST: &[&str] = &[
     "guest_pci",
     "guest_power",
     "guest_reset",
+    "guest_rust_vmm",
     "guest_snapshot",
     "guest_state",
     "guest_vsock",
