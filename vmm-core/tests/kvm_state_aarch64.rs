@@ -181,7 +181,8 @@ const GIC_V3: &[u32] = &[
     END,
 ];
 
-/// The same with a GICv2, whose CPU interface is in memory.
+/// The same with a GICv2, whose CPU interface is in memory. Tells who has sent the interrupts 0 to 3 of software, too, and sends
+/// itself the last one.
 const GIC_V2: &[u32] = &[
     0xd2be_0016, // mov x22, #0xf0000000: the distributor
     0xd2be_0037, // mov x23, #0xf0010000: the CPU interface
@@ -197,6 +198,11 @@ const GIC_V2: &[u32] = &[
     0xb900_0262, // str w2, [x19]
     0xd280_1e02, // mov x2, #0xf0
     0xb900_06e2, // str w2, [x23, #4]
+    0xb94f_22c2, // ldr w2, [x22, #0xf20]: GICD_SPENDSGIR0
+    0xb900_0262, // str w2, [x19]
+    0x5280_0062, // mov w2, #3
+    0x72a0_4002, // movk w2, #0x200, lsl #16
+    0xb90f_02c2, // str w2, [x22, #0xf00]: GICD_SGIR
     END,
 ];
 
@@ -219,7 +225,11 @@ fn the_gic_is_reset_and_restored() {
         };
         guest.memory.take().iter().map(value).collect::<Vec<_>>()
     };
-    let (new, set) = ([0, 0, 0], [5, 0xa0, 0xf0]);
+    let (new, set) = if guest.vm.has_messages() {
+        (vec![0; 3], vec![5, 0xa0, 0xf0])
+    } else {
+        (vec![0; 4], vec![5, 0xa0, 0xf0, 1 << 24])
+    };
     assert_eq!(tell(), new);
     let state = guest.vm.state().expect("a state");
     assert_eq!(guest.vm.state().expect("a state"), state);
