@@ -189,7 +189,7 @@ impl GicState {
         }
         let mut values = self.distributor.iter();
         for (offset, value) in gic.version.distributor().into_iter().zip(values.by_ref()) {
-            gic.set_distributor(offset, *value)?;
+            gic.set_distributor(offset, self.to_write(offset, *value))?;
         }
         if levels == Levels::Saved {
             self.write_levels(vm, gic, values)?;
@@ -214,15 +214,32 @@ impl GicState {
         lines.try_for_each(|(line, value)| gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line), *value))
     }
 
+    /// What is written to a shared register. A level-triggered line of a GICv2 is pending for as long as it is asserted: one that was
+    /// set pending as well would stay so behind its device's back.
+    fn to_write(&self, offset: u64, value: u32) -> u32 {
+        let pending = GICD_ISPENDR..GICD_ISPENDR + u64::from(PRIVATE_IRQS + WIRED_LINES) / 8;
+        if self.version == Version::V3 || !pending.contains(&offset) {
+            return value;
+        }
+        let first = (offset - GICD_ISPENDR) as u32 * 8;
+        (0..32).filter(|bit| self.is_level(first + bit)).fold(value, |value, bit| value & !(1 << bit))
+    }
+
     /// Returns true if a shared line of a GICv2 is asserted, which KVM does not tell from pending.
     fn is_asserted(&self, line: u32) -> bool {
         let irq = PRIVATE_IRQS + line;
-        let bit = |bank: u64, bit: u32| {
-            let offset = bank + u64::from(bit / 32 * 4);
-            let mut registers = self.version.distributor().into_iter().zip(&self.distributor);
-            registers.any(|(at, value)| at == offset && value >> (bit % 32) & 1 != 0)
-        };
-        bit(GICD_ISPENDR, irq) && !bit(GICD_ICFGR, 2 * irq + 1)
+        self.is_level(irq) && self.bit(GICD_ISPENDR, irq)
+    }
+
+    fn is_level(&self, irq: u32) -> bool {
+        !self.bit(GICD_ICFGR, 2 * irq + 1)
+    }
+
+    /// A bit of the shared registers from `bank` on.
+    fn bit(&self, bank: u64, bit: u32) -> bool {
+        let offset = bank + u64::from(bit / 32 * 4);
+        let mut registers = self.version.distributor().into_iter().zip(&self.distributor);
+        registers.any(|(at, value)| at == offset && value >> (bit % 32) & 1 != 0)
     }
 
     /// The version of the GIC whose state it is.
@@ -255,6 +272,10 @@ impl GicState {
             let expected = control.map(|control| version.interface(*control).len());
             if expected != Some(interface.len()) {
                 let reason = "there are not as many registers as it has priorities";
+                return Err(StateError::Inconsistent { field: "CPU interface", reason });
+            }
+            if version == Version::V2 && interface.iter().any(|value| *value > u32::MAX.into()) {
+                let reason = "those of a GICv2 have 32 bits";
                 return Err(StateError::Inconsistent { field: "CPU interface", reason });
             }
             Ok(VcpuState { private, interface })

@@ -57,6 +57,10 @@ fn a_level_line_of_a_gic_v2_is_asserted_if_it_is_pending() {
     set(GICD_ICFGR + 8, 0b1000);
     let asserted: Vec<u32> = (0..WIRED_LINES).filter(|line| state.is_asserted(*line)).collect();
     assert_eq!(asserted, [0, 95]);
+    // Those are not set pending besides.
+    assert_eq!(state.to_write(GICD_ISPENDR + 4, 0b11), 0b10);
+    assert_eq!(state.to_write(GICD_ISPENDR + 12, 1 << 31), 0);
+    assert_eq!(state.to_write(GICD_ISPENDR + 16, 0b11), 0b11);
 }
 
 #[test]
