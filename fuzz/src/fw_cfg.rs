@@ -62,9 +62,9 @@ impl Guest {
         request.extend_from_slice(&address.to_be_bytes());
         let in_ram = self.dma.write(GuestAddress(at), &request).is_ok();
         let before = self.all();
-        let address = if self.in_memory { 16 } else { 4 };
-        self.write(address, Size::B4, u64::from(((at >> 32) as u32).swap_bytes()));
-        self.write(address + 4, Size::B4, u64::from((at as u32).swap_bytes()));
+        let register = if self.in_memory { 16 } else { 4 };
+        self.write(register, Size::B4, u64::from(((at >> 32) as u32).swap_bytes()));
+        self.write(register + 4, Size::B4, u64::from((at as u32).swap_bytes()));
         if !in_ram {
             assert!(self.all() == before);
             return;
