@@ -11,6 +11,7 @@ use crate::{Error, Result, packages, paths, process};
 /// Debian 12's current compiler: the package `rustc` of that release is older than ours has to be.
 const COMPILER: &str = "rustc-web";
 const COMPILER_PROGRAM: &str = "/usr/bin/rustc";
+const DOCUMENTER_PROGRAM: &str = "/usr/bin/rustdoc";
 /// The standard library that belongs to it.
 const LIBRARY: &str = "libstd-rust-web-dev";
 
@@ -53,7 +54,7 @@ pub fn set_up_programs(cargo: &mut Command, arch: Arch) -> Result<()> {
     set_up(cargo.args(["--profile", PROFILE]), arch, STATIC)
 }
 
-/// Has `cargo` build for an architecture, with these more flags for the compiler.
+/// Has `cargo` build for an architecture, with these more flags for the compiler and for rustdoc.
 ///
 /// # Errors
 /// There is no standard library for it that the compiler takes.
@@ -61,11 +62,12 @@ pub fn set_up(cargo: &mut Command, arch: Arch, flags: &str) -> Result<()> {
     let target = arch.facts().target;
     let mut flags = flags.to_owned();
     if !has_target(target) && !rustup_adds_target(target) {
-        cargo.env("RUSTC", COMPILER_PROGRAM);
+        cargo.env("RUSTC", COMPILER_PROGRAM).env("RUSTDOC", DOCUMENTER_PROGRAM);
         flags = format!("{flags} --sysroot {}", debian_sysroot(arch)?.display());
     }
     let variable = |name: &str| format!("CARGO_TARGET_{}_{name}", target.to_uppercase().replace('-', "_"));
-    cargo.args(["--target", target]).env(variable("RUSTFLAGS"), flags).env_remove("RUSTFLAGS");
+    cargo.args(["--target", target]).env_remove("RUSTFLAGS").env_remove("RUSTDOCFLAGS");
+    cargo.env(variable("RUSTFLAGS"), &flags).env(variable("RUSTDOCFLAGS"), &flags);
     if arch == Arch::Aarch64 && !arch.is_host() {
         cargo.env(variable("LINKER"), "aarch64-linux-gnu-gcc");
     }

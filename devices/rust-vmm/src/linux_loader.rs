@@ -3,8 +3,8 @@
 //!
 //! | there | here | by |
 //! |---|---|---|
-//! | [`KernelLoader`](loader::KernelLoader) | [`Payload`](ossature_core::machine::Payload) | [`FromKernelLoader`] |
-//! | [`KernelLoader`](loader::KernelLoader) | [`Kernel`](ossature_boot::x86_64::Kernel) | [`ToKernelLoader`] |
+//! | [`KernelLoader`](loader::KernelLoader) | [`Payload`](ossature_core::machine::Payload) | `FromKernelLoader` |
+//! | [`KernelLoader`](loader::KernelLoader) | [`Kernel`](ossature_boot::x86_64::Kernel) | `ToKernelLoader` |
 //! | [`Cmdline`](cmdline::Cmdline) | `String` | [`cmdline_of`] |
 //!
 //! Its loaders for ELF kernels and bzImages exist on x86 only, and so do the first two.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Suite;
 use super::binaries::{self, Test};
+use super::consumer;
 use super::environment::{self, Environment, Nested};
 use super::plan::Entry;
 use crate::arch::Arch;
@@ -236,18 +237,24 @@ fn list(words: &[&str]) -> Result<Vec<Test>> {
     Ok(tests?.concat())
 }
 
-/// Checks the libraries and programs of the whole workspace, its examples, and the tests that are not x86's. Has a
-/// target folder of its own, so that the other steps find theirs as they left it.
+/// Checks the libraries and programs of the whole workspace, its examples, the tests that are not x86's, the crates as
+/// they are published, and their documentation. Has a target folder of its own, so that the other steps find theirs as
+/// they left it.
 pub fn check() -> Result<()> {
-    let check = |what: &[&str]| {
+    let cargo = |what: &[&str]| {
         let mut cargo = process::command("cargo");
-        cargo.args(["check", "--target-dir"]).arg(paths::target().join("aarch64")).args(what);
+        cargo.args(what).arg("--target-dir").arg(paths::target().join("aarch64"));
         cross::set_up(&mut cargo, Arch::Aarch64, "-D warnings")?;
         process::run(cargo.current_dir(paths::root()))
     };
-    check(&["--workspace"])?;
-    check(&["--package", "ossature-examples", "--examples"])?;
-    check(FACADE)?;
+    cargo(&["check", "--workspace"])?;
+    cargo(&["check", "--package", "ossature-examples", "--examples"])?;
+    cargo(&[&["check"], FACADE].concat())?;
     let tests = WITH_TESTS.iter().flat_map(|package| ["--package", package]);
-    check(&tests.chain(["--all-targets"]).collect::<Vec<_>>())
+    cargo(&["check", "--all-targets"].into_iter().chain(tests).collect::<Vec<_>>())?;
+    let published = ["--workspace", "--exclude", "xtask", "--exclude", "ossature-examples"];
+    cargo(&[&["doc", "--all-features", "--no-deps", "--quiet"][..], &published].concat())?;
+    let packages = consumer::package()?;
+    let packages = packages.words();
+    cargo(&["check", "--quiet"].into_iter().chain(packages.iter().map(String::as_str)).collect::<Vec<_>>())
 }

@@ -21,10 +21,31 @@ pub fn manifest() -> PathBuf {
     paths::root().join("tests/consumer/Cargo.toml")
 }
 
-/// Packages every crate, and builds the VMM's tests and the published examples from the packages. Fails too if there
-/// is more than one version of a crate of rust-vmm.
-pub fn build() -> Result<Vec<Binary>> {
-    let crates = package()?;
+/// The crates as they are published, and a workspace that has them from nowhere else.
+pub struct Packaged {
+    crates: Vec<Package>,
+    manifest: PathBuf,
+    /// What says where the packages are.
+    config: PathBuf,
+}
+
+impl Packaged {
+    /// For cargo: that workspace, and all packages.
+    pub fn words(&self) -> Vec<String> {
+        let packages = self.crates.iter().flat_map(|package| ["--package".to_owned(), package.name.clone()]);
+        self.workspace().into_iter().chain(packages).collect()
+    }
+
+    fn workspace(&self) -> [String; 4] {
+        let [manifest, config] =
+            [&self.manifest, &self.config].map(|path| path.to_string_lossy().into_owned());
+        ["--manifest-path".to_owned(), manifest, "--config".to_owned(), config]
+    }
+}
+
+/// Packages every crate. The VMM and the examples are a workspace that uses the packages.
+pub fn package() -> Result<Packaged> {
+    let crates = pack()?;
     let mut patch = "[patch.crates-io]\n".to_owned();
     for package in &crates {
         let place = folder().join("packages").join(&package.folder);
@@ -42,14 +63,22 @@ pub fn build() -> Result<Vec<Binary>> {
     let workspace = folder().join("workspace");
     sync(&source, &workspace)?;
 
-    let (manifest, target) = (workspace.join("Cargo.toml"), folder().join("target"));
-    let [manifest, config, target] = [&manifest, &config, &target].map(|path| path.to_string_lossy());
-    let arguments = ["--quiet", "--manifest-path", &manifest, "--config", &config, "--target-dir", &target];
-    let binaries = binaries::build(&[&arguments[..], &["--all-targets"]].concat(), &[])?;
-    let lock = workspace.join("Cargo.lock");
+    Ok(Packaged { crates, manifest: workspace.join("Cargo.toml"), config })
+}
+
+/// Builds the VMM's tests and the published examples from packages of every crate. Fails too if there is more than one
+/// version of a crate of rust-vmm.
+pub fn build() -> Result<Vec<Binary>> {
+    let packaged = package()?;
+    let (words, target) = (packaged.workspace(), folder().join("target"));
+    let target = target.to_string_lossy();
+    let more = ["--quiet", "--all-targets", "--target-dir", &target];
+    let words = words.iter().map(String::as_str).chain(more).collect::<Vec<_>>();
+    let binaries = binaries::build(&words, &[])?;
+    let lock = packaged.manifest.with_extension("lock");
     lock_file::one_version_each(&lock)?;
     let lock = fs::read_to_string(&lock).context(lock.display())?;
-    match crates.iter().find(|package| !is_patched(&lock, &package.name)) {
+    match packaged.crates.iter().find(|package| !is_patched(&lock, &package.name)) {
         Some(package) => {
             Err(Error::new(format!("the consumer was built without the package {}", package.name)))
         }
@@ -76,7 +105,7 @@ impl Package {
 }
 
 /// Packages all crates and unpacks them.
-fn package() -> Result<Vec<Package>> {
+fn pack() -> Result<Vec<Package>> {
     let (packed, staging) = (paths::target().join("package"), staging());
     // What an earlier run has left is not ours.
     for folder in [&packed, &staging] {
