@@ -45,6 +45,7 @@ const UNIT: &[(&str, &str)] = &[
     ("ossature-pci", ""),
     ("ossature-boot", ""),
     ("ossature-core", "arch::"),
+    ("ossature-core", "machine::snapshot::shape"),
 ];
 
 /// The packages whose bare-metal guests run there too, on the KVM of that machine.
