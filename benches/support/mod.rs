@@ -13,3 +13,6 @@ pub mod rings;
 pub mod sockets;
 pub mod state;
 pub mod turns;
+
+/// A hot path: its name, and one round of it.
+pub type Path = (&'static str, Box<dyn FnMut()>);

@@ -9,7 +9,7 @@ use ossature::memory::GuestMmap;
 use ossature::memory::vm_memory::GuestAddress;
 
 /// What is done before a guest starts: each with its name.
-pub fn paths() -> Vec<(&'static str, Box<dyn FnMut()>)> {
+pub fn paths() -> Vec<super::Path> {
     let (trees, tables, loaded) = (platform(), platform(), platform());
     let image = kernel(4096);
     let mut file = tempfile::tempfile().unwrap();

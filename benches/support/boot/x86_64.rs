@@ -20,7 +20,7 @@ use ossature_rust_vmm::linux_loader::FromKernelLoader;
 use ossature_rust_vmm::linux_loader::loader::Elf;
 
 /// What is done before a guest starts: each with its name.
-pub fn paths() -> Vec<(&'static str, Box<dyn FnMut()>)> {
+pub fn paths() -> Vec<super::Path> {
     let (tables, map, image) = (platform(), platform(), kernel(4096));
     let (mut ours, mut theirs) = (Loading::new(), Loading::new());
     vec![
