@@ -19,8 +19,9 @@ use registers::{Place, Registers};
 use state::FwCfgState;
 
 /// QEMU's firmware configuration device (its `docs/specs/fw_cfg`): files that the guest reads at I/O ports 0x510 and
-/// 0x511, at registers [in memory](Self::in_memory), or by DMA. Linux shows them below `/sys/firmware/qemu_fw_cfg/by_name`, each file's contents as `raw`. Names that
-/// begin with `opt/` and a domain of one's own are for users.
+/// 0x511, at registers [in memory](Self::in_memory), or by DMA. Linux shows them below
+/// `/sys/firmware/qemu_fw_cfg/by_name`, each file's contents as `raw`. Names that begin with `opt/` and a domain of one's own
+/// are for users.
 ///
 /// The guest can write nothing. One transfer moves at most 16 MiB, to RAM alone; one that asks for more, or for anything
 /// else, is answered with the error bit and has moved nothing.

@@ -162,7 +162,9 @@ impl Vm for KvmVm {
 
     fn add_msi_route(&self, message: MsiMessage) -> Result<MsiRoute, VmError> {
         if !self.has_messages() {
-            return Err(VmError::Unsupported { what: "an interrupt by a message, which needs a GICv3" });
+            return Err(VmError::Unsupported {
+                what: "an interrupt by a message, with the interrupt controller of this host",
+            });
         }
         let mut routes = self.shared.routes();
         let gsi = routes.add(message)?;

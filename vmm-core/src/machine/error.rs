@@ -102,7 +102,8 @@ pub enum BuildError {
     },
     /// A device's interrupts are messages, and the host's interrupt controller has none for guests.
     #[error(
-        "device {id:?} sends messages (MSI-X), which are no interrupts with the GICv2 of this host; put it on virtio-mmio"
+        "device {id:?} sends messages (MSI-X), which the interrupt controller of this host does not take; use interrupt lines, as \
+         virtio-mmio does"
     )]
     NoMessages {
         /// The device.

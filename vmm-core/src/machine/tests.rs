@@ -332,8 +332,8 @@ fn c3_a_device_whose_messages_reach_no_guest_is_refused_with_what_would_be_right
     let refused = build(Scripted::new([Script::new()]).without_messages()).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "device \"disk\" sends messages (MSI-X), which are no interrupts with the GICv2 of this host; put it on \
-         virtio-mmio"
+        "device \"disk\" sends messages (MSI-X), which the interrupt controller of this host does not take; use interrupt \
+         lines, as virtio-mmio does"
     );
 }
 
