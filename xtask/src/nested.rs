@@ -109,7 +109,12 @@ pub fn prepare(arch: Arch) -> Result<(Kernel, PathBuf)> {
 }
 
 fn prepare_with(arch: Arch, more: &[&str]) -> Result<(Kernel, PathBuf)> {
-    let root = if arch.is_host() { PathBuf::new() } else { port::userland(arch, PACKAGES, more)? };
+    let mut root = PathBuf::new();
+    if !arch.is_host() {
+        root = port::userland(arch, PACKAGES, more)?;
+        // Of the initial RAM disk.
+        port::busybox(arch)?;
+    }
     Ok((kernels::fetch_for(arch, Flavour::Generic)?, root))
 }
 
