@@ -1,14 +1,17 @@
 //! The parts of a machine on aarch64: our devices and loader, linux-loader's command line, and a lamp in memory.
 
+#[path = "../platform/aarch64.rs"]
+mod platform;
+
 use std::sync::Arc;
 
 use ossature::boot::aarch64::layout::CMDLINE_SIZE;
-use ossature::bus::Device;
-use ossature::legacy::{AcpiPower, Backend, Pl011, Pl031, Serial};
 use ossature::rust_vmm::linux_loader::{cmdline::Cmdline, cmdline_of};
 use ossature::rust_vmm::vm_device::bus::{MmioAddress, MmioAddressOffset, MmioRange};
 use ossature::rust_vmm::vm_device::{DeviceMmio, FromVmDevice};
 use ossature::vmm::machine::{Linux, MachineBuilder};
+
+pub use platform::{clock, power, rest, serial};
 
 use super::{Args, Lamp, Result, open};
 
@@ -18,23 +21,6 @@ pub const CMDLINE: &str = "console=ttyAMA0 panic=-1";
 pub const KERNEL: &str = "Kernel: an Image or an EFI image with one in it";
 /// Where the guest finds the lamp.
 const LAMP: MmioAddress = MmioAddress(0xd010_0000);
-
-pub fn serial(line: Backend) -> Serial<Pl011> {
-    Serial::pl011("serial", line)
-}
-
-pub fn clock() -> Pl031 {
-    Pl031::new("rtc")
-}
-
-pub fn power() -> AcpiPower {
-    AcpiPower::button_only("power")
-}
-
-/// The hypervisor resets the machine.
-pub fn rest() -> Vec<Box<dyn Device>> {
-    Vec::new()
-}
 
 impl DeviceMmio for Lamp {
     fn mmio_read(&self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) {

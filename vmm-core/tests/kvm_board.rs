@@ -19,7 +19,7 @@ use ossature_bus::{
 };
 use ossature_core::Kvm;
 use ossature_core::machine::{Machine, Outcome};
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 /// What the register page says.
 const MAGIC: u32 = 0x7472_6976;
@@ -167,7 +167,7 @@ fn add_replace_and_remove(rounds: u32) {
         // After the first round: it leaves behind what is made once.
         start = start.or_else(|| Some(taken()));
     }
-    no_more_than(start.unwrap());
+    given_back(start.unwrap());
     // What was read has been counted.
     turn(&machine);
     let paused = machine.pause().unwrap();
@@ -201,7 +201,7 @@ fn no_access_is_lost_while_a_device_is_replaced_a_thousand_times() {
         drop(machine.replace_device(counter(&counts)).unwrap());
     }
     turn(&machine);
-    no_more_than(start);
+    given_back(start);
     assert_eq!(counted(&machine, NOBODY), nobody, "a read that nobody answered");
     drop(machine.remove_device("counter").unwrap());
     // What was read has been counted.
@@ -544,7 +544,7 @@ fn messages_of_devices_that_go_are_given_back() {
         drop((part, kept));
         start = start.or_else(|| Some(taken()));
     }
-    no_more_than(start.unwrap());
+    given_back(start.unwrap());
 }
 
 /// Moves to the page that is written to 0x8; powers the machine off by 0xc.
@@ -677,7 +677,7 @@ fn a_range_moves_a_thousand_times_while_another_vcpu_reads_it() {
     let start = taken();
     paused.resume().unwrap();
     until(&machine, "the last move", || number(&machine, 0x4000) >> 8 & 0xff == 1);
-    no_more_than(start);
+    given_back(start);
     let _paused = machine.pause().unwrap();
     assert!(number(&machine, COUNTS[1]) > 0);
     assert_eq!(number(&machine, COUNTS[1] + NONSENSE), 0);

@@ -16,7 +16,7 @@ use ossature_core::{Kvm, Registers, SegmentRegister, VmConfig};
 use ossature_legacy::Rtc;
 use ossature_memory::vm_memory::{Bytes, GuestAddress};
 use ossature_memory::{GuestMmap, RamConfig};
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 const CODE: u16 = 0x1000;
 const SEED: u64 = 0x3000;
@@ -128,7 +128,7 @@ fn rounds(machine: &Machine, checkpoint: &mut Checkpoint, done: &Receiver<()>, r
         assert!(memory(machine) == before, "round {round}");
         assert_eq!(rest(&paused), first, "round {round}");
     }
-    no_more_than(own);
+    given_back(own);
     before
 }
 
@@ -145,7 +145,7 @@ fn a_guest_that_writes_at_random_goes_back_a_thousand_times() {
         let mut checkpoint = machine.checkpoint().unwrap();
         rounds(&machine, &mut checkpoint, &done, 1000);
     }
-    no_more_than(nothing);
+    given_back(nothing);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use ossature_core::machine::{ForkError, ForkPlan, GuestClock, Holder, Machine, S
 use ossature_legacy::{FwCfg, GenerationId, VmGenId};
 use ossature_memory::vm_memory::GuestAddress;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 /// What the parent reads instead of a number.
 const PARENT: u64 = 0xffff;
@@ -125,7 +125,7 @@ fn a_thousand_forks_of_a_machine_run_and_leave_nothing() {
         // A page with what it wrote, in a machine of half a MiB.
         assert!(unique.iter().all(|unique| (4096..=64 << 10).contains(unique)), "{unique:?}");
         drop(machines);
-        no_more_than(before);
+        given_back(before);
     }
     assert_eq!(number(&parent, NUMBER) & 0xffff, PARENT as u32, "no child writes to its parent");
     parent.resume().unwrap();
@@ -260,7 +260,7 @@ fn a_parent_that_runs_is_copied_while_it_runs() {
     let grandchildren = own.fork(&kvm, &plan).unwrap();
     assert_eq!([0x5000, 0x6000].map(|at| number(&grandchildren[0], at)), [7, 9]);
     drop((grandchildren, own, children, template));
-    no_more_than(before);
+    given_back(before);
 
     let (template, _) = parent.template_live().unwrap();
     parent.stop().unwrap();
@@ -280,7 +280,7 @@ fn refused(template: &Template, third: impl Fn(u64) -> Made + Send + Sync) -> Fo
         _ => devices(child, &said),
     });
     let error = template.fork(&Kvm::open().unwrap(), &plan).unwrap_err();
-    no_more_than(before);
+    given_back(before);
     assert_eq!(said.load(Ordering::Relaxed), 0, "no child has run: {error}");
     error
 }
@@ -380,7 +380,7 @@ fn forks_without_enough_descriptors_leave_nothing() {
             }
             Err(other) => panic!("{other}"),
         }
-        no_more_than(before);
+        given_back(before);
     }
     assert!((3..30).contains(&failures), "{failures}");
     parent.resume().unwrap();

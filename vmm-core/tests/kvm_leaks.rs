@@ -11,7 +11,7 @@ use std::thread;
 use guest::{Guest, SPIN};
 use ossature_bus::Event;
 use ossature_core::{Kvm, Step, VmConfig};
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 /// Mappings of KVM's memory and of guests' RAM: the C library may keep mappings of its own.
 fn vcpu_mappings() -> usize {
@@ -49,6 +49,6 @@ fn nothing_is_left_of_a_machine() {
     for _ in 0..20 {
         one_machine();
     }
-    no_more_than(before);
+    given_back(before);
     assert_eq!(vcpu_mappings(), 0);
 }

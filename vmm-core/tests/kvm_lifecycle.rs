@@ -12,7 +12,7 @@ use ossature_core::Kvm;
 use ossature_core::machine::{LifecycleState, Machine, Outcome};
 use ossature_legacy::backend;
 use ossature_memory::GuestMmap;
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 fn wait_until_it_counts(machine: &Machine) {
     let before = counter(machine);
@@ -104,7 +104,7 @@ fn d7_a_build_that_fails_leaves_nothing_behind() {
     for _ in 0..10 {
         fail();
     }
-    no_more_than(before);
+    given_back(before);
 }
 
 #[test]
@@ -128,5 +128,5 @@ fn descriptors_and_threads_are_back_where_they_were_after_a_drop() {
     for _ in 0..20 {
         round();
     }
-    no_more_than(before);
+    given_back(before);
 }

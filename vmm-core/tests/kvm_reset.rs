@@ -17,7 +17,7 @@ use ossature_bus::{
 use ossature_core::Kvm;
 use ossature_core::machine::{LifecycleState, Machine, MachineEvent, OnReset, Outcome};
 use ossature_legacy::{AcpiPower, I8042};
-use taken::{no_more_than, taken};
+use taken::{given_back, taken};
 
 /// The lives of a guest as its ledger sees them.
 #[derive(Default)]
@@ -132,7 +132,7 @@ fn a_hundred_lives(cpus: u32, ask: &[u8], serve: impl FnOnce(&Machine) -> Outcom
                 start = Some(taken());
             }
         }
-        no_more_than(start.unwrap());
+        given_back(start.unwrap());
         handle.stop();
         lives.lives.load(Ordering::SeqCst)
     });
@@ -188,7 +188,7 @@ fn the_owner_resets_a_running_and_a_paused_machine_a_hundred_times() {
         }
         start = start.or_else(|| Some(taken()));
     }
-    no_more_than(start.unwrap());
+    given_back(start.unwrap());
     assert_eq!(*book.wrong.lock().unwrap(), [], "left of an earlier life");
     assert_eq!(machine.stop().unwrap(), Outcome::Stopped);
 }

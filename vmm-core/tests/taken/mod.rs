@@ -11,12 +11,13 @@ pub fn taken() -> (usize, usize) {
     (count("/proc/self/fd"), count("/proc/self/task"))
 }
 
-/// Waits until this process has no more of either: the kernel lists a thread that was joined for a moment.
-pub fn no_more_than(before: (usize, usize)) {
+/// Waits until this process has as many descriptors as before, and no more threads: the kernel lists one that was joined for a
+/// moment, which may have been counted before.
+pub fn given_back(before: (usize, usize)) {
     let limit = Instant::now() + Duration::from_secs(60);
     loop {
         let now = taken();
-        if now.0 <= before.0 && now.1 <= before.1 {
+        if now.0 == before.0 && now.1 <= before.1 {
             return;
         }
         assert!(Instant::now() < limit, "descriptors and threads: {now:?}, and it was {before:?}");
