@@ -73,21 +73,24 @@ pub fn machine() -> &'static [&'static str] {
 /// Something is missing and cannot be installed: the message holds the command to run.
 pub fn ensure(programs: &[&[&str]]) -> Result<()> {
     let programs = programs.concat();
-    let missing = missing(&programs, has)?;
-    if missing.is_empty() {
-        return Ok(());
+    // Twice: what is installed can take away what was there, if that is from another release of Debian.
+    for _ in 0..2 {
+        let missing = missing(&programs, has)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if !is_debian() {
+            return Err(Error::needs_developer(format!(
+                "please install what your distribution calls these Debian packages: {}",
+                missing.join(" ")
+            )));
+        }
+        if install(&missing, "").is_err() {
+            update_lists()?;
+            install(&missing, "")?;
+        }
     }
-    if !is_debian() {
-        return Err(Error::needs_developer(format!(
-            "please install what your distribution calls these Debian packages: {}",
-            missing.join(" ")
-        )));
-    }
-    if install(&missing, "").is_err() {
-        update_lists()?;
-        install(&missing, "")?;
-    }
-    match self::missing(&programs, has)? {
+    match missing(&programs, has)? {
         still if still.is_empty() => Ok(()),
         still => Err(Error::new(format!("still missing after the installation: {}", still.join(" ")))),
     }
