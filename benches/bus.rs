@@ -73,7 +73,8 @@ fn contender<D: Dispatch>(
 }
 
 fn dispatch(c: &mut Criterion) {
-    const ROUNDS: u64 = 100_000;
+    let full = std::env::args().any(|argument| argument == "--bench");
+    let rounds = if full { 100_000 } else { 100 };
     for devices in [1, 8, 64] {
         let (ours, mutex, rwlock) = (bus::cursors(devices), bus::managers(devices), bus::maps(devices));
         let mut group = c.benchmark_group(format!("bus/{devices}_devices"));
@@ -87,16 +88,16 @@ fn dispatch(c: &mut Criterion) {
         group.finish();
         for threads in [1, 2, 4] {
             let name = |other| format!("bus/{devices}_devices/{threads}_threads: {other} over ours");
-            let base = || run(&ours, devices, threads, ROUNDS).wall;
-            ratio(&name("mutex_io_manager"), base, || run(&mutex, devices, threads, ROUNDS).wall);
-            ratio(&name("rwlock_btreemap"), base, || run(&rwlock, devices, threads, ROUNDS).wall);
+            let base = || run(&ours, devices, threads, rounds).wall;
+            ratio(&name("mutex_io_manager"), base, || run(&mutex, devices, threads, rounds).wall);
+            ratio(&name("rwlock_btreemap"), base, || run(&rwlock, devices, threads, rounds).wall);
         }
         for threads in [2, 4] {
             let name = format!(
                 "bus/{devices}_devices: ours, processor time of a thread of {threads} over one alone"
             );
-            let one = || run(&ours, devices, 1, ROUNDS).cpu;
-            ratio(&name, one, || run(&ours, devices, threads, ROUNDS).cpu);
+            let one = || run(&ours, devices, 1, rounds).cpu;
+            ratio(&name, one, || run(&ours, devices, threads, rounds).cpu);
         }
     }
 }

@@ -20,7 +20,6 @@ const PAGE: usize = 4096;
 const RAM: usize = 256 << 20;
 /// Pages that are dirty, each between two that are not.
 const COUNTS: [usize; 4] = [0, 100, 1000, 10_000];
-const ROUNDS: usize = 40;
 
 /// What a raw program needs for it: a machine whose kernel logs, the original, and registers to go back to.
 struct Floor {
@@ -66,6 +65,8 @@ fn content() -> Vec<u8> {
 }
 
 fn main() {
+    let full = std::env::args().any(|argument| argument == "--bench");
+    let rounds = if full { 40 } else { 1 };
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let kvm = Kvm::open().unwrap();
@@ -88,7 +89,7 @@ fn main() {
     };
     let mut floor = Floor::new();
     let mut least = [[f64::MAX; 2]; COUNTS.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (count, least) in COUNTS.iter().zip(&mut least) {
             dirty(&machine, *count, 9);
             let start = Instant::now();
@@ -125,7 +126,7 @@ fn main() {
         if count > 0 { println!("; {:.3} x the pages", bytes as f64 / pages as f64) } else { println!() }
     }
     let restore = |files: &[std::path::PathBuf]| {
-        let times = (0..ROUNDS).map(|_| {
+        let times = (0..rounds).map(|_| {
             let start = Instant::now();
             let snapshot = Snapshot::open_chain(files).unwrap();
             let machine = Machine::builder("again").restore(snapshot).build(&kvm).unwrap();

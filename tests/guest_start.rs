@@ -4,8 +4,12 @@
 mod support;
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use support::{Tap, kernel};
 use xtask::measure::strace::{Calls, before_first_run};
 use xtask::vmm;
@@ -25,11 +29,19 @@ fn start(args: &[&str]) -> (Calls, String) {
     let mut child = strace
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .process_group(0)
         .spawn()
         .expect("strace does not start: on Debian it is the package `strace`");
-    // The guest panics, because it has no root file system, and ends with that.
+    let text = || fs::read_to_string(log.path()).unwrap();
+    // What the guest does is not looked at. If there is no run, the VMM ends by itself.
+    while !text().contains("KVM_RUN") && child.try_wait().unwrap().is_none() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    if child.try_wait().unwrap().is_none() {
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+    }
     let status = child.wait().unwrap();
-    let log = fs::read_to_string(log.path()).unwrap();
+    let log = text();
     let main = log.lines().position(|line| line.contains(MAIN));
     let main = main.unwrap_or_else(|| panic!("{MAIN}: not in the log, {status}: {log}"));
     let log: Vec<&str> = log.lines().skip(main).collect();

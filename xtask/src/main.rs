@@ -38,7 +38,7 @@ enum Commands {
     Test(Test),
     /// Run a list of tests; called by `test` in the places where they run.
     #[command(hide = true)]
-    RunPlan { plan: PathBuf, results: PathBuf, at_a_time: usize },
+    RunPlan { plan: PathBuf, results: PathBuf, at_a_time: usize, claims: Option<PathBuf> },
     /// Write a guest's initramfs, and say where the kernel for it is.
     Initramfs(Initramfs),
 }
@@ -135,8 +135,8 @@ fn run(command: Commands) -> Result<u8> {
             Ok(0)
         }
         Commands::Test(Test { only, arch, filter }) => suite::run(Selection { only, arch, filter }),
-        Commands::RunPlan { plan, results, at_a_time } => {
-            suite::plan::run(&plan, &results, at_a_time)?;
+        Commands::RunPlan { plan, results, at_a_time, claims } => {
+            suite::plan::run(&plan, &results, at_a_time, claims.as_deref())?;
             Ok(0)
         }
         Commands::Initramfs(Initramfs { job, file }) => {

@@ -66,6 +66,8 @@ const PASSED_ON: &[&str] = &[
 pub const OUT: &str = "out";
 /// The job's standard error, in the shared folder.
 pub const ERR: &str = "err";
+/// What machines have in common, in the shared folder of each.
+pub const COMMON: &str = "common";
 /// Where a job's input comes in.
 const INPUT_PORT: &str = "/dev/vport0p1";
 /// QEMU's standard input and output are the job's terminal.
@@ -99,16 +101,9 @@ impl Job {
     }
 }
 
-/// Fetches what machines of an architecture are made of, so that several may be made at the same time: their kernel, and the
-/// root folder, which is empty where it is the host's.
-///
-/// # Errors
-/// It cannot be fetched.
-pub fn prepare(arch: Arch) -> Result<(Kernel, PathBuf)> {
-    prepare_with(arch, &[])
-}
-
-fn prepare_with(arch: Arch, more: &[&str]) -> Result<(Kernel, PathBuf)> {
+/// Fetches what machines of an architecture are made of: their kernel, and the root folder, which is empty where it is the
+/// host's.
+fn parts(arch: Arch, more: &[&str]) -> Result<(Kernel, PathBuf)> {
     let mut root = PathBuf::new();
     if !arch.is_host() {
         root = port::userland(arch, PACKAGES, more)?;
@@ -131,6 +126,9 @@ pub struct Machine {
     pub progress: bool,
     /// An Arm machine's interrupt controller is a GICv2, as small boards have one: its KVM offers guests no other.
     pub gic_v2: bool,
+    /// A folder of the host that jobs may write to beside [`Machine::shared`], and that other machines may have too: [`COMMON`] in
+    /// that one.
+    pub common: Option<PathBuf>,
     arch: Arch,
     kernel: PathBuf,
     folder: PathBuf,
@@ -160,7 +158,7 @@ impl Machine {
     /// As [`Machine::new`].
     pub fn with(arch: Arch, more: &[&str]) -> Result<Machine> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let (kernel, root) = prepare_with(arch, more)?;
+        let (kernel, root) = parts(arch, more)?;
         let all = paths::target().join("nested");
         remove_leftovers(&all);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -170,6 +168,7 @@ impl Machine {
             counts_instructions: false,
             progress: true,
             gic_v2: false,
+            common: None,
             arch,
             kernel: kernel.vmlinux(),
             folder,
@@ -188,6 +187,11 @@ impl Machine {
         tree.file("/init", 0o755, include_str!("nested/init.sh"));
         fs::write(machine.initrd(), tree.to_cpio()).context(machine.initrd().display())?;
         Ok(machine)
+    }
+
+    /// Its architecture.
+    pub fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// A folder that jobs may write to and that the host sees at once; it has the same path in the
@@ -308,6 +312,9 @@ impl Machine {
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])
             .args(["-virtfs", &share(Path::new("/"), "host", "readonly=on,multidevs=remap")])
             .args(["-virtfs", &share(&self.shared(), "shared", "multidevs=remap")]);
+        if let Some(common) = &self.common {
+            qemu.args(["-virtfs", &share(common, COMMON, "multidevs=remap")]);
+        }
         if self.arch == Arch::Aarch64 {
             qemu.args(["-machine", if self.gic_v2 { "gic-version=2" } else { "gic-version=3" }]);
         }

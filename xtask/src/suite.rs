@@ -44,10 +44,10 @@ pub const STEPS: &[&str] = &[
     "report",
     "guest",
     "aarch64-unit",
-    "aarch64-instructions",
     "aarch64-kvm",
     "aarch64-guest",
     "aarch64-gic-v2",
+    "aarch64-instructions",
 ];
 
 /// What the names of the steps for aarch64 start with. The others are for the host's architecture.
@@ -55,6 +55,9 @@ const AARCH64: &str = "aarch64";
 
 /// Those that run tests of the workspace.
 const LISTED: &[&str] = &["unit", "kvm", "bench", "guest"];
+
+/// The targets of tests that take minutes.
+const LONG: &[&str] = &["instructions", "kvm_board"];
 
 /// What a step's checks and tests call, but for cargo and the nested machine.
 pub fn programs(step: &str) -> &'static [&'static str] {
@@ -218,9 +221,10 @@ impl Suite {
         tests.iter().filter(|test| self.selection.takes(step_of(test)) && self.selection.takes_test(test))
     }
 
-    /// Runs those of `tests` that belong to the step.
+    /// Runs those of `tests` that belong to the step, and first those for which the others would be waited for at the end.
     fn tests(&mut self, step: &str, environment: Environment, tests: &[Test]) {
-        let tests: Vec<&Test> = tests.iter().filter(|test| step_of(test) == step).collect();
+        let mut tests: Vec<&Test> = tests.iter().filter(|test| step_of(test) == step).collect();
+        tests.sort_by_key(|test| !LONG.contains(&test.binary.target.as_str()));
         self.step(step, |suite| suite.run_tests(environment, &tests));
     }
 

@@ -33,6 +33,9 @@ mount -t tmpfs shm /root/dev/shm
 mount -t tmpfs run /root/run
 mkdir -p "/root$shared"
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=none shared "/root$shared"
+# A folder that several machines have, if there is one.
+mkdir -p "/root$shared/common"
+mount -t 9p -o trans=virtio,version=9p2000.L,cache=none common "/root$shared/common" 2>/dev/null
 ip link set lo up
 hostname nested
 mkdir -p /root/tmp

@@ -1,13 +1,14 @@
 //! The checks that the workspace compiles for aarch64, and the tests that run in a nested machine of it.
 
 use std::io;
+use std::thread;
 use std::time::Duration;
 
-use super::Suite;
 use super::binaries::{self, Test};
 use super::consumer;
-use super::environment::{self, Environment, Nested};
+use super::environment::{self, Environment, Lines, Nested};
 use super::plan::Entry;
+use super::{Selection, Suite};
 use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
 use crate::nested::{Job, Machine};
@@ -100,6 +101,9 @@ const GIC_V2: &[&str] = &[
     "the_gic_is_reset_and_restored",
 ];
 
+/// The step that counts instructions.
+const INSTRUCTIONS: &str = "aarch64-instructions";
+
 /// Where they run.
 const NESTED: Nested = Nested { arch: Arch::Aarch64, gic_v2: false };
 
@@ -112,6 +116,23 @@ impl Suite {
         if Arch::Aarch64.is_host() {
             return;
         }
+        thread::scope(|scope| {
+            // For minutes on one core, beside what the others do.
+            let selection = self.selection.clone();
+            let counting =
+                selection.takes(INSTRUCTIONS).then(|| scope.spawn(move || count_instructions(&selection)));
+            self.in_machines();
+            self.step(INSTRUCTIONS, |suite| {
+                let joined = counting.map(|counting| counting.join());
+                let counted = joined.ok_or_else(|| Error::new("it was not begun"))?;
+                let (tests, outcomes) = counted.map_err(|_| Error::new("it panicked"))??;
+                suite.count(&tests.iter().collect::<Vec<_>>(), outcomes);
+                Ok(())
+            });
+        });
+    }
+
+    fn in_machines(&mut self) {
         self.step("aarch64-unit", |suite| {
             let packages: Vec<&str> = UNIT.iter().map(|(package, _)| *package).collect();
             let tests = list_of(&packages, "--lib", Environment::Hidden)?;
@@ -119,13 +140,6 @@ impl Suite {
                 test.binary.id == *package && test.name.starts_with(start)
             };
             suite.run_whole(&tests, |test| UNIT.iter().any(|part| is_of(test, part)))
-        });
-        self.step("aarch64-instructions", |suite| {
-            let tests = list(&["--package", "ossature", "--test", "instructions"])?;
-            let tests = suite.chosen(&tests);
-            let outcomes = tests.iter().map(|test| counting(test).map(Some)).collect::<Result<_>>()?;
-            suite.count(&tests, outcomes);
-            Ok(())
         });
         self.step("aarch64-kvm", |suite| {
             let tests = list_of(KVM, "--tests", Environment::Own)?;
@@ -191,14 +205,22 @@ impl Suite {
     }
 }
 
+/// The tests of [`INSTRUCTIONS`] that are selected, and what became of each.
+fn count_instructions(selection: &Selection) -> Result<(Vec<Test>, Vec<Option<bool>>)> {
+    let mut tests = list(&["--package", "ossature", "--test", "instructions"])?;
+    tests.retain(|test| selection.takes_test(test));
+    let outcomes = tests.iter().map(|test| passes_counting(test).map(Some)).collect::<Result<_>>()?;
+    Ok((tests, outcomes))
+}
+
 /// Runs a test in a nested machine whose processor counts its instructions, on a program that is built here: there is no cargo.
-fn counting(test: &Test) -> Result<bool> {
+fn passes_counting(test: &Test) -> Result<bool> {
     let program = cross::build_optimized(Arch::Aarch64, "instructions")?;
     let mut machine = Machine::of(Arch::Aarch64)?;
     machine.counts_instructions = true;
     let [program, file] = [&program, &test.binary.file].map(|path| process::quote_path(path));
     let job = Job::new(format!("INSTRUCTIONS_PROGRAM={program} exec {file} --exact {}", test.name));
-    Ok(machine.run(&job, &mut io::stdout(), &mut io::stderr())? == 0)
+    Ok(machine.run(&job, &mut Lines::new(io::stdout()), &mut Lines::new(io::stderr()))? == 0)
 }
 
 type Outcomes = Result<Vec<Option<bool>>>;

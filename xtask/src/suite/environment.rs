@@ -1,5 +1,6 @@
 //! The places in which tests run.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -109,7 +110,7 @@ fn without_kvm(entries: &[Entry]) -> Result<Vec<Option<bool>>> {
 /// Runs the plan in a process of its own, started by the words of `launcher`.
 fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
     let folder = paths::target().join("xtask-tests");
-    std::fs::create_dir_all(&folder).context(folder.display())?;
+    fs::create_dir_all(&folder).context(folder.display())?;
     let plan = folder.join(format!("{}-host.plan", std::process::id()));
     let results = plan.with_extension("results");
     plan::write(&plan, entries)?;
@@ -121,9 +122,9 @@ fn on_host(entries: &[Entry], launcher: &[&str]) -> Result<Vec<Option<bool>>> {
     command.args(&words[1..]).arg("run-plan").arg(&plan).arg(&results).arg(at_a_time.to_string());
     process::run(&mut command)?;
     let outcomes = plan::read_results(&results, entries.len());
-    for entry in std::fs::read_dir(&folder).context(folder.display())?.flatten() {
+    for entry in fs::read_dir(&folder).context(folder.display())?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(&format!("{}-host.", std::process::id())) {
-            std::fs::remove_file(entry.path()).context(entry.path().display())?;
+            fs::remove_file(entry.path()).context(entry.path().display())?;
         }
     }
     Ok(outcomes)
@@ -153,39 +154,38 @@ pub fn in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<Optio
 /// # Errors
 /// There is no such machine.
 pub fn once_in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
-    // Once, before the machines ask for it side by side.
-    nested::prepare(nested.arch)?;
-    let machines = MACHINES.min(entries.len()).max(1);
-    let shares: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
-        let share = |number: usize| entries.iter().skip(number).step_by(machines).cloned().collect();
-        let running: Vec<_> = (0..machines)
-            .map(|number| {
-                let share: Vec<Entry> = share(number);
-                scope.spawn(move || in_nested_machine(nested, &share))
-            })
-            .collect();
+    let count = MACHINES.min(entries.len()).max(1);
+    let mut machines: Vec<Machine> = (0..count).map(|_| Machine::of(nested.arch)).collect::<Result<_>>()?;
+    let taken = machines[0].shared().join("taken");
+    fs::create_dir(&taken).context(taken.display())?;
+    for machine in &mut machines {
+        machine.gic_v2 = nested.gic_v2;
+        machine.common = Some(taken.clone());
+    }
+    let all: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
+        let running: Vec<_> =
+            machines.iter().map(|machine| scope.spawn(|| in_nested_machine(machine, entries))).collect();
         let join = |machine: thread::ScopedJoinHandle<_>| {
             machine.join().unwrap_or_else(|_| Err(Error::new("the thread of a nested machine panicked")))
         };
         running.into_iter().map(join).collect()
     });
     let mut outcomes = vec![None; entries.len()];
-    for (number, share) in shares.into_iter().enumerate() {
-        let places = outcomes.iter_mut().skip(number).step_by(machines);
-        for (place, outcome) in places.zip(share?) {
-            *place = outcome;
+    for of_machine in all {
+        for (place, outcome) in outcomes.iter_mut().zip(of_machine?) {
+            *place = place.or(outcome);
         }
     }
     Ok(outcomes)
 }
 
-fn in_nested_machine(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
-    let mut machine = Machine::of(nested.arch)?;
-    machine.gic_v2 = nested.gic_v2;
+/// Runs what no other machine has taken.
+fn in_nested_machine(machine: &Machine, entries: &[Entry]) -> Result<Vec<Option<bool>>> {
     let plan = machine.shared().join("plan");
     let results = machine.shared().join("results");
     plan::write(&plan, entries)?;
-    let words = [runner(nested.arch)?, "run-plan".into(), plan, results.clone(), "1".into()];
+    let taken = machine.shared().join(nested::COMMON);
+    let words = [runner(machine.arch())?, "run-plan".into(), plan, results.clone(), "1".into(), taken];
     let words: Vec<String> = words.iter().map(|word| quote_path(word)).collect();
     let job =
         Job { limit: Some(Duration::from_secs(40 * 60)), ..Job::new(format!("exec {}", words.join(" "))) };
@@ -200,7 +200,6 @@ fn in_nested_machine(nested: Nested, entries: &[Entry]) -> Result<Vec<Option<boo
     Ok(outcomes)
 }
 
-/// This program for an architecture.
 /// This program for an architecture, once it is built.
 ///
 /// # Errors
@@ -218,13 +217,13 @@ fn own_program() -> Result<PathBuf> {
 }
 
 /// Passes on whole lines, so that those of machines running side by side do not mix.
-struct Lines<W: Write> {
+pub(super) struct Lines<W: Write> {
     to: W,
     pending: Vec<u8>,
 }
 
 impl<W: Write> Lines<W> {
-    fn new(to: W) -> Lines<W> {
+    pub(super) fn new(to: W) -> Lines<W> {
         Lines { to, pending: Vec::new() }
     }
 }

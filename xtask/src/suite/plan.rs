@@ -4,7 +4,7 @@
 //! nested machine: there, this same program runs again, as `xtask run-plan`.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -151,11 +151,12 @@ pub fn write(path: &Path, entries: &[Entry]) -> Result<()> {
 }
 
 /// Runs a plan with so many tests at a time, prints how it gets on, and appends a line to `results`
-/// for each test that has ended.
+/// for each test that has ended. Where several places share a plan, each takes what no other one has taken before: `claims` is
+/// a folder that they have in common.
 ///
 /// # Errors
 /// The files cannot be read or written. A test that fails is a result, not an error.
-pub fn run(plan: &Path, results: &Path, at_a_time: usize) -> Result<()> {
+pub fn run(plan: &Path, results: &Path, at_a_time: usize, claims: Option<&Path>) -> Result<()> {
     let text = fs::read_to_string(plan).context(plan.display())?;
     let entries: Option<Vec<Entry>> = text.lines().map(Entry::from_line).collect();
     let entries = entries.ok_or_else(|| Error::new(format!("{}: not a plan", plan.display())))?;
@@ -166,6 +167,9 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize) -> Result<()> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = entries.get(index) else { return Ok(()) };
+            if !claims.map_or(Ok(true), |claims| claim(claims, index))? {
+                continue;
+            }
             let (place, total) = (index + 1, entries.len());
             if entry.limit >= SLOW {
                 println!("  [{place}/{total}] starts  {} {}", entry.binary, entry.name);
@@ -194,6 +198,14 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize) -> Result<()> {
         workers.into_iter().map(join).collect()
     });
     outcomes.into_iter().collect()
+}
+
+/// Returns false if another place has the test already.
+fn claim(claims: &Path, index: usize) -> Result<bool> {
+    match fs::create_dir(claims.join(index.to_string())) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        result => result.context(claims.display()).map(|()| true),
+    }
 }
 
 /// What became of each of `count` tests: none for those that never ended.

@@ -33,8 +33,18 @@ fn a_plan_runs_its_tests_and_sees_those_that_do_not_exist() {
     let plan = folder.join(format!("{}.plan", std::process::id()));
     let results = plan.with_extension("results");
     write(&plan, &[entry("suite::plan::tests::lines_are_read_back", 60), entry("no_such_test", 60)]).unwrap();
-    run(&plan, &results, 2).unwrap();
+    run(&plan, &results, 2, None).unwrap();
     assert_eq!(read_results(&results, 3), [Some(true), Some(false), None]);
+    // Another place has taken the first.
+    let claims = plan.with_extension("claims");
+    fs::create_dir(&claims).unwrap();
+    assert!(claim(&claims, 0).unwrap() && !claim(&claims, 0).unwrap());
+    run(&plan, &results, 2, Some(&claims)).unwrap();
+    assert_eq!(read_results(&results, 2), [None, Some(false)]);
+    run(&plan, &results, 2, Some(&claims)).unwrap();
+    assert_eq!(read_results(&results, 2), [None, None], "all are taken");
+    fs::remove_dir_all(&claims).unwrap();
+    assert!(run(&plan, &results, 2, Some(&claims)).is_err());
     for extension in ["plan", "results", "log0", "log1"] {
         fs::remove_file(plan.with_extension(extension)).unwrap();
     }
