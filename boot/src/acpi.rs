@@ -5,6 +5,7 @@
 pub(crate) mod dsdt;
 mod error;
 pub(crate) mod lines;
+pub(crate) mod numa;
 pub(crate) mod pci;
 
 use acpi_tables::Aml;

@@ -3,7 +3,8 @@
 /// The caches of a machine's processors, as tables of aarch64 tell guests of them. On x86_64, CPUID does.
 ///
 /// Each processor has those of the first level, and those in [`own`](Self::own), for itself; all have those in
-/// [`shared`](Self::shared) together.
+/// Each processor has those of the first level, and those in [`own`](Self::own), for itself; all of a package have those in
+/// [`shared`](Self::shared) together: all of the machine, or of a NUMA node.
 ///
 /// ```
 /// use ossature_boot::{Cache, Caches};
@@ -21,7 +22,7 @@ pub struct Caches {
     pub instruction: Cache,
     /// Of the second level and further ones, for both, that each processor has for itself: the nearest first.
     pub own: Vec<Cache>,
-    /// Of the levels behind, for both, that all processors share.
+    /// Of the levels behind, for both, that all processors of a package share.
     pub shared: Vec<Cache>,
 }
 
@@ -76,7 +77,7 @@ impl Caches {
         self
     }
 
-    /// Behind all others, with one that all processors share.
+    /// Behind all others, with one that all processors of a package share.
     #[must_use]
     pub fn shared(mut self, cache: Cache) -> Self {
         self.shared.push(cache);

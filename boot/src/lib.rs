@@ -45,6 +45,7 @@ mod caches;
 mod cmdline;
 mod image;
 mod load;
+mod numa;
 mod platform;
 #[cfg(test)]
 mod testing;
@@ -55,6 +56,7 @@ pub use caches::{Cache, CacheError, Caches};
 pub use cmdline::CmdlineError;
 pub use image::ImageSource;
 pub use load::{LoadSegment, Loaded};
+pub use numa::{Numa, NumaError, NumaNode};
 pub use platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 pub use unpack::{MAX_UNPACKED, UnpackError};
 

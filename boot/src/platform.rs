@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::caches::Caches;
+use crate::numa::{Numa, NumaError};
 
 pub use ossature_memory::layout::{NodeKind, Trigger};
 
@@ -18,12 +19,14 @@ pub struct Platform {
     pub nodes: Vec<Node>,
     /// The processors' caches, where tables tell the guest of them; nothing is said of unknown ones.
     pub caches: Option<Caches>,
+    /// The NUMA nodes, if there are any.
+    pub numa: Option<Numa>,
 }
 
 impl Platform {
-    /// A machine of these processors, RAM and devices, and unknown caches.
+    /// A machine of these processors, RAM and devices, unknown caches, and no NUMA nodes.
     pub fn new(cpus: Vec<u32>, ram: Vec<RamRange>, nodes: Vec<Node>) -> Self {
-        Self { cpus, ram, nodes, caches: None }
+        Self { cpus, ram, nodes, caches: None, numa: None }
     }
 
     /// The same machine, whose processors have these caches, if they are known.
@@ -31,6 +34,28 @@ impl Platform {
     pub fn with_caches(mut self, caches: Option<Caches>) -> Self {
         self.caches = caches;
         self
+    }
+
+    /// The same machine, with these NUMA nodes, if there are any.
+    #[must_use]
+    pub fn with_numa(mut self, numa: Option<Numa>) -> Self {
+        self.numa = numa;
+        self
+    }
+
+    /// Fails if its NUMA nodes are those of another machine.
+    pub(crate) fn check_numa(&self) -> Result<(), NumaError> {
+        self.numa.as_ref().map_or(Ok(()), |numa| numa.check_ranges(self.cpus.len(), &self.ram))
+    }
+
+    /// How many processors each package has: those of a NUMA node, or all.
+    pub(crate) fn packages(&self) -> Vec<usize> {
+        match &self.numa {
+            Some(numa) => {
+                numa.nodes().iter().map(|node| node.cpus as usize).filter(|&cpus| cpus > 0).collect()
+            }
+            None => vec![self.cpus.len()],
+        }
     }
 }
 

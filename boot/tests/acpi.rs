@@ -7,9 +7,9 @@ mod iasl;
 
 use std::fs;
 
-use iasl::{accepted, compare_with_golden, split, words};
+use iasl::{accepted, compare_with_golden, fields, split, words};
 use ossature_boot::x86_64::acpi;
-use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+use ossature_boot::{Node, NodeInterrupt, NodeKind, NodeRange, Numa, NumaNode, Platform, RamRange, Trigger};
 
 const BASE: u64 = 0xe_0000;
 
@@ -68,6 +68,14 @@ fn pci() -> Platform {
     Platform::new(vec![0, 1], Vec::new(), vec![host])
 }
 
+/// Three NUMA nodes: one of a processor, one of more, of which one has a wide id, and one of memory alone.
+fn nodes() -> Platform {
+    let ram = vec![RamRange::new(0, 0xc000_0000), RamRange::new(1 << 32, 3 << 30)];
+    let numa = Numa::new([NumaNode::new(1, 1 << 30), NumaNode::new(2, 4 << 30), NumaNode::new(0, 1 << 30)])
+        .with_distance(2, 0, 40);
+    Platform::new(vec![0, 2, 300], ram, Vec::new()).with_numa(Some(numa))
+}
+
 fn tables(platform: &Platform) -> Vec<(String, Vec<u8>)> {
     split(&acpi::tables(platform, BASE, 0x2_0000).unwrap())
 }
@@ -94,6 +102,7 @@ fn iasl_accepts_every_table() {
         ("levels", levels()),
         ("pci", pci()),
         ("identity", identity()),
+        ("nodes", nodes()),
     ];
     for (case, platform) in cases {
         let dir = dir.path().join(case);
@@ -161,6 +170,49 @@ fn level_triggered_lines_read_as_they_are_meant() {
     for part in ["Source : 05", "Interrupt : 00000005", "Polarity : 1", "Trigger Mode : 3"] {
         assert!(madt.contains(part), "{part} is not in {madt}");
     }
+}
+
+#[test]
+fn numa_nodes_read_as_they_are_meant() {
+    let tables = tables(&nodes());
+    let names: Vec<_> = tables.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["rsdp", "dsdt", "facp", "apic", "srat", "slit", "xsdt"]);
+    let srat = iasl::words(&tables, "srat");
+    let mut found = Vec::new();
+    for part in srat.split(" Subtable Type : ").skip(1) {
+        let field = |name: &str| fields(part, name)[0];
+        assert_eq!(field("Enabled"), 1, "{part}");
+        found.push(match &part[..2] {
+            "00" => (0, field("Proximity Domain Low(8)"), field("Apic ID"), 0),
+            "01" => (1, field("Proximity Domain"), field("Base Address"), field("Address Length")),
+            _ => (2, field("Proximity Domain"), field("Apic ID"), 0),
+        });
+    }
+    let gib = 1 << 30;
+    assert_eq!(
+        found,
+        [
+            (0, 0, 0, 0),
+            (0, 1, 2, 0),
+            (2, 1, 300, 0),
+            (1, 0, 0, gib),
+            (1, 1, gib, 2 * gib),
+            (1, 1, 4 * gib, 2 * gib),
+            (1, 2, 6 * gib, gib),
+        ]
+    );
+    let slit = iasl::words(&tables, "slit");
+    for row in ["Locality 0 : 0A 14 28", "Locality 1 : 14 0A 14", "Locality 2 : 28 14 0A"] {
+        assert!(slit.contains(row), "{row} is not in {slit}");
+    }
+}
+
+#[test]
+fn numa_nodes_of_another_machine_are_refused() {
+    let mut platform = nodes();
+    platform.cpus.pop();
+    let error = acpi::tables(&platform, BASE, 0x2_0000).unwrap_err();
+    assert_eq!(error.to_string(), "the NUMA nodes have 3 processors, and the machine has 2");
 }
 
 #[test]

@@ -7,9 +7,11 @@ mod iasl;
 
 use std::fs;
 
-use iasl::{accepted, compare_with_golden, split};
+use iasl::{accepted, compare_with_golden, fields, split};
 use ossature_boot::aarch64::acpi;
-use ossature_boot::{Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+use ossature_boot::{
+    Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Numa, NumaNode, Platform, RamRange, Trigger,
+};
 
 const BASE: u64 = 0x2_0200;
 
@@ -71,6 +73,14 @@ fn pci() -> Platform {
     Platform::new(vec![0, 1], Vec::new(), vec![gic(2), its, host])
 }
 
+/// Two NUMA nodes with processors, and one of memory alone.
+fn nodes() -> Platform {
+    let numa = Numa::new([NumaNode::new(1, 1 << 30), NumaNode::new(2, 1 << 30), NumaNode::new(0, 1 << 30)]);
+    Platform::new(vec![0, 1, 0x100], vec![RamRange::new(0, 3 << 30)], vec![gic(3)])
+        .with_caches(Some(caches()))
+        .with_numa(Some(numa.with_distance(1, 2, 254)))
+}
+
 fn tables(platform: &Platform) -> Vec<(String, Vec<u8>)> {
     split(&acpi::tables(platform, BASE, 0x10_0000).unwrap())
 }
@@ -121,6 +131,7 @@ fn iasl_accepts_every_table() {
         ("many", bare(300)),
         ("pci", pci()),
         ("v2", everything_on_v2()),
+        ("nodes", nodes()),
     ] {
         let dir = dir.path().join(case);
         fs::create_dir(&dir).unwrap();
@@ -284,4 +295,20 @@ fn a_pci_root_bus_reads_as_it_is_meant() {
     let mut without = pci();
     without.nodes.retain(|node| node.kind != NodeKind::GicV3Its);
     assert!(tables(&without).iter().all(|(name, _)| name != "iort"));
+}
+
+#[test]
+fn the_processors_of_a_numa_node_are_a_package() {
+    let srat = words(&nodes(), "srat");
+    assert_eq!(fields(&srat, "Acpi Processor UID"), [0, 1, 2]);
+    assert_eq!(fields(&srat, "Proximity Domain"), [0, 1, 1, 0, 1, 2], "of processors and of memory: {srat}");
+    assert_eq!(fields(&srat, "Enabled"), [1; 6]);
+    contains(&words(&nodes(), "slit"), &["Locality 1 : 14 0A FE"]);
+    let pptt = words(&nodes(), "pptt");
+    assert_eq!(fields(&pptt, "Physical package"), [1, 0, 1, 0, 0]);
+    let parents = fields(&pptt, "Parent");
+    assert_eq!((parents[0], parents[2], parents[3]), (0, 0, parents[4]));
+    assert!(parents[1] > 0 && parents[1] < parents[3], "{pptt}");
+    // A third level for each.
+    assert_eq!(fields(&pptt, "Size").iter().filter(|&&size| size == 32 << 20).count(), 2, "{pptt}");
 }

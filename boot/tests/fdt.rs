@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 use ossature_boot::aarch64::fdt::{self, Chosen, FdtError};
-use ossature_boot::{Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
+use ossature_boot::{
+    Cache, Caches, Node, NodeInterrupt, NodeKind, NodeRange, Numa, NumaNode, Platform, RamRange, Trigger,
+};
 
 fn memory(base: u64, len: u64) -> NodeRange {
     NodeRange::Memory { base, len }
@@ -196,6 +198,53 @@ fn processors_are_cores_of_one_package() {
     let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
     let cores = ["core0 { cpu = <0x1000>; }", "core1 { cpu = <0x1001>; }", "core2 { cpu = <0x1002>; }"];
     assert!(words.contains(&format!("cpu-map {{ socket0 {{ cluster0 {{ {};", cores.join("; "))), "{words}");
+}
+
+#[test]
+fn numa_nodes_have_memory_and_packages() {
+    let mut platform = everything();
+    let numa = Numa::new([NumaNode::new(1, 4 << 30), NumaNode::new(2, 3 << 30), NumaNode::new(0, 1 << 30)]);
+    platform.numa = Some(numa.with_distance(0, 2, 33));
+    let words = source(&blob(&platform).unwrap()).split_whitespace().collect::<Vec<_>>().join(" ");
+    let memory = |base: &str, range: &str, node: u32| {
+        format!(
+            "memory@{base} {{ device_type = \"memory\"; reg = <{range}>; numa-node-id = <0x{node:02x}>; }};"
+        )
+    };
+    for part in [
+        memory("0", "0x00 0x00 0x00 0xc0000000", 0),
+        memory("100000000", "0x01 0x00 0x00 0x40000000", 0),
+        memory("140000000", "0x01 0x40000000 0x00 0xc0000000", 1),
+        memory("200000000", "0x02 0x00 0x00 0x40000000", 2),
+        "distance-map { compatible = \"numa-distance-map-v1\"; distance-matrix = <0x00 0x00 0x0a 0x00 0x01 0x14 \
+         0x00 0x02 0x21 0x01 0x00 0x14 0x01 0x01 0x0a 0x01 0x02 0x14 0x02 0x00 0x21 0x02 0x01 0x14 0x02 0x02 0x0a>; };"
+            .to_owned(),
+        "cpu-map { socket0 { cluster0 { core0 { cpu = <0x1000>; }; }; }; \
+         socket1 { cluster0 { core0 { cpu = <0x1001>; }; core1 { cpu = <0x1002>; }; }; }; };"
+            .to_owned(),
+    ] {
+        assert!(words.contains(&part), "{part} is not in {words}");
+    }
+    let nodes: Vec<&str> = words
+        .split("phandle = <0x100")
+        .skip(1)
+        .filter_map(|part| part.split_once("numa-node-id = <"))
+        .map(|(_, node)| &node[..4])
+        .collect();
+    assert_eq!(nodes, ["0x00", "0x01", "0x01"], "{words}");
+    // Each package has a third level.
+    for (name, handle) in [("l3-cache", 0x1000_0000), ("l3-cache-1", 0x1000_0008)] {
+        assert!(
+            words.contains(&format!("{name} {{")) && words.contains(&format!("phandle = <0x{handle:x}>")),
+            "{words}"
+        );
+    }
+    let leads_to = |handle: u32| words.matches(&format!("next-level-cache = <0x{handle:x}>")).count();
+    assert_eq!((leads_to(0x1000_0000), leads_to(0x1000_0008)), (1, 2), "{words}");
+
+    platform.numa = Some(Numa::new([NumaNode::new(3, 7 << 30), NumaNode::new(0, 2 << 30)]));
+    let error = blob(&platform).unwrap_err().to_string();
+    assert_eq!(error, "the NUMA nodes have 0x240000000 bytes of memory, and the machine has 0x200000000");
 }
 
 #[test]

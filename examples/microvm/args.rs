@@ -21,6 +21,7 @@ use crate::disk::{self, Disk};
 use crate::files::{self, ConfigFile};
 use crate::identity;
 use crate::nic::{self, Nic};
+use crate::numa;
 
 const HELP: &str = "SIGTERM presses the power button, Ctrl-A X quits. Exit code: 0 powered off or told to end, \
 1 crash, panic or a failure of the host, 2 wrong usage, 3 the guest asked for a reset";
@@ -48,12 +49,14 @@ pub struct Args {
     /// A file for the guest, which Linux shows as /sys/firmware/qemu_fw_cfg/by_name/opt/NAME/raw; repeatable
     #[arg(long, value_name = files::FILE, value_parser = OsStringValueParser::new().try_map(ConfigFile::parse))]
     pub fw_cfg: Vec<ConfigFile>,
-    /// Number of vCPUs [default: 1, or the snapshot's]
+    /// Number of vCPUs [default: 1, or the snapshot's, or those of --numa]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,
-    /// Guest memory: bytes, or a number with K, M or G [default: 256M, or the snapshot's]
+    /// Guest memory: bytes, or a number with K, M or G [default: 256M, or the snapshot's, or that of --numa]
     #[arg(long, value_parser = memory)]
     pub memory: Option<u64>,
+    #[arg(long, value_name = numa::SYNTAX, help = numa::HELP, value_parser = OsStringValueParser::new().try_map(numa::Node::parse))]
+    pub numa: Vec<numa::Node>,
     /// Back guest memory with huge pages of this size
     #[arg(long, num_args = 0..=1, default_missing_value = "2M", value_name = "SIZE", value_parser = PossibleValuesParser::new(["2M", "1G"]).map(|size| if size == "1G" { Backing::Huge1G } else { Backing::Huge2M }))]
     pub hugepages: Option<Backing>,

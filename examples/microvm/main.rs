@@ -10,8 +10,8 @@
 //!
 //! Other signals that end a process end it as ever, and leave the terminal as it was.
 //!
-//! `args` is its command line, `arch` what only machines of one architecture have, `disk` its disks, `devices` what the
-//! guest finds, `identity` and `files` by what it knows which guest it is, `snapshot` how a machine becomes a file and goes
+//! `args` is its command line, `arch` what only machines of one architecture have, `disk` its disks, `numa` its NUMA nodes, `devices`
+//! what the guest finds, `identity` and `files` by what it knows which guest it is, `snapshot` how a machine becomes a file and goes
 //! on from one, `report` what is said of the machine while it runs and when it has ended.
 
 #[cfg(target_arch = "aarch64")]
@@ -27,6 +27,7 @@ mod disk;
 mod files;
 mod identity;
 mod nic;
+mod numa;
 mod report;
 mod snapshot;
 
@@ -72,13 +73,16 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let restored = snapshot::open(args, key.as_ref())?;
     let builder = key.into_iter().fold(builder, |builder, key| builder.snapshot_key(key));
     let transport = snapshot::transport(args, restored.as_ref())?;
+    let numa = numa::numa(&args.numa);
+    let (cpus, default) = numa.as_ref().map_or((1, MEMORY), |numa| (numa.cpus(), numa.memory()));
     let builder = match restored {
         Some(snapshot) => {
             let builder = args.cpus.into_iter().fold(builder, |builder, cpus| builder.cpus(cpus));
             builder.memory(memory(args, snapshot.memory_size())).restore(snapshot)
         }
-        None => builder.cpus(args.cpus.unwrap_or(1)).memory(memory(args, MEMORY)),
+        None => builder.cpus(args.cpus.unwrap_or(cpus)).memory(memory(args, default)),
     };
+    let builder = numa.into_iter().fold(builder, |builder, numa| builder.numa(numa));
 
     // Whatever waits for a descriptor has its turns on this thread.
     let here = EventLoop::new()?;

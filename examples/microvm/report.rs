@@ -65,6 +65,7 @@ pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
             let cpus = args.cpus.unwrap_or(1);
             Some(format!("--cpus {cpus}: this host's KVM has at most {max} for a machine"))
         }
+        BuildError::Numa(error) => Some(format!("--numa: {error}")),
         BuildError::DuplicateId { id } | BuildError::ReservedId { id } => Some(format!(
             "--disk id={id}: something else in the machine has this id; give the disk another one"
         )),

@@ -78,6 +78,9 @@ pub fn usage(args: &Args, error: &SnapshotError) -> Option<String> {
         SnapshotError::OtherMemory { found, asked } => {
             Some(format!("--memory {asked}: the machine of {path} has {found} bytes; leave the flag out"))
         }
+        SnapshotError::OtherNuma => {
+            Some(format!("--numa: the machine of {path} has other NUMA nodes; leave the flag out"))
+        }
         SnapshotError::KeyNeeded { key } => {
             Some(format!("--restore {path}: it was saved with key {key}; give it with --snapshot-key"))
         }

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use ossature_boot::Caches;
+use ossature_boot::{Caches, Numa};
 use ossature_bus::{AddressSpace, Event, MsiMessage, Size};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{Ram, RegisterPage};
@@ -132,6 +132,9 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
 
     /// Returns true if vCPUs have performance monitors with an interrupt that the guest has to be told of, as on aarch64.
     fn has_performance_monitors(&self) -> bool;
+
+    /// The NUMA nodes that it has been configured with, if any.
+    fn numa(&self) -> Option<Numa>;
 
     /// The caches that the guest has to be told of, as on aarch64, if they are known.
     fn caches(&self) -> Option<Caches>;

@@ -1,5 +1,7 @@
 //! What a virtual machine has from the start.
 
+use ossature_boot::Numa;
+
 use crate::arch::ArchConfig;
 use crate::state::VcpuStateOf;
 use crate::{KickSignal, VcpuState};
@@ -20,6 +22,7 @@ pub enum Irqchip {
 #[derive(Clone, Debug)]
 pub struct VmConfig {
     pub(crate) cpus: u32,
+    pub(crate) numa: Option<Numa>,
     pub(crate) irqchip: Irqchip,
     pub(crate) kick: KickSignal,
     pub(crate) dirty_ring: Option<u32>,
@@ -27,10 +30,12 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// As many vCPUs as the guest is told about, from 1: one package with as many cores.
+    /// As many vCPUs as the guest is told about, from 1: one package with as many cores, or one for each of the
+    /// [NUMA nodes](crate::machine::MachineBuilder::numa).
     pub fn new(cpus: u32) -> Self {
         Self {
             cpus,
+            numa: None,
             irqchip: Irqchip::default(),
             kick: KickSignal::default(),
             dirty_ring: None,

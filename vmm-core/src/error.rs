@@ -98,6 +98,19 @@ pub enum VmError {
         /// How many there can be.
         max: u32,
     },
+    /// A vCPU whose number is too high: packages of processors begin at numbers that are multiples of a power of two.
+    #[error(
+        "vCPU {index} would have the APIC id {number}, of which there are {max} here: NUMA nodes with as many vCPUs each take \
+         the fewest"
+    )]
+    VcpuNumber {
+        /// The vCPU, from 0.
+        index: u32,
+        /// Its number.
+        number: u32,
+        /// The first one that cannot be.
+        max: u32,
+    },
     /// Guest RAM was set before; it is set once in a machine's life.
     #[error("the machine already has its RAM")]
     MemoryAlreadySet,

@@ -1,5 +1,5 @@
 //! The ACPI tables of an aarch64 machine: RSDP, XSDT, FADT, MADT, GTDT, PPTT and DSDT; SPCR and DBG2 with a serial port; MCFG and
-//! IORT with PCI.
+//! IORT with PCI; SRAT and SLIT with NUMA nodes.
 
 mod fadt;
 mod gtdt;
@@ -7,6 +7,7 @@ mod iort;
 mod madt;
 mod pptt;
 mod spcr;
+mod srat;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, Name};
@@ -14,7 +15,7 @@ use acpi_tables::mcfg::MCFG;
 
 use crate::acpi::lines::Lines;
 use crate::acpi::pci::PciHost;
-use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt};
+use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt, numa};
 use crate::platform::{NodeKind, Platform};
 
 /// Global system interrupts are interrupt ids of the GIC, of which shared peripheral interrupts are those from here on.
@@ -45,6 +46,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
         }
     }
     platform.caches.as_ref().map_or(Ok(()), |caches| caches.check())?;
+    platform.check_numa()?;
     let lines = Lines::new(platform, SHARED)?;
     let mut tables = Tables::new(base);
     let processors = processors(platform)?;
@@ -70,6 +72,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
             all.push(tables.append_with(b"IORT", 0, plain(iort::body))?);
         }
     }
+    all.extend(numa::append(&mut tables, platform, srat::affinity)?);
     let bytes = tables.finish(&all)?;
     let len = bytes.len() as u64;
     if len > room {

@@ -11,7 +11,8 @@ use vm_fdt::{FdtWriter, FdtWriterNode};
 use super::efi::{self, Efi};
 use super::{PMU, TIMERS, gic};
 use crate::caches::CacheError;
-use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, Trigger};
+use crate::numa::NumaError;
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
 
 /// Why a platform cannot be described.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub enum FdtError {
     /// Caches that no processor can have.
     #[error(transparent)]
     Caches(#[from] CacheError),
+    /// NUMA nodes of another machine.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
     /// A machine without exactly one interrupt controller.
     #[error("the platform has {found} interrupt controllers; a device tree needs one")]
     InterruptController {
@@ -135,12 +139,8 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.property_u32("interrupt-parent", GIC)?;
     tree.property_null("dma-coherent")?;
     write_chosen(&mut tree, platform, chosen)?;
-    for ram in &platform.ram {
-        let node = tree.begin_node(&format!("memory@{:x}", ram.base))?;
-        tree.property_string("device_type", "memory")?;
-        tree.property_array_u64("reg", &[ram.base, ram.len])?;
-        tree.end_node(node)?;
-    }
+    platform.check_numa()?;
+    write_memory(&mut tree, platform)?;
     cpus::write(&mut tree, platform)?;
     let psci = tree.begin_node("psci")?;
     strings(&mut tree, "compatible", &["arm,psci-1.0", "arm,psci-0.2"])?;
@@ -194,6 +194,37 @@ fn cells(tree: &mut FdtWriter) -> Result<(), FdtError> {
 
 fn strings(tree: &mut FdtWriter, name: &str, values: &[&str]) -> Result<(), FdtError> {
     Ok(tree.property_string_list(name, values.iter().map(|value| (*value).to_owned()).collect())?)
+}
+
+/// RAM, and how far its NUMA nodes are from each other, if there are any.
+fn write_memory(tree: &mut FdtWriter, platform: &Platform) -> Result<(), FdtError> {
+    let Some(numa) = &platform.numa else {
+        return platform.ram.iter().try_for_each(|ram| memory_node(tree, ram, None));
+    };
+    for (node, ram) in numa.parts(&platform.ram) {
+        memory_node(tree, &ram, Some(node))?;
+    }
+    let map = tree.begin_node("distance-map")?;
+    tree.property_string("compatible", "numa-distance-map-v1")?;
+    let nodes = 0..numa.nodes().len() as u32;
+    let pairs = nodes.clone().flat_map(|one| nodes.clone().map(move |other| (one, other)));
+    let matrix: Vec<u32> =
+        pairs.flat_map(|(one, other)| [one, other, numa.distance(one, other).into()]).collect();
+    tree.property_array_u32("distance-matrix", &matrix)?;
+    Ok(tree.end_node(map)?)
+}
+
+fn memory_node(tree: &mut FdtWriter, ram: &RamRange, numa: Option<u32>) -> Result<(), FdtError> {
+    let node = tree.begin_node(&format!("memory@{:x}", ram.base))?;
+    tree.property_string("device_type", "memory")?;
+    tree.property_array_u64("reg", &[ram.base, ram.len])?;
+    numa_node(tree, numa)?;
+    Ok(tree.end_node(node)?)
+}
+
+/// The NUMA node of what is described, if there are any.
+fn numa_node(tree: &mut FdtWriter, number: Option<u32>) -> Result<(), FdtError> {
+    number.map_or(Ok(()), |number| Ok(tree.property_u32("numa-node-id", number)?))
 }
 
 fn write_chosen(tree: &mut FdtWriter, platform: &Platform, chosen: &Chosen) -> Result<(), FdtError> {

@@ -1,6 +1,7 @@
 //! Why a platform cannot be described by ACPI tables.
 
 use crate::caches::CacheError;
+use crate::numa::NumaError;
 use crate::platform::{Node, NodeKind};
 
 /// Why a platform cannot be described.
@@ -61,6 +62,9 @@ pub enum AcpiError {
     /// Caches that no processor can have.
     #[error(transparent)]
     Caches(#[from] CacheError),
+    /// NUMA nodes of another machine.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
     /// Two nodes that raise one interrupt, of which at least one does so by edges.
     #[error(
         "devices `{first}` and `{second}` cannot share interrupt {number}: both have to be level-triggered"

@@ -1,7 +1,9 @@
-//! The ACPI tables of an x86_64 machine: RSDP, XSDT, FADT, MADT and DSDT, and MCFG with PCI.
+//! The ACPI tables of an x86_64 machine: RSDP, XSDT, FADT, MADT and DSDT; MCFG with PCI; SRAT and SLIT with NUMA
+//! nodes.
 
 mod fadt;
 mod madt;
+mod srat;
 
 pub(super) use fadt::reset_register;
 
@@ -9,7 +11,7 @@ use acpi_tables::mcfg::MCFG;
 
 use crate::acpi::lines::Lines;
 use crate::acpi::pci::PciHost;
-use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt};
+use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt, numa};
 use crate::platform::{NodeKind, Platform};
 
 /// Address of the I/O APIC; its first interrupt is global system interrupt 0.
@@ -26,6 +28,7 @@ pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// assert!(tables.starts_with(b"RSD PTR "));
 /// ```
 pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, AcpiError> {
+    platform.check_numa()?;
     let lines = Lines::new(platform, 0)?;
     let mut tables = Tables::new(base);
     let dsdt = tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, Vec::new(), &[], body))?;
@@ -37,6 +40,7 @@ pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, Acpi
         mcfg.add_ecam(PciHost::new(node)?.ecam.0, 0, 0, 0);
         all.push(tables.append(&mcfg));
     }
+    all.extend(numa::append(&mut tables, platform, srat::affinity)?);
     let bytes = tables.finish(&all)?;
     let len = bytes.len() as u64;
     if len > room {

@@ -70,3 +70,13 @@ pub fn words(tables: &[(String, Vec<u8>)], name: &str) -> String {
     let source = fs::read_to_string(accepted(dir.path(), name, table)).unwrap();
     source.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// The values of all fields of this name in a source of [`words`].
+pub fn fields(words: &str, name: &str) -> Vec<u64> {
+    let name = format!(" {name} : ");
+    words
+        .split(&name)
+        .skip(1)
+        .map(|value| u64::from_str_radix(value.split_whitespace().next().unwrap(), 16).unwrap())
+        .collect()
+}

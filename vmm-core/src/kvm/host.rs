@@ -26,6 +26,11 @@ impl Host {
         saturating(self.kvm.get_max_vcpus())
     }
 
+    /// All vCPUs have lower numbers.
+    pub(super) fn max_vcpu_id(&self) -> u32 {
+        saturating(self.kvm.get_max_vcpu_id())
+    }
+
     /// The most entries of a ring of dirty pages; 0 where there are no rings.
     pub(super) fn dirty_ring(&self) -> u32 {
         if !crate::arch::HAS_DIRTY_RINGS {

@@ -169,7 +169,8 @@ impl VmShared {
 
 /// Creates vCPU `index` as it is before it ever runs.
 pub(super) fn new_vcpu(vm: &VmFd, index: u32, host: &Host, config: &VmConfig) -> Result<VcpuFd, VmError> {
-    let vcpu = retry(|| vm.create_vcpu(index.into())).map_err(call("KVM_CREATE_VCPU"))?;
+    let number = arch::vcpu_id(index, config.cpus, config.numa.as_ref());
+    let vcpu = retry(|| vm.create_vcpu(number.into())).map_err(call("KVM_CREATE_VCPU"))?;
     arch::init_vcpu((vm, &vcpu), index, (&host.kvm, &host.facts), config)?;
     Ok(vcpu)
 }

@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use ossature_boot::Caches;
+use ossature_boot::{Caches, Numa};
 use ossature_bus::{Event, MsiMessage, Size};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DirtyLog, ListenerGuard, MemoryListener, Ram, RamError, RamSlot, RegisterPage};
@@ -42,6 +42,13 @@ impl KvmVm {
             let max = host.max_vcpus();
             if config.cpus > max {
                 return Err(VmError::TooManyVcpus { index: config.cpus - 1, max });
+            }
+            if let Some(numa) = &config.numa {
+                let index = config.cpus - 1;
+                let (number, max) = (arch::vcpu_id(index, config.cpus, Some(numa)), host.max_vcpu_id());
+                if number >= max {
+                    return Err(VmError::VcpuNumber { index, number, max });
+                }
             }
         }
         let shared = match fd {
@@ -210,6 +217,10 @@ impl Vm for KvmVm {
 
     fn has_performance_monitors(&self) -> bool {
         arch::has_performance_monitors(&self.shared.host.kvm, &self.shared.config)
+    }
+
+    fn numa(&self) -> Option<Numa> {
+        self.shared.config.numa.clone()
     }
 
     fn caches(&self) -> Option<Caches> {

@@ -120,19 +120,22 @@ impl Board {
     /// What the guest is told about: processors, RAM and the devices as they are.
     pub(super) fn platform(&self, cpus: u32) -> Platform {
         let own = arch::platform_nodes(cpus, self.vm.has_performance_monitors(), self.vm.has_messages());
+        let numa = self.vm.numa();
         let slots = lock(&self.slots);
         Platform::new(
-            (0..cpus).map(arch::cpu_id).collect(),
+            (0..cpus).map(|index| arch::cpu_id(arch::vcpu_id(index, cpus, numa.as_ref()))).collect(),
             self.ram.slots().map(|slot| RamRange::new(slot.guest_addr, slot.size)).collect(),
             own.into_iter().chain(slots.iter().filter_map(Slot::node)).collect(),
         )
         .with_caches(self.vm.caches())
+        .with_numa(numa)
     }
 
     /// What has to be the same where the machine's state is restored.
     pub(super) fn shape(&self, cpus: u32) -> Shape {
         let slots = lock(&self.slots);
-        Shape::new(cpus, slots.iter().map(|slot| (slot.device.id().to_owned(), slot.place.clone())).collect())
+        let devices = slots.iter().map(|slot| (slot.device.id().to_owned(), slot.place.clone()));
+        Shape::new(cpus, self.vm.numa(), devices.collect())
     }
 
     /// Adds a device beside those that are there, which keep their places.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use ossature_boot::Numa;
 use ossature_bus::Device;
 use ossature_memory::{Ram, RamConfig};
 
@@ -88,6 +89,27 @@ impl MachineBuilder {
     /// The number of vCPUs; 1 by default.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = Some(cpus);
+        self
+    }
+
+    /// The NUMA nodes that the guest is told of; by default there are none. They have all of the vCPUs and of the memory. A
+    /// machine that is [restored](Self::restore) has the snapshot's.
+    ///
+    /// ```
+    /// use ossature_boot::{Numa, NumaNode};
+    /// use ossature_core::machine::Machine;
+    /// use ossature_core::scripted::{Script, Scripted};
+    /// use ossature_memory::RamConfig;
+    ///
+    /// Machine::builder("example")
+    ///     .cpus(2)
+    ///     .memory(RamConfig::new(96 << 20))
+    ///     .numa(Numa::new([NumaNode::new(1, 64 << 20), NumaNode::new(1, 32 << 20)]))
+    ///     .build(&Scripted::new([Script::new(), Script::new()]))?;
+    /// # Ok::<(), ossature_core::machine::BuildErrors>(())
+    /// ```
+    pub fn numa(mut self, numa: Numa) -> Self {
+        self.vm.numa = Some(numa);
         self
     }
 
@@ -283,6 +305,11 @@ impl MachineBuilder {
             _ => Ok(Arc::new(ram)),
         });
         let ram = ram.map_err(|error| errors.push(error)).ok();
+        if let (Some(numa), Some(ram)) = (&vm.numa, &ram) {
+            // RAM may have come before the machine was saved.
+            let memory = if saved.is_some() { ram.size().min(numa.memory()) } else { ram.size() };
+            errors.extend(numa.check(cpus, memory).err().map(BuildError::Numa));
+        }
         let (Some(placed), Some(ram), true) = (placed, ram, errors.is_empty()) else {
             return Err(BuildErrors(errors));
         };

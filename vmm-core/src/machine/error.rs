@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use ossature_boot::NumaError;
 use ossature_bus::state::StateError;
 use ossature_bus::{BusError, DeviceError, ResourceName};
 use ossature_memory::RamError;
@@ -20,6 +21,9 @@ pub enum BuildError {
     /// A machine without a vCPU.
     #[error("cpus: 0 asked for; a machine has at least 1")]
     NoCpu,
+    /// NUMA nodes of another machine.
+    #[error("numa: {0}")]
+    Numa(NumaError),
     /// A device has no name.
     #[error("device {index}: its id is empty; give each device a unique id")]
     EmptyId {

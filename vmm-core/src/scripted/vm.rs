@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ossature_boot::Caches;
+use ossature_boot::{Caches, Numa};
 use ossature_bus::{Event, MsiMessage};
 use ossature_memory::vm_memory::GuestAddress;
 use ossature_memory::{DirtyLog, Ram, RegisterPage};
@@ -167,6 +167,10 @@ impl Vm for ScriptedVm {
 
     fn has_performance_monitors(&self) -> bool {
         false
+    }
+
+    fn numa(&self) -> Option<Numa> {
+        self.config.numa.clone()
     }
 
     fn caches(&self) -> Option<Caches> {

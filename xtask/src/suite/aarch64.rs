@@ -85,6 +85,7 @@ const GUEST: &[&str] = &[
     "guest_fork",
     "guest_hotplug",
     "guest_net",
+    "guest_numa",
     "guest_pci",
     "guest_power",
     "guest_reset",

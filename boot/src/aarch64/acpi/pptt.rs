@@ -33,19 +33,22 @@ const UNIFIED: u8 = 1 << 3;
 /// Where no other structure is referred to.
 const NONE: u32 = 0;
 
-/// One package of cores with one thread each, as on x86_64. Without caches, these are as their registers say.
+/// Packages of cores with one thread each, as on x86_64. Without caches, these are as their registers say.
 ///
-/// Caches are private resources: those that all share are the package's, and what a core's caches lead to ends with its own
+/// Caches are private resources: those that a package's cores share are its own, and what a core's caches lead to ends with its own
 /// ones.
 pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) {
     let mut table = Table { start: out.len(), out };
-    let shared = platform.caches.as_ref().map_or(NONE, |caches| table.caches(&caches.shared));
-    let resources = [shared];
-    let resources = if shared == NONE { &[][..] } else { &resources };
-    let package = table.processor(PHYSICAL_PACKAGE, NONE, 0, resources);
-    for uid in (0..).take(platform.cpus.len()) {
-        let own = platform.caches.as_ref().map(|caches| table.first_level(caches));
-        table.processor(ID_VALID | LEAF, package, uid, own.as_ref().map_or(&[], |own| own));
+    let mut uids = 0..;
+    for cores in platform.packages() {
+        let shared = platform.caches.as_ref().map_or(NONE, |caches| table.caches(&caches.shared));
+        let resources = [shared];
+        let resources = if shared == NONE { &[][..] } else { &resources };
+        let package = table.processor(PHYSICAL_PACKAGE, NONE, 0, resources);
+        for uid in uids.by_ref().take(cores) {
+            let own = platform.caches.as_ref().map(|caches| table.first_level(caches));
+            table.processor(ID_VALID | LEAF, package, uid, own.as_ref().map_or(&[], |own| own));
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Processors, how they belong together, and their caches.
 
 use std::collections::BTreeSet;
+use std::iter::repeat_n;
 
 use vm_fdt::FdtWriter;
 
-use super::FdtError;
+use super::{FdtError, numa_node};
 use crate::caches::Cache;
 use crate::platform::Platform;
 
@@ -13,7 +14,7 @@ const FIRST_CPU: u32 = 0x1000;
 const SHARED_CACHES: u32 = 0x1000_0000;
 const OWN_CACHES: u32 = 0x2000_0000;
 /// More caches than a processor has.
-const MAX_OWN: u32 = 8;
+const MAX_CACHES: u32 = 8;
 
 pub(super) fn write(tree: &mut FdtWriter, platform: &Platform) -> Result<(), FdtError> {
     let ids = &platform.cpus;
@@ -24,8 +25,11 @@ pub(super) fn write(tree: &mut FdtWriter, platform: &Platform) -> Result<(), Fdt
     let cpus = tree.begin_node("cpus")?;
     tree.property_u32("#address-cells", 1)?;
     tree.property_u32("#size-cells", 0)?;
+    let mut nodes = platform.numa.iter().flat_map(|numa| numa.of_cpus());
+    let packages = platform.packages();
+    let package_of = (0..).zip(&packages).flat_map(|(package, &cores)| repeat_n(package, cores));
     let mut known = BTreeSet::new();
-    for (index, &id) in (0..).zip(ids) {
+    for ((index, &id), package) in (0..).zip(ids).zip(package_of) {
         if !known.insert(id) {
             return Err(FdtError::DuplicateCpu { id });
         }
@@ -35,51 +39,63 @@ pub(super) fn write(tree: &mut FdtWriter, platform: &Platform) -> Result<(), Fdt
         tree.property_u32("reg", id)?;
         tree.property_string("enable-method", "psci")?;
         tree.property_phandle(FIRST_CPU + index)?;
-        own_caches(tree, platform, index)?;
+        numa_node(tree, nodes.next())?;
+        own_caches(tree, platform, index, package)?;
         tree.end_node(cpu)?;
     }
     if let Some(caches) = &platform.caches {
         let first = 2 + caches.own.len() as u32;
-        behind(tree, &caches.shared, first, (SHARED_CACHES, None))?;
+        for package in (0..).take(packages.len()) {
+            behind(tree, &caches.shared, (first, package), (shared_caches(package), None))?;
+        }
     }
-    // Cores of one package, with one thread each, as on x86_64.
+    // Cores of packages, with one thread each, as on x86_64.
     let map = tree.begin_node("cpu-map")?;
-    let package = tree.begin_node("socket0")?;
-    let cluster = tree.begin_node("cluster0")?;
-    for (index, _) in (0..).zip(ids) {
-        let core = tree.begin_node(&format!("core{index}"))?;
-        tree.property_u32("cpu", FIRST_CPU + index)?;
-        tree.end_node(core)?;
+    let mut handles = FIRST_CPU..;
+    for (package, &cores) in packages.iter().enumerate() {
+        let socket = tree.begin_node(&format!("socket{package}"))?;
+        let cluster = tree.begin_node("cluster0")?;
+        for (index, handle) in (0..cores).zip(handles.by_ref()) {
+            let core = tree.begin_node(&format!("core{index}"))?;
+            tree.property_u32("cpu", handle)?;
+            tree.end_node(core)?;
+        }
+        tree.end_node(cluster)?;
+        tree.end_node(socket)?;
     }
-    for node in [cluster, package, map] {
-        tree.end_node(node)?;
-    }
+    tree.end_node(map)?;
     Ok(tree.end_node(cpus)?)
 }
 
-/// The caches that the processor `index`, whose node is open, has for itself.
-fn own_caches(tree: &mut FdtWriter, platform: &Platform, index: u32) -> Result<(), FdtError> {
+/// The handle of the first cache that the cores of a package share.
+fn shared_caches(package: u32) -> u32 {
+    SHARED_CACHES + package * MAX_CACHES
+}
+
+/// The caches that the processor `index` of a package, whose node is open, has for itself.
+fn own_caches(tree: &mut FdtWriter, platform: &Platform, index: u32, package: u32) -> Result<(), FdtError> {
     let Some(caches) = &platform.caches else { return Ok(()) };
     cache(tree, "d-", &caches.data)?;
     cache(tree, "i-", &caches.instruction)?;
-    let shared = (!caches.shared.is_empty()).then_some(SHARED_CACHES);
-    let handle = OWN_CACHES + index * MAX_OWN;
+    let shared = (!caches.shared.is_empty()).then_some(shared_caches(package));
+    let handle = OWN_CACHES + index * MAX_CACHES;
     if let Some(next) = if caches.own.is_empty() { shared } else { Some(handle) } {
         tree.property_u32("next-level-cache", next)?;
     }
-    behind(tree, &caches.own, 2, (handle, shared))
+    behind(tree, &caches.own, (2, 0), (handle, shared))
 }
 
 /// The nodes of caches from the level `first` on, with handles from `handle` on, each behind the one before, and `last` behind
-/// them.
+/// them. Those of packages behind the first are told apart by their names.
 fn behind(
     tree: &mut FdtWriter,
     caches: &[Cache],
-    first: u32,
+    (first, package): (u32, u32),
     (handle, last): (u32, Option<u32>),
 ) -> Result<(), FdtError> {
     for ((level, handle), (left, found)) in (first..).zip(handle..).zip((0..caches.len()).rev().zip(caches)) {
-        let node = tree.begin_node(&format!("l{level}-cache"))?;
+        let of = if package > 0 { format!("-{package}") } else { String::new() };
+        let node = tree.begin_node(&format!("l{level}-cache{of}"))?;
         tree.property_string("compatible", "cache")?;
         tree.property_u32("cache-level", level)?;
         tree.property_null("cache-unified")?;

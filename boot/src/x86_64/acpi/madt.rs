@@ -9,7 +9,7 @@ use crate::acpi::lines::Lines;
 use crate::platform::Platform;
 
 /// Ids from here on do not fit a local APIC structure: 255 means all processors.
-const FIRST_X2APIC_ID: u32 = 255;
+pub(super) const FIRST_X2APIC_ID: u32 = 255;
 const X2APIC: u8 = 9;
 const X2APIC_LEN: u8 = 16;
 const ENABLED: u32 = 1;

@@ -35,7 +35,7 @@ pub(crate) use setup::{
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
-    window_space,
+    vcpu_id, window_space,
 };
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use ossature_boot::{Node, NodeKind, NodeRange};
+use ossature_boot::{Node, NodeKind, NodeRange, Numa};
 use ossature_memory::layout::Space;
 
 use super::irq::WIRED_LINES;
@@ -68,10 +68,15 @@ pub(crate) fn is_reserved(addresses: &RangeInclusive<u64>) -> bool {
     RESERVED.start() <= addresses.end() && addresses.start() <= RESERVED.end()
 }
 
-/// The id by which the interrupt controllers know a vCPU: its affinity (MPIDR), as KVM makes it. A controller addresses 16
-/// processors of a cluster at once.
-pub(crate) fn cpu_id(index: u32) -> u32 {
-    (index & 0xf) | (index >> 4 & 0xff) << 8 | (index >> 12 & 0xff) << 16
+/// The id by which the interrupt controllers know a vCPU of this number: its affinity (MPIDR), as KVM makes it. A controller
+/// addresses 16 processors of a cluster at once.
+pub(crate) fn cpu_id(number: u32) -> u32 {
+    (number & 0xf) | (number >> 4 & 0xff) << 8 | (number >> 12 & 0xff) << 16
+}
+
+/// The number by which KVM knows vCPU `index`: the same.
+pub(crate) fn vcpu_id(index: u32, _: u32, _: Option<&Numa>) -> u32 {
+    index
 }
 
 /// What guests are told of beside the devices: the interrupt controllers, which are a GICv2 if they have no messages, and

@@ -20,6 +20,7 @@ mod setup;
 mod spaces;
 #[cfg(test)]
 pub(crate) mod testing;
+mod topology;
 mod vcpu_state;
 mod vm_state;
 #[allow(unsafe_code)]
@@ -35,7 +36,7 @@ pub(crate) use registers::Registers;
 pub(crate) use setup::{
     Controllers, HAS_DIRTY_RINGS, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, caches, complete_vcpu,
     create_controllers, exception_registers, has_messages, has_performance_monitors, init_vcpu,
-    instruction_byte, notify_paused, prepare_vm, with_processors,
+    instruction_byte, notify_paused, prepare_vm, vcpu_id, with_processors,
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,

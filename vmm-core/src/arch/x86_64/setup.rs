@@ -6,7 +6,7 @@ use kvm_bindings::{
     CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use ossature_boot::Caches;
+use ossature_boot::{Caches, Numa};
 use ossature_memory::Dma;
 
 use super::config::CpuidChoice;
@@ -14,6 +14,7 @@ use super::cpuid::{Cpuid, CpuidError};
 use super::guest_cpuid::{CpuFeatures, cpuid};
 use super::preflight::has_svm;
 use super::registers::Registers;
+use super::topology::Topology;
 use super::{HostFacts, msrs};
 use crate::call::call;
 use crate::{Capability, VmConfig, VmError};
@@ -30,6 +31,11 @@ pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
 /// There is nothing that a guest would have to be told of its caches: CPUID tells.
 pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Option<Caches> {
     None
+}
+
+/// The number by which KVM knows vCPU `index`: its APIC id.
+pub(crate) fn vcpu_id(index: u32, cpus: u32, numa: Option<&Numa>) -> u32 {
+    Topology::new(cpus, numa).position(index).apic_id
 }
 
 /// As [`caches`].
@@ -157,8 +163,8 @@ pub(super) fn default_cpuid(
     (kvm, host): (&Kvm, &HostFacts),
     config: &VmConfig,
 ) -> Result<Cpuid, VmError> {
-    let features = CpuFeatures { cpus: config.cpus, lapic: config.has_irqchip() };
-    Ok(cpuid(host.cpuid(kvm)?, index, features))
+    let position = Topology::new(config.cpus, config.numa.as_ref()).position(index);
+    Ok(cpuid(host.cpuid(kvm)?, CpuFeatures { position, lapic: config.has_irqchip() }))
 }
 
 /// The CPUID of vCPU `index`.

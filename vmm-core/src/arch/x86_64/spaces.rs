@@ -57,9 +57,9 @@ pub(crate) fn is_reserved(addresses: &RangeInclusive<u64>) -> bool {
     RESERVED.iter().any(|reserved| reserved.start() <= addresses.end() && addresses.start() <= reserved.end())
 }
 
-/// The id by which the interrupt controllers know a vCPU.
-pub(crate) fn cpu_id(index: u32) -> u32 {
-    index
+/// The id by which the interrupt controllers know a vCPU of this number: the same.
+pub(crate) fn cpu_id(number: u32) -> u32 {
+    number
 }
 
 /// What guests are told of beside the devices: the rest is a convention.

@@ -176,6 +176,11 @@ pub enum SnapshotError {
         /// The builder's.
         asked: u32,
     },
+    /// The machine that is to be restored has other NUMA nodes.
+    #[error(
+        "it has other NUMA nodes than are asked for, or none: leave them out, a restored machine has them by itself"
+    )]
+    OtherNuma,
     /// The machine that is to be restored has other memory.
     #[error("it has {found} bytes of memory, and {asked} are asked for, or at other addresses")]
     OtherMemory {

@@ -170,6 +170,9 @@ impl Snapshot {
         if found != asked {
             return Err(SnapshotError::OtherCpus { found, asked });
         }
+        if self.shape.numa != shape.numa {
+            return Err(SnapshotError::OtherNuma);
+        }
         let ids: BTreeSet<&str> = shape.devices.iter().map(|(id, _)| id.as_str()).collect();
         let (missing, extra) = self.shape.difference(&ids);
         if !(missing.is_empty() && extra.is_empty()) {

@@ -85,6 +85,11 @@ impl Saved {
             return Err(SnapshotError::OtherCpus { found, asked });
         }
         vm.cpus = found;
+        let numa = self.snapshot.shape().numa.clone();
+        if vm.numa.is_some() && vm.numa != numa {
+            return Err(SnapshotError::OtherNuma);
+        }
+        vm.numa = numa;
         // One host is the same for all.
         if self.checked.get().is_none() {
             hypervisor.check_states(vm, &self.state.vcpus)?;

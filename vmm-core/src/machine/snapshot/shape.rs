@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
+use ossature_boot::{Numa, NumaNode};
 use ossature_bus::state::{Decoder, Encoder, Field, SavedState, StateError};
 use ossature_bus::state_file::MAX_SECTIONS;
 use ossature_bus::{Placement, Requires, WindowRequest};
@@ -16,6 +17,16 @@ const KIND: &str = "org.ossature.machine";
 const VERSION: u16 = 1;
 const CPUS: Field = Field::new(1, "vCPUs");
 const DEVICES: Field = Field::new(2, "devices");
+/// Left out where there are none.
+const NUMA: Field = Field::new(3, "NUMA nodes");
+
+const NODES: Field = Field::new(1, "NUMA nodes");
+const DISTANCES: Field = Field::new(2, "distances of NUMA nodes");
+const NODE_CPUS: Field = Field::new(1, "vCPUs of a NUMA node");
+const NODE_MEMORY: Field = Field::new(2, "bytes of a NUMA node");
+const FROM: Field = Field::new(1, "node that a distance is from");
+const TO: Field = Field::new(2, "node that a distance is to");
+const DISTANCE: Field = Field::new(3, "distance of two NUMA nodes");
 
 const DEVICE: Field = Field::new(1, "id of a device");
 const REGISTERS: Field = Field::new(2, "registers of a device");
@@ -34,14 +45,15 @@ const MAX_RANGES: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::machine) struct Shape {
     pub(in crate::machine) cpus: u32,
+    pub(in crate::machine) numa: Option<Numa>,
     /// Each device by its id, and where it was put: guests know these addresses.
     pub(in crate::machine) devices: Vec<(String, Place)>,
 }
 
 impl Shape {
-    pub(in crate::machine) fn new(cpus: u32, mut devices: Vec<(String, Place)>) -> Self {
+    pub(in crate::machine) fn new(cpus: u32, numa: Option<Numa>, mut devices: Vec<(String, Place)>) -> Self {
         devices.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Self { cpus, devices }
+        Self { cpus, numa, devices }
     }
 
     pub(super) fn save(&self) -> SavedState<'static> {
@@ -58,6 +70,9 @@ impl Shape {
                 fields.u64(FIRST, *window.start()).u64(LAST, *window.end());
             });
         });
+        if let Some(numa) = &self.numa {
+            fields.nested(NUMA, |fields| save_numa(fields, numa));
+        }
         fields.finish()
     }
 
@@ -77,8 +92,13 @@ impl Shape {
             let windows = fields.list(WINDOWS, MAX_RANGES, window)?;
             Ok((id, Place { registers, interrupts, windows }))
         })?;
+        let numa = fields.optional(NUMA, |fields, field| fields.nested(field, load_numa))?;
+        if numa.as_ref().is_some_and(|numa| numa.check(cpus, numa.memory()).is_err()) {
+            let reason = "they are not those of a machine with so many vCPUs";
+            return Err(StateError::Inconsistent { field: "NUMA nodes", reason });
+        }
         fields.finish()?;
-        let shape = Self::new(cpus, devices);
+        let shape = Self::new(cpus, numa, devices);
         if shape.devices.windows(2).any(|pair| matches!(pair, [(one, _), (other, _)] if one == other)) {
             let reason = "two have the same";
             return Err(StateError::Inconsistent { field: "id of a device", reason });
@@ -137,6 +157,25 @@ impl Shape {
         }
         Some(pinned)
     }
+}
+
+fn save_numa(fields: &mut Encoder, numa: &Numa) {
+    fields.list(NODES, numa.nodes(), |fields, node| {
+        fields.u32(NODE_CPUS, node.cpus).u64(NODE_MEMORY, node.memory);
+    });
+    fields.list(DISTANCES, numa.given_distances(), |fields, ((from, to), distance)| {
+        fields.u32(FROM, from).u32(TO, to).u8(DISTANCE, distance);
+    });
+}
+
+fn load_numa(fields: &mut Decoder<'_>) -> Result<Numa, StateError> {
+    const MAX: usize = Numa::MAX_NODES;
+    let node = |fields: &mut Decoder<'_>| Ok(NumaNode::new(fields.u32(NODE_CPUS)?, fields.u64(NODE_MEMORY)?));
+    let nodes = fields.list(NODES, MAX, node)?;
+    let distance = |fields: &mut Decoder<'_>| Ok((fields.u32(FROM)?, fields.u32(TO)?, fields.u8(DISTANCE)?));
+    let distances = fields.list(DISTANCES, MAX * MAX, distance)?;
+    let add = |numa: Numa, (from, to, distance)| numa.with_distance(from, to, distance);
+    Ok(distances.into_iter().fold(Numa::new(nodes), add))
 }
 
 /// Returns true if a request for a window can have been answered by this one.

@@ -1,6 +1,17 @@
+use ossature_boot::{Numa, NumaNode};
+
+use super::super::topology::Topology;
 use super::*;
 
-const LAPIC: CpuFeatures = CpuFeatures { cpus: 1, lapic: true };
+const LAPIC: CpuFeatures = CpuFeatures {
+    position: Position { apic_id: 0, package: 0, core: 0, cores: 1, core_bits: 0 },
+    lapic: true,
+};
+
+/// The vCPU `index` of so many.
+fn of(index: u32, cpus: u32) -> CpuFeatures {
+    CpuFeatures { position: Topology::new(cpus, None).position(index), ..LAPIC }
+}
 
 fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
     let [eax, ebx, ecx, edx] = regs;
@@ -34,7 +45,7 @@ fn host() -> Vec<kvm_cpuid_entry2> {
 #[test]
 fn each_vcpu_has_its_own_apic_id_everywhere() {
     for index in 0..4 {
-        let Cpuid { entries: cpuid } = cpuid(&host(), index, CpuFeatures { cpus: 4, ..LAPIC });
+        let Cpuid { entries: cpuid } = cpuid(&host(), of(index, 4));
         assert_eq!(find(&cpuid, 1, 0)[1] >> 24, index);
         for (leaf, sub) in [(0xb, 0), (0xb, 1), (0xb, 2), (0x1f, 0), (0x1f, 1), (0x1f, 2)] {
             assert_eq!(find(&cpuid, leaf, sub)[3], index);
@@ -46,7 +57,7 @@ fn each_vcpu_has_its_own_apic_id_everywhere() {
 #[test]
 fn the_topology_is_one_package_of_single_threaded_cores() {
     for (cpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (255, 8)] {
-        let Cpuid { entries: cpuid } = cpuid(&host(), 0, CpuFeatures { cpus, ..LAPIC });
+        let Cpuid { entries: cpuid } = cpuid(&host(), of(0, cpus));
         assert_eq!(find(&cpuid, 0xb, 0), [0, 1, 0x100, 0], "{cpus} CPUs");
         assert_eq!(find(&cpuid, 0xb, 1), [bits, cpus, 0x201, 0], "{cpus} CPUs");
         assert_eq!(find(&cpuid, 0xb, 2), [0, 0, 2, 0], "{cpus} CPUs");
@@ -59,24 +70,24 @@ fn the_topology_is_one_package_of_single_threaded_cores() {
 
 #[test]
 fn the_third_cache_level_is_shared_by_the_package_and_the_others_by_nobody() {
-    let Cpuid { entries: cpuid } = cpuid(&host(), 0, CpuFeatures { cpus: 3, ..LAPIC });
+    let Cpuid { entries: cpuid } = cpuid(&host(), of(0, 3));
     let sharing = |leaf, sub| find(&cpuid, leaf, sub)[0] >> 14 & 0xfff;
     assert_eq!((sharing(4, 0), sharing(4, 3)), (0, 3));
-    assert_eq!((sharing(0x8000_001d, 0), sharing(0x8000_001d, 3)), (0, 2));
+    assert_eq!((sharing(0x8000_001d, 0), sharing(0x8000_001d, 3)), (0, 3));
     assert_eq!(find(&cpuid, 4, 0)[0] >> 26, 3, "cores of the package");
     assert_eq!(find(&cpuid, 4, 4)[0], 0, "the end of the list stays");
 }
 
 #[test]
 fn apic_features_follow_the_machine() {
-    let ecx = |features| find(&cpuid(&host(), 0, features).entries, 1, 0)[2];
+    let ecx = |features| find(&cpuid(&host(), features).entries, 1, 0)[2];
     assert_eq!(ecx(LAPIC), HYPERVISOR | X2APIC | TSC_DEADLINE);
     assert_eq!(ecx(CpuFeatures { lapic: false, ..LAPIC }), HYPERVISOR);
 }
 
 #[test]
 fn what_the_machine_does_not_choose_is_the_hosts() {
-    let Cpuid { entries: cpuid } = cpuid(&host(), 3, CpuFeatures { cpus: 4, ..LAPIC });
+    let Cpuid { entries: cpuid } = cpuid(&host(), of(3, 4));
     assert_eq!(find(&cpuid, 0, 0), [0x1f, 1, 2, 3]);
     assert_eq!(find(&cpuid, 1, 0)[0], 0xa0671);
     assert_eq!(find(&cpuid, 1, 0)[1] & 0xffff, 0x0800);
@@ -86,7 +97,7 @@ fn what_the_machine_does_not_choose_is_the_hosts() {
 #[test]
 fn a_host_without_extended_topology_leaves_gets_none() {
     let host: Vec<_> = host().into_iter().filter(|e| !is_topology_leaf(e.function)).collect();
-    let Cpuid { entries: cpuid } = cpuid(&host, 0, LAPIC);
+    let Cpuid { entries: cpuid } = cpuid(&host, LAPIC);
     assert!(!cpuid.iter().any(|e| is_topology_leaf(e.function)));
 }
 
@@ -94,9 +105,28 @@ fn a_host_without_extended_topology_leaves_gets_none() {
 fn g7_cores_of_amd_processors_are_not_threads() {
     let flag = |maker, cpus| {
         let host = [leaf(0, 0, [0xd, maker, 0, 0]), leaf(0x8000_0001, 0, [0, 0, 0xfff | CMP_LEGACY, 0])];
-        let cpuid = cpuid(&host, 0, CpuFeatures { cpus, ..LAPIC });
+        let cpuid = cpuid(&host, of(0, cpus));
         find(&cpuid.entries, 0x8000_0001, 0)[2] & CMP_LEGACY != 0
     };
     let intel = u32::from_le_bytes(*b"Genu");
     assert_eq!([flag(AMD, 1), flag(AMD, 2), flag(HYGON, 2), flag(intel, 2)], [false, true, true, false]);
+}
+
+#[test]
+fn each_numa_node_is_a_package_with_a_cache_of_its_own() {
+    let numa = Numa::new([1, 3].map(|cpus| NumaNode::new(cpus, 1 << 30)));
+    let topology = Topology::new(4, Some(&numa));
+    let last = cpuid(&host(), CpuFeatures { position: topology.position(3), ..LAPIC }).entries;
+    assert_eq!(find(&last, 0xb, 0), [0, 1, 0x100, 6]);
+    assert_eq!(find(&last, 0xb, 1), [2, 3, 0x201, 6]);
+    assert_eq!(find(&last, 1, 0)[1] >> 16, 0x0604, "4 ids of a package");
+    assert_eq!(find(&last, 0x8000_001e, 0), [6, 2, 1, 0]);
+    let first = cpuid(&host(), CpuFeatures { position: topology.position(0), ..LAPIC }).entries;
+    assert_eq!(find(&first, 0xb, 1), [2, 1, 0x201, 0]);
+    for cpuid in [&first, &last] {
+        assert_ne!(find(cpuid, 1, 0)[3] & HTT, 0);
+        for leaf in [4, 0x8000_001d] {
+            assert_eq!(find(cpuid, leaf, 3)[0] >> 14 & 0xfff, 3, "leaf {leaf:#x}");
+        }
+    }
 }

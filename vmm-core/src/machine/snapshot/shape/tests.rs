@@ -1,16 +1,19 @@
-//! Windows of restored machines: where they were, or refused.
+//! Windows and NUMA nodes of restored machines: as they were, or refused.
 
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
 
+use ossature_boot::Platform;
 use ossature_bus::{
     Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Syscall, WindowRequest,
 };
 use ossature_legacy::I8042;
-use ossature_memory::RamConfig;
+use ossature_memory::{GuestMmap, RamConfig};
 
 use super::super::tests::{assembled, file, parts, refusal};
 use super::super::{Snapshot, SnapshotError};
 use super::*;
+use crate::Registers;
 use crate::machine::{BuildErrors, Machine, MachineBuilder};
 use crate::scripted::{Script, Scripted};
 
@@ -163,4 +166,91 @@ fn windows_that_no_machine_of_this_kind_has_are_refused() {
     assert!(errors.to_string().contains("bus"), "{errors}");
     let refused = refusal(restore(&moved(&bytes, u64::MAX - GIB + 1..=u64::MAX), 48));
     assert!(matches!(refused, SnapshotError::AddressBits { needs: 64, here: 48 }), "{refused}");
+}
+
+/// Three vCPUs and 64 KiB in two nodes.
+fn nodes() -> Numa {
+    Numa::new([NumaNode::new(1, 16 << 10), NumaNode::new(2, 48 << 10)]).with_distance(1, 0, 31)
+}
+
+fn with_nodes() -> MachineBuilder {
+    Machine::builder("nodes").cpus(3).memory(RamConfig::new(64 << 10))
+}
+
+fn build_three(builder: MachineBuilder) -> Result<Machine, BuildErrors> {
+    let machine = builder.build(&Scripted::new([Script::new(), Script::new(), Script::new()]))?;
+    machine.start().unwrap();
+    Ok(machine)
+}
+
+fn restore_three(builder: MachineBuilder, bytes: &[u8]) -> Result<Machine, BuildErrors> {
+    build_three(builder.restore(Snapshot::from_file(file(bytes)).unwrap()))
+}
+
+fn nodes_of(bytes: &[u8]) -> Option<Numa> {
+    Snapshot::from_file(file(bytes)).unwrap().shape.numa.clone()
+}
+
+#[test]
+fn the_guest_is_told_of_numa_nodes_and_a_restored_machine_has_them_by_itself() {
+    let bytes = save(&build_three(with_nodes().numa(nodes())).unwrap());
+    assert_eq!(nodes_of(&bytes), Some(nodes()));
+    for builder in [with_nodes(), with_nodes().numa(nodes())] {
+        let (tell, told) = mpsc::channel();
+        let builder = builder.payload(move |_: &GuestMmap, platform: &Platform| {
+            tell.send((platform.numa.clone(), platform.cpus.len()))?;
+            Ok(Registers::default())
+        });
+        let restored = restore_three(builder, &bytes).unwrap();
+        assert_eq!(nodes_of(&save(&restored)), Some(nodes()));
+        // Tables are written again.
+        restored.reset().unwrap();
+        assert_eq!(told.try_recv(), Ok((Some(nodes()), 3)));
+    }
+    let other = with_nodes().numa(nodes().with_distance(0, 1, 32));
+    let said = refusal(restore_three(other, &bytes)).to_string();
+    assert!(said.contains("other NUMA nodes"), "{said}");
+    let without = save(&build_three(with_nodes()).unwrap());
+    assert_eq!(nodes_of(&without), None);
+    let said = refusal(restore_three(with_nodes().numa(nodes()), &without)).to_string();
+    assert!(said.contains("other NUMA nodes"), "{said}");
+}
+
+#[test]
+fn numa_nodes_of_another_machine_are_refused_with_everything_else_that_is_wrong() {
+    let builder = Machine::builder("nodes").cpus(2).memory(RamConfig::new(64 << 10)).numa(nodes());
+    let errors = builder.device(Bus).device(Bus).build(&Scripted::new([Script::new(), Script::new()]));
+    let said: Vec<String> = errors.unwrap_err().0.iter().map(ToString::to_string).collect();
+    assert!(said.iter().any(|said| said.contains("used twice")), "{said:?}");
+    let numa = "numa: the NUMA nodes have 3 processors, and the machine has 2";
+    assert!(said.iter().any(|said| said == numa), "{said:?}");
+}
+
+#[test]
+fn d2_states_whose_numa_nodes_are_none_are_refused() {
+    let (sections, memory) = parts(&save(&build_three(with_nodes().numa(nodes())).unwrap()));
+    let node = |cpus, memory| NumaNode::new(cpus, memory);
+    for wrong in [
+        Numa::default(),
+        Numa::new([node(4, 64 << 10)]),
+        Numa::new([node(3, 1)]),
+        Numa::new([node(u32::MAX, 16 << 10), node(4, 48 << 10)]),
+        Numa::new([node(3, 64 << 10), node(0, 0)]),
+        nodes().with_distance(0, 1, 0),
+        nodes().with_distance(0, 7, 20),
+    ] {
+        let mut sections = sections.clone();
+        let mut shape = Shape::load(&sections[ID]).unwrap();
+        shape.numa = Some(wrong.clone());
+        sections.insert(ID.to_owned(), shape.save());
+        let refused = Snapshot::from_file(file(&assembled(&sections, &memory))).unwrap_err();
+        assert!(crate::error_chain(&refused).contains("NUMA nodes"), "{wrong:?}: {refused}");
+    }
+    // More memory than there is: known once there is a machine.
+    let mut sections = sections;
+    let mut shape = Shape::load(&sections[ID]).unwrap();
+    shape.numa = Some(Numa::new([node(3, 1 << 40)]));
+    sections.insert(ID.to_owned(), shape.save());
+    let errors = restore_three(with_nodes(), &assembled(&sections, &memory)).unwrap_err();
+    assert!(errors.to_string().contains("numa: the NUMA nodes have 0x10000000000 bytes"), "{errors}");
 }

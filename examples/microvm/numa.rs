@@ -1,0 +1,46 @@
+//! `--numa`: what it says, and the nodes that come of it.
+
+use std::ffi::OsString;
+
+use ossature::boot::{Numa, NumaNode};
+use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+
+pub const SYNTAX: &str = "cpus=N,memory=SIZE[,distances=D[:D]...]";
+
+pub const HELP: &str = "\
+A NUMA node of the guest; repeatable, the first is node 0. They have all vCPUs and all memory of the machine: without --cpus
+and --memory, as many and as much as the nodes have together
+  cpus=N             how many vCPUs [default: none]
+  memory=SIZE        bytes, or a number with K, M or G [default: none]
+  distances=D[:D]... how far it is to the nodes before it, 11 to 254; a node's own memory is 10 away [default: 20]";
+
+/// A node as the command line has it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    node: NumaNode,
+    /// To nodes 0, 1 and so on.
+    distances: Vec<u8>,
+}
+
+impl Node {
+    pub fn parse(text: OsString) -> Result<Self, KeyValueError> {
+        let keys = KeyValues::parse(&text, &["cpus=N", "memory=SIZE", "distances=D[:D]..."])?;
+        let cpus = keys.parsed("cpus")?.unwrap_or(0);
+        let memory = keys.parsed_by("memory", parse_size)?.unwrap_or(0);
+        if cpus == 0 && memory == 0 {
+            return Err(KeyValueError::Missing { key: "cpus=N or memory=SIZE" });
+        }
+        let distances = keys.parsed_by("distances", |text| text.split(':').map(str::parse).collect())?;
+        Ok(Self { node: NumaNode::new(cpus, memory), distances: distances.unwrap_or_default() })
+    }
+}
+
+/// The nodes, if there are any.
+pub fn numa(nodes: &[Node]) -> Option<Numa> {
+    let distances = (0..).zip(nodes).flat_map(|(number, node)| {
+        (0..).zip(&node.distances).map(move |(other, &distance)| (number, other, distance))
+    });
+    let numa = Numa::new(nodes.iter().map(|node| node.node));
+    let numa = distances.fold(numa, |numa, (one, other, distance)| numa.with_distance(one, other, distance));
+    (!nodes.is_empty()).then_some(numa)
+}
