@@ -15,12 +15,6 @@ use support::{Guest, Tap, complaints, generic_kernel, hash, kernel};
 /// What Linux says of a PPTT without caches (before 6.4).
 const NO_CACHES: &str = "Early cacheinfo failed, ret = -2";
 
-/// What is left of Linux's warnings without the `known` ones, and without those of an emulator that is slow.
-fn left<'a>(warnings: &'a str, known: &[&str]) -> Vec<&'a str> {
-    let warnings = complaints(warnings, known);
-    warnings.into_iter().filter(|line| !line.contains("hrtimer: interrupt took ")).collect()
-}
-
 /// The VMM on a host with these caches, of which the nested machine itself knows no sizes.
 fn on_a_host_with_caches(folder: &Path) -> PathBuf {
     let caches = [
@@ -92,7 +86,7 @@ fn boots(tables: &str, cpus: usize, image: PathBuf) {
     assert!(answers["tables"].starts_with(described), "{}", &answers["tables"]);
     assert_eq!(answers["disk"], hash(&disk));
     assert_eq!(&answers["file"], "secret");
-    assert_eq!(left(&answers["warnings"], &[]), [""; 0]);
+    assert_eq!(complaints(&answers["warnings"], &[]), [""; 0]);
 }
 
 fn boots_all(tables: &str, cpus: usize) {
@@ -157,7 +151,7 @@ fn acpi_describes_pci_and_where_its_messages_go() {
     assert_eq!(answers["disk"], hash(&disk));
     assert_ne!(&answers["messages"], "0", "messages reach the guest");
     assert_eq!(&answers["hotplug"], "31");
-    assert_eq!(left(&answers["warnings"], &[NO_CACHES]), [""; 0]);
+    assert_eq!(complaints(&answers["warnings"], &[NO_CACHES]), [""; 0]);
 }
 
 #[test]

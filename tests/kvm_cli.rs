@@ -125,6 +125,28 @@ fn ids_and_addresses_that_are_none_are_wrong_usage() {
 }
 
 #[test]
+fn numa_nodes_that_cannot_be_are_wrong_usage() {
+    let files = Files::new();
+    let kernel = files.with("kernel", &elf(X86_64));
+    let args = ["--kernel", &kernel];
+    let numa = |nodes: &[&str], more: &[&str], parts: &[&str]| {
+        let flags = nodes.iter().flat_map(|node| ["--numa", node]).chain(more.iter().copied());
+        refuses(&args.into_iter().chain(flags).collect::<Vec<_>>(), 2, &[&["--numa"], parts].concat());
+    };
+    numa(&["distances=20"], &[], &["cpus=N or memory=SIZE is missing"]);
+    numa(&["cpus=two"], &[], &["cpus", "invalid digit"]);
+    numa(&["cpus=1,memory=64X"], &[], &["memory", "64X"]);
+    numa(&["cpus=1,memory=64M", "memory=64M,distances=256"], &[], &["distances"]);
+    numa(&["cpus=1,memory=64M", "memory=64M,distances=9"], &[], &["is 9; 11 to 254"]);
+    numa(&["cpus=1,memory=64M", "memory=64M,distances=11:12"], &[], &["distances: 2 of node 1; there are 1"]);
+    numa(&["cpus=1,memory=64M"], &["--cpus", "2"], &["1 processors, and the machine has 2"]);
+    numa(&["cpus=1,memory=64M"], &["--memory", "65M"], &["0x4000000 bytes", "0x4100000"]);
+    numa(&["cpus=100000,memory=64M"], &[], &["100000", "at most"]);
+    let gaps = [&["cpus=17,memory=64M"][..], &["cpus=1"; 8]].concat();
+    numa(&gaps, &[], &["vCPU 24", "APIC id 256"]);
+}
+
+#[test]
 fn files_for_the_guest_that_cannot_be_are_named() {
     let files = Files::new();
     let kernel = files.with("kernel", &elf(X86_64));

@@ -2,7 +2,6 @@
 
 /// The caches of a machine's processors, as tables of aarch64 tell guests of them. On x86_64, CPUID does.
 ///
-/// Each processor has those of the first level, and those in [`own`](Self::own), for itself; all have those in
 /// Each processor has those of the first level, and those in [`own`](Self::own), for itself; all of a package have those in
 /// [`shared`](Self::shared) together: all of the machine, or of a NUMA node.
 ///

@@ -27,7 +27,7 @@ use crate::platform::RamRange;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numa {
     nodes: Vec<NumaNode>,
-    /// The distances that were given, by the lower and the higher node.
+    /// The distances that are not the usual ones, by the lower and the higher node.
     distances: BTreeMap<(u32, u32), u8>,
 }
 
@@ -72,7 +72,7 @@ pub enum NumaError {
     #[error("the NUMA nodes have {found} processors, and the machine has {cpus}")]
     OtherCpus {
         /// How many the nodes have.
-        found: u32,
+        found: u64,
         /// How many there are.
         cpus: u32,
     },
@@ -117,9 +117,11 @@ impl Numa {
     pub const REMOTE_DISTANCE: u8 = 20;
     /// What more than a byte cannot tell from "cannot be reached".
     const MAX_DISTANCE: u8 = 254;
-    /// More than this would be more than Linux is made for on any architecture.
+    /// The most that there can be. Linux has a limit of its own when it is built: 64 or more on x86_64, and often 16 on aarch64; it
+    /// makes one node of more than that.
     pub const MAX_NODES: usize = 64;
-    /// The RAM of a node is a multiple of so many bytes.
+    /// The RAM of a node is a multiple of so many bytes. Linux needs more to make use of it: 4 MiB on x86_64, and whole pages of its
+    /// own.
     pub const PAGE: u64 = 0x1000;
 
     /// These nodes, by number.
@@ -130,7 +132,12 @@ impl Numa {
     /// The same nodes, of which these two are so far from each other, in both directions.
     #[must_use]
     pub fn with_distance(mut self, one: u32, other: u32, distance: u8) -> Self {
-        self.distances.insert((one.min(other), one.max(other)), distance);
+        let nodes = (one.min(other), one.max(other));
+        self.distances.remove(&nodes);
+        // Else what is the same would differ.
+        if self.distance(one, other) != distance {
+            self.distances.insert(nodes, distance);
+        }
         self
     }
 
@@ -145,8 +152,8 @@ impl Numa {
         self.distances.get(&(one.min(other), one.max(other))).copied().unwrap_or(default)
     }
 
-    /// The distances that were given, by the lower and the higher node.
-    pub fn given_distances(&self) -> impl Iterator<Item = ((u32, u32), u8)> + '_ {
+    /// The distances that are not the usual ones, by the lower and the higher node.
+    pub fn unusual_distances(&self) -> impl Iterator<Item = ((u32, u32), u8)> + '_ {
         self.distances.iter().map(|(&nodes, &distance)| (nodes, distance))
     }
 
@@ -164,15 +171,15 @@ impl Numa {
                 return Err(NumaError::Memory { node: number, memory: node.memory });
             }
         }
-        let found = self.cpus();
-        if found != cpus {
+        let found = self.nodes.iter().map(|node| u64::from(node.cpus)).sum();
+        if found != u64::from(cpus) {
             return Err(NumaError::OtherCpus { found, cpus });
         }
         let found = self.memory();
         if found != memory {
             return Err(NumaError::OtherMemory { found, memory });
         }
-        for ((from, to), distance) in self.given_distances() {
+        for ((from, to), distance) in self.unusual_distances() {
             if to as usize >= count {
                 return Err(NumaError::NoSuchNode { from, to, nodes: count });
             }

@@ -225,12 +225,12 @@ fn numa_nodes_have_memory_and_packages() {
     ] {
         assert!(words.contains(&part), "{part} is not in {words}");
     }
-    let nodes: Vec<&str> = words
-        .split("phandle = <0x100")
-        .skip(1)
-        .filter_map(|part| part.split_once("numa-node-id = <"))
-        .map(|(_, node)| &node[..4])
-        .collect();
+    let of = |kind: &str| -> Vec<&str> {
+        let nodes = words.split(kind).skip(1).filter_map(|part| part.split_once("numa-node-id = <"));
+        nodes.map(|(_, node)| &node[..4]).collect()
+    };
+    assert_eq!(of("pcie@"), ["0x00"], "the root bus belongs to the first");
+    let nodes = of("cpu@");
     assert_eq!(nodes, ["0x00", "0x01", "0x01"], "{words}");
     // Each package has a third level.
     for (name, handle) in [("l3-cache", 0x1000_0000), ("l3-cache-1", 0x1000_0008)] {

@@ -73,7 +73,7 @@ fn run(args: &Args, started: Instant) -> Result<ExitCode> {
     let restored = snapshot::open(args, key.as_ref())?;
     let builder = key.into_iter().fold(builder, |builder, key| builder.snapshot_key(key));
     let transport = snapshot::transport(args, restored.as_ref())?;
-    let numa = numa::numa(&args.numa);
+    let numa = numa::numa(&args.numa)?;
     let (cpus, default) = numa.as_ref().map_or((1, MEMORY), |numa| (numa.cpus(), numa.memory()));
     let builder = match restored {
         Some(snapshot) => {

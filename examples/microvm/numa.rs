@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use ossature::boot::{Numa, NumaNode};
 use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
 
+use crate::report::Usage;
+
 pub const SYNTAX: &str = "cpus=N,memory=SIZE[,distances=D[:D]...]";
 
 pub const HELP: &str = "\
@@ -24,7 +26,7 @@ pub struct Node {
 
 impl Node {
     pub fn parse(text: OsString) -> Result<Self, KeyValueError> {
-        let keys = KeyValues::parse(&text, &["cpus=N", "memory=SIZE", "distances=D[:D]..."])?;
+        let keys = KeyValues::parse_optional(&text, &["cpus=N", "memory=SIZE", "distances=D[:D]..."])?;
         let cpus = keys.parsed("cpus")?.unwrap_or(0);
         let memory = keys.parsed_by("memory", parse_size)?.unwrap_or(0);
         if cpus == 0 && memory == 0 {
@@ -36,11 +38,18 @@ impl Node {
 }
 
 /// The nodes, if there are any.
-pub fn numa(nodes: &[Node]) -> Option<Numa> {
-    let distances = (0..).zip(nodes).flat_map(|(number, node)| {
-        (0..).zip(&node.distances).map(move |(other, &distance)| (number, other, distance))
-    });
-    let numa = Numa::new(nodes.iter().map(|node| node.node));
-    let numa = distances.fold(numa, |numa, (one, other, distance)| numa.with_distance(one, other, distance));
-    (!nodes.is_empty()).then_some(numa)
+pub fn numa(nodes: &[Node]) -> Result<Option<Numa>, Usage> {
+    let mut numa = Numa::new(nodes.iter().map(|node| node.node));
+    for (number, node) in (0..).zip(nodes) {
+        let given = node.distances.len();
+        if given > number as usize {
+            return Err(Usage(format!(
+                "--numa distances: {given} of node {number}; there are {number} nodes before it"
+            )));
+        }
+        for (other, &distance) in (0..).zip(&node.distances) {
+            numa = numa.with_distance(number, other, distance);
+        }
+    }
+    Ok((!nodes.is_empty()).then_some(numa))
 }

@@ -107,6 +107,26 @@ fn kvm_counts_exits() {
     assert!(machine.iter().any(|stat| stat.name == "remote_tlb_flush"), "{machine:?}");
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_vcpu_of_a_numa_node_that_no_interrupt_reaches_is_refused() {
+    use ossature_boot::{Numa, NumaNode};
+    use ossature_core::machine::{BuildError, Machine};
+    use ossature_memory::RamConfig;
+
+    let kvm = Kvm::open().expect("KVM");
+    let build = |nodes: &[u32]| {
+        let numa = Numa::new(nodes.iter().map(|&cpus| NumaNode::new(cpus, 1 << 20)));
+        let machine = Machine::builder("nodes").cpus(numa.cpus()).memory(RamConfig::new(numa.memory()));
+        machine.numa(numa).build(&kvm).map(drop)
+    };
+    let errors = build(&[17, 1, 1, 1, 1, 1, 1, 1, 1]).expect_err("the last one would have the number 256");
+    let [BuildError::Vm(VmError::VcpuNumber { index: 24, number: 256, max: 255 })] = errors.errors() else {
+        panic!("{errors}");
+    };
+    build(&[17, 1, 1, 1, 1, 1, 1, 1]).expect("the last one has the number 224");
+}
+
 #[test]
 fn what_a_machine_cannot_have_is_refused() {
     let kvm = Kvm::open().expect("KVM");

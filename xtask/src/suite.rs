@@ -5,6 +5,7 @@ mod aarch64;
 mod binaries;
 mod checks;
 mod consumer;
+mod emulation;
 mod environment;
 mod examples;
 mod libtest;
@@ -197,9 +198,7 @@ impl Suite {
             let words = targets.words(&test_targets, &bench_targets);
             let words: Vec<&str> =
                 ["--workspace"].into_iter().chain(words.iter().map(String::as_str)).collect();
-            let tests: Result<Vec<Vec<Test>>> =
-                binaries::build(&words, &[])?.iter().map(binaries::tests).collect();
-            Ok(tests?.concat())
+            binaries::all_tests(&binaries::build(&words)?)
         };
         let mut tests = Vec::new();
         for targets in Targets::of(&self.selection) {
@@ -294,8 +293,7 @@ impl Suite {
     /// A VMM that is built from the packaged crates, outside of the workspace, and its tests.
     fn consumer(&mut self) {
         self.step("consumer", |suite| {
-            let tests: Result<Vec<Vec<Test>>> = consumer::build()?.iter().map(binaries::tests).collect();
-            let tests = tests?.concat();
+            let tests = binaries::all_tests(&consumer::build()?)?;
             suite.passed += usize::from(suite.selection.filter.is_none());
             for environment in [Environment::Hidden, Environment::Own] {
                 let here = |test: &&Test| Environment::of(&test.binary.target) == environment;
@@ -309,35 +307,16 @@ impl Suite {
         });
     }
 
-    /// The models that loom explores: a build of its own, in which they replace the lock-free code's
-    /// atomics.
     fn loom(&mut self) {
         self.step("loom", |suite| {
-            let folder = paths::target().join("loom");
-            let arguments = ["-p", "ossature-bus", "--lib", "--target-dir", &folder.to_string_lossy()];
-            let binaries = binaries::build(&arguments, &[("RUSTFLAGS", "--cfg loom")])?;
-            let tests: Result<Vec<Vec<Test>>> = binaries.iter().map(binaries::tests).collect();
-            let mut tests = tests?.concat();
-            // The others are those that the unit step has run.
-            tests.retain(|test| test.name.contains("loom_"));
-            if tests.is_empty() {
-                return Err(Error::new("no loom model was built"));
-            }
+            let tests = loom_tests(Arch::HOST)?;
             suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
         });
     }
 
-    /// The corpora of the fuzz targets, each replayed by a test.
     fn fuzz(&mut self) {
         self.step("fuzz", |suite| {
-            let words = fuzz::replay_words();
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let tests: Result<Vec<Vec<Test>>> =
-                binaries::build(&words, &[])?.iter().map(binaries::tests).collect();
-            let tests = tests?.concat();
-            if tests.is_empty() {
-                return Err(Error::new("no fuzz target was built"));
-            }
+            let tests = fuzz_tests(Arch::HOST)?;
             suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
         });
     }
@@ -359,6 +338,25 @@ impl Suite {
         println!("{passed} passed, {failed} failed, {skipped} skipped");
         Ok(u8::from(failed + skipped > 0))
     }
+}
+
+/// The models that loom explores: a build of its own, in which they replace the lock-free code's atomics.
+fn loom_tests(arch: Arch) -> Result<Vec<Test>> {
+    let folder = paths::target().join("loom");
+    let arguments = ["-p", "ossature-bus", "--lib", "--target-dir", &folder.to_string_lossy()];
+    let binaries = binaries::build_for(arch, binaries::DEV, &arguments, "--cfg loom")?;
+    let mut tests = binaries::all_tests(&binaries)?;
+    // The others are those that the unit step has run.
+    tests.retain(|test| test.name.contains("loom_"));
+    if tests.is_empty() { Err(Error::new("no loom model was built")) } else { Ok(tests) }
+}
+
+/// The corpora of the fuzz targets, each replayed by a test.
+fn fuzz_tests(arch: Arch) -> Result<Vec<Test>> {
+    let words = fuzz::replay_words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let tests = binaries::all_tests(&binaries::build_for(arch, binaries::DEV, &words, "")?)?;
+    if tests.is_empty() { Err(Error::new("no fuzz target was built")) } else { Ok(tests) }
 }
 
 fn shown(test: &Test) -> String {

@@ -160,8 +160,9 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     tree.property_phandle(CLOCK)?;
     tree.end_node(clock)?;
     interrupt_controller(&mut tree, gic, its)?;
+    let pci = (its.map(|_| ITS), platform.numa.as_ref().map(|_| 0));
     for node in &platform.nodes {
-        device(&mut tree, node, (private, its.is_some()))?;
+        device(&mut tree, node, (private, pci))?;
     }
     tree.end_node(root)?;
     Ok(tree.finish()?)
@@ -297,9 +298,11 @@ fn only(platform: &Platform, kind: NodeKind) -> Result<Option<&Node>, FdtError> 
     }
 }
 
-/// A device. The interrupt controllers are described before: they give private interrupts their trigger, and an ITS gives PCI
-/// message-signalled ones.
-fn device(tree: &mut FdtWriter, node: &Node, (private, has_its): (u32, bool)) -> Result<(), FdtError> {
+/// What a root bus of PCI has: an ITS, which gives it message-signalled interrupts, and a NUMA node, the first.
+type OfPci = (Option<u32>, Option<u32>);
+
+/// A device. The interrupt controllers are described before: they give private interrupts their trigger.
+fn device(tree: &mut FdtWriter, node: &Node, (private, of_pci): (u32, OfPci)) -> Result<(), FdtError> {
     match node.kind {
         NodeKind::Hidden | NodeKind::GicV2 | NodeKind::GicV3 | NodeKind::GicV3Its => Ok(()),
         NodeKind::VirtioMmio => {
@@ -335,7 +338,7 @@ fn device(tree: &mut FdtWriter, node: &Node, (private, has_its): (u32, bool)) ->
             tree.property_null("dma-coherent")?;
             Ok(tree.end_node(written)?)
         }
-        NodeKind::PciHost => pci::host(tree, node, has_its.then_some(ITS)),
+        NodeKind::PciHost => pci::host(tree, node, of_pci),
         NodeKind::PmuV3 => {
             let written = tree.begin_node("pmu")?;
             tree.property_string("compatible", "arm,armv8-pmuv3")?;

@@ -63,7 +63,8 @@ pub(crate) fn body(
     }
     let mut aml = Encoded(processors);
     aml.0.reserve(ENCODED * platform.nodes.len());
-    let mut devices = Devices { lines, aml, virtio: 0, serial: 0, uart: 0 };
+    let mut devices =
+        Devices { lines, has_numa: platform.numa.is_some(), aml, virtio: 0, serial: 0, uart: 0 };
     for node in platform.nodes.iter().filter(|node| !elsewhere.contains(&node.kind)) {
         devices.add(node)?;
     }
@@ -86,6 +87,7 @@ impl Aml for Encoded {
 /// The devices so far, and how many there are of those that are numbered.
 struct Devices<'a> {
     lines: &'a Lines<'a>,
+    has_numa: bool,
     aml: Encoded,
     virtio: u16,
     serial: u8,
@@ -136,7 +138,8 @@ impl Devices<'_> {
                 Ok(())
             }
             NodeKind::PciHost => {
-                PciHost::new(node)?.describe(|line| self.lines.interrupt(line), &mut self.aml.0);
+                let line = |line| self.lines.interrupt(line);
+                PciHost::new(node)?.describe(self.has_numa, line, &mut self.aml.0);
                 Ok(())
             }
             NodeKind::VmGenId => self.generation(node),

@@ -69,24 +69,28 @@ impl<'a> PciHost<'a> {
         Ok(Self { ecam: (base, len), config, hotplug, interrupt, node })
     }
 
-    /// Appends its devices to `out`; `interrupt` describes an interrupt line.
+    /// Appends its devices to `out`; `interrupt` describes an interrupt line. If there are NUMA nodes, it belongs to the first.
     pub(crate) fn describe(
         &self,
+        has_numa: bool,
         interrupt: impl Fn(NodeInterrupt) -> acpi_tables::aml::Interrupt,
         out: &mut Vec<u8>,
     ) {
-        self.bus(out);
+        self.bus(has_numa, out);
         self.board(out);
         self.events(&interrupt(self.interrupt), out);
     }
 
     /// The root bus.
-    fn bus(&self, out: &mut Vec<u8>) {
+    fn bus(&self, has_numa: bool, out: &mut Vec<u8>) {
         let mut body = Vec::new();
         Name::new("_HID".into(), &EISAName::new("PNP0A08")).to_aml_bytes(&mut body);
         Name::new("_CID".into(), &EISAName::new("PNP0A03")).to_aml_bytes(&mut body);
         for zero in ["_UID", "_SEG", "_BBN"] {
             Name::new(zero.into(), &ZERO).to_aml_bytes(&mut body);
+        }
+        if has_numa {
+            Name::new("_PXM".into(), &ZERO).to_aml_bytes(&mut body);
         }
         if self.config.is_none() {
             // Where it is not always so, as on x86, it has to be said.

@@ -25,8 +25,11 @@ fn nodes_have_what_the_machine_has() {
     );
     let many = Numa::new(vec![NumaNode::new(1, 0); 65]);
     assert_eq!(many.check(65, 0), Err(NumaError::TooMany { found: 65 }));
-    let overflow = numa(&[(u32::MAX, u64::MAX & !0xfff), (u32::MAX, u64::MAX & !0xfff)]);
-    assert!(overflow.check(u32::MAX, GIB).is_err());
+    let cpus = numa(&[(u32::MAX, GIB), (u32::MAX, 0)]).check(u32::MAX, GIB);
+    assert_eq!(cpus, Err(NumaError::OtherCpus { found: 2 * u64::from(u32::MAX), cpus: u32::MAX }));
+    let most: u64 = !0xfff;
+    let memory = numa(&[(1, most), (0, most)]).check(1, most);
+    assert_eq!(memory, Err(NumaError::OtherMemory { found: u64::MAX, memory: most }));
 }
 
 #[test]
@@ -35,11 +38,12 @@ fn distances_are_the_same_in_both_directions_and_10_within_a_node() {
     assert_eq!(three.check(3, 3 * GIB), Ok(()));
     let row = |node| [0, 1, 2].map(|other| three.distance(node, other));
     assert_eq!([row(0), row(1), row(2)], [[10, 20, 254], [20, 10, 11], [254, 11, 10]]);
+    assert_eq!(three.clone().with_distance(0, 1, 33).with_distance(1, 0, 20), three, "the usual one");
     for (from, to, distance) in [(0, 1, 10), (0, 1, 0), (0, 2, 255), (1, 1, 11)] {
         let error = three.clone().with_distance(to, from, distance).check(3, 3 * GIB);
         assert_eq!(error, Err(NumaError::Distance { from, to, distance }));
     }
-    let error = three.with_distance(3, 1, 20).check(3, 3 * GIB).unwrap_err();
+    let error = three.with_distance(3, 1, 21).check(3, 3 * GIB).unwrap_err();
     assert_eq!(error, NumaError::NoSuchNode { from: 1, to: 3, nodes: 3 });
 }
 

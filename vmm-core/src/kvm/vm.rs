@@ -45,7 +45,9 @@ impl KvmVm {
             }
             if let Some(numa) = &config.numa {
                 let index = config.cpus - 1;
-                let (number, max) = (arch::vcpu_id(index, config.cpus, Some(numa)), host.max_vcpu_id());
+                let number = arch::vcpu_id(index, config.cpus, Some(numa));
+                let gaps = if number == index { u32::MAX } else { arch::NUMBERS_WITH_GAPS };
+                let max = host.max_vcpu_id().min(gaps);
                 if number >= max {
                     return Err(VmError::VcpuNumber { index, number, max });
                 }

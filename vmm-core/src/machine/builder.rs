@@ -42,6 +42,7 @@ pub struct MachineBuilder {
     name: String,
     vm: VmConfig,
     cpus: Option<u32>,
+    numa: Option<Numa>,
     ram: Option<RamConfig>,
     given: Option<Ram>,
     snapshot: Option<Snapshot>,
@@ -64,6 +65,7 @@ impl MachineBuilder {
             name,
             vm: VmConfig::default(),
             cpus: None,
+            numa: None,
             ram: None,
             given: None,
             snapshot: None,
@@ -109,7 +111,7 @@ impl MachineBuilder {
     /// # Ok::<(), ossature_core::machine::BuildErrors>(())
     /// ```
     pub fn numa(mut self, numa: Numa) -> Self {
-        self.vm.numa = Some(numa);
+        self.numa = Some(numa);
         self
     }
 
@@ -153,8 +155,8 @@ impl MachineBuilder {
 
     /// Goes on where the machine of `snapshot` was: with its memory, its vCPUs and its clock, and the states of its
     /// devices. The devices are the caller's, each of the same kind and with the same id, on whatever the host has for
-    /// them now; they are where they were. The number of vCPUs, their CPUID and the size of memory are the snapshot's:
-    /// what is said of the number and the size here must be the same, and a hook for the CPUID is not asked. A
+    /// them now; they are where they were. The number of vCPUs, their CPUID, the NUMA nodes and the size of memory are the
+    /// snapshot's: what is said of number, nodes and size here must be the same, and a hook for the CPUID is not asked. A
     /// [payload](Self::payload) is loaded when the machine is reset.
     pub fn restore(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
@@ -258,11 +260,23 @@ impl MachineBuilder {
         log: bool,
     ) -> Result<(Machine, Option<(Snapshot, GuestDirtyLog)>), BuildErrors> {
         let Self {
-            name, mut vm, cpus, ram, given, snapshot, mut payload, devices, statistics, shared, ..
+            name,
+            mut vm,
+            cpus,
+            numa,
+            ram,
+            given,
+            snapshot,
+            mut payload,
+            devices,
+            statistics,
+            shared,
+            ..
         } = self;
         let Self { template, clock, key, on_reset, on_triple_fault, on_thread_start, .. } = self;
         let mut watch = Stopwatch::start();
         vm.cpus = cpus.unwrap_or(vm.cpus);
+        vm.numa = numa;
         let to_clone = template.is_some();
         let saved = match (template, snapshot) {
             (None, Some(snapshot)) => Some(Arc::new(Saved::new(snapshot)?)),

@@ -10,6 +10,9 @@ use super::libtest;
 use crate::arch::Arch;
 use crate::{Error, Result, cross, paths, process};
 
+/// The profile of tests whose speed is not what matters.
+pub const DEV: &str = "dev";
+
 /// The package whose integration tests and benches start examples.
 const FACADE: &str = "ossature";
 
@@ -47,20 +50,23 @@ pub struct Test {
 ///
 /// # Errors
 /// Something does not compile; cargo has printed what.
-pub fn build(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binary>> {
-    build_for(Arch::HOST, arguments, variables)
+pub fn build(arguments: &[&str]) -> Result<Vec<Binary>> {
+    build_for(Arch::HOST, DEV, arguments, "")
 }
 
-/// The same for an architecture: for another one than the host's without shared libraries, for an emulator.
+/// The same for an architecture, with these more flags for the compiler. For another one than the host's, it is done by this profile
+/// and without shared libraries.
 ///
 /// # Errors
 /// As [`build`], or there is no standard library for the architecture.
-pub fn build_for(arch: Arch, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Binary>> {
+pub fn build_for(arch: Arch, profile: &str, arguments: &[&str], flags: &str) -> Result<Vec<Binary>> {
     let mut cargo = process::command("cargo");
     cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(arguments);
-    cargo.envs(variables.iter().copied()).current_dir(paths::root()).stderr(Stdio::inherit());
+    cargo.current_dir(paths::root()).stderr(Stdio::inherit());
     if !arch.is_host() {
-        cross::set_up_programs(&mut cargo, arch)?;
+        cross::set_up_programs(&mut cargo, arch, profile, flags)?;
+    } else if !flags.is_empty() {
+        cargo.env("RUSTFLAGS", flags);
     }
     let messages = process::text(&mut cargo).map_err(|_| Error::new("the tests do not compile"))?;
     Ok(messages.lines().filter_map(|line| parse_artifact(line, arch)).collect())
@@ -102,6 +108,15 @@ pub fn tests(binary: &Binary) -> Result<Vec<Test>> {
     };
     let ignored = list(&["--ignored"])?;
     Ok(list(&[])?.into_iter().map(|name| test(name.clone(), ignored.contains(&name))).collect())
+}
+
+/// Lists the tests of binaries.
+///
+/// # Errors
+/// One does not run.
+pub fn all_tests(binaries: &[Binary]) -> Result<Vec<Test>> {
+    let tests: Result<Vec<Vec<Test>>> = binaries.iter().map(tests).collect();
+    Ok(tests?.concat())
 }
 
 /// One line of cargo's messages, if it tells of a test binary.

@@ -74,7 +74,7 @@ pub fn build() -> Result<Vec<Binary>> {
     let target = target.to_string_lossy();
     let more = ["--quiet", "--all-targets", "--target-dir", &target];
     let words = words.iter().map(String::as_str).chain(more).collect::<Vec<_>>();
-    let binaries = binaries::build(&words, &[])?;
+    let binaries = binaries::build(&words)?;
     let lock = packaged.manifest.with_extension("lock");
     lock_file::one_version_each(&lock)?;
     let lock = fs::read_to_string(&lock).context(lock.display())?;

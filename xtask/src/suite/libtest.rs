@@ -39,6 +39,12 @@ pub fn counts(log: &str) -> Counts {
     sum
 }
 
+/// The names of tests that have passed, in the output of a run.
+pub fn passed(log: &str) -> impl Iterator<Item = &str> {
+    let lines = log.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... ok"));
+    lines.map(|name| name.strip_suffix(" - should panic").unwrap_or(name))
+}
+
 /// The last summary of a log: a test that starts its own binary again, in a namespace say, has those
 /// of the inner runs before it.
 pub fn last_counts(log: &str) -> Counts {
@@ -53,6 +59,13 @@ mod tests {
     fn the_list_holds_tests_only() {
         let list = "a::b: test\nbench_it: benchmark\nsrc/lib.rs - x (line 3): test\n\n2 tests, 1 benchmark\n";
         assert_eq!(names(list), ["a::b", "src/lib.rs - x (line 3)"]);
+    }
+
+    #[test]
+    fn tests_that_passed_are_named() {
+        let log = "running 3 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d - should panic ... ok\n\
+            test e ... ignored\ntest result: FAILED. 2 passed; 1 failed\n";
+        assert_eq!(passed(log).collect::<Vec<_>>(), ["a::b", "d"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use vm_fdt::FdtWriter;
 
-use super::{FdtError, bad, memory, name};
+use super::{FdtError, OfPci, bad, memory, name, numa_node};
 use crate::platform::Node;
 
 /// Bits of the first cell of an address: which space, and prefetchable.
@@ -16,8 +16,8 @@ const FUNCTIONS: u32 = 256;
 /// What of a window above 4 GiB is for functions that are not prefetchable, at most: Linux warns of 4 GiB.
 const NOT_PREFETCHABLE: u64 = 1 << 31;
 
-/// Describes a root bus, whose messages go to the ITS of the handle `its`.
-pub(super) fn host(tree: &mut FdtWriter, node: &Node, its: Option<u32>) -> Result<(), FdtError> {
+/// Describes a root bus of this NUMA node, whose messages go to the ITS of the handle `its`.
+pub(super) fn host(tree: &mut FdtWriter, node: &Node, (its, numa): OfPci) -> Result<(), FdtError> {
     let (base, len) = memory(node, 0)?;
     let buses = match u32::try_from(len / ECAM_OF_BUS) {
         Ok(buses @ 1..=256) if len.is_multiple_of(ECAM_OF_BUS) => buses,
@@ -34,6 +34,7 @@ pub(super) fn host(tree: &mut FdtWriter, node: &Node, its: Option<u32>) -> Resul
     tree.property_array_u64("reg", &[base, len])?;
     tree.property_array_u32("bus-range", &[0, buses - 1])?;
     tree.property_u32("linux,pci-domain", 0)?;
+    numa_node(tree, numa)?;
     tree.property_array_u32("ranges", &ranges(node))?;
     tree.property_null("dma-coherent")?;
     if let Some(its) = its {

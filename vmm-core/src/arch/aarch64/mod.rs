@@ -34,8 +34,8 @@ pub(crate) use setup::{
     has_performance_monitors, init_vcpu, notify_paused, prepare_vm,
 };
 pub(crate) use spaces::{
-    HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,
-    vcpu_id, window_space,
+    HAS_PORTS, NUMBERS_WITH_GAPS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space,
+    platform_nodes, vcpu_id, window_space,
 };
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;

@@ -74,6 +74,9 @@ pub(crate) fn cpu_id(number: u32) -> u32 {
     (number & 0xf) | (number >> 4 & 0xff) << 8 | (number >> 12 & 0xff) << 16
 }
 
+/// There are no gaps.
+pub(crate) const NUMBERS_WITH_GAPS: u32 = u32::MAX;
+
 /// The number by which KVM knows vCPU `index`: the same.
 pub(crate) fn vcpu_id(index: u32, _: u32, _: Option<&Numa>) -> u32 {
     index

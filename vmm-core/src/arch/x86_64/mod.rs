@@ -34,9 +34,9 @@ pub(crate) use page::{KvmRegisters, forget_in_page, leave_in_page, left_in_page}
 pub(crate) use preflight::time_per_instruction;
 pub(crate) use registers::Registers;
 pub(crate) use setup::{
-    Controllers, HAS_DIRTY_RINGS, NEWEST, REQUIRED, VCPUS_FIRST, address_bits, caches, complete_vcpu,
-    create_controllers, exception_registers, has_messages, has_performance_monitors, init_vcpu,
-    instruction_byte, notify_paused, prepare_vm, vcpu_id, with_processors,
+    Controllers, HAS_DIRTY_RINGS, NEWEST, NUMBERS_WITH_GAPS, REQUIRED, VCPUS_FIRST, address_bits, caches,
+    complete_vcpu, create_controllers, exception_registers, has_messages, has_performance_monitors,
+    init_vcpu, instruction_byte, notify_paused, prepare_vm, vcpu_id, with_processors,
 };
 pub(crate) use spaces::{
     HAS_PORTS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space, platform_nodes,

@@ -33,6 +33,10 @@ pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Option<Caches> {
     None
 }
 
+/// Where NUMA nodes leave gaps, numbers are lower than this: interrupts of devices reach no higher APIC id, and Linux does not
+/// start a processor that they do not reach.
+pub(crate) const NUMBERS_WITH_GAPS: u32 = 255;
+
 /// The number by which KVM knows vCPU `index`: its APIC id.
 pub(crate) fn vcpu_id(index: u32, cpus: u32, numa: Option<&Numa>) -> u32 {
     Topology::new(cpus, numa).position(index).apic_id

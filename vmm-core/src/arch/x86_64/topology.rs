@@ -19,7 +19,7 @@ pub(super) struct Position {
     pub(super) package: u32,
     /// Its number in the package.
     pub(super) core: u32,
-    /// How many cores the package has.
+    /// How many cores the largest package has: guests take what their first processor says of its package for all.
     pub(super) cores: u32,
     /// The bits of an APIC id that tell cores of a package from each other.
     pub(super) core_bits: u32,
@@ -36,18 +36,16 @@ impl Topology {
 
     /// Where the processor `index` is. One that the packages do not have is in one of its own behind them.
     pub(super) fn position(&self, index: u32) -> Position {
-        let largest = self.packages.iter().copied().max().unwrap_or(1);
-        let core_bits = largest.next_power_of_two().trailing_zeros();
-        let mut core = index;
-        let mut found = (self.packages.len() as u32, 1);
-        for (package, &cores) in (0..).zip(&self.packages) {
-            if core < cores {
-                found = (package, cores);
+        let cores = self.packages.iter().copied().max().unwrap_or(1);
+        let core_bits = cores.next_power_of_two().trailing_zeros();
+        let (mut package, mut core) = (0, index);
+        for &before in &self.packages {
+            if core < before {
                 break;
             }
-            core -= cores;
+            core -= before;
+            package += 1;
         }
-        let (package, cores) = found;
         Position { apic_id: package << core_bits | core, package, core, cores, core_bits }
     }
 }

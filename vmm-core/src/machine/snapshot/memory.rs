@@ -336,7 +336,7 @@ impl MemoryTable {
     /// The configuration of such memory: `config` is what the caller wants of it, which must be as large.
     pub(super) fn config(&self, config: Option<RamConfig>) -> Result<RamConfig, SnapshotError> {
         let first = self.slots.first().map_or(0, |slot| slot.size);
-        let (size, gap) = match self.slots.get(1) {
+        let (size, gap) = match self.second() {
             Some(second) => (first + second.size, first..second.addr),
             None => (first, first..first),
         };
@@ -350,9 +350,15 @@ impl MemoryTable {
         Ok(config.unwrap_or_else(|| RamConfig::new(size)).gap(gap))
     }
 
-    /// Takes what the RAM lacks beside its first two slots from the host.
+    /// The slot behind a gap after the first. One without a gap has been added.
+    fn second(&self) -> Option<&Slot> {
+        let end = self.slots.first()?.addr.checked_add(self.slots.first()?.size)?;
+        self.slots.get(1).filter(|second| second.addr > end)
+    }
+
+    /// Takes what the RAM lacks beside the slots of its [`config`](Self::config) from the host.
     pub(super) fn add_slots(&self, ram: &Ram, config: &RamConfig) -> Result<(), SnapshotError> {
-        for slot in self.slots.iter().skip(2) {
+        for slot in self.slots.iter().skip(1 + usize::from(self.second().is_some())) {
             ram.add_slot(slot.addr, slot.size, &config.backing)?;
         }
         Ok(())

@@ -15,7 +15,7 @@
 //! | 32 | 8 | offset of the byte behind it |
 //! | 40 | 4 | checksum of the bytes before it |
 //!
-//! Then the state, a [`state_file`]: the sections `machine` (number of vCPUs, devices and
+//! Then the state, a [`state_file`]: the sections `machine` (number of vCPUs, NUMA nodes, devices and
 //! where they are), `memory` (slots, and a checksum for each 2 MiB that are not zero), `vm`, `vcpu0` and so on, and one
 //! for each device that has a state, under its id. Then the memory, slot after slot, each from a multiple of 64 KiB on.
 //! Pages of zeros are holes.

@@ -93,8 +93,9 @@ impl Shape {
             Ok((id, Place { registers, interrupts, windows }))
         })?;
         let numa = fields.optional(NUMA, |fields, field| fields.nested(field, load_numa))?;
-        if numa.as_ref().is_some_and(|numa| numa.check(cpus, numa.memory()).is_err()) {
-            let reason = "they are not those of a machine with so many vCPUs";
+        let is_wrong = |numa: &Numa| numa.memory() == 0 || numa.check(cpus, numa.memory()).is_err();
+        if numa.as_ref().is_some_and(is_wrong) {
+            let reason = "they are not those of a machine with so many vCPUs and memory";
             return Err(StateError::Inconsistent { field: "NUMA nodes", reason });
         }
         fields.finish()?;
@@ -163,7 +164,7 @@ fn save_numa(fields: &mut Encoder, numa: &Numa) {
     fields.list(NODES, numa.nodes(), |fields, node| {
         fields.u32(NODE_CPUS, node.cpus).u64(NODE_MEMORY, node.memory);
     });
-    fields.list(DISTANCES, numa.given_distances(), |fields, ((from, to), distance)| {
+    fields.list(DISTANCES, numa.unusual_distances(), |fields, ((from, to), distance)| {
         fields.u32(FROM, from).u32(TO, to).u8(DISTANCE, distance);
     });
 }

@@ -122,8 +122,9 @@ fn each_numa_node_is_a_package_with_a_cache_of_its_own() {
     assert_eq!(find(&last, 1, 0)[1] >> 16, 0x0604, "4 ids of a package");
     assert_eq!(find(&last, 0x8000_001e, 0), [6, 2, 1, 0]);
     let first = cpuid(&host(), CpuFeatures { position: topology.position(0), ..LAPIC }).entries;
-    assert_eq!(find(&first, 0xb, 1), [2, 1, 0x201, 0]);
+    assert_eq!(find(&first, 0xb, 1), [2, 3, 0x201, 0]);
     for cpuid in [&first, &last] {
+        assert_eq!(find(cpuid, 0x8000_0008, 0)[2] & 0xff, 2, "Linux takes the first one's for all");
         assert_ne!(find(cpuid, 1, 0)[3] & HTT, 0);
         for leaf in [4, 0x8000_001d] {
             assert_eq!(find(cpuid, leaf, 3)[0] >> 14 & 0xfff, 3, "leaf {leaf:#x}");

@@ -94,6 +94,21 @@ fn what_is_zero_is_not_mapped_and_the_pieces_are_few() {
 }
 
 #[test]
+fn slots_that_were_added_are_slots_again_wherever_they_are() {
+    for (added, gap) in [(4 * MIB, None), (6 * MIB, None), (1 << 33, Some(3 * MIB..1 << 32))] {
+        let config = RamConfig::new(4 * MIB);
+        let config = gap.into_iter().fold(config, RamConfig::gap);
+        let ram = Ram::new(&config).unwrap();
+        ram.add_slot(added, 2 * MIB, &config.backing).unwrap();
+        let table = MemoryTable::of(&ram).unwrap();
+        let config = table.config(None).unwrap();
+        let again = Ram::new(&config).unwrap();
+        table.add_slots(&again, &config).unwrap();
+        table.expect_slots(&again).unwrap();
+    }
+}
+
+#[test]
 fn memory_comes_back_as_it_was_with_holes_for_zeros() {
     let config = RamConfig::new(5 * MIB).gap(3 * MIB..1 << 32);
     let ram = Ram::new(&config).unwrap();

@@ -237,7 +237,8 @@ fn d2_states_whose_numa_nodes_are_none_are_refused() {
         Numa::new([node(u32::MAX, 16 << 10), node(4, 48 << 10)]),
         Numa::new([node(3, 64 << 10), node(0, 0)]),
         nodes().with_distance(0, 1, 0),
-        nodes().with_distance(0, 7, 20),
+        nodes().with_distance(0, 7, 21),
+        Numa::new([node(3, 0)]),
     ] {
         let mut sections = sections.clone();
         let mut shape = Shape::load(&sections[ID]).unwrap();
