@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::{Answers, Guest, LIMIT, Running, complaints};
+use support::{Answers, Guest, LIMIT, Running, complaints_if_slow};
 
 const MIB: u64 = 1 << 20;
 /// Of the nodes, by number.
@@ -51,15 +51,13 @@ fn check(answers: &Answers) {
     assert_eq!(found.len(), 3);
     // The kernel keeps something of each, and on some its image.
     assert!(found.iter().zip(MEMORY).all(|(found, all)| (all / 2..=all).contains(found)), "{found:?}");
-    assert!(
-        answers["caches"].is_empty() || &answers["caches"] == "0\n1-3\n1-3\n1-3",
-        "{}",
-        &answers["caches"]
-    );
+    // On aarch64, the nested machine does not know its own.
+    let caches = &answers["caches"];
+    assert!(caches == "0\n1-3\n1-3\n1-3" || cfg!(target_arch = "aarch64") && caches.is_empty(), "{caches}");
     for name in ["processors", "again"] {
         assert_eq!(&answers[name], "0\n1-3\n\n0\n1\n2\n3\n0\n1-3\n1-3\n1-3");
     }
-    assert_eq!(complaints(&answers["warnings"], KNOWN), [""; 0]);
+    assert_eq!(complaints_if_slow(&answers["warnings"], KNOWN), [""; 0]);
 }
 
 /// How many pages of the guest's memory on each node have the mark.
@@ -85,7 +83,7 @@ fn marked(guest: &Running) -> [u64; 3] {
     })
 }
 
-/// On PCI: the root bus belongs to a node, or Linux has something to say. Is told of its nodes, has the memory of node 1 where the host has it, and goes on from a snapshot as it was.
+/// The guest is told of its nodes, has the memory of node 1 where the host has it, and goes on from a snapshot as it was.
 fn has_nodes(tables: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let snapshot = folder.path().join("snapshot");

@@ -135,6 +135,9 @@ fn numa_nodes_that_cannot_be_are_wrong_usage() {
     };
     numa(&["distances=20"], &[], &["cpus=N or memory=SIZE is missing"]);
     numa(&["cpus=two"], &[], &["cpus", "invalid digit"]);
+    numa(&["cpus=2"], &[], &["one of them needs memory=SIZE"]);
+    numa(&["memory=64M"], &[], &["one of them needs cpus=N"]);
+    numa(&["cpus=1,memory=1000"], &[], &["memory", "at least 1M, in whole pages"]);
     numa(&["cpus=1,memory=64X"], &[], &["memory", "64X"]);
     numa(&["cpus=1,memory=64M", "memory=64M,distances=256"], &[], &["distances"]);
     numa(&["cpus=1,memory=64M", "memory=64M,distances=9"], &[], &["is 9; 11 to 254"]);

@@ -190,7 +190,7 @@ impl Args {
     }
 }
 
-fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
+pub fn memory(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
     let page = host_page_size() as u64;
     match parse_size(text)? {
         bytes if bytes >= 1 << 20 && bytes.is_multiple_of(page) => Ok(bytes),

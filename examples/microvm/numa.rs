@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 
 use ossature::boot::{Numa, NumaNode};
-use ossature::vmm::program::{KeyValueError, KeyValues, parse_size};
+use ossature::vmm::program::{KeyValueError, KeyValues};
 
+use crate::args;
 use crate::report::Usage;
 
 pub const SYNTAX: &str = "cpus=N,memory=SIZE[,distances=D[:D]...]";
@@ -28,7 +29,7 @@ impl Node {
     pub fn parse(text: OsString) -> Result<Self, KeyValueError> {
         let keys = KeyValues::parse_optional(&text, &["cpus=N", "memory=SIZE", "distances=D[:D]..."])?;
         let cpus = keys.parsed("cpus")?.unwrap_or(0);
-        let memory = keys.parsed_by("memory", parse_size)?.unwrap_or(0);
+        let memory = keys.parsed_by("memory", args::memory)?.unwrap_or(0);
         if cpus == 0 && memory == 0 {
             return Err(KeyValueError::Missing { key: "cpus=N or memory=SIZE" });
         }
@@ -51,5 +52,13 @@ pub fn numa(nodes: &[Node]) -> Result<Option<Numa>, Usage> {
             numa = numa.with_distance(number, other, distance);
         }
     }
-    Ok((!nodes.is_empty()).then_some(numa))
+    if nodes.is_empty() {
+        return Ok(None);
+    }
+    for (sum, key) in [(numa.cpus().into(), "cpus=N"), (numa.memory(), "memory=SIZE")] {
+        if sum == 0 {
+            return Err(Usage(format!("--numa: no node has any; one of them needs {key}")));
+        }
+    }
+    Ok(Some(numa))
 }

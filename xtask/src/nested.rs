@@ -101,6 +101,14 @@ impl Job {
     }
 }
 
+/// Fetches what machines of an architecture are made of, before several threads do so at the same time.
+///
+/// # Errors
+/// It cannot be fetched.
+pub fn prepare(arch: Arch) -> Result<()> {
+    parts(arch, &[]).map(drop)
+}
+
 /// Fetches what machines of an architecture are made of: their kernel, and the root folder, which is empty where it is the
 /// host's.
 fn parts(arch: Arch, more: &[&str]) -> Result<(Kernel, PathBuf)> {

@@ -1,8 +1,8 @@
-//! The checks that the workspace compiles for aarch64, and the tests that run in a nested machine of it.
+//! The checks that the workspace compiles for aarch64, and the tests that run in user emulation and in nested machines of it.
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::binaries::{self, Test};
 use super::consumer;
@@ -12,7 +12,7 @@ use super::plan::Entry;
 use super::{Selection, Suite, fuzz_tests, loom_tests};
 use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
-use crate::nested::{Job, Machine};
+use crate::nested::{self, Job, Machine};
 use crate::{Error, Result, cross, paths, process, vmm};
 
 /// The packages whose tests and examples compile for it too. Those of the facade run bare x86 guests, but for [`FACADE`].
@@ -50,14 +50,20 @@ const UNIT: &[&str] = &[
     "ossature-core",
 ];
 
+/// What of the adapters for rust-vmm's crates runs there too: others are for x86 guests.
+const ADAPTERS: &[&str] = &["--package", "ossature-rust-vmm", "--lib", "--test", "versions"];
+
 /// Of their tests, by a part of their names, thousands that take emulation minutes and that no architecture changes. They run
 /// where a filter asks for them.
 const SELDOM: &str = "conformance";
 
+/// How the names of tests begin that never end in user emulation.
+const NOT_EMULATED: &str = "machine::snapshot::live::";
+
 /// The packages whose bare-metal guests run there too, on the KVM of that machine.
 const KVM: &[&str] = &["ossature-core"];
 
-/// Tests that cannot pass in the nested machine, or show nothing more there, and why; of those in a module, how their names begin.
+/// Tests that cannot pass in the nested machine, or show nothing more there, and why.
 const NOT_THERE: &[(&str, &str)] = &[
     ("a_bzimage_is_loaded_too_and_a_reset_ends_the_vmm_with_an_exit_code_of_its_own", BZIMAGE),
     ("a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand", WRITE_PROTECTION),
@@ -67,7 +73,23 @@ const NOT_THERE: &[(&str, &str)] = &[
     ("ctrl_alt_del_reboots", PORTS),
     ("forks_of_a_debian_guest_under_load_on_pci_have_nothing_in_common", FORKS_ON_PCI),
     ("the_boot_timer_prints_phases_and_stamps_what_the_guest_writes", PORTS),
-    ("machine::snapshot::live::", WRITE_PROTECTION),
+    (
+        "machine::snapshot::live::tests::a_device_that_has_work_when_it_goes_on_waits_for_the_copy_and_not_for_ever",
+        WRITE_PROTECTION,
+    ),
+    (
+        "machine::snapshot::live::tests::a_file_that_cannot_be_written_leaves_the_guest_as_it_was",
+        WRITE_PROTECTION,
+    ),
+    ("machine::snapshot::live::tests::a_machine_that_ends_meanwhile_leaves_nothing", WRITE_PROTECTION),
+    (
+        "machine::snapshot::live::tests::memory_that_cannot_be_protected_is_refused_by_name_and_memory_on_demand_comes_first",
+        WRITE_PROTECTION,
+    ),
+    (
+        "machine::snapshot::live::tests::the_image_is_the_memory_of_the_pause_whatever_is_written_since",
+        WRITE_PROTECTION,
+    ),
     ("machine::snapshot::tree::tests::a_live_snapshot_has_a_tree", WRITE_PROTECTION),
     ("net::tap::tests::taps_of_the_kernel", BURSTS),
     ("passt_reaches_a_server_without_root", PASST),
@@ -143,11 +165,11 @@ impl Suite {
             return;
         }
         thread::scope(|scope| {
-            // For minutes on one core, beside what the others do.
-            let selection = self.selection.clone();
-            let counting =
-                selection.takes(INSTRUCTIONS).then(|| scope.spawn(move || count_instructions(&selection)));
-            self.in_machines();
+            // For minutes on one core, beside what the others do. Not while they fetch the same things.
+            let takes = self.selection.takes(INSTRUCTIONS);
+            let tests = takes.then(|| instruction_tests(&self.selection));
+            let counting = tests.map(|tests| scope.spawn(move || count_instructions(tests?)));
+            self.tests_in_machines();
             self.step(INSTRUCTIONS, |suite| {
                 let joined = counting.map(|counting| counting.join());
                 let counted = joined.ok_or_else(|| Error::new("it was not begun"))?;
@@ -158,25 +180,24 @@ impl Suite {
         });
     }
 
-    fn in_machines(&mut self) {
+    fn tests_in_machines(&mut self) {
         self.step("aarch64-unit", |suite| {
             let unit = list_of(binaries::DEV, UNIT, "--tests", Environment::Hidden)?;
-            let tests = [unit, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
-            let mut left = suite.chosen(&tests);
+            let adapters = list(binaries::DEV, ADAPTERS)?;
+            let tests = [unit, adapters, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
             let all = suite.selection.filter.is_some();
-            left.retain(|test| all || !test.name.contains(SELDOM));
-            for of_binary in left.clone().chunk_by(|one, other| one.binary.file == other.binary.file) {
+            let selected =
+                |test: &&Test| suite.selection.takes_test(test) && (all || !test.name.contains(SELDOM));
+            let mut left: Vec<&Test> = tests.iter().filter(selected).collect();
+            let can = |test: &&Test| !test.name.starts_with(NOT_EMULATED);
+            let emulated: Vec<&Test> = left.iter().copied().filter(can).collect();
+            for of_binary in emulated.chunk_by(|one, other| one.binary.file == other.binary.file) {
                 let passed = emulation::passed(of_binary)?;
-                println!(
-                    "  {}: {} of {} in user emulation",
-                    of_binary[0].binary.id,
-                    passed.len(),
-                    of_binary.len()
-                );
                 suite.passed += passed.len();
                 left.retain(|test| !passed.contains(test));
             }
-            suite.run_whole(&tests, &left)
+            left.retain(|test| !is_not_there(test));
+            suite.run_whole(&left)
         });
         self.step("aarch64-kvm", |suite| {
             let tests = list_of(cross::PROFILE, KVM, "--tests", Environment::Own)?;
@@ -210,27 +231,17 @@ impl Suite {
 
     /// The tests that the selection runs, without those that cannot pass there.
     fn chosen<'a>(&mut self, tests: &'a [Test]) -> Vec<&'a Test> {
-        let is = |test: &Test, name: &str| {
-            test.name == name || name.ends_with("::") && test.name.starts_with(name)
-        };
-        let possible = |test: &&Test| !NOT_THERE.iter().any(|(name, _)| is(test, name));
+        let possible = |test: &&Test| !is_not_there(test);
         tests.iter().filter(|test| self.selection.takes_test(test)).filter(possible).collect()
     }
 
-    /// Runs `chosen` ones of these tests, those of each binary in one process, as it is done on a slow processor. Where one fails,
-    /// each has one of its own.
-    fn run_whole(&mut self, tests: &[Test], chosen: &[&Test]) -> Result<()> {
-        let binaries = chosen.chunk_by(|one, other| one.binary.file == other.binary.file);
-        let mut entries = Vec::new();
-        let (mut parts, mut again): (Vec<&[&Test]>, Vec<&Test>) = (Vec::new(), Vec::new());
-        for part in binaries {
-            let Some(first) = part.first() else { continue };
-            let of_binary = tests.iter().filter(|test| test.binary.file == first.binary.file);
-            let without: Vec<&str> =
-                of_binary.filter(|test| !part.contains(test)).map(|test| test.name.as_str()).collect();
-            entries.push(Entry::all(first, part.len(), &without, LIMIT));
-            parts.push(part);
-        }
+    /// Runs tests, those of each binary in one process, as it is done on a slow processor. Where one fails, each has one of its
+    /// own.
+    fn run_whole(&mut self, tests: &[&Test]) -> Result<()> {
+        let mut again: Vec<&Test> = Vec::new();
+        let parts: Vec<&[&Test]> =
+            tests.chunk_by(|one, other| one.binary.file == other.binary.file).collect();
+        let entries: Vec<Entry> = parts.iter().filter_map(|part| Entry::several(part, LIMIT)).collect();
         let outcomes =
             in_machines(&entries, |entries| environment::once_in_nested_machines(NESTED, entries))?;
         for (part, outcome) in parts.into_iter().zip(outcomes) {
@@ -243,11 +254,24 @@ impl Suite {
     }
 }
 
-/// The tests of [`INSTRUCTIONS`] that are selected, and what became of each.
-fn count_instructions(selection: &Selection) -> Result<(Vec<Test>, Vec<Option<bool>>)> {
+/// Returns true if the test is one of [`NOT_THERE`].
+fn is_not_there(test: &Test) -> bool {
+    NOT_THERE.iter().any(|(name, _)| *name == test.name)
+}
+
+/// The tests of [`INSTRUCTIONS`] that are selected. Fetches what they run in.
+fn instruction_tests(selection: &Selection) -> Result<Vec<Test>> {
     let mut tests = list(cross::PROFILE, &["--package", "ossature", "--test", "instructions"])?;
     tests.retain(|test| selection.takes_test(test));
+    nested::prepare(Arch::Aarch64)?;
+    Ok(tests)
+}
+
+/// The tests, and what became of each.
+fn count_instructions(tests: Vec<Test>) -> Result<(Vec<Test>, Vec<Option<bool>>)> {
+    let start = Instant::now();
     let outcomes = tests.iter().map(|test| passes_counting(test).map(Some)).collect::<Result<_>>()?;
+    println!("  {INSTRUCTIONS}: counted in {:.1} s", start.elapsed().as_secs_f32());
     Ok((tests, outcomes))
 }
 
@@ -257,7 +281,12 @@ fn passes_counting(test: &Test) -> Result<bool> {
     let mut machine = Machine::of(Arch::Aarch64)?;
     machine.counts_instructions = true;
     let [program, file] = [&program, &test.binary.file].map(|path| process::quote_path(path));
-    let job = Job::new(format!("INSTRUCTIONS_PROGRAM={program} exec {file} --exact {}", test.name));
+    let test = process::quote(&test.name);
+    let script = format!(
+        "INSTRUCTIONS_PROGRAM={program} {file} --exact {test} >/tmp/counted; code=$?; cat /tmp/counted
+        grep -q '^test result: ok. 1 passed; 0 failed; 0 ignored' /tmp/counted && exit $code"
+    );
+    let job = Job::new(script);
     Ok(machine.run(&job, &mut Lines::new(io::stdout()), &mut Lines::new(io::stderr()))? == 0)
 }
 

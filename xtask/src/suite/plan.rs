@@ -19,6 +19,9 @@ use crate::{Context, Error, Result};
 /// The limit from which on a test is named when it starts too.
 const SLOW: Duration = Duration::from_secs(900);
 
+/// What there is in a folder of claims from the start.
+pub const COMMON: &str = "common";
+
 /// One line of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -37,8 +40,8 @@ enum Part {
     Bench,
     /// The test of the entry's name.
     Test,
-    /// So many tests, which are all that it has but for those of the entry's name: several, each behind a space.
-    All(usize),
+    /// So many tests, those of the entry's name, with spaces between them.
+    Several(usize),
 }
 
 impl Part {
@@ -46,7 +49,7 @@ impl Part {
         match self {
             Self::Bench => "bench".to_owned(),
             Self::Test => "test".to_owned(),
-            Self::All(count) => count.to_string(),
+            Self::Several(count) => count.to_string(),
         }
     }
 
@@ -54,7 +57,7 @@ impl Part {
         match word {
             "bench" => Some(Self::Bench),
             "test" => Some(Self::Test),
-            count => Some(Self::All(count.parse().ok()?)),
+            count => Some(Self::Several(count.parse().ok()?)),
         }
     }
 }
@@ -72,10 +75,22 @@ impl Entry {
         }
     }
 
-    /// `count` tests of the binary of `test` in one process, which may take `limit`: all but those of the names `without`.
-    pub fn all(test: &Test, count: usize, without: &[&str], limit: Duration) -> Entry {
-        let name = without.iter().map(|name| format!(" {name}")).collect();
-        Entry { part: Part::All(count), name, ..Entry::new(test, limit) }
+    /// Tests of one binary in one process, which may take `limit`. `None` for no test.
+    pub fn several(tests: &[&Test], limit: Duration) -> Option<Entry> {
+        let names: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
+        Some(Entry {
+            part: Part::Several(tests.len()),
+            name: names.join(" "),
+            ..Entry::new(tests.first()?, limit)
+        })
+    }
+
+    /// What it is called when it starts and ends.
+    fn shown(&self) -> String {
+        match self.part {
+            Part::Bench | Part::Test => format!("{} {}", self.binary, self.name),
+            Part::Several(count) => format!("{}, {count} tests", self.binary),
+        }
     }
 
     fn to_line(&self) -> String {
@@ -97,19 +112,19 @@ impl Entry {
         fields.next().is_none().then_some(entry)
     }
 
-    /// Runs the test; what it prints goes to `log`.
-    fn run(&self, log: &Path) -> Result<()> {
+    /// Runs the test, by an emulator if one is given; what it prints goes to `log`.
+    ///
+    /// # Errors
+    /// It does not pass.
+    pub fn run(&self, emulator: Option<&str>, log: &Path) -> Result<()> {
         let file = File::create(log).context(log.display())?;
         // Tests send signals, and this command may have been started with some ignored, as by nohup(1).
         let mut command = Command::new("env");
-        command.arg("--default-signal").arg(&self.file);
+        command.arg("--default-signal").args(emulator).arg(&self.file);
         match self.part {
             Part::Bench => _ = command.arg("--test"),
             Part::Test => _ = command.args(["--exact", &self.name]),
-            Part::All(_) => {
-                let without = self.name.split_whitespace().flat_map(|name| ["--skip", name]);
-                command.arg("--exact").args(without);
-            }
+            Part::Several(_) => _ = command.arg("--exact").args(self.name.split(' ')),
         }
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder).stdin(Stdio::null());
         command.stdout(file.try_clone().context(log.display())?).stderr(file);
@@ -131,7 +146,7 @@ impl Entry {
         let count = match self.part {
             Part::Bench => return Ok(()),
             Part::Test => 1,
-            Part::All(count) => count,
+            Part::Several(count) => count,
         };
         let said = fs::read(log).context(log.display())?;
         match libtest::last_counts(&String::from_utf8_lossy(&said)) {
@@ -160,6 +175,10 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize, claims: Option<&Path>)
     let text = fs::read_to_string(plan).context(plan.display())?;
     let entries: Option<Vec<Entry>> = text.lines().map(Entry::from_line).collect();
     let entries = entries.ok_or_else(|| Error::new(format!("{}: not a plan", plan.display())))?;
+    if let Some(claims) = claims {
+        // It is the folder that they have in common, and not one of this place alone.
+        fs::metadata(claims.join(COMMON)).context(claims.display())?;
+    }
     let output = Mutex::new(File::create(results).context(results.display())?);
     let next = AtomicUsize::new(0);
     let worker = |number: usize| -> Result<()> {
@@ -172,15 +191,15 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize, claims: Option<&Path>)
             }
             let (place, total) = (index + 1, entries.len());
             if entry.limit >= SLOW {
-                println!("  [{place}/{total}] starts  {} {}", entry.binary, entry.name);
+                println!("  [{place}/{total}] starts  {}", entry.shown());
             }
             let start = Instant::now();
-            let outcome = entry.run(&log);
+            let outcome = entry.run(None, &log);
             let seconds = start.elapsed().as_secs_f32();
             let mut output = output.lock().map_err(|_| Error::new("another worker panicked"))?;
             let word = if outcome.is_ok() { "ok" } else { "FAILED" };
             if outcome.is_err() || seconds > 1.0 {
-                println!("  [{place}/{total}] {word} {seconds:.1} s  {} {}", entry.binary, entry.name);
+                println!("  [{place}/{total}] {word} {seconds:.1} s  {}", entry.shown());
             }
             if let Err(error) = outcome {
                 let said = fs::read(&log).unwrap_or_default();

@@ -333,21 +333,25 @@ impl MemoryTable {
         None
     }
 
-    /// The configuration of such memory: `config` is what the caller wants of it, which must be as large.
+    /// The configuration of such memory: `config` is what the caller wants of it, which must be as
+    /// large: with what was added or without.
     pub(super) fn config(&self, config: Option<RamConfig>) -> Result<RamConfig, SnapshotError> {
         let first = self.slots.first().map_or(0, |slot| slot.size);
         let (size, gap) = match self.second() {
             Some(second) => (first + second.size, first..second.addr),
             None => (first, first..first),
         };
-        if let Some(asked) = config.as_ref().map(|config| config.size).filter(|asked| *asked != size) {
+        let all = self.size();
+        if let Some(asked) = config.as_ref().map(|c| c.size).filter(|asked| ![size, all].contains(asked)) {
             return Err(SnapshotError::OtherMemory { found: self.size(), asked });
         }
         // It would show where the snapshot has zeros, and once more in each slot that is added.
         if config.as_ref().is_some_and(|config| matches!(config.backing, Backing::File(_))) {
             return Err(SnapshotError::FileMemory);
         }
-        Ok(config.unwrap_or_else(|| RamConfig::new(size)).gap(gap))
+        let mut config = config.unwrap_or_else(|| RamConfig::new(size)).gap(gap);
+        config.size = size;
+        Ok(config)
     }
 
     /// The slot behind a gap after the first. One without a gap has been added.

@@ -19,7 +19,7 @@ fn entry(name: &str, limit: u64) -> Entry {
 
 #[test]
 fn lines_are_read_back() {
-    for part in [Part::Bench, Part::Test, Part::All(3)] {
+    for part in [Part::Bench, Part::Test, Part::Several(3)] {
         let entry = Entry { part, ..entry("a::b - should panic", 7) };
         assert_eq!(Entry::from_line(entry.to_line().trim_end()), Some(entry));
     }
@@ -38,20 +38,21 @@ fn a_plan_runs_its_tests_and_sees_those_that_do_not_exist() {
     // Another place has taken the first.
     let claims = plan.with_extension("claims");
     fs::create_dir(&claims).unwrap();
+    assert!(run(&plan, &results, 2, Some(&claims)).is_err(), "a folder of this place alone");
+    fs::write(claims.join(COMMON), "").unwrap();
     assert!(claim(&claims, 0).unwrap() && !claim(&claims, 0).unwrap());
     run(&plan, &results, 2, Some(&claims)).unwrap();
     assert_eq!(read_results(&results, 2), [None, Some(false)]);
     run(&plan, &results, 2, Some(&claims)).unwrap();
     assert_eq!(read_results(&results, 2), [None, None], "all are taken");
     fs::remove_dir_all(&claims).unwrap();
-    assert!(run(&plan, &results, 2, Some(&claims)).is_err());
     for extension in ["plan", "results", "log0", "log1"] {
         fs::remove_file(plan.with_extension(extension)).unwrap();
     }
 }
 
 #[test]
-fn all_tests_of_a_binary_are_counted_and_some_may_be_left_out() {
+fn several_tests_of_a_binary_are_counted() {
     let binary = Binary {
         arch: Arch::HOST,
         id: "xtask".to_owned(),
@@ -62,14 +63,15 @@ fn all_tests_of_a_binary_are_counted_and_some_may_be_left_out() {
         starts_examples: false,
     };
     let tests = binaries::tests(&binary).unwrap();
-    let here = "suite::plan::tests::lines_are_read_back";
-    let others: Vec<&str> =
-        tests.iter().map(|test| test.name.as_str()).filter(|name| *name != here).collect();
+    let here = ["lines_are_read_back", "a_test_that_hangs_is_ended"]
+        .map(|name| format!("suite::plan::tests::{name}"));
+    let tests: Vec<&Test> = tests.iter().filter(|test| here.contains(&test.name)).collect();
+    let gone = Test { name: "no_such_test".to_owned(), ..tests[0].clone() };
     let log = paths::target().join("xtask-tests").join(format!("{}.all", std::process::id()));
     fs::create_dir_all(log.parent().unwrap()).unwrap();
-    let run = |count| Entry::all(&tests[0], count, &others, Duration::from_secs(60)).run(&log);
-    run(1).unwrap();
-    assert!(run(2).unwrap_err().message.contains("passed: 1"));
+    let run = |tests: &[&Test]| Entry::several(tests, Duration::from_secs(60)).unwrap().run(None, &log);
+    run(&tests).unwrap();
+    assert!(run(&[tests[0], &gone]).unwrap_err().message.contains("passed: 1"));
     fs::remove_file(&log).unwrap();
 }
 
@@ -81,7 +83,7 @@ fn a_test_that_hangs_is_ended() {
     let program = log.with_extension("sh");
     fs::write(&program, "#!/bin/sh\nexec tail -f /dev/null\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let error = Entry { file: program.clone(), ..entry("any", 0) }.run(&log).unwrap_err();
+    let error = Entry { file: program.clone(), ..entry("any", 0) }.run(None, &log).unwrap_err();
     fs::remove_file(&log).unwrap();
     fs::remove_file(&program).unwrap();
     assert!(error.message.contains("still running"), "{error}");

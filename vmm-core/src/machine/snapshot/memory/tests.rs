@@ -101,10 +101,13 @@ fn slots_that_were_added_are_slots_again_wherever_they_are() {
         let ram = Ram::new(&config).unwrap();
         ram.add_slot(added, 2 * MIB, &config.backing).unwrap();
         let table = MemoryTable::of(&ram).unwrap();
-        let config = table.config(None).unwrap();
-        let again = Ram::new(&config).unwrap();
-        table.add_slots(&again, &config).unwrap();
-        table.expect_slots(&again).unwrap();
+        for asked in [None, Some(6 * MIB)] {
+            let config = table.config(asked.map(RamConfig::new)).unwrap();
+            let again = Ram::new(&config).unwrap();
+            table.add_slots(&again, &config).unwrap();
+            table.expect_slots(&again).unwrap();
+        }
+        assert!(table.config(Some(RamConfig::new(5 * MIB))).is_err());
     }
 }
 
