@@ -19,6 +19,9 @@ use crate::{Context, Error, Result};
 /// The limit from which on a test is named when it starts too.
 const SLOW: Duration = Duration::from_secs(900);
 
+/// Cases of each property, which are 256 where nothing is emulated.
+const EMULATED_CASES: &str = "16";
+
 /// What there is in a folder of claims from the start.
 pub const COMMON: &str = "common";
 
@@ -125,6 +128,9 @@ impl Entry {
             Part::Bench => _ = command.arg("--test"),
             Part::Test => _ = command.args(["--exact", &self.name]),
             Part::Several(_) => _ = command.arg("--exact").args(self.name.split(' ')),
+        }
+        if emulator.is_some() {
+            command.env("PROPTEST_CASES", EMULATED_CASES);
         }
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder).stdin(Stdio::null());
         command.stdout(file.try_clone().context(log.display())?).stderr(file);
