@@ -106,7 +106,7 @@ fn has_nodes(tables: &[&str]) {
     drop(first);
 
     let args = ["--restore".as_ref(), snapshot.as_os_str(), "--shared-memory".as_ref()];
-    let mut second = Guest::new().args(args).start();
+    let mut second = Guest::new().args(tables).args(args).start();
     second.type_in("\n");
     let ended = second.wait();
     ended.expect(0);
