@@ -38,7 +38,7 @@ const FACADE: &[&str] = &[
     "--example=floor_exits",
 ];
 
-/// The packages whose tests run there too: in user emulation, and what needs more of a kernel than that has in a nested machine.
+/// The packages whose tests run there too, beside those of [`KVM`]: in user emulation, and what needs more of a kernel than that has in a nested machine.
 const UNIT: &[&str] = &[
     "ossature-memory",
     "ossature-bus",
@@ -47,7 +47,6 @@ const UNIT: &[&str] = &[
     "ossature-block",
     "ossature-virtio",
     "ossature-boot",
-    "ossature-core",
 ];
 
 /// What of the adapters for rust-vmm's crates runs there too: others are for x86 guests.
@@ -183,8 +182,11 @@ impl Suite {
     fn tests_in_machines(&mut self) {
         self.step("aarch64-unit", |suite| {
             let unit = list_of(binaries::DEV, UNIT, "--tests", Environment::Hidden)?;
+            // Optimized, as `aarch64-kvm` needs it: it tries every bit of files.
+            let core = list_of(cross::PROFILE, KVM, "--tests", Environment::Hidden)?;
             let adapters = list(binaries::DEV, ADAPTERS)?;
-            let tests = [unit, adapters, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
+            let tests =
+                [unit, core, adapters, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
             let all = suite.selection.filter.is_some();
             let selected =
                 |test: &&Test| suite.selection.takes_test(test) && (all || !test.name.contains(SELDOM));
