@@ -15,19 +15,6 @@ use crate::kernels::{self, Flavour};
 use crate::nested::{self, Job, Machine};
 use crate::{Error, Result, cross, paths, process, vmm};
 
-/// The packages whose tests and examples compile for it too. Those of the facade run bare x86 guests, but for [`FACADE`].
-const WITH_TESTS: &[&str] = &[
-    "ossature-memory",
-    "ossature-bus",
-    "ossature-legacy",
-    "ossature-pci",
-    "ossature-block",
-    "ossature-virtio",
-    "ossature-boot",
-    "ossature-core",
-    "xtask",
-];
-
 /// What of the facade's benches, floors and tests compiles for it too, beside the whole-machine tests that run there.
 const FACADE: &[&str] = &[
     "--package=ossature",
@@ -340,7 +327,8 @@ pub fn check() -> Result<()> {
     cargo(&["check", "--workspace"])?;
     cargo(&["check", "--package", "ossature-examples", "--examples"])?;
     cargo(&[&["check"], FACADE].concat())?;
-    let tests = WITH_TESTS.iter().flat_map(|package| ["--package", package]);
+    let packages = UNIT.iter().chain(KVM).chain(&["xtask"]);
+    let tests = packages.flat_map(|package| ["--package", package]);
     cargo(&["check", "--all-targets"].into_iter().chain(tests).collect::<Vec<_>>())?;
     let published = ["--workspace", "--exclude", "xtask", "--exclude", "ossature-examples"];
     cargo(&[&["doc", "--all-features", "--no-deps", "--quiet"][..], &published].concat())?;
