@@ -64,6 +64,9 @@ impl Line for SocketLine {
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.client.is_none() && self.listener.is_none() {
+            return Ok(0);
+        }
         match self.client()?.read(buf) {
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(e),
             Ok(n) if n > 0 => Ok(n),
@@ -97,3 +100,6 @@ impl Line for SocketLine {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;
