@@ -195,6 +195,11 @@ impl Numa {
         Ok(())
     }
 
+    /// Number of processors of each package: of each node that has any.
+    pub fn packages(&self) -> impl Iterator<Item = u32> + '_ {
+        self.nodes.iter().map(|node| node.cpus).filter(|&cpus| cpus > 0)
+    }
+
     /// Number of processors of all nodes.
     pub fn cpus(&self) -> u32 {
         self.nodes.iter().fold(0, |sum, node| sum.saturating_add(node.cpus))

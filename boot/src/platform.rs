@@ -51,9 +51,7 @@ impl Platform {
     /// How many processors each package has: those of a NUMA node, or all.
     pub(crate) fn packages(&self) -> Vec<usize> {
         match &self.numa {
-            Some(numa) => {
-                numa.nodes().iter().map(|node| node.cpus as usize).filter(|&cpus| cpus > 0).collect()
-            }
+            Some(numa) => numa.packages().map(|cpus| cpus as usize).collect(),
             None => vec![self.cpus.len()],
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Processor {
     pub(crate) id: u32,
 }
 
+/// There is no clock that only some processors share.
+pub(crate) const CLOCK_DOMAIN: u32 = 0;
 /// The flag of structures that are not to be ignored.
 pub(crate) const ENABLED: u32 = 1;
 

@@ -158,7 +158,7 @@ pub fn once_in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<
     let mut machines: Vec<Machine> = (0..count).map(|_| Machine::of(nested.arch)).collect::<Result<_>>()?;
     let taken = machines[0].shared().join("taken");
     fs::create_dir(&taken).context(taken.display())?;
-    fs::write(taken.join(plan::COMMON), "").context(taken.display())?;
+    fs::write(taken.join(plan::MARK), "").context(taken.display())?;
     for machine in &mut machines {
         machine.gic_v2 = nested.gic_v2;
         machine.common = Some(taken.clone());

@@ -23,7 +23,7 @@ const SLOW: Duration = Duration::from_secs(900);
 const EMULATED_CASES: &str = "16";
 
 /// What there is in a folder of claims from the start.
-pub const COMMON: &str = "common";
+pub const MARK: &str = "mark";
 
 /// One line of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +183,7 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize, claims: Option<&Path>)
     let entries = entries.ok_or_else(|| Error::new(format!("{}: not a plan", plan.display())))?;
     if let Some(claims) = claims {
         // It is the folder that they have in common, and not one of this place alone.
-        fs::metadata(claims.join(COMMON)).context(claims.display())?;
+        fs::metadata(claims.join(MARK)).context(claims.display())?;
     }
     let output = Mutex::new(File::create(results).context(results.display())?);
     let next = AtomicUsize::new(0);

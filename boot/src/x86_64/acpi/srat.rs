@@ -3,15 +3,12 @@
 use acpi_tables::AmlSink;
 
 use super::madt::FIRST_X2APIC_ID;
-use crate::acpi::numa::{ENABLED, Processor};
+use crate::acpi::numa::{CLOCK_DOMAIN, ENABLED, Processor};
 
 const LOCAL_APIC: u8 = 0;
 const LOCAL_APIC_LEN: u8 = 16;
 const X2APIC: u8 = 2;
 const X2APIC_LEN: u8 = 24;
-
-/// There is no clock that only some processors share.
-const CLOCK_DOMAIN: u32 = 0;
 
 pub(super) fn affinity(processor: &Processor, out: &mut Vec<u8>) {
     match u8::try_from(processor.id) {

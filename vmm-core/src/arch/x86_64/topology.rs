@@ -28,7 +28,7 @@ pub(super) struct Position {
 impl Topology {
     pub(super) fn new(cpus: u32, numa: Option<&Numa>) -> Self {
         let packages = match numa {
-            Some(numa) => numa.nodes().iter().map(|node| node.cpus).filter(|&cpus| cpus > 0).collect(),
+            Some(numa) => numa.packages().collect(),
             None => vec![cpus.max(1)],
         };
         Self { packages }

@@ -39,7 +39,7 @@ fn a_plan_runs_its_tests_and_sees_those_that_do_not_exist() {
     let claims = plan.with_extension("claims");
     fs::create_dir(&claims).unwrap();
     assert!(run(&plan, &results, 2, Some(&claims)).is_err(), "a folder of this place alone");
-    fs::write(claims.join(COMMON), "").unwrap();
+    fs::write(claims.join(MARK), "").unwrap();
     assert!(claim(&claims, 0).unwrap() && !claim(&claims, 0).unwrap());
     run(&plan, &results, 2, Some(&claims)).unwrap();
     assert_eq!(read_results(&results, 2), [None, Some(false)]);
