@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::{Answers, Guest, LIMIT, Running, complaints_if_slow};
+use support::{Answers, Guest, LIMIT, Running, complaints};
 
 const MIB: u64 = 1 << 20;
 /// Of the nodes, by number.
@@ -57,7 +57,7 @@ fn check(answers: &Answers) {
     for name in ["processors", "again"] {
         assert_eq!(&answers[name], "0\n1-3\n\n0\n1\n2\n3\n0\n1-3\n1-3\n1-3");
     }
-    assert_eq!(complaints_if_slow(&answers["warnings"], KNOWN), [""; 0]);
+    assert_eq!(complaints(&answers["warnings"], KNOWN), [""; 0]);
 }
 
 /// How many pages of the guest's memory on each node have the mark.

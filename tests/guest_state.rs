@@ -16,6 +16,8 @@ use ossature::virtio::net::{self, Mac};
 use ossature::virtio::{Blk, MmioInterrupt, Net, Rng, SharedLoop};
 use ossature::vmm::machine::{Linux, Machine, Payload, PayloadError};
 use ossature::vmm::{Kvm, Registers};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use support::{Traffic, Transport, Virtio, hash_in_ext4};
 
 const ROUNDS: u32 = 50;
@@ -79,7 +81,8 @@ fn round_trip(machine: &Machine, memory: &mut Memory) -> Result<(), Box<dyn std:
 /// A machine's memory: a file that the machine shares. A reset clears it, and what was in it is put back.
 struct Memory {
     file: File,
-    kept: Vec<u8>,
+    /// Where there is something in the file, and what. The rest are holes, which a reset makes of everything.
+    kept: Vec<(u64, Vec<u8>)>,
 }
 
 impl Memory {
@@ -88,7 +91,7 @@ impl Memory {
     fn new() -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(Self::SIZE).unwrap();
-        Self { file, kept: vec![0; Self::SIZE as usize] }
+        Self { file, kept: Vec::new() }
     }
 
     fn config(&self) -> RamConfig {
@@ -97,11 +100,29 @@ impl Memory {
     }
 
     fn keep(&mut self) {
-        self.file.read_exact_at(&mut self.kept, 0).unwrap();
+        self.kept.clear();
+        let mut end = 0;
+        while let Some(start) = self.seek(SeekFrom::Data(end)) {
+            end = self.seek(SeekFrom::Hole(start)).unwrap();
+            let mut part = vec![0; (end - start) as usize];
+            self.file.read_exact_at(&mut part, start).unwrap();
+            self.kept.push((start, part));
+        }
+    }
+
+    /// None: there is nothing from there on.
+    fn seek(&self, to: SeekFrom) -> Option<u64> {
+        match rustix::fs::seek(&self.file, to) {
+            Err(Errno::NXIO) => None,
+            place => Some(place.unwrap()),
+        }
     }
 
     fn put_back(&self) {
-        self.file.write_all_at(&self.kept, 0).unwrap();
+        assert_eq!(self.seek(SeekFrom::Data(0)), None, "a reset clears the memory");
+        for (start, part) in &self.kept {
+            self.file.write_all_at(part, *start).unwrap();
+        }
     }
 }
 

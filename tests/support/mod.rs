@@ -35,7 +35,7 @@ pub use xtask::stamp;
 use xtask::{guest, process, vmm};
 
 pub use arch::{ACPI, BY_LOADER, EARLY, FIRST_WORDS, FORKS, LAMP, NO_SERIAL_PORT, PCI, RTC, TURNS};
-pub use complaints::{complaints, complaints_if_slow};
+pub use complaints::complaints;
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};

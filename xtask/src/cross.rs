@@ -30,7 +30,7 @@ pub const LINKER: &[&str] = &["aarch64-linux-gnu-gcc", "libc.a for arm64"];
 pub fn build(arch: Arch, words: &[&str]) -> Result<()> {
     let mut cargo = process::command("cargo");
     cargo.arg("build").args(words).current_dir(paths::root());
-    set_up_programs(&mut cargo, arch, PROFILE, "")?;
+    set_up_programs(&mut cargo, arch, "")?;
     process::run(&mut cargo)
 }
 
@@ -46,12 +46,12 @@ pub fn build_optimized(arch: Arch, example: &str) -> Result<PathBuf> {
     Ok(paths::target().join(arch.facts().target).join("release/examples").join(example))
 }
 
-/// Has `cargo` build programs without shared libraries, by this profile and with these more flags for the compiler.
+/// Has `cargo` build programs without shared libraries for an emulator, with these more flags for the compiler.
 ///
 /// # Errors
 /// There is no standard library for the architecture that the compiler takes.
-pub fn set_up_programs(cargo: &mut Command, arch: Arch, profile: &str, flags: &str) -> Result<()> {
-    set_up(cargo.args(["--profile", profile]), arch, &format!("{STATIC} {flags}"))
+pub fn set_up_programs(cargo: &mut Command, arch: Arch, flags: &str) -> Result<()> {
+    set_up(cargo.args(["--profile", PROFILE]), arch, &format!("{STATIC} {flags}"))
 }
 
 /// Has `cargo` build for an architecture, with these more flags for the compiler and for rustdoc.

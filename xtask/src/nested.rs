@@ -300,10 +300,13 @@ impl Machine {
         // A periodic tick: where the emulator loses an interrupt of the timer, the next one comes by itself. A timer that
         // is set anew after each interrupt would be silent for ever, and a guest that spins would never be left.
         let clock = if self.counts_instructions { "" } else { "nohz=off highres=off" };
+        let facts = self.arch.facts();
+        let sooner = if self.counts_instructions { "" } else { facts.sooner };
         // setpriv: the machine does not outlive this process, however that ends.
         let mut qemu = command("setpriv");
         qemu.args(["--pdeathsig", "TERM"])
-            .args(self.arch.facts().qemu)
+            .args(facts.qemu)
+            .args(["-cpu", &format!("{}{sooner}", facts.cpu)])
             .args(["-nodefaults", "-no-user-config", "-accel", "tcg,thread=single"])
             // One CPU: with two, the emulator now and then loses an interrupt between them, and guests with
             // more than one vCPU stand still for ever, in any VMM. Two machines side by side use two cores.
@@ -314,7 +317,7 @@ impl Machine {
             .arg("-initrd")
             .arg(self.initrd())
             .arg("-append")
-            .arg(format!("{} quiet panic=-1 {clock}", self.arch.facts().nested_cmdline))
+            .arg(format!("{} quiet panic=-1 {clock}", facts.nested_cmdline))
             .arg("-serial")
             .arg(format!("file:{}", self.console_log().to_string_lossy().replace(',', ",,")))
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=job,signal=off"])

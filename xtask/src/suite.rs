@@ -15,6 +15,7 @@ pub mod plan;
 mod targets;
 
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
 use binaries::Test;
@@ -24,8 +25,9 @@ use plan::Entry;
 use targets::Targets;
 
 use crate::arch::Arch;
+use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, foreign, fuzz, packages, paths, process, report, vmm};
+use crate::{Error, Result, bare_metal, foreign, fuzz, nested, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
@@ -42,8 +44,8 @@ pub const STEPS: &[&str] = &[
     "kvm",
     "bench",
     "consumer",
-    "report",
     "guest",
+    "report",
     "aarch64-unit",
     "aarch64-kvm",
     "aarch64-guest",
@@ -123,8 +125,7 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.tests("kvm", Environment::Own, &tests);
     suite.tests("bench", Environment::Own, &tests);
     suite.consumer();
-    suite.check(checks::REPORT);
-    suite.tests("guest", Environment::Full, &tests);
+    suite.guests(&tests);
     suite.aarch64();
     suite.finish()
 }
@@ -192,7 +193,7 @@ impl Suite {
     }
 
     fn build(&self) -> Result<Vec<Test>> {
-        let [tests, benches] = ["test", "bench"].map(binaries::target_names);
+        let [tests, benches] = ["test", "bench"].map(|kind| binaries::target_names(kind, &[]));
         let (test_targets, bench_targets) = (tests?, benches?);
         let listed = |targets: &Targets| -> Result<Vec<Test>> {
             let words = targets.words(&test_targets, &bench_targets);
@@ -238,11 +239,7 @@ impl Suite {
             return Ok(());
         }
         if environment == Environment::Full {
-            vmm::build()?;
-            vmm::build_examples(Arch::HOST)?;
-            bare_metal::build()?;
-            kernels::fetch(Flavour::Cloud)?;
-            foreign::fetch()?;
+            prepare_guests()?;
         }
         let entries: Vec<Entry> = tests.iter().map(|test| Entry::new(test, environment.limit())).collect();
         self.count(&tests, environment.run(&entries)?);
@@ -307,6 +304,25 @@ impl Suite {
         });
     }
 
+    /// The whole-machine tests, and beside them the check of the report, which leaves a core to others most of the time.
+    fn guests(&mut self, tests: &[Test]) {
+        let (report, check) = checks::REPORT;
+        let takes = self.selection.filter.is_none() && self.selection.takes(report);
+        // Both build, and fetch the same things: not at the same time.
+        let both = takes && self.selection.takes("guest");
+        let before = if both { prepare_guests() } else { Ok(()) };
+        thread::scope(|scope| {
+            let reporting = takes.then(|| before.map(|()| scope.spawn(check)));
+            self.tests("guest", Environment::Full, tests);
+            let Some(reporting) = reporting else { return };
+            self.step(report, |suite| {
+                reporting?.join().map_err(|_| Error::new("it panicked"))??;
+                suite.passed += 1;
+                Ok(())
+            });
+        });
+    }
+
     fn loom(&mut self) {
         self.step("loom", |suite| {
             let tests = loom_tests(Arch::HOST)?;
@@ -340,11 +356,20 @@ impl Suite {
     }
 }
 
+/// Builds and fetches what whole-machine tests run.
+fn prepare_guests() -> Result<()> {
+    vmm::build_for_tests(Arch::HOST, &[])?;
+    bare_metal::build()?;
+    kernels::fetch(Flavour::Cloud)?;
+    foreign::fetch()?;
+    if Kvm::detect() == Kvm::Full { Ok(()) } else { nested::prepare(Arch::HOST) }
+}
+
 /// The models that loom explores: a build of its own, in which they replace the lock-free code's atomics.
 fn loom_tests(arch: Arch) -> Result<Vec<Test>> {
     let folder = paths::target().join("loom");
     let arguments = ["-p", "ossature-bus", "--lib", "--target-dir", &folder.to_string_lossy()];
-    let binaries = binaries::build_for(arch, binaries::DEV, &arguments, "--cfg loom")?;
+    let binaries = binaries::build_for(arch, &arguments, "--cfg loom")?;
     let mut tests = binaries::all_tests(&binaries)?;
     // The others are those that the unit step has run.
     tests.retain(|test| test.name.contains("loom_"));
@@ -355,7 +380,7 @@ fn loom_tests(arch: Arch) -> Result<Vec<Test>> {
 fn fuzz_tests(arch: Arch) -> Result<Vec<Test>> {
     let words = fuzz::replay_words();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let tests = binaries::all_tests(&binaries::build_for(arch, binaries::DEV, &words, "")?)?;
+    let tests = binaries::all_tests(&binaries::build_for(arch, &words, "")?)?;
     if tests.is_empty() { Err(Error::new("no fuzz target was built")) } else { Ok(tests) }
 }
 

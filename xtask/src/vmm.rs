@@ -60,22 +60,22 @@ pub fn build_quietly() -> Result<()> {
     built
 }
 
-/// The examples beside the VMM that whole-machine tests run.
-const EXAMPLES: [&str; 6] = ["--example", "rust_vmm", "--example", "fork", "--example", "appliance"];
-
-/// Builds the examples beside the VMM that whole-machine tests run: [`example`] tells where each is.
+/// Builds the VMM, the examples beside it that whole-machine tests run, and what `more` chooses: [`example`] tells where each is.
 ///
 /// # Errors
 /// They do not compile, or there is no standard library for the architecture.
-pub fn build_examples(arch: Arch) -> Result<()> {
+pub fn build_for_tests(arch: Arch, more: &[&str]) -> Result<()> {
+    let examples = ["microvm", "rust_vmm", "fork", "appliance"].map(|name| ["--example", name]);
+    let words = [&examples.concat(), more].concat();
     if arch.is_host() {
         let mut cargo = process::command("cargo");
-        return process::run(cargo.args(["build", "--release"]).args(EXAMPLES).current_dir(paths::root()));
+        return process::run(cargo.args(["build", "--release"]).args(words).current_dir(paths::root()));
     }
-    cross::build(arch, &[&["--package", "ossature-examples"], &EXAMPLES[..]].concat())
+    // Of the whole workspace, as its tests: what they have in common is compiled once.
+    cross::build(arch, &[&["--workspace"], &words[..]].concat())
 }
 
-/// Where [`build_examples`] leaves one.
+/// Where [`build_for_tests`] leaves one.
 pub fn example(name: &str) -> PathBuf {
     paths::built_for(Arch::HOST).join("examples").join(name)
 }

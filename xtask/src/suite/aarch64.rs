@@ -25,7 +25,7 @@ const FACADE: &[&str] = &[
     "--example=floor_exits",
 ];
 
-/// The packages whose tests run there too, beside those of [`KVM`]: in user emulation, and what needs more of a kernel than that has in a nested machine.
+/// The packages whose tests run there too: in user emulation, and what needs more of a kernel than that has in a nested machine.
 const UNIT: &[&str] = &[
     "ossature-memory",
     "ossature-bus",
@@ -34,10 +34,9 @@ const UNIT: &[&str] = &[
     "ossature-block",
     "ossature-virtio",
     "ossature-boot",
+    "ossature-core",
+    "ossature-rust-vmm",
 ];
-
-/// What of the adapters for rust-vmm's crates runs there too: others are for x86 guests.
-const ADAPTERS: &[&str] = &["--package", "ossature-rust-vmm", "--lib", "--test", "versions"];
 
 /// Of their tests, by a part of their names, thousands that take emulation minutes and that no architecture changes. They run
 /// where a filter asks for them.
@@ -168,12 +167,8 @@ impl Suite {
 
     fn tests_in_machines(&mut self) {
         self.step("aarch64-unit", |suite| {
-            let unit = list_of(binaries::DEV, UNIT, "--tests", Environment::Hidden)?;
-            // Optimized, as `aarch64-kvm` needs it: it tries every bit of files.
-            let core = list_of(cross::PROFILE, KVM, "--tests", Environment::Hidden)?;
-            let adapters = list(binaries::DEV, ADAPTERS)?;
-            let tests =
-                [unit, core, adapters, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
+            let unit = list_of(UNIT, Environment::Hidden)?;
+            let tests = [unit, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
             let all = suite.selection.filter.is_some();
             let selected =
                 |test: &&Test| suite.selection.takes_test(test) && (all || !test.name.contains(SELDOM));
@@ -189,7 +184,7 @@ impl Suite {
             suite.run_whole(&left)
         });
         self.step("aarch64-kvm", |suite| {
-            let tests = list_of(cross::PROFILE, KVM, "--tests", Environment::Own)?;
+            let tests = list_of(KVM, Environment::Own)?;
             let tests = suite.chosen(&tests);
             suite.run_each(&tests, Environment::Own, NESTED)
         });
@@ -199,7 +194,7 @@ impl Suite {
             suite.run_each(&tests, Environment::Full, NESTED)
         });
         self.step("aarch64-gic-v2", |suite| {
-            let tests = [list_of(cross::PROFILE, KVM, "--tests", Environment::Own)?, guest_tests()?].concat();
+            let tests = [list_of(KVM, Environment::Own)?, guest_tests()?].concat();
             let mut tests = suite.chosen(&tests);
             let every = suite.selection.filter.is_some();
             tests.retain(|test| every || GIC_V2.contains(&test.name.as_str()));
@@ -250,7 +245,7 @@ fn is_not_there(test: &Test) -> bool {
 
 /// The tests of [`INSTRUCTIONS`] that are selected. Fetches what they run in.
 fn instruction_tests(selection: &Selection) -> Result<Vec<Test>> {
-    let mut tests = list(cross::PROFILE, &["--package", "ossature", "--test", "instructions"])?;
+    let mut tests = list(&["--test", "instructions"])?;
     tests.retain(|test| selection.takes_test(test));
     nested::prepare(Arch::Aarch64)?;
     Ok(tests)
@@ -291,27 +286,29 @@ fn in_machines(entries: &[Entry], run: impl FnOnce(&[Entry]) -> Outcomes) -> Out
 
 /// Builds what guests run on and the whole-machine tests, and lists these.
 fn guest_tests() -> Result<Vec<Test>> {
-    vmm::build_for(Arch::Aarch64, false)?;
-    vmm::build_examples(Arch::Aarch64)?;
-    // Guests run them.
-    let programs = ["--package", "ossature", "--example", "vsock", "--example", "clone"];
-    cross::build(Arch::Aarch64, &programs)?;
+    // The last two run in guests.
+    vmm::build_for_tests(Arch::Aarch64, &["--example", "vsock", "--example", "clone"])?;
     kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
-    let binaries = GUEST.iter().flat_map(|binary| ["--test", binary]);
-    list(cross::PROFILE, &["--package", "ossature"].into_iter().chain(binaries).collect::<Vec<_>>())
+    list(&GUEST.iter().flat_map(|binary| ["--test", binary]).collect::<Vec<_>>())
 }
 
-/// Builds the test binaries of such targets of packages, and lists the tests that belong to the environment.
-fn list_of(profile: &str, packages: &[&str], targets: &str, environment: Environment) -> Result<Vec<Test>> {
-    let words = packages.iter().flat_map(|package| ["--package", package]);
-    let mut tests = list(profile, &words.chain([targets]).collect::<Vec<_>>())?;
-    tests.retain(|test| Environment::of(&test.binary.target) == environment);
+/// Builds the test binaries of packages that belong to the environment, and lists their tests.
+fn list_of(packages: &[&str], environment: Environment) -> Result<Vec<Test>> {
+    let targets = binaries::target_names("test", packages)?;
+    let here = targets.iter().filter(|target| Environment::of(target) == environment);
+    let mut words: Vec<&str> = here.flat_map(|target| ["--test", target]).collect();
+    if environment == Environment::Hidden {
+        words.push("--lib");
+    }
+    let mut tests = list(&words)?;
+    tests.retain(|test| packages.contains(&test.binary.package()));
     Ok(tests)
 }
 
-/// Builds test binaries and lists their tests.
-fn list(profile: &str, words: &[&str]) -> Result<Vec<Test>> {
-    binaries::all_tests(&binaries::build_for(Arch::Aarch64, profile, words, "")?)
+/// Builds test binaries and lists their tests. Of the whole workspace, as all that is built for emulators: with the same
+/// features in each step, what they have in common is compiled once.
+fn list(targets: &[&str]) -> Result<Vec<Test>> {
+    binaries::all_tests(&binaries::build_for(Arch::Aarch64, &[&["--workspace"], targets].concat(), "")?)
 }
 
 /// Checks the libraries and programs of the whole workspace, its examples, the tests that are not x86's, the crates as
@@ -327,7 +324,7 @@ pub fn check() -> Result<()> {
     cargo(&["check", "--workspace"])?;
     cargo(&["check", "--package", "ossature-examples", "--examples"])?;
     cargo(&[&["check"], FACADE].concat())?;
-    let packages = UNIT.iter().chain(KVM).chain(&["xtask"]);
+    let packages = UNIT.iter().chain(&["xtask"]);
     let tests = packages.flat_map(|package| ["--package", package]);
     cargo(&["check", "--all-targets"].into_iter().chain(tests).collect::<Vec<_>>())?;
     let published = ["--workspace", "--exclude", "xtask", "--exclude", "ossature-examples"];

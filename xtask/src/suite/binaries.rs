@@ -10,9 +10,6 @@ use super::libtest;
 use crate::arch::Arch;
 use crate::{Error, Result, cross, paths, process};
 
-/// The profile of tests whose speed is not what matters.
-pub const DEV: &str = "dev";
-
 /// The package whose integration tests and benches start examples.
 const FACADE: &str = "ossature";
 
@@ -35,6 +32,13 @@ pub struct Binary {
     pub starts_examples: bool,
 }
 
+impl Binary {
+    /// The package that it is of.
+    pub fn package(&self) -> &str {
+        self.id.split("::").next().unwrap_or_default()
+    }
+}
+
 /// One test of a binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Test {
@@ -51,20 +55,20 @@ pub struct Test {
 /// # Errors
 /// Something does not compile; cargo has printed what.
 pub fn build(arguments: &[&str]) -> Result<Vec<Binary>> {
-    build_for(Arch::HOST, DEV, arguments, "")
+    build_for(Arch::HOST, arguments, "")
 }
 
-/// The same for an architecture, with these more flags for the compiler. For another one than the host's, it is done by this profile
-/// and without shared libraries.
+/// The same for an architecture, with these more flags for the compiler. For another one than the host's, as an emulator
+/// needs it.
 ///
 /// # Errors
 /// As [`build`], or there is no standard library for the architecture.
-pub fn build_for(arch: Arch, profile: &str, arguments: &[&str], flags: &str) -> Result<Vec<Binary>> {
+pub fn build_for(arch: Arch, arguments: &[&str], flags: &str) -> Result<Vec<Binary>> {
     let mut cargo = process::command("cargo");
     cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]).args(arguments);
     cargo.current_dir(paths::root()).stderr(Stdio::inherit());
     if !arch.is_host() {
-        cross::set_up_programs(&mut cargo, arch, profile, flags)?;
+        cross::set_up_programs(&mut cargo, arch, flags)?;
     } else if !flags.is_empty() {
         cargo.env("RUSTFLAGS", flags);
     }
@@ -72,17 +76,19 @@ pub fn build_for(arch: Arch, profile: &str, arguments: &[&str], flags: &str) -> 
     Ok(messages.lines().filter_map(|line| parse_artifact(line, arch)).collect())
 }
 
-/// The names of all targets of a kind in the workspace: "test", "bench".
+/// The names of all targets of a kind, "test" or "bench", in these packages of the workspace, or in all if none is given.
 ///
 /// # Errors
 /// A manifest is wrong.
-pub fn target_names(kind: &str) -> Result<Vec<String>> {
+pub fn target_names(kind: &str, of: &[&str]) -> Result<Vec<String>> {
     let mut cargo = process::command("cargo");
     cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(paths::root());
     let all: Value = serde_json::from_str(&process::text(&mut cargo)?)
         .map_err(|error| Error::new(format!("cargo metadata: {error}")))?;
     let packages = all["packages"].as_array().into_iter().flatten();
-    let targets = packages.filter_map(|package| package["targets"].as_array()).flatten();
+    let wanted =
+        |package: &&Value| of.is_empty() || package["name"].as_str().is_some_and(|name| of.contains(&name));
+    let targets = packages.filter(wanted).filter_map(|package| package["targets"].as_array()).flatten();
     let of_kind = targets.filter(|target| target["kind"][0] == kind);
     let names: BTreeSet<&str> = of_kind.filter_map(|target| target["name"].as_str()).collect();
     Ok(names.into_iter().map(str::to_owned).collect())
@@ -185,7 +191,7 @@ mod tests {
 
     #[test]
     fn integration_tests_are_known_by_name() {
-        let names = target_names("test").unwrap();
+        let names = target_names("test", &[]).unwrap();
         assert!(names.iter().any(|name| name == "instructions"), "{names:?}");
         assert!(names.iter().any(|name| name.starts_with("guest_")), "{names:?}");
     }
