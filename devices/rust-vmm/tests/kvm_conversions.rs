@@ -1,4 +1,5 @@
 //! What one side has opened, created or mapped, used by the other, on the host's KVM.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::expect_used, clippy::panic)] // helpers of tests, too, may panic
 
 use ossature_bus::{AddressSpace, Bus};
