@@ -297,11 +297,11 @@ impl Machine {
             let path = path.to_string_lossy().replace(',', ",,");
             format!("local,path={path},mount_tag={tag},security_model=none,{more}")
         };
+        let facts = self.arch.facts();
         // A periodic tick: where the emulator loses an interrupt of the timer, the next one comes by itself. A timer that
         // is set anew after each interrupt would be silent for ever, and a guest that spins would never be left.
-        let clock = if self.counts_instructions { "" } else { "nohz=off highres=off" };
-        let facts = self.arch.facts();
-        let sooner = if self.counts_instructions { "" } else { facts.sooner };
+        let (clock, sooner) =
+            if self.counts_instructions { ("", "") } else { ("nohz=off highres=off", facts.sooner) };
         // setpriv: the machine does not outlive this process, however that ends.
         let mut qemu = command("setpriv");
         qemu.args(["--pdeathsig", "TERM"])

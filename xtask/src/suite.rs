@@ -316,7 +316,7 @@ impl Suite {
             self.tests("guest", Environment::Full, tests);
             let Some(reporting) = reporting else { return };
             self.step(report, |suite| {
-                reporting?.join().map_err(|_| Error::new("it panicked"))??;
+                joined(reporting?, "the report")?;
                 suite.passed += 1;
                 Ok(())
             });
@@ -354,6 +354,11 @@ impl Suite {
         println!("{passed} passed, {failed} failed, {skipped} skipped");
         Ok(u8::from(failed + skipped > 0))
     }
+}
+
+/// What came of a thread's work. To have panicked is a failure, too.
+fn joined<T>(work: thread::ScopedJoinHandle<Result<T>>, what: &str) -> Result<T> {
+    work.join().unwrap_or_else(|_| Err(Error::new(format!("{what} panicked"))))
 }
 
 /// Builds and fetches what whole-machine tests run.

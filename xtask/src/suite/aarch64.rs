@@ -9,7 +9,7 @@ use super::consumer;
 use super::emulation;
 use super::environment::{self, Environment, Lines, Nested};
 use super::plan::Entry;
-use super::{Selection, Suite, fuzz_tests, loom_tests};
+use super::{Selection, Suite, fuzz_tests, joined, loom_tests};
 use crate::arch::Arch;
 use crate::kernels::{self, Flavour};
 use crate::nested::{self, Job, Machine};
@@ -156,9 +156,8 @@ impl Suite {
             let counting = tests.map(|tests| scope.spawn(move || count_instructions(tests?)));
             self.tests_in_machines();
             self.step(INSTRUCTIONS, |suite| {
-                let joined = counting.map(|counting| counting.join());
-                let counted = joined.ok_or_else(|| Error::new("it was not begun"))?;
-                let (tests, outcomes) = counted.map_err(|_| Error::new("it panicked"))??;
+                let counting = counting.ok_or_else(|| Error::new("it was not begun"))?;
+                let (tests, outcomes) = joined(counting, "the counting")?;
                 suite.count(&tests.iter().collect::<Vec<_>>(), outcomes);
                 Ok(())
             });

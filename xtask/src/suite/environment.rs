@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use super::joined;
 use super::plan::{self, Entry};
 use crate::arch::Arch;
 use crate::host::Kvm;
 use crate::nested::{self, Job, Machine};
 use crate::process::{self, quote_path};
-use crate::{Context, Error, Result, cross, paths};
+use crate::{Context, Result, cross, paths};
 
 /// How many nested machines share a plan.
 const MACHINES: usize = 2;
@@ -166,10 +167,7 @@ pub fn once_in_nested_machines(nested: Nested, entries: &[Entry]) -> Result<Vec<
     let all: Vec<Result<Vec<Option<bool>>>> = thread::scope(|scope| {
         let running: Vec<_> =
             machines.iter().map(|machine| scope.spawn(|| in_nested_machine(machine, entries))).collect();
-        let join = |machine: thread::ScopedJoinHandle<_>| {
-            machine.join().unwrap_or_else(|_| Err(Error::new("the thread of a nested machine panicked")))
-        };
-        running.into_iter().map(join).collect()
+        running.into_iter().map(|machine| joined(machine, "the thread of a nested machine")).collect()
     });
     let mut outcomes = vec![None; entries.len()];
     for of_machine in all {

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::binaries::Test;
+use super::joined;
 use super::libtest::{self, Counts};
 use crate::{Context, Error, Result};
 
@@ -217,10 +218,7 @@ pub fn run(plan: &Path, results: &Path, at_a_time: usize, claims: Option<&Path>)
     let outcomes: Vec<Result<()>> = thread::scope(|scope| {
         let workers: Vec<_> =
             (0..at_a_time.max(1)).map(|number| scope.spawn(move || worker(number))).collect();
-        let join = |worker: thread::ScopedJoinHandle<Result<()>>| {
-            worker.join().unwrap_or_else(|_| Err(Error::new("a worker panicked")))
-        };
-        workers.into_iter().map(join).collect()
+        workers.into_iter().map(|worker| joined(worker, "a worker")).collect()
     });
     outcomes.into_iter().collect()
 }
