@@ -17,7 +17,7 @@ use support::{Guest, Tap, Transport, Virtio, accept};
 
 /// Requests of the disk, and bytes over the network, in the measured part.
 const REQUESTS: u64 = 4000;
-const BYTES: u64 = 32 << 20;
+const BYTES: u64 = 8 << 20;
 
 #[test]
 fn requests_and_interrupts_do_not_reach_user_space() {

@@ -78,7 +78,10 @@ fn marked(guest: &Running) -> [u64; 3] {
     MEMORY.map(|size| {
         let (node, rest) = left.split_at(size as usize);
         left = rest;
-        let has_mark = |page: &&[u8]| page.windows(mark.len()).take(64).any(|found| found == mark.as_bytes());
+        // Most pages are empty; a marked one has text from its first byte on.
+        let has_mark = |page: &&[u8]| {
+            page[0] != 0 && page.windows(mark.len()).take(64).any(|found| found == mark.as_bytes())
+        };
         node.chunks(PAGE).filter(has_mark).count() as u64
     })
 }

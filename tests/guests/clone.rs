@@ -23,7 +23,7 @@ const PARENT: &str = "guest-00000";
 const DISK: &str = "/dev/vda";
 /// How long the kernel may take for what it has been told to do.
 const LIMIT: Duration = Duration::from_secs(240);
-const FREQUENTLY: Duration = Duration::from_millis(5);
+const FREQUENTLY: Duration = Duration::from_millis(50);
 
 fn main() -> Result<()> {
     let port = std::env::args().nth(1).ok_or("give a port")?.parse()?;

@@ -39,23 +39,31 @@ impl Log {
 
     /// Waits until `text` has come; false if the stream ends or the time is over before.
     pub fn wait_for(&self, text: &str, limit: Duration) -> bool {
-        self.wait(limit, |content| contains(&content.bytes, text.as_bytes()));
-        contains(&self.0.0.lock().unwrap().bytes, text.as_bytes())
+        // A console brings its bytes one by one: each is looked at once, and not all of them with each.
+        let mut looked_at = 0;
+        self.wait(limit, |content| {
+            let new = &content.bytes[looked_at..];
+            looked_at = (content.bytes.len() + 1).saturating_sub(text.len());
+            contains(new, text.as_bytes())
+        })
     }
 
     /// Waits until the stream has ended; false if the time is over before.
     pub fn wait_for_end(&self, limit: Duration) -> bool {
-        self.wait(limit, |_| false);
-        self.0.0.lock().unwrap().ended
+        self.wait(limit, |content| content.ended)
     }
 
-    fn wait(&self, limit: Duration, until: impl Fn(&Content) -> bool) {
+    /// False: the stream has ended, or the time is over, and it is not so.
+    fn wait(&self, limit: Duration, mut until: impl FnMut(&Content) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut content = self.0.0.lock().unwrap();
-        while !until(&content) && !content.ended {
+        loop {
+            if until(&content) {
+                return true;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
+            if content.ended || left.is_zero() {
+                return false;
             }
             content = self.0.1.wait_timeout(content, left).unwrap().0;
         }

@@ -5,6 +5,7 @@
 //! console through [`crate::frame`]. What its kernel command line may say: `guest/init.sh` and `guest/main.sh`.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::arch::Arch;
 use crate::kernels::{Kernel, Module};
@@ -29,15 +30,8 @@ const X86_MODULES: &[&str] = &["button", "pvpanic-mmio"];
 /// What the power button's handler is called by `acpid` of busybox.
 const POWER_BUTTON: &str = "/etc/acpi/PWRF/00000080";
 
-/// A tree of busybox with all its commands, a console, and the folders that Linux mounts things on.
-///
-/// # Errors
-/// As [`packages::busybox`].
-pub fn busybox_tree() -> Result<Tree> {
-    busybox_tree_for(Arch::HOST)
-}
-
-/// The same for an architecture. Debian builds the same commands into each busybox.
+/// A tree of busybox with all its commands, a console, and the folders that Linux mounts things on, for an architecture.
+/// Debian builds the same commands into each busybox.
 ///
 /// # Errors
 /// As [`packages::busybox`], or the other architecture's cannot be fetched.
@@ -115,4 +109,38 @@ pub fn tree_without_modules_for(arch: Arch) -> Result<Tree> {
     tree.file("/etc/stop", 0o755, include_str!("guest/stop.sh"));
     tree.file(POWER_BUTTON, 0o755, "#!/bin/sh\nexec /etc/stop poweroff\n");
     Ok(tree)
+}
+
+/// What whole-machine tests' guests have in common, by kernel. Archives of them are made once, and each test adds one of what is
+/// its own: to make all of it takes an emulated processor as long as a third of a guest's boot.
+#[derive(Clone, Copy, Debug)]
+pub enum Common {
+    /// [`tree`].
+    Guest,
+    /// Busybox, and the drivers of virtio disks. There is no `/init`.
+    Disks,
+}
+
+/// Where [`write_archives`] leaves one.
+pub fn archive(kernel: &Kernel, common: Common) -> PathBuf {
+    let name = match common {
+        Common::Guest => "guest.cpio",
+        Common::Disks => "disks.cpio",
+    };
+    kernel.folder.join(name)
+}
+
+/// Writes the archives of a kernel.
+///
+/// # Errors
+/// As [`tree`].
+pub fn write_archives(kernel: &Kernel) -> Result<()> {
+    let mut disks = busybox_tree_for(kernel.arch)?;
+    let modules = kernel.modules(&["virtio_mmio", "virtio_pci", "virtio_blk"])?;
+    add_modules(&mut disks, &modules, |module| module)?;
+    for (common, tree) in [(Common::Guest, tree(kernel)?), (Common::Disks, disks)] {
+        let file = archive(kernel, common);
+        fs::write(&file, tree.to_cpio()).context(file.display())?;
+    }
+    Ok(())
 }

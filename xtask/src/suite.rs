@@ -27,7 +27,7 @@ use targets::Targets;
 use crate::arch::Arch;
 use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, foreign, fuzz, nested, packages, paths, process, report, vmm};
+use crate::{Error, Result, bare_metal, foreign, fuzz, guest, nested, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
@@ -365,9 +365,17 @@ fn joined<T>(work: thread::ScopedJoinHandle<Result<T>>, what: &str) -> Result<T>
 fn prepare_guests() -> Result<()> {
     vmm::build_for_tests(Arch::HOST, &[])?;
     bare_metal::build()?;
-    kernels::fetch(Flavour::Cloud)?;
+    prepare_kernels(Arch::HOST)?;
     foreign::fetch()?;
     if Kvm::detect() == Kvm::Full { Ok(()) } else { nested::prepare(Arch::HOST) }
+}
+
+/// Fetches the kernels that guests of an architecture have, and makes what such guests have in common.
+fn prepare_kernels(arch: Arch) -> Result<()> {
+    for flavour in [Flavour::Cloud, Flavour::Generic] {
+        guest::write_archives(&kernels::fetch_for(arch, flavour)?)?;
+    }
+    Ok(())
 }
 
 /// The models that loom explores: a build of its own, in which they replace the lock-free code's atomics.

@@ -9,9 +9,8 @@ use super::consumer;
 use super::emulation;
 use super::environment::{self, Environment, Lines, Nested};
 use super::plan::Entry;
-use super::{Selection, Suite, fuzz_tests, joined, loom_tests};
+use super::{Selection, Suite, fuzz_tests, joined, loom_tests, prepare_kernels};
 use crate::arch::Arch;
-use crate::kernels::{self, Flavour};
 use crate::nested::{self, Job, Machine};
 use crate::{Error, Result, cross, paths, process, vmm};
 
@@ -287,7 +286,7 @@ fn in_machines(entries: &[Entry], run: impl FnOnce(&[Entry]) -> Outcomes) -> Out
 fn guest_tests() -> Result<Vec<Test>> {
     // The last two run in guests.
     vmm::build_for_tests(Arch::Aarch64, &["--example", "vsock", "--example", "clone"])?;
-    kernels::fetch_for(Arch::Aarch64, Flavour::Cloud)?;
+    prepare_kernels(Arch::Aarch64)?;
     list(&GUEST.iter().flat_map(|binary| ["--test", binary]).collect::<Vec<_>>())
 }
 

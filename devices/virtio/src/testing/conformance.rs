@@ -14,7 +14,7 @@ mod state;
 
 use ossature_bus::DeviceEvent;
 
-use super::TestDriver;
+use super::{Life, TestDriver, Transport, with};
 use crate::LocalDevice;
 use crate::transport::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET};
 
@@ -29,6 +29,11 @@ pub use state::*;
 /// Makes fresh devices of one kind.
 pub type Factory<'a> = &'a dyn Fn() -> Box<dyn LocalDevice>;
 
+/// Runs a row of the suite, where devices sit behind `transport` and lead `life`.
+pub fn check(transport: Transport, life: Life, row: fn(Factory), factory: Factory) {
+    with(transport, life, || row(factory));
+}
+
 /// Makes a module of tests, one for each row of the suite: `conformance_tests!(rng, Rng::new)`. The second
 /// argument is called without arguments for each device that a test needs.
 ///
@@ -42,12 +47,19 @@ macro_rules! conformance_tests {
             #[allow(unused_imports)] // the factory may name what the surrounding module has
             use super::*;
 
-            $crate::__conformance_rows!(mmio, Mmio, $factory; [
+            // One for all rows: what is generic in the device is compiled once.
+            fn factory_of_devices()
+            -> ::std::boxed::Box<dyn Fn() -> ::std::boxed::Box<dyn $crate::LocalDevice>> {
+                let factory = $factory;
+                ::std::boxed::Box::new(move || ::std::boxed::Box::new(factory()))
+            }
+
+            $crate::__conformance_rows!(mmio, Mmio; [
                 every_kind_of_interrupt,
                 g2_queue_ready_is_cleared,
                 g3_interrupt_status_is_true,
             ]);
-            $crate::__conformance_rows!(pci, Pci, $factory; [
+            $crate::__conformance_rows!(pci, Pci; [
                 every_choice_of_vectors,
                 surprise_removal,
                 pci_window_into_the_bars,
@@ -65,8 +77,8 @@ macro_rules! conformance_tests {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_rows {
-    ($module:ident, $transport:ident, $factory:expr; [$($own:ident),* $(,)?]) => {
-        $crate::__conformance_rows!(module $module, $transport, $factory; [
+    ($module:ident, $transport:ident; [$($own:ident),* $(,)?]) => {
+        $crate::__conformance_rows!(module $module, $transport; [
             $($own,)*
             ring_reset_while_others_run,
             ring_reset_needs_its_feature,
@@ -101,36 +113,30 @@ macro_rules! __conformance_rows {
             a18_no_kick_or_interrupt_is_lost,
         ]);
     };
-    (module $module:ident, $transport:ident, $factory:expr; $rows:tt) => {
+    (module $module:ident, $transport:ident; $rows:tt) => {
         mod $module {
-            #[allow(unused_imports)] // the factory may name what the surrounding module has
-            use super::*;
+            use super::factory_of_devices;
 
-            $crate::__conformance_rows!(rows $transport, Live, $factory; $rows);
+            $crate::__conformance_rows!(rows $transport, Live; $rows);
 
             mod restored {
-                #[allow(unused_imports)] // as above
-                use super::*;
+                use super::factory_of_devices;
 
-                $crate::__conformance_rows!(rows $transport, Restored, $factory; $rows);
+                $crate::__conformance_rows!(rows $transport, Restored; $rows);
             }
 
             mod plugged {
-                #[allow(unused_imports)] // as above
-                use super::*;
+                use super::factory_of_devices;
 
-                $crate::__conformance_rows!(rows $transport, Plugged, $factory; $rows);
+                $crate::__conformance_rows!(rows $transport, Plugged; $rows);
             }
         }
     };
-    (rows $transport:ident, $life:ident, $factory:expr; [$($row:ident),* $(,)?]) => {$(
+    (rows $transport:ident, $life:ident; [$($row:ident),* $(,)?]) => {$(
         #[test]
         fn $row() {
-            use $crate::testing::{Life, Transport, conformance, with};
-            let factory = $factory;
-            with(Transport::$transport, Life::$life, || {
-                conformance::$row(&|| ::std::boxed::Box::new(factory()));
-            });
+            use $crate::testing::{Life, Transport, conformance};
+            conformance::check(Transport::$transport, Life::$life, conformance::$row, &factory_of_devices());
         }
     )*};
 }
