@@ -120,7 +120,7 @@ impl Guest {
             kernel: debian.vmlinux(),
             debian,
             // The kernel's tests of its cryptography are not about its machine, and take a tenth of a boot.
-            cmdline: format!("console={} quiet panic=-1 cryptomgr.notests", Arch::HOST.facts().console),
+            cmdline: format!("console={} cryptomgr.notests quiet panic=-1", Arch::HOST.facts().console),
             args: Vec::new(),
             script: String::new(),
             names: Vec::new(),
