@@ -101,14 +101,11 @@ fn a_guest_that_writes_all_the_time_is_saved_as_it_was_at_one_moment() {
     let path = folder.path().join("guest.snap");
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let machine = sweeping(backing);
-        let (mut before, mut waited) = (0, 0);
-        let since = Instant::now();
-        // Where the guest's thread does not run before the memory is copied, the guest does not wait.
-        while waited < 5 {
-            assert!(since.elapsed() < LIMIT, "the guest has waited in {waited} snapshots");
+        let mut before = 0;
+        for _ in 0..5 {
             let saved = machine.snapshot_live(&path).unwrap();
             println!("{saved:?}");
-            waited += u32::from(saved.waits > 0);
+            assert!(saved.waits > 0, "{saved:?}");
             let snapshot = Snapshot::open(&path).unwrap();
             snapshot.verify_memory().unwrap();
             let copy = restored(snapshot);

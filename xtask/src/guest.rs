@@ -112,7 +112,7 @@ pub fn tree_without_modules_for(arch: Arch) -> Result<Tree> {
 }
 
 /// What whole-machine tests' guests have in common, by kernel. Archives of them are made once, and each test adds one of what is
-/// its own: to make all of it takes an emulated processor as long as a third of a guest's boot.
+/// its own: to make all of it takes an emulated processor as long as a good part of a guest's boot.
 #[derive(Clone, Copy, Debug)]
 pub enum Common {
     /// [`tree`].
