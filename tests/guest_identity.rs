@@ -12,7 +12,7 @@ use ossature::bus::Device;
 use ossature::legacy::{FwCfg, GenerationId, VmGenId};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::Outcome;
-use support::{Answers, Guest, LIMIT, Transport, generic_kernel, hash_of, kernel};
+use support::{Answers, Guest, LIMIT, Transport, generic_kernel, hash_of, kernel, log_of};
 use xtask::process::quote_path;
 
 const FIRST: &str = "00112233-4455-6677-8899-aabbccddeeff";
@@ -64,7 +64,7 @@ fn draws_new_random_numbers(transport: Transport) {
         .run("first", &format!("{HELPERS}\nhead -c 1 /dev/random >/dev/null\nevents\necho told never"))
         .run("second", &format!("{HELPERS}\nreseeded 1\nevents\necho told once"))
         .run("third", &format!("{HELPERS}\nreseeded 2\nevents"))
-        .run("log", "dmesg");
+        .run("log", &log());
     let guest = guest.start();
     guest.wait_for("told never");
     let second = ask(&control, "new-generation");
@@ -86,22 +86,31 @@ fn draws_new_random_numbers(transport: Transport) {
         ["0\ntold never", "1\ntold once", "2"]
     );
     // Beside the configuration space of PCI, it is one range with that.
-    let reserved = |line: &str| line.contains("BIOS-e820: [mem 0x00000000d0") && line.ends_with("reserved");
+    let reserved = |line: &str| line.contains(&format!("{RANGE}0x00000000d0")) && line.ends_with("reserved");
     assert!(answers["log"].lines().any(reserved), "{}", &answers["log"]);
     calm(&answers);
 }
 
+/// What a kernel says of memory that the machine has or has reserved.
+const RANGE: &str = "BIOS-e820: [mem ";
+/// What it says against what it was given.
+const COMPLAINTS: [&str; 7] = [
+    "BUG:",
+    "Oops",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "ACPI Warning",
+    "ioremap error",
+    "expected mapping type",
+];
+
+fn log() -> String {
+    log_of(&[&[RANGE], &COMPLAINTS[..]].concat())
+}
+
 /// The guest's kernel has nothing to say against what it was given. It may warn of an emulated processor.
 fn calm(answers: &Answers) {
-    for word in [
-        "BUG:",
-        "Oops",
-        "ACPI Error",
-        "ACPI BIOS Error",
-        "ACPI Warning",
-        "ioremap error",
-        "expected mapping type",
-    ] {
+    for word in COMPLAINTS {
         assert!(!answers["log"].contains(word), "{word}: {}", &answers["log"]);
     }
 }
@@ -115,7 +124,7 @@ fn a_restored_guest_has_a_generation_and_files_of_its_own() {
         .run("before", &format!("{HELPERS}\nhead -c 1 /dev/random >/dev/null\n{read}"))
         .hold()
         .run("restored", &format!("{HELPERS}\nreseeded 1\n{read}"))
-        .run("log", "dmesg");
+        .run("log", &log());
     let device = VmGenId::new("generation", first);
     let generation = device.generation();
     let fw_cfg = FwCfg::new("fw-cfg").file("opt/org.example/hostname", "clone-1").unwrap();
@@ -147,7 +156,7 @@ fn the_cloud_kernel_reads_files_and_does_without_the_generation() {
         .args(["--generation-id", "auto", "--fw-cfg", "name=opt/org.example/token,string=secret"])
         .modules(&["qemu_fw_cfg"])
         .run("file", &format!("cat {FILES}/by_name/opt/org.example/token/raw"))
-        .run("log", "dmesg");
+        .run("log", &log());
     let answers = guest.boot();
     assert_eq!(&answers["file"], "secret");
     calm(&answers);

@@ -71,18 +71,22 @@ fn marked(guest: &Running) -> [u64; 3] {
     });
     let start = start.unwrap_or_else(|| panic!("no memory of {size} bytes: {maps}"));
     let file = File::open(format!("/proc/{}/mem", guest.pid())).unwrap();
-    let mut memory = vec![0; size as usize];
-    file.read_exact_at(&mut memory, start).unwrap();
     let mark = format!("\n{MARK}\n{MARK}\n");
-    let mut left = &memory[..];
+    let mut place = start;
+    // Piece by piece: all of it at once is as much memory again, which the nested machine has to find.
+    let mut piece = vec![0; 1 << 20];
     MEMORY.map(|size| {
-        let (node, rest) = left.split_at(size as usize);
-        left = rest;
         // Most pages are empty; a marked one has text from its first byte on.
         let has_mark = |page: &&[u8]| {
             page[0] != 0 && page.windows(mark.len()).take(64).any(|found| found == mark.as_bytes())
         };
-        node.chunks(PAGE).filter(has_mark).count() as u64
+        (0..size / piece.len() as u64)
+            .map(|_| {
+                file.read_exact_at(&mut piece, place).unwrap();
+                place += piece.len() as u64;
+                piece.chunks(PAGE).filter(has_mark).count() as u64
+            })
+            .sum()
     })
 }
 

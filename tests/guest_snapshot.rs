@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ossature::vmm::machine::Snapshot;
 use rustix::process::Signal;
-use support::{Answers, Guest, LIMIT, Log, Tap, Transport, echo, hash_in_ext4};
+use support::{Answers, Guest, LIMIT, Log, Tap, Transport, echo, hash_in_ext4, log_of};
 use tempfile::TempDir;
 use xtask::process;
 use xtask::tree::Tree;
@@ -293,7 +293,7 @@ fn under_load_guest(tap: &Tap, listener: &TcpListener, data: &[u8]) -> Guest {
         .cmdline(&format!("ossature.ip={}/24", tap.guest))
         .run("traffic", &traffic)
         .run("hash", "sha256sum </data")
-        .run("log", "dmesg")
+        .run("log", &log_of(&["lockup", "I/O error", "unstable"]))
 }
 
 /// Longer than a guest takes for a round of its loop, in its own time.
@@ -317,7 +317,7 @@ fn a_guest_is_saved_on_a_signal_and_goes_on_here_and_in_two_others() {
         .args(["--memory", "128M", "--snapshot-on", "USR1", "--snapshot-to"])
         .args([&snapshot])
         .run("count", script)
-        .run("log", "dmesg")
+        .run("log", &log_of(&["lockup"]))
         .start();
     let names = guest.take_names();
     guest.wait_for("at 10 ");
@@ -420,7 +420,7 @@ fn a_guest_under_load_is_saved_while_it_runs_and_goes_on_with_memory_on_demand()
         .program("/data", data)
         .args(["--memory", "256M", "--cpus", "2", "--control", &files.text("control")])
         .run("work", REWRITES)
-        .run("log", "dmesg")
+        .run("log", &log_of(&["lockup", "BUG"]))
         .start();
     let names = guest.take_names();
     guest.wait_for("a is at 3.");

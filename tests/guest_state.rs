@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
@@ -81,8 +82,10 @@ fn round_trip(machine: &Machine, memory: &mut Memory) -> Result<(), Box<dyn std:
 /// A machine's memory: a file that the machine shares. A reset clears it, and what was in it is put back.
 struct Memory {
     file: File,
-    /// Where there is something in the file, and what. The rest are holes, which a reset makes of everything.
-    kept: Vec<(u64, Vec<u8>)>,
+    /// Where there is something in the file. The rest are holes, which a reset makes of everything.
+    parts: Vec<Range<usize>>,
+    /// What there is, by its place.
+    kept: Vec<u8>,
 }
 
 impl Memory {
@@ -91,7 +94,7 @@ impl Memory {
     fn new() -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(Self::SIZE).unwrap();
-        Self { file, kept: Vec::new() }
+        Self { file, parts: Vec::new(), kept: vec![0; Self::SIZE as usize] }
     }
 
     fn config(&self) -> RamConfig {
@@ -100,13 +103,13 @@ impl Memory {
     }
 
     fn keep(&mut self) {
-        self.kept.clear();
+        self.parts.clear();
         let mut end = 0;
         while let Some(start) = self.seek(SeekFrom::Data(end)) {
             end = self.seek(SeekFrom::Hole(start)).unwrap();
-            let mut part = vec![0; (end - start) as usize];
-            self.file.read_exact_at(&mut part, start).unwrap();
-            self.kept.push((start, part));
+            let part = start as usize..end as usize;
+            self.file.read_exact_at(&mut self.kept[part.clone()], start).unwrap();
+            self.parts.push(part);
         }
     }
 
@@ -120,8 +123,8 @@ impl Memory {
 
     fn put_back(&self) {
         assert_eq!(self.seek(SeekFrom::Data(0)), None, "a reset clears the memory");
-        for (start, part) in &self.kept {
-            self.file.write_all_at(part, *start).unwrap();
+        for part in &self.parts {
+            self.file.write_all_at(&self.kept[part.clone()], part.start as u64).unwrap();
         }
     }
 }

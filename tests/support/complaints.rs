@@ -1,5 +1,15 @@
 //! What Linux has to complain of.
 
+/// What each kernel says first: where it is found, the log was read.
+const FIRST: &str = "Linux version ";
+
+/// A guest's command that prints the lines of its kernel's log with one of these words, and the first. To print all of them keeps an
+/// emulated serial port busy for as long as a boot or two.
+pub fn log_of(words: &[&str]) -> String {
+    let words: String = [FIRST].iter().chain(words).map(|word| format!(" -e '{word}'")).collect();
+    format!("dmesg | grep -F{words}")
+}
+
 /// Of the emulator, in a line of their own: its processor's features, and that it has been away for milliseconds.
 const EMULATOR: &[&str] = &["] CPUID[0d, ", "] hrtimer: interrupt took "];
 

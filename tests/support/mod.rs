@@ -37,7 +37,7 @@ use xtask::tree::Tree;
 use xtask::{guest, process, vmm};
 
 pub use arch::{ACPI, BY_LOADER, EARLY, FIRST_WORDS, FORKS, LAMP, NO_SERIAL_PORT, PCI, RTC, TURNS};
-pub use complaints::complaints;
+pub use complaints::{complaints, log_of};
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};

@@ -15,7 +15,7 @@ use ossature::vmm::machine::{Machine, Outcome};
 use tempfile::TempDir;
 use xtask::tree::Tree;
 
-use super::{Answers, Guest, LIMIT, Tap, Terminal, echo};
+use super::{Answers, Guest, LIMIT, Tap, Terminal, echo, log_of};
 
 /// What is written, read, sent and received, again and again.
 const DATA: usize = 128 << 10;
@@ -153,7 +153,7 @@ fn guest(tap: &Tap, listener: &TcpListener, data: &[u8]) -> Guest {
         .cmdline(&format!("ossature.ip={}/24", tap.guest))
         .run("traffic", &traffic)
         .run("hash", "sha256sum </data")
-        .run("log", "dmesg")
+        .run("log", &log_of(&["lockup", "I/O error"]))
 }
 
 /// Types lines that do not repeat, and checks that each comes back, until `done`; returns how many.

@@ -34,13 +34,13 @@ pub fn build(arch: Arch, words: &[&str]) -> Result<()> {
     process::run(&mut cargo)
 }
 
-/// Builds an example of the facade without shared libraries as users build theirs, optimized as a whole, and tells where it is.
+/// Builds an example of a package without shared libraries as users build theirs, optimized as a whole, and tells where it is.
 ///
 /// # Errors
 /// As of [`build`].
-pub fn build_optimized(arch: Arch, example: &str) -> Result<PathBuf> {
+pub fn build_optimized(arch: Arch, package: &str, example: &str) -> Result<PathBuf> {
     let mut cargo = process::command("cargo");
-    cargo.args(["build", "--release", "--package", "ossature", "--example", example]);
+    cargo.args(["build", "--release", "--package", package, "--example", example]);
     set_up(cargo.current_dir(paths::root()), arch, STATIC)?;
     process::run(&mut cargo)?;
     Ok(paths::target().join(arch.facts().target).join("release/examples").join(example))

@@ -1,4 +1,4 @@
-//! The fuzz targets: built with coverage by stable Rust and run by libFuzzer, or as tests over their corpora.
+//! The fuzz targets, built with coverage by stable Rust and run by libFuzzer.
 
 use std::fs;
 use std::path::PathBuf;
@@ -27,23 +27,13 @@ pub struct Fuzz {
     keep: bool,
 }
 
-/// The manifest of the targets' package.
+/// The manifest of the programs.
 pub fn manifest() -> PathBuf {
     paths::root().join("fuzz/Cargo.toml")
 }
 
 fn target_folder() -> PathBuf {
     paths::target().join("fuzz")
-}
-
-/// The words by which `cargo test` builds the replay of the corpora, without libFuzzer.
-pub fn replay_words() -> Vec<String> {
-    // In the workspace's folder: what both depend on is built once.
-    let (manifest, target) = (manifest(), paths::target());
-    let word = |path: PathBuf| path.to_string_lossy().into_owned();
-    let words =
-        ["--quiet", "--no-default-features", "--test", "corpus", "--manifest-path"].map(str::to_owned);
-    words.into_iter().chain([word(manifest), "--target-dir".into(), word(target)]).collect()
 }
 
 /// The names of all targets: each has a program.

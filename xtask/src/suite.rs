@@ -27,7 +27,7 @@ use targets::Targets;
 use crate::arch::Arch;
 use crate::host::Kvm;
 use crate::kernels::{self, Flavour};
-use crate::{Error, Result, bare_metal, foreign, fuzz, guest, nested, packages, paths, process, report, vmm};
+use crate::{Error, Result, bare_metal, foreign, guest, nested, packages, paths, process, report, vmm};
 
 /// The names of all steps, in the order they are taken.
 pub const STEPS: &[&str] = &[
@@ -40,7 +40,6 @@ pub const STEPS: &[&str] = &[
     "unit",
     "doctest",
     "loom",
-    "fuzz",
     "kvm",
     "bench",
     "consumer",
@@ -121,7 +120,6 @@ pub fn run(selection: Selection) -> Result<u8> {
     suite.tests("unit", Environment::Hidden, &tests);
     suite.doctests();
     suite.loom();
-    suite.fuzz();
     suite.tests("kvm", Environment::Own, &tests);
     suite.tests("bench", Environment::Own, &tests);
     suite.consumer();
@@ -330,13 +328,6 @@ impl Suite {
         });
     }
 
-    fn fuzz(&mut self) {
-        self.step("fuzz", |suite| {
-            let tests = fuzz_tests(Arch::HOST)?;
-            suite.run_tests(Environment::Hidden, &tests.iter().collect::<Vec<_>>())
-        });
-    }
-
     /// Prints the counts. To have run nothing is no success.
     fn finish(&self) -> Result<u8> {
         for (what, names) in [("failed", &self.failed), ("skipped", &self.skipped)] {
@@ -387,14 +378,6 @@ fn loom_tests(arch: Arch) -> Result<Vec<Test>> {
     // The others are those that the unit step has run.
     tests.retain(|test| test.name.contains("loom_"));
     if tests.is_empty() { Err(Error::new("no loom model was built")) } else { Ok(tests) }
-}
-
-/// The corpora of the fuzz targets, each replayed by a test.
-fn fuzz_tests(arch: Arch) -> Result<Vec<Test>> {
-    let words = fuzz::replay_words();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let tests = binaries::all_tests(&binaries::build_for(arch, &words, "")?)?;
-    if tests.is_empty() { Err(Error::new("no fuzz target was built")) } else { Ok(tests) }
 }
 
 fn shown(test: &Test) -> String {

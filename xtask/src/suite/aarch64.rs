@@ -9,7 +9,7 @@ use super::consumer;
 use super::emulation;
 use super::environment::{self, Environment, Lines, Nested};
 use super::plan::Entry;
-use super::{Selection, Suite, fuzz_tests, joined, loom_tests, prepare_kernels};
+use super::{Selection, Suite, joined, loom_tests, prepare_kernels};
 use crate::arch::Arch;
 use crate::nested::{self, Job, Machine};
 use crate::{Error, Result, cross, paths, process, vmm};
@@ -17,6 +17,7 @@ use crate::{Error, Result, cross, paths, process, vmm};
 /// What of the facade's benches, floors and tests compiles for it too, beside the whole-machine tests that run there.
 const FACADE: &[&str] = &[
     "--package=ossature",
+    "--package=ossature-instructions",
     "--test=instructions",
     "--bench=machine",
     "--example=instructions",
@@ -35,6 +36,7 @@ const UNIT: &[&str] = &[
     "ossature-boot",
     "ossature-core",
     "ossature-rust-vmm",
+    "ossature-fuzz",
 ];
 
 /// Of their tests, by a part of their names, thousands that take emulation minutes and that no architecture changes. They run
@@ -166,19 +168,16 @@ impl Suite {
     fn tests_in_machines(&mut self) {
         self.step("aarch64-unit", |suite| {
             let unit = list_of(UNIT, Environment::Hidden)?;
-            let tests = [unit, loom_tests(Arch::Aarch64)?, fuzz_tests(Arch::Aarch64)?].concat();
+            let tests = [unit, loom_tests(Arch::Aarch64)?].concat();
             let all = suite.selection.filter.is_some();
             let selected =
                 |test: &&Test| suite.selection.takes_test(test) && (all || !test.name.contains(SELDOM));
             let mut left: Vec<&Test> = tests.iter().filter(selected).collect();
             let can = |test: &&Test| !test.name.starts_with(NOT_EMULATED);
             let emulated: Vec<&Test> = left.iter().copied().filter(can).collect();
-            for of_binary in emulated.chunk_by(|one, other| one.binary.file == other.binary.file) {
-                let passed = emulation::passed(of_binary)?;
-                suite.passed += passed.len();
-                left.retain(|test| !passed.contains(test));
-            }
-            left.retain(|test| !is_not_there(test));
+            let passed = emulation::passed(&emulated)?;
+            suite.passed += passed.len();
+            left.retain(|test| !passed.contains(test) && !is_not_there(test));
             suite.run_whole(&left)
         });
         self.step("aarch64-kvm", |suite| {
@@ -259,7 +258,7 @@ fn count_instructions(tests: Vec<Test>) -> Result<(Vec<Test>, Vec<Option<bool>>)
 
 /// Runs a test in a nested machine whose processor counts its instructions, on a program that is built here: there is no cargo.
 fn passes_counting(test: &Test) -> Result<bool> {
-    let program = cross::build_optimized(Arch::Aarch64, "instructions")?;
+    let program = cross::build_optimized(Arch::Aarch64, "ossature-instructions", "instructions")?;
     let mut machine = Machine::of(Arch::Aarch64)?;
     machine.counts_instructions = true;
     let [program, file] = [&program, &test.binary.file].map(|path| process::quote_path(path));
@@ -296,7 +295,8 @@ fn list_of(packages: &[&str], environment: Environment) -> Result<Vec<Test>> {
     let here = targets.iter().filter(|target| Environment::of(target) == environment);
     let mut words: Vec<&str> = here.flat_map(|target| ["--test", target]).collect();
     if environment == Environment::Hidden {
-        words.push("--lib");
+        // The suite's own are of the machine that runs it.
+        words.extend(["--lib", "--exclude", "xtask"]);
     }
     let mut tests = list(&words)?;
     tests.retain(|test| packages.contains(&test.binary.package()));
@@ -325,7 +325,7 @@ pub fn check() -> Result<()> {
     let packages = UNIT.iter().chain(&["xtask"]);
     let tests = packages.flat_map(|package| ["--package", package]);
     cargo(&["check", "--all-targets"].into_iter().chain(tests).collect::<Vec<_>>())?;
-    let published = ["--workspace", "--exclude", "xtask", "--exclude", "ossature-examples"];
+    let published = [&["--workspace"], consumer::NOT_PUBLISHED].concat();
     cargo(&[&["doc", "--all-features", "--no-deps", "--quiet"][..], &published].concat())?;
     let packages = consumer::package()?;
     let packages = packages.words();

@@ -91,6 +91,14 @@ fn staging() -> PathBuf {
     folder().join("staging")
 }
 
+/// Leaves out the packages of the workspace that are not published.
+pub const NOT_PUBLISHED: &[&str] = &[
+    "--exclude=xtask",
+    "--exclude=ossature-examples",
+    "--exclude=ossature-fuzz",
+    "--exclude=ossature-instructions",
+];
+
 /// A crate that was packaged.
 struct Package {
     name: String,
@@ -116,7 +124,7 @@ fn pack() -> Result<Vec<Package>> {
     fs::create_dir_all(&staging).context(staging.display())?;
     let mut cargo = process::command("cargo");
     cargo.args(["package", "--no-verify", "--allow-dirty", "--quiet", "--workspace"]);
-    cargo.args(["--exclude", "xtask", "--exclude", "ossature-examples"]);
+    cargo.args(NOT_PUBLISHED);
     process::output(cargo.current_dir(paths::root()))?;
     let mut packages = Vec::new();
     for file in fs::read_dir(&packed).context(packed.display())?.flatten().map(|entry| entry.path()) {

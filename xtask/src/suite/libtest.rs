@@ -51,6 +51,11 @@ pub fn last_counts(log: &str) -> Counts {
     log.lines().rfind(|line| line.starts_with(SUMMARY)).map(counts).unwrap_or_default()
 }
 
+/// Returns true if a run came to its end, whatever came of it.
+pub fn has_summary(log: &str) -> bool {
+    log.lines().any(|line| line.starts_with(SUMMARY))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +81,7 @@ mod tests {
         assert_eq!(counts(log), Counts { passed: 15, failed: 1, ignored: 2 });
         assert_eq!(last_counts(log), Counts { passed: 3, failed: 0, ignored: 0 });
         assert_eq!(last_counts(""), Counts::default());
+        assert!(has_summary(log) && !has_summary("running 3 tests\ntest a ... ok\ntest b ... "));
         assert_eq!(counts("error: no such option"), Counts::default());
     }
 }

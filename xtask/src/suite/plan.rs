@@ -132,6 +132,8 @@ impl Entry {
         }
         if emulator.is_some() {
             command.env("PROPTEST_CASES", EMULATED_CASES);
+            // A program that is started from one of several threads of an emulator may wait forever for what another held.
+            command.arg("--test-threads=1");
         }
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder).stdin(Stdio::null());
         command.stdout(file.try_clone().context(log.display())?).stderr(file);

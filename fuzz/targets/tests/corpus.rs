@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ossature_fuzz::TARGETS;
 
 fn folder(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "corpus", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "../corpus", name].iter().collect()
 }
 
 fn replay(name: &str) {

@@ -18,7 +18,7 @@ use crate::{Input, pci};
 
 pub(crate) fn crc32(parts: &[&[u8]]) -> u32 {
     let byte = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (crc & 1) * 0xedb8_8320)
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ ((crc & 1) * 0xedb8_8320))
     };
     !parts.iter().flat_map(|part| part.iter()).fold(u32::MAX, byte)
 }

@@ -91,7 +91,7 @@ impl Machine {
             }
             2 => &self.ecam,
             _ => {
-                at.offset = 1 << 15 | at.offset % 0x120;
+                at.offset = (1 << 15) | (at.offset % 0x120);
                 &self.ecam
             }
         };

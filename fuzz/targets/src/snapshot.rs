@@ -102,7 +102,7 @@ pub fn run(bytes: &[u8]) {
     let form = input.u8();
     let [_, diff] = chain();
     let mut file = if form & 8 == 0 { sample().to_vec() } else { diff.clone() };
-    let mut state = LENGTH.end..0;
+    let mut state = 0..0;
     if form & 2 != 0 {
         file = input.rest().to_vec();
     } else {
