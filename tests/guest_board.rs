@@ -15,7 +15,7 @@ use ossature::virtio::blk::{DiskId, OpenMode, RawFile};
 use ossature::virtio::{Blk, MmioInterrupt, SharedLoop, VirtioMmio};
 use ossature::vmm::Kvm;
 use ossature::vmm::machine::Outcome;
-use support::{Guest, LIMIT, log_of};
+use support::{Guest, LIMIT, found_none, log_of};
 
 fn disk(id: &str, image: &Path, io: &Arc<SharedLoop>) -> VirtioMmio {
     let file = RawFile::open(image, OpenMode::ReadWrite).unwrap();
@@ -71,7 +71,7 @@ fn sixty_four_disks_share_a_few_level_lines() {
     }
     let lines = &answers["interrupts"];
     assert!(lines.lines().count() < DISKS && lines.contains("fasteoi"), "level lines are shared: {lines}");
-    assert!(!answers["log"].contains("nobody cared"), "{}", &answers["log"]);
+    found_none(&answers["log"]);
 }
 
 #[test]
@@ -100,6 +100,5 @@ fn t9_a_pause_is_no_lockup() {
     let outcome = machine.wait_timeout(LIMIT).unwrap();
     assert!(matches!(outcome, Some(Outcome::Shutdown)), "{outcome:?}: {}", terminal.log.text());
     drop(machine);
-    let answers = terminal.answers(&guest);
-    assert!(!answers["log"].contains("soft lockup"), "{}", &answers["log"]);
+    found_none(&terminal.answers(&guest)["log"]);
 }

@@ -131,7 +131,7 @@ fn file_systems(transport: Transport) {
             cp -a /bin /etc /lib /tmp/{disk}
             dd if=/dev/urandom of=/tmp/{disk}/random bs=1M count=16
             for n in $(seq 100); do echo $n >/tmp/{disk}/small$n; done
-            rm /tmp/{disk}/lib/*; sync; fstrim /tmp/{disk}
+            rm -r /tmp/{disk}/lib/*; sync; fstrim /tmp/{disk}
             before=$(cd /tmp/{disk}; find . -type f | sort | xargs sha256sum | sha256sum)
             umount /tmp/{disk}
             chroot /mnt {check} /dev/{disk}

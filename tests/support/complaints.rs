@@ -10,6 +10,12 @@ pub fn log_of(words: &[&str]) -> String {
     format!("dmesg | grep -F{words}")
 }
 
+/// Checks what [`log_of`] has printed: that the log was read, and none of the words is in it.
+#[track_caller]
+pub fn found_none(log: &str) {
+    assert!(log.contains(FIRST) && log.lines().count() == 1, "{log}");
+}
+
 /// Of the emulator, in a line of their own: its processor's features, and that it has been away for milliseconds.
 const EMULATOR: &[&str] = &["] CPUID[0d, ", "] hrtimer: interrupt took "];
 

@@ -37,7 +37,7 @@ use xtask::tree::Tree;
 use xtask::{guest, process, vmm};
 
 pub use arch::{ACPI, BY_LOADER, EARLY, FIRST_WORDS, FORKS, LAMP, NO_SERIAL_PORT, PCI, RTC, TURNS};
-pub use complaints::{complaints, log_of};
+pub use complaints::{complaints, found_none, log_of};
 pub use log::Log;
 pub use machine::Terminal;
 pub use running::{Answers, Ended, Running};
@@ -213,7 +213,8 @@ impl Guest {
             "#!/bin/busybox sh
             export PATH=/bin
             mount -t devtmpfs dev /dev
-            while read -r module parameters; do insmod \"$module\" $parameters; done </etc/modules
+            read -r modules </etc/modules
+            modprobe -a $modules
             {script}"
         ));
         self

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::arch::Arch;
-use crate::kernels::{Kernel, Module};
+use crate::kernels::Kernel;
 use crate::tree::Tree;
 use crate::{Context, Result, packages, port, process};
 
@@ -50,20 +50,33 @@ pub fn busybox_tree_for(arch: Arch) -> Result<Tree> {
     Ok(tree)
 }
 
-/// Adds kernel modules and the list of them that an init script loads: `/etc/modules`.
+/// Adds modules of a kernel, what they need, and the names of all that an init script loads by one `modprobe`: `/etc/modules`.
 ///
 /// # Errors
-/// A module cannot be read.
-pub fn add_modules(tree: &mut Tree, modules: &[Module], edit: impl Fn(&[u8]) -> &[u8]) -> Result<()> {
-    let mut list = String::new();
-    for module in modules {
-        let name = module.file.file_name().unwrap_or_default().to_string_lossy();
-        let place = format!("/lib/{name}");
+/// The kernel lacks a module, or one cannot be read.
+pub fn add_modules(
+    tree: &mut Tree,
+    kernel: &Kernel,
+    names: &[&str],
+    edit: impl Fn(&[u8]) -> &[u8],
+) -> Result<()> {
+    let folder = format!("/lib/modules/{}", kernel.release);
+    let (mut list, mut needs, mut options) = (Vec::new(), String::new(), String::new());
+    for module in kernel.modules(names)? {
+        let file = module.file.file_name().unwrap_or_default().to_string_lossy();
+        let name = file.trim_end_matches(".ko").to_owned();
         let bytes = fs::read(&module.file).context(module.file.display())?;
-        tree.file(&place, 0o644, edit(&bytes));
-        list.push_str(&format!("{place} {}\n", module.parameters));
+        tree.file(&format!("{folder}/{file}"), 0o644, edit(&bytes));
+        // Each comes behind what it needs.
+        needs.push_str(&format!("{file}:\n"));
+        if !module.parameters.is_empty() {
+            options.push_str(&format!("options {name} {}\n", module.parameters));
+        }
+        list.push(name);
     }
-    tree.file("/etc/modules", 0o644, list);
+    tree.file(&format!("{folder}/modules.dep"), 0o644, needs);
+    tree.file("/etc/modprobe.conf", 0o644, options);
+    tree.file("/etc/modules", 0o644, list.join(" ") + "\n");
     Ok(())
 }
 
@@ -82,7 +95,7 @@ pub fn tree(kernel: &Kernel) -> Result<Tree> {
 pub fn tree_with_modules(kernel: &Kernel, more: &[&str]) -> Result<Tree> {
     let mut tree = tree_without_modules_for(kernel.arch)?;
     let more = if kernel.arch == Arch::X86_64 { [more, X86_MODULES].concat() } else { more.to_vec() };
-    add_modules(&mut tree, &kernel.modules(&[MODULES, &more].concat())?, |module| module)?;
+    add_modules(&mut tree, kernel, &[MODULES, &more].concat(), |module| module)?;
     Ok(tree)
 }
 
@@ -136,8 +149,7 @@ pub fn archive(kernel: &Kernel, common: Common) -> PathBuf {
 /// As [`tree`].
 pub fn write_archives(kernel: &Kernel) -> Result<()> {
     let mut disks = busybox_tree_for(kernel.arch)?;
-    let modules = kernel.modules(&["virtio_mmio", "virtio_pci", "virtio_blk"])?;
-    add_modules(&mut disks, &modules, |module| module)?;
+    add_modules(&mut disks, kernel, &["virtio_mmio", "virtio_pci", "virtio_blk"], |module| module)?;
     for (common, tree) in [(Common::Guest, tree(kernel)?), (Common::Disks, disks)] {
         let file = archive(kernel, common);
         fs::write(&file, tree.to_cpio()).context(file.display())?;

@@ -184,8 +184,8 @@ impl Machine {
         let shared = machine.shared();
         fs::create_dir_all(&shared).context(shared.display())?;
         let mut tree = guest::busybox_tree_for(arch)?;
-        let modules = kernel.modules(&[MODULES, arch.facts().nested_modules].concat())?;
-        guest::add_modules(&mut tree, &modules, without_signature)?;
+        let modules = [MODULES, arch.facts().nested_modules].concat();
+        guest::add_modules(&mut tree, &kernel, &modules, without_signature)?;
         tree.file("/root-folder", 0o644, root.to_string_lossy().into_owned());
         let (repository, target) = (paths::root(), paths::target());
         let both = [&repository, &target].map(|folder| folder.to_string_lossy().into_owned() + "\n");

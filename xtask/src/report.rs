@@ -237,7 +237,7 @@ fn prepare(folder: &Path, arch: Arch) -> Result<()> {
     for value in if arch == Arch::X86_64 { &[1, 2][..] } else { &[] } {
         tree.file(&format!("/bin/stamp-{value}"), 0o755, stamp::program(*value));
     }
-    guest::add_modules(&mut tree, &kernel.modules(MODULES)?, |module| module)?;
+    guest::add_modules(&mut tree, &kernel, MODULES, |module| module)?;
     let initrd = folder.join("initrd");
     fs::write(&initrd, tree.to_cpio()).context(initrd.display())?;
     let copies =

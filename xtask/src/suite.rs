@@ -208,8 +208,9 @@ impl Suite {
         }
         // As tests, examples have names of their own; as programs, these tests start them.
         if self.selected(&tests).any(|test| test.binary.starts_examples) {
+            // Of the whole workspace, as the tests: what they stand on is built once.
             let mut examples = process::command("cargo");
-            process::run(examples.args(["build", "--examples"]).current_dir(paths::root()))?;
+            process::run(examples.args(["build", "--workspace", "--examples"]).current_dir(paths::root()))?;
         }
         Ok(tests)
     }

@@ -58,11 +58,8 @@ fn busybox(arguments: &[&str]) -> Result<()> {
 fn load_drivers() -> Result<()> {
     busybox(&["mount", "-t", "proc", "proc", "/proc"])?;
     busybox(&["mount", "-t", "devtmpfs", "dev", "/dev"])?;
-    for line in fs::read_to_string("/etc/modules")?.lines() {
-        let words: Vec<&str> = ["insmod"].into_iter().chain(line.split_whitespace()).collect();
-        busybox(&words)?;
-    }
-    Ok(())
+    let modules = fs::read_to_string("/etc/modules")?;
+    busybox(&["modprobe", "-a"].into_iter().chain(modules.split_whitespace()).collect::<Vec<_>>())
 }
 
 fn stamps() -> Result<()> {

@@ -14,12 +14,13 @@ if [ "$1" != from-initramfs ]; then
     mount -t devpts -o ptmxmode=666 devpts /dev/pts
     mount -t tmpfs shm /dev/shm
     mount -t tmpfs run /run
-    while read -r module parameters; do insmod "$module" $parameters; done </etc/modules
+    read -r modules </etc/modules && modprobe -a $modules
     [ -e /job ] && cp -p /job /run/job
 fi
 
 root='' mode=rw address=''
-for word in $(cat /proc/cmdline); do
+read -r words </proc/cmdline
+for word in $words; do
     case $word in
     root=*) root=${word#*=} ;;
     ro) mode=ro ;;

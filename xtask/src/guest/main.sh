@@ -11,9 +11,10 @@
 export HOME=/root TERM=linux PS1='guest:\w# '
 
 # From here on only emergencies of the kernel come between what the job prints.
-dmesg -n 1
+echo 1 >/proc/sys/kernel/printk
 console='' size='' token='' serial=ttyS0
-for word in $(cat /proc/cmdline); do
+read -r words </proc/cmdline
+for word in $words; do
     case $word in
     ossature.console=*) console=${word#*=} ;;
     ossature.serial=*) serial=${word#*=} ;;

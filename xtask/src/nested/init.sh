@@ -7,7 +7,8 @@ mkdir /host /memory
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-while read -r module parameters; do insmod "$module" $parameters; done </etc/modules
+read -r modules </etc/modules
+modprobe -a $modules
 # Guests wait in the emulator, not in a loop that the emulator has to run.
 echo 0 2>/dev/null >/sys/module/kvm/parameters/halt_poll_ns
 shared=$(cat /shared-folder)

@@ -1,4 +1,4 @@
-//! The examples are built as a user builds them, and from nothing that is for tests or benches.
+//! The examples compile as a user builds them, and from nothing that is for tests or benches.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -11,13 +11,13 @@ use crate::{Error, Result, paths, process};
 /// What tests and benches of the workspace need, and nobody else.
 const NOT_OURS: &[&str] = &["criterion", "loom", "proptest", "tempfile", "xtask"];
 
-/// Builds `microvm` from the root, as the README says, and looks at what cargo has compiled for it.
+/// Checks `microvm` from the root, where the README builds it, and looks at what cargo has compiled for it.
 ///
 /// # Errors
 /// It does not compile, or takes a crate of the tests or benches.
 pub fn check() -> Result<()> {
     let mut cargo = process::command("cargo");
-    cargo.args(["build", "--example", "microvm", "--message-format=json-render-diagnostics"]);
+    cargo.args(["check", "--example", "microvm", "--message-format=json-render-diagnostics"]);
     cargo.current_dir(paths::root()).stderr(Stdio::inherit());
     let messages = process::text(&mut cargo).map_err(|_| Error::new("the example does not compile"))?;
     let crates: BTreeSet<String> = messages.lines().filter_map(compiled).collect();
@@ -29,7 +29,7 @@ pub fn check() -> Result<()> {
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(Error::new(format!("cargo build --example microvm compiles {}", wrong.join(", "))))
+    Err(Error::new(format!("cargo check --example microvm compiles {}", wrong.join(", "))))
 }
 
 /// The package that a line of cargo's messages says is compiled.
