@@ -5,8 +5,13 @@ use std::path::PathBuf;
 
 use ossature_fuzz::TARGETS;
 
+/// A file of the folder that has programs and corpora.
+fn file(folder: &str, name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", folder, name].iter().collect()
+}
+
 fn folder(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "../corpus", name].iter().collect()
+    file("corpus", name)
 }
 
 fn replay(name: &str) {
@@ -68,8 +73,7 @@ fn each_target_is_replayed_and_has_a_program() {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.0).collect();
     assert_eq!(names, REPLAYED);
     for name in names {
-        let program =
-            [env!("CARGO_MANIFEST_DIR"), "fuzz_targets", &format!("{name}.rs")].iter().collect::<PathBuf>();
+        let program = file("fuzz_targets", &format!("{name}.rs"));
         assert!(
             fs::read_to_string(&program).unwrap().contains(&format!("\"{name}\"")),
             "{}",

@@ -17,13 +17,16 @@ use crate::{Error, Result, cross, paths, process, vmm};
 /// What of the facade's benches, floors and tests compiles for it too, beside the whole-machine tests that run there.
 const FACADE: &[&str] = &[
     "--package=ossature",
-    "--package=ossature-instructions",
+    "--package=ossature-measured",
     "--test=instructions",
     "--bench=machine",
     "--example=instructions",
     "--example=floor_machine",
     "--example=floor_exits",
 ];
+
+/// The package whose examples all are for both architectures.
+const EXAMPLES: &str = "ossature-examples";
 
 /// The packages whose tests run there too: in user emulation, and what needs more of a kernel than that has in a nested machine.
 const UNIT: &[&str] = &[
@@ -258,7 +261,7 @@ fn count_instructions(tests: Vec<Test>) -> Result<(Vec<Test>, Vec<Option<bool>>)
 
 /// Runs a test in a nested machine whose processor counts its instructions, on a program that is built here: there is no cargo.
 fn passes_counting(test: &Test) -> Result<bool> {
-    let program = cross::build_optimized(Arch::Aarch64, "ossature-instructions", "instructions")?;
+    let program = cross::build_optimized(Arch::Aarch64, "ossature-measured", "instructions")?;
     let mut machine = Machine::of(Arch::Aarch64)?;
     machine.counts_instructions = true;
     let [program, file] = [&program, &test.binary.file].map(|path| process::quote_path(path));
@@ -309,8 +312,8 @@ fn list(targets: &[&str]) -> Result<Vec<Test>> {
     binaries::all_tests(&binaries::build_for(Arch::Aarch64, &[&["--workspace"], targets].concat(), "")?)
 }
 
-/// Checks the libraries and programs of the whole workspace, its examples, the tests that are not x86's, the crates as
-/// they are published, and their documentation. Has a target folder of its own, so that the other steps find theirs as
+/// Checks all libraries and programs, the examples, the tests that are not x86's, the crates as they are published, and their
+/// documentation. Has a target folder of its own, so that the other steps find theirs as
 /// they left it.
 pub fn check() -> Result<()> {
     let cargo = |what: &[&str]| {
@@ -319,9 +322,9 @@ pub fn check() -> Result<()> {
         cross::set_up(&mut cargo, Arch::Aarch64, "-D warnings")?;
         process::run(cargo.current_dir(paths::root()))
     };
-    cargo(&["check", "--workspace"])?;
-    cargo(&["check", "--package", "ossature-examples", "--examples"])?;
-    cargo(&[&["check"], FACADE].concat())?;
+    let examples = binaries::target_names("example", &[EXAMPLES])?;
+    let examples: Vec<&str> = examples.iter().flat_map(|name| ["--example", name]).collect();
+    cargo(&[&["check", "--package", EXAMPLES], FACADE, &examples].concat())?;
     let packages = UNIT.iter().chain(&["xtask"]);
     let tests = packages.flat_map(|package| ["--package", package]);
     cargo(&["check", "--all-targets"].into_iter().chain(tests).collect::<Vec<_>>())?;

@@ -7,9 +7,9 @@ use super::binaries::{self, Binary};
 use super::lock_file;
 use crate::{Context, Error, Result, paths, process};
 
-/// Its tests need no more of the debug information than the lines in a panic's trace, and build faster.
+/// Its tests need no more of the debug information than the lines in a panic's trace, and are built once: it is faster so.
 const WORKSPACE: &str = "[workspace]\nresolver = \"3\"\nmembers = [\"vmm\", \"examples\"]\n
-[profile.dev]\ndebug = \"line-tables-only\"\n";
+[profile.dev]\ndebug = \"line-tables-only\"\nincremental = false\n";
 
 /// Where all of it is, its target folder included, which is kept.
 fn folder() -> PathBuf {
@@ -96,7 +96,7 @@ pub const NOT_PUBLISHED: &[&str] = &[
     "--exclude=xtask",
     "--exclude=ossature-examples",
     "--exclude=ossature-fuzz",
-    "--exclude=ossature-instructions",
+    "--exclude=ossature-measured",
 ];
 
 /// A crate that was packaged.

@@ -54,7 +54,7 @@ fn of_binary<'a>(tests: &[&'a Test]) -> Result<Vec<&'a Test>> {
         let ended = libtest::has_summary(&log);
         match outcome {
             Ok(()) => break,
-            Err(error) if ended && others.is_empty() => return Err(error),
+            Err(error) if others.is_empty() => return Err(error),
             Err(error) if ended => said = format!("  not there ({error}):\n"),
             Err(error) => println!("  {}: {error}, at {:?}", binary.id, log.lines().last()),
         }
