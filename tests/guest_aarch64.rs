@@ -187,25 +187,54 @@ fn the_guest_has_the_processors_performance_monitors() {
     }
 }
 
-/// The kernel packed with gzip, as many distributions have it.
-fn image_gz(folder: &tempfile::TempDir) -> PathBuf {
+/// With the kernel packed with gzip, as many distributions have it.
+fn boots_packed(tables: &str, cpus: usize) {
+    let folder = tempfile::tempdir().unwrap();
     let packed = folder.path().join("Image.gz");
     let image = Command::new("gzip").args(["-1", "-c"]).arg(kernel().vmlinux()).output().unwrap();
     assert!(image.status.success());
     fs::write(&packed, image.stdout).unwrap();
-    packed
+    boots(tables, cpus, packed);
 }
 
 #[test]
-fn a_packed_kernel_and_a_device_tree() {
-    let folder = tempfile::tempdir().unwrap();
-    boots("fdt", 2, image_gz(&folder));
+fn a_packed_kernel_one_processor_and_a_device_tree() {
+    boots_packed("fdt", 1);
 }
 
 #[test]
-fn a_packed_kernel_and_acpi() {
-    let folder = tempfile::tempdir().unwrap();
-    boots("acpi", 2, image_gz(&folder));
+fn a_packed_kernel_two_processors_and_a_device_tree() {
+    boots_packed("fdt", 2);
+}
+
+#[test]
+fn a_packed_kernel_four_processors_and_a_device_tree() {
+    boots_packed("fdt", 4);
+}
+
+#[test]
+fn a_packed_kernel_eight_processors_and_a_device_tree() {
+    boots_packed("fdt", 8);
+}
+
+#[test]
+fn a_packed_kernel_one_processor_and_acpi() {
+    boots_packed("acpi", 1);
+}
+
+#[test]
+fn a_packed_kernel_two_processors_and_acpi() {
+    boots_packed("acpi", 2);
+}
+
+#[test]
+fn a_packed_kernel_four_processors_and_acpi() {
+    boots_packed("acpi", 4);
+}
+
+#[test]
+fn a_packed_kernel_eight_processors_and_acpi() {
+    boots_packed("acpi", 8);
 }
 
 /// The daemon for the button has to listen before.

@@ -204,6 +204,16 @@ fn what_the_kernel_is_given_has_to_fit() {
 #[test]
 fn more_than_the_host_has_is_told_with_the_numbers() {
     refuses(&["--kernel", "k", "--memory", "900000G"], 1, &["memory", "921600000 MiB", "the host has"]);
+    let most = "17179869183G";
+    refuses(&["--kernel", "k", "--memory", most], 2, &["--memory", "does not fit into the address space"]);
+    let nodes = ["--numa", &format!("cpus=1,memory={most}"), "--numa", &format!("cpus=1,memory={most}")];
+    refuses(
+        &[&["--kernel", "k"][..], &nodes].concat(),
+        2,
+        &["--numa", "does not fit into the address space"],
+    );
+    let pages = ["--kernel", "k", "--memory", "63M", "--hugepages", "2M"];
+    refuses(&pages, 2, &["--memory", "66060288 bytes", "a multiple of its page size, 2097152 bytes"]);
     refuses(&["--kernel", "k", "--cpus", "100000"], 2, &["--cpus 100000", "at most"]);
 }
 

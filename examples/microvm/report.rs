@@ -8,6 +8,7 @@ use std::time::Instant;
 use log::LevelFilter;
 use ossature::bus::{DeviceEvent, EventLoop};
 use ossature::legacy::Stamp;
+use ossature::memory::RamError;
 use ossature::vmm::machine::{
     BuildError, BuildErrors, BuildPhase, EventReporter, FollowedEvents, Machine, MachineEvent, Outcome,
     Severity,
@@ -67,6 +68,10 @@ pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
             Some(format!("{given} {cpus}: this host's KVM has at most {max} for a machine"))
         }
         BuildError::Numa(error) => Some(format!("--numa: {error}")),
+        BuildError::Ram(error @ (RamError::Unaligned { .. } | RamError::AddressSpace { .. })) => {
+            let given = if args.numa.is_empty() { "--memory" } else { "--numa memory of all nodes" };
+            Some(format!("{given}: {error}"))
+        }
         BuildError::Vm(error @ VmError::VcpuNumber { .. }) => Some(format!("--numa: {error}")),
         BuildError::DuplicateId { id } | BuildError::ReservedId { id } => Some(format!(
             "--disk id={id}: something else in the machine has this id; give the disk another one"

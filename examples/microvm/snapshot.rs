@@ -110,6 +110,10 @@ fn flag(id: &str) -> String {
         "vsock" => "--vsock".to_owned(),
         "console" => "--console or --port".to_owned(),
         "boot-timer" => "--boot-timer".to_owned(),
+        "fw-cfg" => "--fw-cfg".to_owned(),
+        "generation" => "--generation-id".to_owned(),
+        // Where it depends on them, as on aarch64.
+        "rtc" => "--tables".to_owned(),
         _ if numbered("net") => "--net".to_owned(),
         _ if numbered("disk") => "--disk".to_owned(),
         _ => format!("--disk path=FILE,id={id}"),

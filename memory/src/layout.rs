@@ -59,7 +59,7 @@ pub enum NodeKind {
     /// A VM generation ID (Microsoft's "Virtual Machine Generation ID"): memory that is not RAM and begins with the ID,
     /// and an interrupt that tells of a new one.
     VmGenId,
-    /// A firmware configuration device (QEMU's `docs/specs/fw_cfg`): 12 ports.
+    /// A firmware configuration device (QEMU's `docs/specs/fw_cfg`): 12 ports, or 24 bytes of memory where there are no ports.
     FwCfg,
     /// A PL011 UART: one page of memory, one interrupt.
     Pl011,

@@ -5,6 +5,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// The last that Linux says when it panics.
+const PANICKED: &str = "---[ end Kernel panic";
+
 /// Collects a stream on a thread of its own.
 #[derive(Clone)]
 pub struct Log(Arc<(Mutex<Content>, Condvar)>);
@@ -37,15 +40,15 @@ impl Log {
         String::from_utf8_lossy(&self.0.0.lock().unwrap().bytes).into_owned()
     }
 
-    /// Waits until `text` has come; false if the stream ends or the time is over before.
+    /// Waits until `text` has come; false if the stream ends, the guest's kernel panics, or the time is over before.
     pub fn wait_for(&self, text: &str, limit: Duration) -> bool {
-        // A console brings its bytes one by one: each is looked at once, and not all of them with each.
-        let mut looked_at = 0;
+        let (mut text, mut end) = (Search::of(text), Search::of(PANICKED));
+        let mut found = false;
         self.wait(limit, |content| {
-            let new = &content.bytes[looked_at..];
-            looked_at = (content.bytes.len() + 1).saturating_sub(text.len());
-            contains(new, text.as_bytes())
-        })
+            found = text.is_in(&content.bytes);
+            found || end.is_in(&content.bytes)
+        });
+        found
     }
 
     /// Waits until the stream has ended; false if the time is over before.
@@ -70,6 +73,20 @@ impl Log {
     }
 }
 
-fn contains(bytes: &[u8], text: &[u8]) -> bool {
-    bytes.windows(text.len()).any(|window| window == text)
+/// Looks for a text in what grows. A console brings its bytes one by one: each is looked at once, and not all of them with each.
+struct Search<'a> {
+    text: &'a [u8],
+    looked_at: usize,
+}
+
+impl<'a> Search<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text: text.as_bytes(), looked_at: 0 }
+    }
+
+    fn is_in(&mut self, bytes: &[u8]) -> bool {
+        let new = &bytes[self.looked_at..];
+        self.looked_at = (bytes.len() + 1).saturating_sub(self.text.len());
+        new.windows(self.text.len()).any(|window| window == self.text)
+    }
 }

@@ -116,11 +116,12 @@ pub trait Vm: Debug + Send + Sync + sealed::Sealed {
     fn dirty_log(&self, ram: &Ram) -> Result<GuestDirtyLog, VmError>;
 
     /// The state of what the hypervisor itself has of the machine: interrupt controllers, timer, clock. The vCPUs must
-    /// be paused.
+    /// be paused. What of it is in guest memory, as the tables of an ITS are, is written there: copy memory afterwards.
     fn state(&self) -> Result<VmState, VmError>;
 
     /// Goes back to a state of this machine, or one of the same configuration; the guest's clock too. The vCPUs must be
-    /// paused, and get their states afterwards. After an error, the machine has to be reset.
+    /// paused, and get their states afterwards. Guest memory has to be what it was before, each time anew. After an error,
+    /// the machine has to be reset.
     fn set_state(&self, state: &VmState) -> Result<(), VmError>;
 
     /// Resets interrupt controllers and timer, as power-on does. The guest's clock goes on. The vCPUs must be paused.

@@ -13,8 +13,9 @@ pub enum Irqchip {
     /// In the kernel. Halted vCPUs wait in the kernel too.
     #[default]
     Kernel,
-    /// There are none: no interrupts, one vCPU, and HLT ends [`Vcpu::run_once`](crate::Vcpu::run_once) with
-    /// [`Step::Halted`](crate::Step::Halted). For guests of a few instructions.
+    /// There are none: no interrupts, and one vCPU. For guests of a few instructions. On x86_64, HLT ends
+    /// [`Vcpu::run_once`](crate::Vcpu::run_once) with [`Step::Halted`](crate::Step::Halted). On aarch64, WFI waits in the kernel
+    /// for a kick: such guests end by PSCI, or by a device.
     None,
 }
 

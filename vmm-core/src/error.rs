@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use ossature_boot::CacheError;
 use ossature_memory::DirtyLogError;
 
 /// Something that KVM must be able to do for this crate to work.
@@ -168,6 +169,12 @@ pub enum VmError {
         /// The feature, and what is wrong with it.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The guest cannot be told of the caches that it is to have.
+    #[error("caches: {source}")]
+    Caches {
+        /// What is wrong with them.
+        source: CacheError,
+    },
     /// The host lacks something that the vCPU had where its state was saved.
     #[error("the host's processor, or its KVM, lacks what the guest has: {feature}")]
     MissingFeature {
@@ -181,6 +188,12 @@ pub enum VmError {
         part: &'static str,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// The guest has told its interrupt controller to keep something where there is no memory, so its state cannot be read.
+    #[error("the machine cannot be saved: the guest has {what} where it has no memory")]
+    NotInMemory {
+        /// What.
+        what: &'static str,
     },
     /// A system call failed.
     #[error("{call} failed: {source}")]

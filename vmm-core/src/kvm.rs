@@ -83,7 +83,7 @@ impl Kvm {
 
     /// A virtual machine that somebody else has created, on this KVM, such as one of a type that
     /// [`create_vm`](Hypervisor::create_vm) does not make. It must have no memory, no vCPUs and no interrupt controllers
-    /// yet.
+    /// yet, and its guests as many bits of addresses as [`Hypervisor::address_bits`] says: KVM cannot be asked how many they are.
     pub fn vm_from_fd(&self, fd: OwnedFd, config: &VmConfig) -> Result<Box<dyn Vm>, VmError> {
         Ok(Box::new(vm::KvmVm::new(&self.host, config, Some(fd))?))
     }

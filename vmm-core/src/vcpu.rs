@@ -143,7 +143,7 @@ pub enum Step {
     /// The vCPU was kicked, or a signal arrived. Every access is complete: this is the moment to stop, to look
     /// for messages, or to read the registers. May happen without a kick.
     Interrupted,
-    /// The guest executed HLT on a machine without interrupt controllers.
+    /// The guest executed HLT on a machine without interrupt controllers, on x86_64.
     Halted,
     /// A device, or the guest through its hypervisor interface, asks the machine for something; never
     /// [`Effect::None`].

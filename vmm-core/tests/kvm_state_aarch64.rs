@@ -88,6 +88,74 @@ fn a_state_is_taken_over_by_another_machine() {
     assert_eq!((second.memory.take(), second.read(DATA)), (TOLD.to_vec(), VECTOR));
 }
 
+/// With SVE: loads two vectors, a predicate and the first-fault register, tells how long vectors are, and ends its run; stores
+/// all of them elsewhere, and ends its run. Without: tells 0.
+const LONG_VECTORS: &[u32] = &[
+    0xd538_0402, // mrs x2, id_aa64pfr0_el1
+    0xd360_8c42, // ubfx x2, x2, #32, #4
+    0xb400_01c2, // cbz x2, to the str
+    0xd2a0_0663, // mov x3, #0x330000
+    0xd518_1043, // msr cpacr_el1, x3: vectors of any length may be used
+    0xd503_3fdf, // isb
+    0xd280_01e4, // mov x4, #15
+    0xd518_1204, // msr zcr_el1, x4: as long as they can be
+    0xd503_3fdf, // isb
+    0x9110_0295, // add x21, x20, #0x400
+    0x8580_4280, // ldr z0, [x20]
+    0x8580_469f, // ldr z31, [x20, #1, mul vl]
+    0x8580_02a3, // ldr p3, [x21]
+    0x8580_06a5, // ldr p5, [x21, #1, mul vl]
+    0x2528_90a0, // wrffr p5.b
+    0x04bf_5022, // rdvl x2, #1
+    0xb900_0262, // str w2, [x19]
+    END,
+    0xe580_4a80, // str z0, [x20, #2, mul vl]
+    0xe580_4e9f, // str z31, [x20, #3, mul vl]
+    0xe580_0aa3, // str p3, [x21, #2, mul vl]
+    0x2519_f004, // rdffr p4.b
+    0xe580_0ea4, // str p4, [x21, #3, mul vl]
+    END,
+];
+
+#[test]
+fn vectors_and_predicates_of_sve_are_taken_over_by_another_machine() {
+    let first = Guest::new(VmConfig::default(), LONG_VECTORS);
+    // The last register is for faults: ones, and then zeros.
+    let vectors: [u8; 512] = std::array::from_fn(|at| (at * 7 + 1) as u8);
+    let predicates: [u8; 64] = std::array::from_fn(|at| (at * 5 + 3) as u8);
+    first.write(DATA, &vectors);
+    let mut vcpu = first.vcpu(0);
+    let host_has_sve = std::fs::read_to_string("/proc/cpuinfo").expect("a file").contains(" sve ");
+    // As long as vectors are, of which a predicate has a bit for each byte.
+    let length = {
+        let probe = Guest::new(VmConfig::default(), LONG_VECTORS);
+        run_to_halt(&mut probe.vcpu(0));
+        match probe.memory.take()[..] {
+            [Write(0, B4, length)] => length as usize,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(length > 0, host_has_sve);
+    if length == 0 {
+        return;
+    }
+    let predicate = length / 8;
+    let mut own = predicates;
+    own[predicate..2 * predicate].fill(0);
+    own[predicate] = 0x0f;
+    first.write(DATA + 0x400, &own);
+    run_to_halt(&mut vcpu);
+    let state = VcpuState::from_saved(&vcpu.state().expect("a state").to_saved()).expect("its own bytes");
+    let second = Guest::new(VmConfig::default(), LONG_VECTORS);
+    let mut vcpu = second.vcpu(0);
+    vcpu.set_state(&state).expect("the other's state");
+    run_to_halt(&mut vcpu);
+    let stored: [u8; 1024] = second.read(DATA);
+    assert_eq!(stored[2 * length..4 * length], vectors[..2 * length]);
+    let stored: [u8; 128] = second.read(DATA + 0x400);
+    assert_eq!(stored[2 * predicate..4 * predicate], own[..2 * predicate]);
+}
+
 #[test]
 fn a_reset_vcpu_is_as_a_new_one_a_hundred_times() {
     let guest = Guest::new(VmConfig::default(), SET_AND_TELL);
@@ -354,6 +422,36 @@ fn d2_a_gic_of_the_other_version_is_refused_by_name_and_changes_nothing() {
     let lacks = if is_v3 { "a GICv2" } else { "a GICv3" };
     assert!(error.ends_with(lacks), "{error}");
     assert_eq!(guest.vm.state().expect("a state"), before);
+}
+
+#[test]
+fn d2_a_gic_that_can_do_more_is_refused_by_name_and_changes_nothing() {
+    let guest = guest_of_the_gic();
+    let mut vcpu = guest.vcpu(0);
+    run_to_halt(&mut vcpu);
+    guest.vm.set_irq_line(40, true).expect("a line");
+    let before = guest.vm.state().expect("a state");
+    let saved = before.to_saved().into_owned();
+    // What KVM says of its makers: GICD_IIDR and GITS_IIDR.
+    let is_maker = |bytes: &[u8]| matches!(bytes, [0x3b, revision, 0, 0x4b] if revision & 0xf == 4);
+    let makers: Vec<_> = saved.payload.windows(4).enumerate().filter(|(_, bytes)| is_maker(bytes)).collect();
+    let mut changes = vec![(makers[0].0, 0x3c, "GICD_IIDR")];
+    if guest.vm.has_messages() {
+        // ICC_CTLR_EL1 comes after ICC_SRE_EL1, and says in bits 11 to 13 how many bits interrupts have.
+        let is_interface = |bytes: &[u8]| number(bytes, 0) == 7 && number(bytes, 8) & 0x700 != 0;
+        let interface = saved.payload.windows(16).position(is_interface).expect("a CPU interface");
+        changes.push((interface + 9, saved.payload[interface + 9] | 0x38, "ICC_CTLR_EL1"));
+        changes.push((makers[1].0 + 1, 0xf4, "GITS_IIDR"));
+    }
+    assert_eq!(makers.len(), if guest.vm.has_messages() { 2 } else { 1 });
+    for (at, value, name) in changes {
+        let mut changed = saved.clone();
+        changed.payload.to_mut()[at] = value;
+        let state = VmState::from_saved(&changed).expect("a state");
+        let error = guest.vm.set_state(&state).expect_err(name);
+        assert!(matches!(&error, VmError::MissingFeature { feature } if feature.contains(name)), "{error}");
+        assert_eq!(guest.vm.state().expect("a state"), before, "{name}");
+    }
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl VmShared {
 
     /// A machine that somebody else has created, and that has nothing yet.
     pub(super) fn with_fd(host: &Arc<Host>, config: &VmConfig, fd: VmFd) -> Result<Self, VmError> {
+        let caches = arch::caches(config, &host.facts)?;
         arch::prepare_vm(&fd)?;
         if let Some(entries) = config.dirty_ring {
             if !arch::HAS_DIRTY_RINGS {
@@ -64,7 +65,7 @@ impl VmShared {
             fd,
             config: config.clone(),
             host: Arc::clone(host),
-            caches: arch::caches(config, &host.facts),
+            caches,
             ram: OnceLock::new(),
             slots: Mutex::default(),
             rings: Mutex::default(),

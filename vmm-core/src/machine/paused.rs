@@ -62,6 +62,9 @@ impl Paused {
     }
 
     /// Everything about the machine but its memory: vCPUs, interrupt controllers, devices with what they have in flight.
+    ///
+    /// Copy the memory afterwards, while the machine is still paused: what an interrupt controller has of messages, as on
+    /// aarch64, is written there by this.
     pub fn save(&self) -> Result<MachineState, LifecycleError> {
         self.machine.shared.control("save", |control| {
             control.expect(&[LifecycleState::Paused], "save")?;
@@ -79,7 +82,8 @@ impl Paused {
         Ok(())
     }
 
-    /// Restores a state of a machine of the same configuration, whose memory the caller has restored. If it does not
+    /// Restores a state of a machine of the same configuration, whose memory the caller has restored: before each time, since
+    /// the guest's interrupt controller, as on aarch64, takes messages that wait from there and may write to it. If it does not
     /// fit, the error names what does not; after an error that is not about a device, the machine can only be reset.
     pub fn restore(&self, state: MachineState) -> Result<(), LifecycleError> {
         self.machine.shared.control("restore", |control| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use ossature_boot::{Cache, Caches};
 
 use super::setup::HostFacts;
-use crate::VmConfig;
+use crate::{VmConfig, VmError};
 
 /// Of which caches guests are told.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ impl VmConfig {
     /// Tells the guest of these caches, or of none, instead of the host's, which are those of its first processor, as far
     /// as `/sys/devices/system/cpu/cpu0/cache` says. Each vCPU is a core: what cores of the host have for themselves is
     /// each vCPU's own, and all vCPUs share what they share. What contradicts the CLIDR_EL1 of the guest's processors,
-    /// and what is behind it, is left out.
+    /// and what is behind it, is left out. A machine with caches that [cannot be](Caches::check) is not created.
     ///
     /// ```
     /// use ossature_boot::{Cache, Caches};
@@ -38,11 +38,14 @@ impl VmConfig {
     }
 }
 
-/// The caches of which the guest of a machine is to be told, if any.
-pub(crate) fn caches(config: &VmConfig, facts: &HostFacts) -> Option<Caches> {
+/// The caches of which the guest of a machine is to be told, if any. Fails if there can be no such caches.
+pub(crate) fn caches(config: &VmConfig, facts: &HostFacts) -> Result<Option<Caches>, VmError> {
     match &config.arch.caches {
-        Told::Host => facts.caches.get_or_init(|| of(Path::new(FIRST))).clone(),
-        Told::Given(caches) => caches.clone(),
+        Told::Host => Ok(facts.caches.get_or_init(|| of(Path::new(FIRST))).clone()),
+        Told::Given(caches) => {
+            let checked = caches.as_ref().map_or(Ok(()), Caches::check);
+            checked.map(|()| caches.clone()).map_err(|source| VmError::Caches { source })
+        }
     }
 }
 

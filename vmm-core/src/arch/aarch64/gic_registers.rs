@@ -31,7 +31,7 @@ const GICR_SGI: u64 = 0x1_0000;
 const BANKS: [Bank; 6] = [
     Bank { offset: 0x80, bits: 1, clear: None },
     Bank { offset: 0x100, bits: 1, clear: Some(0x180) },
-    // Of a GICv3, zeros that are written by the host clear, too.
+    // Of a GICv3, zeros that the host writes clear, and these do nothing.
     Bank { offset: GICD_ISPENDR, bits: 1, clear: Some(0x280) },
     Bank { offset: 0x300, bits: 1, clear: Some(0x380) },
     Bank { offset: 0x400, bits: 8, clear: None },
@@ -65,9 +65,10 @@ fn banks(irqs: Irqs) -> impl Iterator<Item = u64> {
     BANKS.iter().flat_map(move |bank| words(bank.offset, bank.bits, irqs))
 }
 
-fn clears(irqs: Irqs) -> impl Iterator<Item = u64> {
+fn clears(version: Version, irqs: Irqs) -> impl Iterator<Item = u64> {
     BANKS
         .iter()
+        .filter(move |bank| version == Version::V2 || bank.offset != GICD_ISPENDR)
         .filter_map(|bank| Some((bank.clear?, bank.bits)))
         .flat_map(move |(at, bits)| words(at, bits, irqs))
 }
@@ -111,7 +112,7 @@ impl Version {
 
     /// Those to which ones are written before.
     pub(super) fn distributor_clears(self) -> Vec<u64> {
-        clears(SHARED).collect()
+        clears(self, SHARED).collect()
     }
 
     /// Those of each processor's own interrupts: the distributor's of a GICv2, the redistributor's of a GICv3.
@@ -128,8 +129,8 @@ impl Version {
     /// Those to which ones are written before.
     pub(super) fn private_clears(self) -> Vec<u64> {
         match self {
-            Self::V2 => clears(PRIVATE).chain(words(GICD_CPENDSGIR, 8, SOFTWARE)).collect(),
-            Self::V3 => clears(PRIVATE).map(|offset| GICR_SGI + offset).collect(),
+            Self::V2 => clears(self, PRIVATE).chain(words(GICD_CPENDSGIR, 8, SOFTWARE)).collect(),
+            Self::V3 => clears(self, PRIVATE).map(|offset| GICR_SGI + offset).collect(),
         }
     }
 

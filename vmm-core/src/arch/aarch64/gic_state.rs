@@ -172,29 +172,41 @@ impl GicState {
         Ok(())
     }
 
-    /// Writes the state to a GIC that it [is one](Self::check) of, none of whose vCPUs runs.
+    /// Fails if an interface of such a GIC can do less than the state's, or something else.
+    pub(super) fn check_interfaces(&self, controllers: &Controllers) -> Result<(), VmError> {
+        let gic = Gic::of(controllers);
+        (0..).zip(&self.vcpus).try_for_each(|(index, vcpu)| {
+            let (wanted, here) = (vcpu.control(gic.version), gic.interface_control(index)?);
+            let feature = || format!("a GIC with an ICC_CTLR_EL1 of {wanted:#x}: this one has {here:#x}");
+            is_able(here, wanted).then_some(()).ok_or_else(|| VmError::MissingFeature { feature: feature() })
+        })
+    }
+
+    /// Makes a GIC that it [is one](Self::check) of one of the same revision. Another maker's is refused.
+    pub(super) fn write_revision(&self, controllers: &Controllers) -> Result<(), VmError> {
+        Gic::of(controllers).set_distributor(GICD_IIDR, self.implementer).map_err(|_| {
+            VmError::MissingFeature { feature: format!("a GIC with the GICD_IIDR {:#x}", self.implementer) }
+        })
+    }
+
+    /// Writes the state to a GIC [of its revision](Self::write_revision), none of whose vCPUs runs.
     pub(super) fn write(
         &self,
         (vm, controllers): (&VmFd, &Controllers),
         levels: Levels,
     ) -> Result<(), VmError> {
         let gic = Gic::of(controllers);
-        // First: what others mean depends on the revision. Another maker's is refused.
-        if gic.set_distributor(GICD_IIDR, self.implementer).is_err() {
-            let feature = format!("a GIC with the GICD_IIDR {:#x}", self.implementer);
-            return Err(VmError::MissingFeature { feature });
-        }
         for offset in gic.version.distributor_clears() {
             gic.set_distributor(offset, u32::MAX)?;
         }
         let mut values = self.distributor.iter();
         for (offset, value) in gic.version.distributor().into_iter().zip(values.by_ref()) {
-            gic.set_distributor(offset, self.to_write(offset, *value))?;
+            gic.set_distributor(offset, self.shared().to_write(offset, *value))?;
         }
         if levels == Levels::Saved {
             self.write_levels(vm, gic, values)?;
         }
-        (0..).zip(&self.vcpus).try_for_each(|(index, vcpu)| vcpu.write(gic, index))
+        (0..).zip(&self.vcpus).try_for_each(|(index, vcpu)| vcpu.write(gic, index, levels))
     }
 
     /// Writes the levels of the shared lines.
@@ -205,7 +217,8 @@ impl GicState {
         levels: impl Iterator<Item = &'a u32>,
     ) -> Result<(), VmError> {
         if self.version == Version::V2 {
-            let mut lines = (0..WIRED_LINES).map(|line| (line_number(line), self.is_asserted(line)));
+            let shared = self.shared();
+            let mut lines = (0..WIRED_LINES).map(|line| (line_number(line), shared.is_asserted(line)));
             return lines.try_for_each(|(line, asserted)| {
                 vm.set_irq_line(line, asserted).map_err(call("KVM_IRQ_LINE"))
             });
@@ -214,32 +227,8 @@ impl GicState {
         lines.try_for_each(|(line, value)| gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, level_info(line), *value))
     }
 
-    /// What is written to a shared register. A level-triggered line of a GICv2 is pending for as long as it is asserted: one that was
-    /// set pending as well would stay so behind its device's back.
-    fn to_write(&self, offset: u64, value: u32) -> u32 {
-        let pending = GICD_ISPENDR..GICD_ISPENDR + u64::from(PRIVATE_IRQS + WIRED_LINES) / 8;
-        if self.version == Version::V3 || !pending.contains(&offset) {
-            return value;
-        }
-        let first = (offset - GICD_ISPENDR) as u32 * 8;
-        (0..32).filter(|bit| self.is_level(first + bit)).fold(value, |value, bit| value & !(1 << bit))
-    }
-
-    /// Returns true if a shared line of a GICv2 is asserted, which KVM does not tell from pending.
-    fn is_asserted(&self, line: u32) -> bool {
-        let irq = PRIVATE_IRQS + line;
-        self.is_level(irq) && self.bit(GICD_ISPENDR, irq)
-    }
-
-    fn is_level(&self, irq: u32) -> bool {
-        !self.bit(GICD_ICFGR, 2 * irq + 1)
-    }
-
-    /// A bit of the shared registers from `bank` on.
-    fn bit(&self, bank: u64, bit: u32) -> bool {
-        let offset = bank + u64::from(bit / 32 * 4);
-        let mut registers = self.version.distributor().into_iter().zip(&self.distributor);
-        registers.any(|(at, value)| at == offset && value >> (bit % 32) & 1 != 0)
+    fn shared(&self) -> Registers<'_> {
+        Registers { version: self.version, offsets: self.version.distributor(), values: &self.distributor }
     }
 
     /// The version of the GIC whose state it is.
@@ -284,6 +273,43 @@ impl GicState {
     }
 }
 
+/// Those of shared interrupts, or of a vCPU's own.
+struct Registers<'a> {
+    version: Version,
+    offsets: Vec<u64>,
+    values: &'a [u32],
+}
+
+impl Registers<'_> {
+    /// What is written to one of them. A level-triggered line of a GICv2 is pending for as long as it is asserted: one that was
+    /// set pending as well would stay so behind its device's back.
+    fn to_write(&self, offset: u64, value: u32) -> u32 {
+        let pending = GICD_ISPENDR..GICD_ISPENDR + u64::from(PRIVATE_IRQS + WIRED_LINES) / 8;
+        if self.version == Version::V3 || !pending.contains(&offset) {
+            return value;
+        }
+        let first = (offset - GICD_ISPENDR) as u32 * 8;
+        (0..32).filter(|bit| self.is_level(first + bit)).fold(value, |value, bit| value & !(1 << bit))
+    }
+
+    /// Returns true if a shared line of a GICv2 is asserted, which KVM does not tell from pending.
+    fn is_asserted(&self, line: u32) -> bool {
+        let irq = PRIVATE_IRQS + line;
+        self.is_level(irq) && self.bit(GICD_ISPENDR, irq)
+    }
+
+    fn is_level(&self, irq: u32) -> bool {
+        !self.bit(GICD_ICFGR, 2 * irq + 1)
+    }
+
+    /// A bit of the registers from `bank` on.
+    fn bit(&self, bank: u64, bit: u32) -> bool {
+        let offset = bank + u64::from(bit / 32 * 4);
+        let mut registers = self.offsets.iter().zip(self.values);
+        registers.any(|(at, value)| *at == offset && value >> (bit % 32) & 1 != 0)
+    }
+}
+
 impl VcpuState {
     fn read(gic: Gic<'_>, index: u32) -> Result<Self, VmError> {
         let register = |offset| {
@@ -302,7 +328,12 @@ impl VcpuState {
         Ok(Self { private, interface: interface.collect::<Result<_, _>>()? })
     }
 
-    fn write(&self, gic: Gic<'_>, index: u32) -> Result<(), VmError> {
+    /// What says how many registers the interface has; of a GICv2, which has always the same, nothing.
+    fn control(&self, version: Version) -> u64 {
+        if version == Version::V2 { 0 } else { self.interface.get(ICC_CTLR_INDEX).copied().unwrap_or(0) }
+    }
+
+    fn write(&self, gic: Gic<'_>, index: u32, levels: Levels) -> Result<(), VmError> {
         if gic.version == Version::V3 {
             // Message interrupts off: only then the tables can be set.
             gic.set_private(index, GICR_CTLR, 0)?;
@@ -310,26 +341,48 @@ impl VcpuState {
         for offset in gic.version.private_clears() {
             gic.set_private(index, offset, u32::MAX)?;
         }
+        let own = Registers { version: gic.version, offsets: gic.version.private(), values: &self.private };
         let mut values = self.private.iter();
-        for (offset, value) in gic.version.private().into_iter().zip(values.by_ref()) {
+        for (offset, value) in own.offsets.iter().zip(values.by_ref()) {
             // What a new one has of the tables is not what can be written to it.
-            if !GICR_TABLES.contains(&offset) || gic.private(index, offset)? != *value {
-                gic.set_private(index, offset, *value)?;
+            if !GICR_TABLES.contains(offset) || gic.private(index, *offset)? != *value {
+                gic.set_private(index, *offset, own.to_write(*offset, *value))?;
             }
         }
         for value in values {
             gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of_vcpu(index, level_info(0)), *value)?;
         }
-        if gic.version.interface(gic.interface_control(index)?).len() < self.interface.len() {
-            let feature = "a GIC with as many priorities".into();
-            return Err(VmError::MissingFeature { feature });
-        }
-        let control = self.interface.get(ICC_CTLR_INDEX).copied().unwrap_or_default();
+        // A reset leaves it what it can do: what another host has saved may do less than what this one makes. It has no active
+        // priorities, so it does not matter whose the zeros are that are left out.
+        let control = match levels {
+            Levels::Saved => self.control(gic.version),
+            Levels::Kept => with_abilities_of(gic.interface_control(index)?, self.control(gic.version)),
+        };
         for (register, value) in gic.version.interface(control).into_iter().zip(&self.interface) {
-            gic.set_interface(index, register, *value)?;
+            gic.set_interface(index, register, if register == ICC_CTLR { control } else { *value })?;
         }
         Ok(())
     }
+}
+
+/// What ICC_CTLR_EL1 says of an interface's abilities: how many bits priorities and interrupts have, of which it can be told to
+/// use fewer; and whether it knows SErrors and the third level of affinities.
+const NUMBERS: [u64; 2] = [7 << 8, 7 << 11];
+const KINDS: u64 = 0b11 << 14;
+
+/// Returns true if an interface with the ICC_CTLR_EL1 `here` can have that of another one. There are 16 priorities at least
+/// (IHI 0069, 4.8).
+fn is_able(here: u64, wanted: u64) -> bool {
+    let has_priorities = here == 0 || wanted >> 8 & 7 >= 3;
+    has_priorities
+        && NUMBERS.iter().all(|number| wanted & number <= here & number)
+        && wanted & KINDS == here & KINDS
+}
+
+/// An ICC_CTLR_EL1 with the abilities that another one says.
+fn with_abilities_of(other: u64, control: u64) -> u64 {
+    let abilities = NUMBERS.iter().fold(KINDS, |all, number| all | number);
+    other & abilities | control & !abilities
 }
 
 impl fmt::Debug for GicState {

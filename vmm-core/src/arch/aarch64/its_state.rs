@@ -75,7 +75,12 @@ impl ItsState {
     /// Reads the state. The tables are written to guest memory: what is read or logged of that afterwards has them. The
     /// vCPUs must be paused.
     pub(super) fn read(its: &Its) -> Result<Self, VmError> {
-        its.control(KVM_DEV_ARM_ITS_SAVE_TABLES)?;
+        its.control(KVM_DEV_ARM_ITS_SAVE_TABLES).map_err(|error| match error {
+            VmError::Call { source, .. } if source.raw_os_error() == Some(libc::EFAULT) => {
+                VmError::NotInMemory { what: "the tables of its ITS" }
+            }
+            error => error,
+        })?;
         let get = |register| its.register(register);
         let mut base = [0; BASERS];
         for (n, base) in (0..).zip(&mut base) {
@@ -91,10 +96,16 @@ impl ItsState {
         })
     }
 
-    /// Writes the state to an ITS that has been [reset](Its::reset), once guest memory and the redistributors are what they
-    /// were. The vCPUs must be paused.
+    /// Makes an ITS one of the same revision, by which it lays out its tables. One that this host has not is refused.
+    pub(super) fn write_revision(&self, its: &Its) -> Result<(), VmError> {
+        its.set_register(register::IIDR, self.implementation).map_err(|_| VmError::MissingFeature {
+            feature: format!("an ITS with the GITS_IIDR {:#x}", self.implementation),
+        })
+    }
+
+    /// Writes the state to an ITS [of its revision](Self::write_revision) that has been [reset](Its::reset), once guest memory and
+    /// the redistributors are what they were. The vCPUs must be paused.
     pub(super) fn write(&self, its: &Its) -> Result<(), VmError> {
-        its.set_register(register::IIDR, self.implementation)?;
         // What a queue that was never set reads as is not what it reads as once that was written.
         if its.register(register::CBASER)? != self.queue {
             // Forgets where it has read and written.

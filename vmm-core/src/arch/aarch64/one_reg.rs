@@ -218,6 +218,15 @@ impl RegisterFile {
         self.map(|id, value| (!is_left_out(id)).then(|| value.to_vec()))
     }
 
+    /// The same without those that `other` has not.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        let mut others = other.iter().map(|(id, _)| id).peekable();
+        self.map(|id, value| {
+            while others.next_if(|other| *other < id).is_some() {}
+            others.next_if_eq(&id).map(|_| value.to_vec())
+        })
+    }
+
     /// The same with some registers of 64 bits so much greater.
     pub(super) fn increased(&self, which: &[RegisterId], by: u64) -> Self {
         self.map(|id, value| match <[u8; 8]>::try_from(value) {

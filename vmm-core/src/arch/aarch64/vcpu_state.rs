@@ -63,6 +63,8 @@ pub(crate) struct VcpuParts {
     serror: SError,
     /// How often the counter counts in a second.
     frequency: u64,
+    /// What a reset writes: of this host's processors, of which a machine that another host has saved may have less.
+    is_reset: bool,
 }
 
 impl VcpuParts {
@@ -79,6 +81,7 @@ impl VcpuParts {
             serror: (events.serror_pending != 0)
                 .then(|| (events.serror_has_esr != 0).then_some(events.serror_esr)),
             frequency: sys::counter_frequency(),
+            is_reset: false,
         })
     }
 
@@ -90,7 +93,11 @@ impl VcpuParts {
             return Err(VmError::InvalidState { part: "features", reason: "not those of this vCPU" });
         }
         let current = RegisterFile::read(vcpu)?;
-        let differing = self.differing_features(&current)?;
+        let registers = match self.is_reset {
+            true => &self.registers.common(&current),
+            false => &self.registers,
+        };
+        let differing = differing_features(registers, &current)?;
         if !to.is_new {
             if let Some((id, value)) = differing.first() {
                 return Err(lacks(*id, value, &current));
@@ -103,11 +110,8 @@ impl VcpuParts {
         for (id, value) in differing {
             one_reg::set(vcpu, id, value).map_err(|_| lacks(id, value, &current))?;
         }
-        let (counters, others): (Vec<_>, Vec<_>) = self
-            .registers
-            .iter()
-            .filter(|(id, _)| !id.is_feature())
-            .partition(|(id, _)| COUNTERS.contains(id));
+        let (counters, others): (Vec<_>, Vec<_>) =
+            registers.iter().filter(|(id, _)| !id.is_feature()).partition(|(id, _)| COUNTERS.contains(id));
         // What timers compare with comes first.
         for (id, value) in counters.into_iter().chain(others) {
             one_reg::set(vcpu, id, value).map_err(|error| VmError::RegisterRefused {
@@ -142,27 +146,6 @@ impl VcpuParts {
         Ok(())
     }
 
-    /// The registers that say what the processor is, as far as they are not the same in `current`. Fails if there are
-    /// registers that are not in there at all.
-    fn differing_features(&self, current: &RegisterFile) -> Result<Vec<(RegisterId, &[u8])>, VmError> {
-        let mut differing = Vec::new();
-        let mut others = current.iter();
-        for (id, value) in self.registers.iter() {
-            match others.by_ref().find(|(other, _)| *other >= id) {
-                Some((other, now)) if other == id => {
-                    if id.is_feature() && id != MPIDR && now != value {
-                        differing.push((id, value));
-                    }
-                }
-                _ => {
-                    let feature = format!("the register {id}, which is {} there", one_reg::hex(value));
-                    return Err(VmError::MissingFeature { feature });
-                }
-            }
-        }
-        Ok(differing)
-    }
-
     /// What vCPUs are to be made with so that they can be in this state.
     pub(super) fn made_with(&self) -> MadeWith {
         let lengths = self.registers.get(SVE_LENGTHS).and_then(|value| value.try_into().ok());
@@ -178,6 +161,7 @@ impl VcpuParts {
     /// The state as a reset writes it: the counters go on, and the processor stays what it is.
     pub(crate) fn for_reset(mut self) -> Self {
         self.registers = self.registers.without(|id| COUNTERS.contains(&id) || id.is_feature());
+        self.is_reset = true;
         self
     }
 
@@ -218,8 +202,32 @@ impl VcpuParts {
         })?;
         let frequency = fields.u64(FREQUENCY)?;
         fields.finish()?;
-        Ok(Self { features, registers, mp_state, serror, frequency })
+        Ok(Self { features, registers, mp_state, serror, frequency, is_reset: false })
     }
+}
+
+/// The registers that say what the processor is, as far as they are not the same in `current`. Fails if there are
+/// registers that are not in there at all.
+fn differing_features<'a>(
+    registers: &'a RegisterFile,
+    current: &RegisterFile,
+) -> Result<Vec<(RegisterId, &'a [u8])>, VmError> {
+    let mut differing = Vec::new();
+    let mut others = current.iter();
+    for (id, value) in registers.iter() {
+        match others.by_ref().find(|(other, _)| *other >= id) {
+            Some((other, now)) if other == id => {
+                if id.is_feature() && id != MPIDR && now != value {
+                    differing.push((id, value));
+                }
+            }
+            _ => {
+                let feature = format!("the register {id}, which is {} there", one_reg::hex(value));
+                return Err(VmError::MissingFeature { feature });
+            }
+        }
+    }
+    Ok(differing)
 }
 
 /// Fails if this host cannot have vCPUs with all that these have: one is made, and asked.
@@ -240,7 +248,7 @@ pub(crate) fn check_states(
         if state.features != first.features {
             return Err(VmError::InvalidState { part: "features", reason: "not those of the other vCPUs" });
         }
-        for (id, value) in state.differing_features(&current)? {
+        for (id, value) in differing_features(&state.registers, &current)? {
             one_reg::set(&vcpu, id, value).map_err(|_| lacks(id, value, &current))?;
         }
     }

@@ -48,7 +48,13 @@ impl Chips {
         levels: Levels,
     ) -> Result<(), VmError> {
         self.gic.check(controllers, vcpus)?;
-        if let Some(its) = &controllers.its {
+        if levels == Levels::Saved {
+            self.gic.check_interfaces(controllers)?;
+        }
+        // First: what others mean depends on the revision, and a host that has not got it refuses it.
+        self.gic.write_revision(controllers)?;
+        if let (Some(state), Some(its)) = (&self.its, &controllers.its) {
+            state.write_revision(its)?;
             // Messages that it knows would become pending by the other's tables.
             its.reset()?;
         }

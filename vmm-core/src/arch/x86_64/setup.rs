@@ -29,8 +29,8 @@ pub(crate) fn address_bits(_: (&Kvm, &HostFacts)) -> u32 {
 }
 
 /// There is nothing that a guest would have to be told of its caches: CPUID tells.
-pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Option<Caches> {
-    None
+pub(crate) fn caches(_: &VmConfig, _: &HostFacts) -> Result<Option<Caches>, VmError> {
+    Ok(None)
 }
 
 /// Where NUMA nodes leave gaps, numbers are lower than this: interrupts of devices reach no higher APIC id, and Linux does not

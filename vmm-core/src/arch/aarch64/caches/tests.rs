@@ -100,10 +100,16 @@ fn sizes_have_suffixes() {
 fn what_the_caller_gives_is_what_guests_are_told() {
     let facts = HostFacts::default();
     facts.caches.set(Some(first())).unwrap();
-    assert_eq!(caches(&VmConfig::new(1), &facts), Some(first()));
-    assert_eq!(caches(&VmConfig::new(1).caches(None), &facts), None);
+    let told = |config: VmConfig| caches(&config, &facts).unwrap();
+    assert_eq!(told(VmConfig::new(1)), Some(first()));
+    assert_eq!(told(VmConfig::new(1).caches(None)), None);
     let given = first().own(Cache::new(1 << 20));
-    assert_eq!(caches(&VmConfig::new(1).caches(given.clone()), &facts), Some(given));
+    assert_eq!(told(VmConfig::new(1).caches(given.clone())), Some(given));
+    let error = caches(&VmConfig::new(1).caches(first().own(Cache::new(0))), &facts).unwrap_err();
+    assert!(
+        error.to_string().starts_with("caches: Cache { size: 0, lines: None } of level 2 is none"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -55,12 +55,45 @@ fn a_level_line_of_a_gic_v2_is_asserted_if_it_is_pending() {
     set(GICD_ISPENDR + 4, 0b11);
     set(GICD_ISPENDR + 12, 1 << 31);
     set(GICD_ICFGR + 8, 0b1000);
-    let asserted: Vec<u32> = (0..WIRED_LINES).filter(|line| state.is_asserted(*line)).collect();
+    let shared = state.shared();
+    let asserted: Vec<u32> = (0..WIRED_LINES).filter(|line| shared.is_asserted(*line)).collect();
     assert_eq!(asserted, [0, 95]);
     // Those are not set pending besides.
-    assert_eq!(state.to_write(GICD_ISPENDR + 4, 0b11), 0b10);
-    assert_eq!(state.to_write(GICD_ISPENDR + 12, 1 << 31), 0);
-    assert_eq!(state.to_write(GICD_ISPENDR + 16, 0b11), 0b11);
+    assert_eq!(shared.to_write(GICD_ISPENDR + 4, 0b11), 0b10);
+    assert_eq!(shared.to_write(GICD_ISPENDR + 12, 1 << 31), 0);
+    assert_eq!(shared.to_write(GICD_ISPENDR + 16, 0b11), 0b11);
+}
+
+#[test]
+fn a_private_level_line_of_a_gic_v2_is_not_set_pending_either() {
+    let offsets = Version::V2.private();
+    let values: Vec<u32> = offsets
+        .iter()
+        // Interrupts of software have edges, and so has 31.
+        .map(|offset| match offset.checked_sub(GICD_ICFGR) {
+            Some(0) => 0xaaaa_aaaa,
+            Some(4) => 0x8000_0000,
+            _ => 0,
+        })
+        .collect();
+    let own = Registers { version: Version::V2, offsets, values: &values };
+    assert_eq!(own.to_write(GICD_ISPENDR, 0x8800_0001), 0x8000_0001);
+    assert_eq!(own.to_write(GICD_ISPENDR + 0x100, 0x8800_0001), 0x8800_0001, "what is active");
+}
+
+#[test]
+fn an_interface_can_be_told_to_have_less_but_not_more() {
+    let here = 4 << 8 | 1 << 11 | 1 << 15;
+    for wanted in [here, 3 << 8 | 1 << 11 | 1 << 15, 4 << 8 | 1 << 15, here | 0b11] {
+        assert!(is_able(here, wanted), "{wanted:#x}");
+    }
+    let more = [5 << 8 | 1 << 11 | 1 << 15, 4 << 8 | 2 << 11 | 1 << 15, 4 << 8 | 1 << 11, here | 1 << 14];
+    for wanted in more.into_iter().chain([2 << 8 | 1 << 11 | 1 << 15]) {
+        assert!(!is_able(here, wanted), "{wanted:#x}");
+    }
+    assert!(is_able(0, 0), "a GICv2 has none");
+    // A reset keeps what it can, and sets the rest.
+    assert_eq!(with_abilities_of(here | 0b11, 6 << 8 | 2), here | 2);
 }
 
 #[test]

@@ -83,3 +83,22 @@ fn hostile_registers_are_refused() {
         assert!(refused(&[(RegisterId(id), &[0; 512])]).contains(&format!("{id:#x}")));
     }
 }
+
+#[test]
+fn registers_that_another_has_not_are_left_out() {
+    let file = |ids: &[u64]| {
+        let bytes =
+            ids.iter().flat_map(|id| [(0x6030_0000_0013_c080 + id).to_le_bytes(), id.to_le_bytes()].concat());
+        RegisterFile::from_bytes(&bytes.collect::<Vec<_>>()).unwrap()
+    };
+    let common = |other: &[u64]| file(&[1, 3, 5, 7]).common(&file(other));
+    for (other, left) in [
+        (&[1, 3, 5, 7][..], &[1, 3, 5, 7][..]),
+        (&[0, 1, 2, 3, 4, 5, 6, 7, 8], &[1, 3, 5, 7]),
+        (&[3, 4, 7], &[3, 7]),
+        (&[0, 2, 8], &[]),
+        (&[], &[]),
+    ] {
+        assert_eq!(common(other).to_bytes(), file(left).to_bytes(), "{other:?}");
+    }
+}

@@ -25,6 +25,7 @@ fn parts() -> VcpuParts {
         mp_state: KVM_MP_STATE_STOPPED,
         serror: None,
         frequency: sys::counter_frequency(),
+        is_reset: false,
     }
 }
 
@@ -71,7 +72,8 @@ fn a_state_of_another_vcpu_or_another_clock_is_refused_by_name() {
 #[test]
 fn what_a_host_has_not_is_named() {
     let parts = parts();
-    let differing = |here: &[(u64, u64)]| parts.differing_features(&file(here)).map(|all| all.len());
+    let differing =
+        |here: &[(u64, u64)]| differing_features(&parts.registers, &file(here)).map(|all| all.len());
     let id = (MPIDR.0, MPIDR_RES1);
     assert_eq!(differing(&[id, (PFR0, 0x11), (SCTLR, 0), (VIRTUAL_COUNTER, 0)]).unwrap(), 0);
     // More than the state has does no harm; what differs is to be tried.
