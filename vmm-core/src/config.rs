@@ -31,8 +31,8 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// As many vCPUs as the guest is told about, from 1: one package with as many cores, or one for each of the
-    /// [NUMA nodes](crate::machine::MachineBuilder::numa).
+    /// As many vCPUs as the guest is told about, from 1 up to [`Capabilities::max_vcpus`](crate::Capabilities::max_vcpus): one
+    /// package with as many cores, or one for each of the [NUMA nodes](crate::machine::MachineBuilder::numa).
     pub fn new(cpus: u32) -> Self {
         Self {
             cpus,
@@ -61,7 +61,8 @@ impl VmConfig {
     /// With a ring of `entries` for each vCPU in which the kernel logs the pages that the guest writes, instead of a bitmap
     /// for each slot: what a [`GuestDirtyLog`](crate::GuestDirtyLog) costs then depends on how much the guest writes rather
     /// than on how much RAM it has. A power of two, from 1,024 up to
-    /// [`Capabilities::dirty_ring`](crate::Capabilities::dirty_ring).
+    /// [`Capabilities::dirty_ring`](crate::Capabilities::dirty_ring), which is 0 on aarch64: a machine with a ring is refused
+    /// there.
     #[must_use]
     pub fn dirty_ring(mut self, entries: u32) -> Self {
         self.dirty_ring = Some(entries);

@@ -61,6 +61,9 @@ struct Initramfs {
     /// What the guest runs before it powers off; without it, it offers a shell.
     #[arg(long, value_name = "CMD")]
     job: Option<String>,
+    /// The guest's architecture [default: the host's].
+    #[arg(long, value_enum, default_value_t = Arch::HOST, hide_default_value = true)]
+    arch: Arch,
     /// The file to write.
     file: PathBuf,
 }
@@ -139,9 +142,9 @@ fn run(command: Commands) -> Result<u8> {
             suite::plan::run(&plan, &results, at_a_time, claims.as_deref())?;
             Ok(0)
         }
-        Commands::Initramfs(Initramfs { job, file }) => {
+        Commands::Initramfs(Initramfs { job, arch, file }) => {
             packages::ensure(&[packages::GUEST])?;
-            let kernel = kernels::fetch(Flavour::Cloud)?;
+            let kernel = kernels::fetch_for(arch, Flavour::Cloud)?;
             let mut tree = guest::tree(&kernel)?;
             if let Some(job) = job {
                 tree.file("/job", 0o755, job);

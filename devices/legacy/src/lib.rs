@@ -1,5 +1,5 @@
-//! Legacy PC devices for virtual machine monitors: what a guest expects of a PC before any driver for a
-//! paravirtual device runs.
+//! Legacy devices of PCs and Arm machines for virtual machine monitors: what a guest expects of its machine before any driver
+//! for a paravirtual device runs. Those at ports are for guests of x86_64 only.
 //!
 //! | device | what for | where |
 //! |---|---|---|
@@ -9,6 +9,7 @@
 //! | [`Rtc`] | the time of day | ports 0x70 and 0x71 |
 //! | [`Pl031`] | the same, on Arm machines | a page of memory, any IRQ |
 //! | [`AcpiPower`] | power off, reset, power button | ports 0x600 to 0x602, any IRQ |
+//! | [`AcpiPower::button_only`] | power button | any IRQ |
 //! | [`VmGenId`] | the guest learns that it is a copy | a page of memory, any IRQ |
 //! | [`FwCfg`] | files for the guest: a name, a token | ports 0x510 to 0x51b, or 24 bytes of memory |
 //! | [`Pvpanic`] | the guest says that it has panicked | port 0x505 |

@@ -88,7 +88,9 @@ impl MachineBuilder {
         MachineHandle { shared: Arc::clone(&self.shared) }
     }
 
-    /// The number of vCPUs; 1 by default.
+    /// The number of vCPUs; 1 by default. The host has a limit, [`Capabilities::max_vcpus`](crate::Capabilities::max_vcpus)
+    /// of [`Kvm::capabilities`](crate::Kvm::capabilities); more are refused with
+    /// [`VmError::TooManyVcpus`](crate::VmError::TooManyVcpus).
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = Some(cpus);
         self
@@ -115,14 +117,16 @@ impl MachineBuilder {
         self
     }
 
-    /// Changes what the virtual machine has from the start, such as the vCPUs' CPUID, the interrupt controllers or the
-    /// dirty log.
+    /// Changes what the virtual machine has from the start: the interrupt controllers; on x86_64 also the vCPUs' CPUID
+    /// (`VmConfig::cpuid`), the dirty log and the timer chip; on aarch64 also the caches that the guest is told of
+    /// (`VmConfig::caches`).
     ///
     /// ```
+    /// use ossature_core::Irqchip;
     /// # use ossature_core::machine::Machine;
-    /// // The guest shall not see AVX-512 (leaf 7, EBX, bit 16).
-    /// let builder = Machine::builder("example")
-    ///     .vm(|vm| vm.cpuid(|cpuid, _| cpuid.update(7, 0, |leaf| leaf.ebx &= !(1 << 16))));
+    ///
+    /// // For a guest of a few instructions: no interrupts.
+    /// let builder = Machine::builder("example").vm(|vm| vm.irqchip(Irqchip::None));
     /// ```
     pub fn vm(mut self, change: impl FnOnce(VmConfig) -> VmConfig) -> Self {
         self.vm = change(self.vm);
@@ -156,8 +160,11 @@ impl MachineBuilder {
     /// Goes on where the machine of `snapshot` was: with its memory, its vCPUs and its clock, and the states of its
     /// devices. The devices are the caller's, each of the same kind and with the same id, on whatever the host has for
     /// them now; they are where they were. The number of vCPUs, their CPUID, the NUMA nodes and the size of memory are the
-    /// snapshot's: what is said of number, nodes and size here must be the same, and a hook for the CPUID is not asked. A
-    /// [payload](Self::payload) is loaded when the machine is reset.
+    /// snapshot's: what is said of number, nodes and size here must be the same, and a hook for the CPUID is not asked.
+    ///
+    /// A snapshot has no [payload](Self::payload). Give it here again if the machine may be reset, as by a guest that reboots
+    /// with [`OnReset::Restart`]: it is loaded then, and not before. Without it a reset leaves memory empty, and vCPU 0
+    /// nothing to run.
     pub fn restore(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
         self
@@ -183,7 +190,9 @@ impl MachineBuilder {
     }
 
     /// What the machine runs: a [`Linux`](super::Linux) kernel, or a closure that fills guest memory. It is loaded again
-    /// with each reset.
+    /// with each reset, since a reset clears memory. A machine without a payload is reset to empty memory, and vCPU 0 has
+    /// nothing to run, with [`OnReset::Restart`] too; one that is [restored](Self::restore) needs the payload for its resets
+    /// alone.
     pub fn payload(mut self, payload: impl Payload + 'static) -> Self {
         self.payload = Some(Box::new(payload));
         self
@@ -234,7 +243,21 @@ impl MachineBuilder {
         self
     }
 
-    /// Builds the machine. Fails with everything that is wrong with its configuration, and leaves nothing behind.
+    /// Builds the machine, or fails and leaves nothing behind.
+    ///
+    /// Told together is what is wrong with
+    /// - the number of vCPUs, if it is 0,
+    /// - ids, requests and places of devices,
+    /// - guest memory, if it cannot be had,
+    /// - NUMA nodes.
+    ///
+    /// Of what comes after these, the first error alone is told: the virtual machine, which is refused too many vCPUs; devices
+    /// (those that guests cannot reach by ports or messages together, then the first that cannot be attached); the payload;
+    /// vCPUs.
+    ///
+    /// Of a machine that is [restored](Self::restore), one error is told before all these: that the snapshot cannot be read, or
+    /// does not fit the host, or the number of vCPUs or the NUMA nodes that are said here. Devices that do not fit it are told
+    /// instead of what is wrong with their ids and places. Its state comes last.
     pub fn build(self, hypervisor: &dyn Hypervisor) -> Result<Machine, BuildErrors> {
         Ok(self.build_logging(hypervisor, false)?.0)
     }

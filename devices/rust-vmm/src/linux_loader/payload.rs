@@ -24,7 +24,7 @@ const ENTRY_64: u64 = 0x200;
 const VERSION_64: u16 = 0x020c;
 const KERNEL_64: u16 = 1;
 
-/// Why a kernel cannot be started that a foreign loader has loaded.
+/// Why a kernel cannot be started that a foreign loader has loaded. On x86_64 only.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FromKernelLoaderError {
@@ -46,7 +46,8 @@ pub enum FromKernelLoaderError {
 }
 
 /// A [`Payload`] that `L` loads: [`Elf`](::linux_loader::loader::Elf), [`BzImage`](::linux_loader::loader::BzImage), or
-/// one of your own. A kernel with a PVH entry point is entered there, any other by the 64-bit Linux protocol.
+/// one of your own. A kernel with a PVH entry point is entered there, any other by the 64-bit Linux protocol. On
+/// x86_64 only.
 ///
 /// What the loader does not do is done as for our [`Linux`](ossature_core::machine::Linux): initial RAM disk, command
 /// line, memory map, tables, registers. The files are read at absolute offsets, also by a loader that seeks: other machines

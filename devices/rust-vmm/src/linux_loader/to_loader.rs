@@ -16,7 +16,7 @@ const AFTER_JUMP: usize = 0x202;
 /// compression it knows, so that the guest does not have to and can be entered by PVH. It checks what theirs do not, such
 /// as that the entry point lies in the kernel and that the kernel's memory is RAM.
 ///
-/// It loads where the image says, and refuses any other `kernel_offset`.
+/// It loads where the image says, and refuses any other `kernel_offset`. On x86_64 only.
 ///
 /// ```
 /// use std::io::Cursor;

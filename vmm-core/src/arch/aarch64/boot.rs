@@ -14,7 +14,7 @@ pub(crate) struct LinuxOptions {
 }
 
 impl Linux {
-    /// On a machine that is described by these tables: a device tree by default.
+    /// On a machine that is described by these tables: a device tree by default. On aarch64 only.
     #[must_use]
     pub fn tables(mut self, tables: Tables) -> Self {
         self.options.tables = tables;

@@ -21,7 +21,8 @@ impl VmConfig {
     /// Tells the guest of these caches, or of none, instead of the host's, which are those of its first processor, as far
     /// as `/sys/devices/system/cpu/cpu0/cache` says. Each vCPU is a core: what cores of the host have for themselves is
     /// each vCPU's own, and all vCPUs share what they share. What contradicts the CLIDR_EL1 of the guest's processors,
-    /// and what is behind it, is left out. A machine with caches that [cannot be](Caches::check) is not created.
+    /// and what is behind it, is left out. A machine with caches that [cannot be](Caches::check) is not created. On aarch64
+    /// only.
     ///
     /// ```
     /// use ossature_boot::{Cache, Caches};

@@ -18,7 +18,8 @@ const PSTATE: Field = Field::new(4, "processor state");
 /// Bytes of the general registers.
 const GENERAL_LEN: usize = 31 * size_of::<u64>();
 
-/// The registers that say where a vCPU is and in which mode. The stack pointer is that of EL1.
+/// The registers that say where a vCPU is and in which mode. The stack pointer is that of EL1. Its fields are aarch64's;
+/// on x86_64 the type of this name has others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the processor's
 pub struct Registers {
@@ -32,7 +33,8 @@ pub struct Registers {
 const EL1H_MASKED: u64 = 0x3c5;
 
 impl Registers {
-    /// EL1 with interrupts masked, about to execute at `pc`; translation is off: the least that runs code.
+    /// EL1 with interrupts masked, about to execute at `pc`; translation is off: the least that runs code. On
+    /// aarch64 only.
     pub fn el1(pc: u64) -> Self {
         Self { pc, pstate: EL1H_MASKED, ..Self::default() }
     }

@@ -25,7 +25,7 @@ impl Default for LinuxOptions {
 impl Linux {
     /// Has the machine put what it needs ([`machine_words`](ossature_boot::x86_64::machine_words)), such as `pci=off`
     /// without PCI, before the [command line](Self::cmdline), but for parameters that the command line sets; which it does
-    /// by default. Or leaves the command line as it is.
+    /// by default. Or leaves the command line as it is. On x86_64 only.
     #[must_use]
     pub fn complete_cmdline(mut self, complete: bool) -> Self {
         self.options.complete_cmdline = complete;
@@ -33,14 +33,14 @@ impl Linux {
     }
 
     /// On a machine that says that it is this one: vendor, product, serial number, UUID, OEM strings. `None` leaves the
-    /// SMBIOS tables out.
+    /// SMBIOS tables out. On x86_64 only.
     #[must_use]
     pub fn smbios(mut self, smbios: impl Into<Option<Smbios>>) -> Self {
         self.options.smbios = smbios.into();
         self
     }
 
-    /// Entered by this protocol.
+    /// Entered by this protocol. On x86_64 only.
     #[must_use]
     pub fn protocol(mut self, protocol: BootProtocol) -> Self {
         self.options.protocol = protocol;

@@ -34,7 +34,7 @@ impl ArchConfig {
 
 impl crate::VmConfig {
     /// With an i8254 timer, with [`Irqchip::Kernel`](crate::Irqchip::Kernel) only. Linux does without: it has the TSC
-    /// deadline timer and kvmclock.
+    /// deadline timer and kvmclock. On x86_64 only.
     #[must_use]
     pub fn pit(mut self) -> Self {
         self.arch.pit = true;
@@ -44,7 +44,7 @@ impl crate::VmConfig {
     /// With a CPUID that `edit` changes: it is called for each vCPU with what the vCPU would have (the host's, with the
     /// guest's topology, caches as the topology shares them) and with the vCPU's index, whenever one is created, its state
     /// is read or set, and at the first reset. It must do the same each time. For a machine that is restored from a
-    /// snapshot it is not called: its vCPUs have the CPUID that they were saved with.
+    /// snapshot it is not called: its vCPUs have the CPUID that they were saved with. On x86_64 only.
     ///
     /// ```
     /// use ossature_core::VmConfig;

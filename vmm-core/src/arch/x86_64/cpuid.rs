@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
-/// What the instruction gives for one leaf.
+/// What the instruction gives for one leaf. On x86_64 only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // the names are the processor's
 pub struct CpuidRegisters {
@@ -15,7 +15,7 @@ pub struct CpuidRegisters {
     pub edx: u32,
 }
 
-/// Why a vCPU cannot have this CPUID.
+/// Why a vCPU cannot have this CPUID. On x86_64 only.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuidError {
@@ -57,7 +57,7 @@ pub enum CpuidError {
     },
 }
 
-/// The CPUID of one vCPU: leaves, some of which have subleaves.
+/// The CPUID of one vCPU: leaves, some of which have subleaves. On x86_64 only.
 #[derive(Clone, PartialEq)]
 pub struct Cpuid {
     pub(super) entries: Vec<kvm_cpuid_entry2>,

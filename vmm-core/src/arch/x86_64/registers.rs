@@ -10,7 +10,7 @@ use super::plain::Plain;
 const REGS: Field = Field::new(1, "registers");
 const SREGS: Field = Field::new(2, "system registers");
 
-/// A segment register with its hidden part.
+/// A segment register with its hidden part. On x86_64 only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentRegister {
     /// Selector.
@@ -24,7 +24,7 @@ pub struct SegmentRegister {
     pub access: u16,
 }
 
-/// A descriptor-table register.
+/// A descriptor-table register. On x86_64 only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Base address.
@@ -33,7 +33,8 @@ pub struct Table {
     pub limit: u16,
 }
 
-/// The registers that say where a vCPU is and in which mode.
+/// The registers that say where a vCPU is and in which mode. Its fields are x86_64's; on aarch64 the type of this name has
+/// others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the processor's
 pub struct Registers {
@@ -83,7 +84,7 @@ const REAL_MODE_DATA: u16 = 0x93;
 const REAL_MODE_CODE: u16 = 0x9b;
 
 impl Registers {
-    /// Real mode with all segments at 0, about to execute at `ip`: the least that runs code.
+    /// Real mode with all segments at 0, about to execute at `ip`: the least that runs code. On x86_64 only.
     pub fn real_mode(ip: u16) -> Self {
         let data = SegmentRegister { limit: 0xffff, access: REAL_MODE_DATA, ..SegmentRegister::default() };
         Self {
