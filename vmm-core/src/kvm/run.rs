@@ -2,9 +2,9 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::ptr::{NonNull, addr_of, addr_of_mut};
+use std::ptr::{self, NonNull, addr_of, addr_of_mut};
 use std::slice;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
 use kvm_bindings::{
@@ -15,7 +15,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use ossature_bus::{AddressSpace, Size, VmRequest};
-use vmm_sys_util::ioctl_io_nr;
+use vmm_sys_util::{errno, ioctl_io_nr};
 
 use super::signal::{self, HasTarget, Target};
 use super::sys;
@@ -32,7 +32,7 @@ pub(super) struct VcpuRun {
     entered: bool,
 }
 
-/// What kickers have too: they only ever touch `immediate_exit` and the target.
+/// What kickers and peers have too: of the page, they only ever touch `immediate_exit`.
 #[derive(Debug)]
 struct Shared {
     /// Keeps the page mapped.
@@ -41,6 +41,8 @@ struct Shared {
     page_size: usize,
     signal: KickSignal,
     target: Target,
+    /// A peer wants its state: it is not to be in the kernel for long.
+    asked: AtomicBool,
 }
 
 // SAFETY: the page lives as long as `fd`. Through a shared reference only `immediate_exit` is accessed, and
@@ -73,6 +75,8 @@ pub(super) enum Exit<'a> {
     DirtyRingFull,
     /// The guest asks for something through KVM's own interface.
     Request(VmRequest),
+    /// An event of KVM's that is the architecture's.
+    SystemEvent(u32),
     /// It cannot go on. With the instruction's bytes, where KVM gives them.
     Crash(CrashReason, Option<Vec<u8>>),
 }
@@ -82,7 +86,14 @@ impl VcpuRun {
     pub(super) fn new(mut fd: VcpuFd, page_size: usize, signal: KickSignal) -> Self {
         let page = NonNull::from(fd.get_kvm_run());
         Self {
-            shared: Arc::new(Shared { fd, page, page_size, signal, target: Target::default() }),
+            shared: Arc::new(Shared {
+                fd,
+                page,
+                page_size,
+                signal,
+                target: Target::default(),
+                asked: AtomicBool::default(),
+            }),
             entered: false,
         }
     }
@@ -149,6 +160,11 @@ impl VcpuRun {
         Kicker::new(Arc::clone(&self.shared) as Arc<dyn Kick>)
     }
 
+    /// This vCPU for the others of its machine.
+    pub(super) fn peer(&self) -> Peer {
+        Peer(Arc::downgrade(&self.shared))
+    }
+
     /// Runs the guest. What the last exit's access read must be in place.
     #[inline]
     pub(super) fn enter(&mut self) -> Result<Entered, (&'static str, io::Error)> {
@@ -201,6 +217,10 @@ impl VcpuRun {
     /// Makes room for the next kick. A kick that comes between the two steps loses its signal, but not its flag.
     fn acknowledge_kick(&self) {
         self.shared.immediate_exit().swap(0, Ordering::SeqCst);
+        // After that: a peer asks before it kicks.
+        if self.shared.asked.load(Ordering::SeqCst) {
+            self.leave_at_once();
+        }
         if let KickSignal::Masked(number) = self.shared.signal {
             signal::take(number);
         }
@@ -287,7 +307,7 @@ impl VcpuRun {
                     KVM_SYSTEM_EVENT_SHUTDOWN => Exit::Request(VmRequest::Shutdown),
                     KVM_SYSTEM_EVENT_RESET => Exit::Request(VmRequest::Reset),
                     KVM_SYSTEM_EVENT_CRASH => Exit::Request(VmRequest::GuestPanic),
-                    _ => unexpected(KVM_EXIT_SYSTEM_EVENT),
+                    other => Exit::SystemEvent(other),
                 }
             }
             KVM_EXIT_INTERNAL_ERROR => {
@@ -310,6 +330,28 @@ impl VcpuRun {
             }
             exit_reason => unexpected(exit_reason),
         }
+    }
+}
+
+/// A vCPU as the others of its machine see it.
+#[derive(Debug)]
+pub(super) struct Peer(Weak<Shared>);
+
+impl Peer {
+    /// Returns true if it is this one.
+    pub(super) fn is(&self, vcpu: &VcpuRun) -> bool {
+        ptr::eq(self.0.as_ptr(), Arc::as_ptr(&vcpu.shared))
+    }
+
+    /// Its `KVM_GET_MP_STATE`; `None` if it is gone. The kernel does not answer while the vCPU is in `KVM_RUN`: it is kicked,
+    /// and until there is an answer, it leaves again at once. For one that asks at a time.
+    pub(super) fn mp_state(&self) -> Option<errno::Result<u32>> {
+        let shared = self.0.upgrade()?;
+        shared.asked.store(true, Ordering::SeqCst);
+        shared.kick();
+        let state = shared.fd.get_mp_state();
+        shared.asked.store(false, Ordering::SeqCst);
+        Some(state.map(|state| state.mp_state))
     }
 }
 

@@ -10,6 +10,7 @@ use ossature_memory::Dma;
 use super::host::Host;
 use super::reset::ResetState;
 use super::ring::{self, Rings};
+use super::run::Peer;
 use super::slots::Slots;
 use crate::arch::{self, Controllers};
 use crate::call::{call, retry};
@@ -34,6 +35,8 @@ pub(super) struct VmShared {
     chips: Mutex<Option<Controllers>>,
     /// vCPUs that were created before anybody asked for them, by index.
     vcpus: Mutex<Vec<Option<VcpuFd>>>,
+    /// The vCPUs for each other.
+    peers: Mutex<Vec<Peer>>,
     /// Once somebody has asked for a reset.
     reset: Mutex<Option<Arc<ResetState>>>,
 }
@@ -71,6 +74,7 @@ impl VmShared {
             routes: Mutex::default(),
             chips: Mutex::default(),
             vcpus: Mutex::default(),
+            peers: Mutex::default(),
             reset: Mutex::default(),
         })
     }
@@ -106,6 +110,11 @@ impl VmShared {
 
     pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All vCPUs that were handed out. Who asks one keeps the others from asking.
+    pub(super) fn peers(&self) -> MutexGuard<'_, Vec<Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn routes(&self) -> MutexGuard<'_, IrqRoutes> {

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use kvm_bindings::KVM_EXIT_SYSTEM_EVENT;
 use ossature_bus::{AddressSpace, Effect};
 use ossature_memory::vm_memory::GuestAddress;
 
-use super::run::{Entered, Exit, VcpuRun};
+use super::run::{Entered, Exit, Peer, VcpuRun};
 use super::shared::VmShared;
 use super::sys;
 use crate::arch::{self, KvmRegisters, VcpuAccess, VcpuParts};
@@ -39,6 +40,7 @@ impl KvmVcpu {
         arch::complete_vcpu(&fd, &vm.host.kvm, &vm.config)?;
         vm.add_ring(index, &fd)?;
         let run = VcpuRun::new(fd, vm.fd.run_size(), vm.config.kick);
+        vm.peers().push(run.peer());
         Ok(Self { run, vm: Arc::clone(vm), index, is_new: true })
     }
 
@@ -83,6 +85,24 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Does what a system event asks for, as far as the architecture has it.
+    #[cold]
+    fn system_event(&self, event: u32) -> Result<Step, VcpuError> {
+        let others = || {
+            let peers = self.vm.peers();
+            let others = peers.iter().filter(|peer| !peer.is(&self.run));
+            let states = others.filter_map(Peer::mp_state).collect::<Result<_, _>>();
+            states.map_err(call("KVM_GET_MP_STATE"))
+        };
+        let is_ram =
+            |address, len| self.vm.ram().is_some_and(|ram| ram.check(GuestAddress(address), len).is_ok());
+        let known = self.access().and_then(|access| arch::answer_system_event(event, access, others, is_ram));
+        if known.map_err(|error| self.vm_failed(error))? {
+            return Ok(Step::Handled);
+        }
+        Err(self.crash(CrashReason::UnexpectedExit { exit_reason: KVM_EXIT_SYSTEM_EVENT }, None))
+    }
+
     #[cold]
     fn failed(&self, (call, source): (&'static str, io::Error)) -> VcpuError {
         VcpuError::Call { index: self.index, call, source }
@@ -92,7 +112,7 @@ impl KvmVcpu {
     fn vm_failed(&self, error: VmError) -> VcpuError {
         let (call, source) = match error {
             VmError::Call { call, source } => (call, source),
-            other => ("emptying the dirty rings", io::Error::other(other)),
+            other => ("answering an exit", io::Error::other(other)),
         };
         self.failed((call, source))
     }
@@ -142,6 +162,7 @@ impl VcpuBackend for KvmVcpu {
                 return full.map(|()| Step::Handled).map_err(|error| self.vm_failed(error));
             }
             Exit::Request(request) => Effect::Vm(request),
+            Exit::SystemEvent(event) => return self.system_event(event),
             Exit::Crash(reason, code) => return Err(self.crash(reason, code)),
         };
         Ok(Step::of(effect))
