@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use support::control::ask;
@@ -282,6 +284,51 @@ fn the_clock_is_the_hosts_and_its_alarm_interrupts() {
     assert_eq!(&answers["system"], year.trim());
     assert_eq!(&answers["alarm"], "rung");
     assert!(answers["line"].contains("GICv") && answers["line"].contains("Edge"), "{}", &answers["line"]);
+}
+
+/// Suspends to RAM.
+const SUSPEND: &str = "echo mem >/sys/power/state";
+
+#[test]
+fn a_guest_suspends_to_ram_and_its_clock_wakes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    let answers = Guest::new()
+        .args(["--cpus", "2"])
+        .disk(&disk, "")
+        .run("kind", "cat /sys/power/mem_sleep")
+        // Late enough for the guest to be suspended by then.
+        .run("suspend", &format!("echo +10 >/sys/class/rtc/rtc0/wakealarm; {SUSPEND}; echo $?"))
+        .run("log", "dmesg | grep -o 'PM: suspend .*'")
+        .run("processors", "cat /sys/devices/system/cpu/online")
+        .run("disk", "echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda")
+        .run("time", "echo $(($(date +%s) - $(cat /sys/class/rtc/rtc0/since_epoch)))")
+        .run("warnings", "dmesg -r | grep -E '^<[0-4]>' || true")
+        .boot();
+    assert_eq!(&answers["kind"], "s2idle [deep]", "deep is PSCI's");
+    assert_eq!(&answers["suspend"], "0");
+    assert_eq!(&answers["log"], "PM: suspend entry (deep)\nPM: suspend exit");
+    assert_eq!(&answers["processors"], "0-1");
+    assert_eq!(answers["disk"], hash(&disk));
+    assert!(answers["time"].parse::<i64>().unwrap().abs() <= 2, "{}", &answers["time"]);
+    assert_eq!(complaints(&answers["warnings"], &[NO_CACHES]), [""; 0]);
+}
+
+#[test]
+fn sigterm_wakes_a_suspended_guest_by_its_key() {
+    let suspend = format!("echo 'about to suspend'; {SUSPEND}; echo 'awake again'; sleep 1000");
+    // The cloud kernel has no driver for it.
+    let guest = Guest::on(generic_kernel()).modules(&["gpio_keys"]).args(["--cpus", "2"]);
+    let guest = guest.run("acpid", LISTENS).run("suspend", &suspend).start();
+    guest.wait_for("about to suspend");
+    // The console is silent: it is time enough.
+    thread::sleep(Duration::from_secs(10));
+    guest.signal(Signal::TERM);
+    guest.wait_for("awake again");
+    let ended = guest.wait();
+    ended.expect(0);
+    assert!(ended.out.contains("reboot: Power down"), "the guest turns itself off: {ended}");
 }
 
 /// The guest has so much memory, and uses that above 4 GiB.

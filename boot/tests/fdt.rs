@@ -172,7 +172,7 @@ fn without_a_disk_and_randomness_nothing_is_said_of_them() {
 fn a_power_button_is_a_key_that_is_an_interrupt() {
     let tree = source(&blob(&everything()).unwrap());
     let words = tree.split_whitespace().collect::<Vec<_>>().join(" ");
-    let key = "power { label = \"Power Button\"; linux,code = <0x74>; interrupts = <0x00 0x06 0x01>; };";
+    let key = "power { label = \"Power Button\"; linux,code = <0x74>; wakeup-source; interrupts = <0x00 0x06 0x01>; };";
     assert!(words.contains(&format!("gpio-keys {{ compatible = \"gpio-keys\"; {key}")), "{words}");
 }
 

@@ -12,7 +12,7 @@ use guest::{COUNT, DATA, END, Guest, Seen, complete, counter, halts, start};
 use ossature_bus::Device;
 use ossature_bus::Size::B4;
 use ossature_bus::state::{Encoder, Field};
-use ossature_core::machine::{ForkPlan, GuestClock, Machine, Snapshot};
+use ossature_core::machine::{ForkPlan, GuestClock, Machine, Outcome, Snapshot};
 use ossature_core::{Hypervisor, Kvm, Registers, Step, Vcpu, VcpuState, VmConfig, VmError, VmState};
 use ossature_legacy::{GenerationId, VmGenId};
 
@@ -100,20 +100,20 @@ const LONG_VECTORS: &[u32] = &[
     0xd280_01e4, // mov x4, #15
     0xd518_1204, // msr zcr_el1, x4: as long as they can be
     0xd503_3fdf, // isb
-    0x9110_0295, // add x21, x20, #0x400
+    0x9110_0296, // add x22, x20, #0x400
     0x8580_4280, // ldr z0, [x20]
     0x8580_469f, // ldr z31, [x20, #1, mul vl]
-    0x8580_02a3, // ldr p3, [x21]
-    0x8580_06a5, // ldr p5, [x21, #1, mul vl]
+    0x8580_02c3, // ldr p3, [x22]
+    0x8580_06c5, // ldr p5, [x22, #1, mul vl]
     0x2528_90a0, // wrffr p5.b
     0x04bf_5022, // rdvl x2, #1
     0xb900_0262, // str w2, [x19]
     END,
     0xe580_4a80, // str z0, [x20, #2, mul vl]
     0xe580_4e9f, // str z31, [x20, #3, mul vl]
-    0xe580_0aa3, // str p3, [x21, #2, mul vl]
+    0xe580_0ac3, // str p3, [x22, #2, mul vl]
     0x2519_f004, // rdffr p4.b
-    0xe580_0ea4, // str p4, [x21, #3, mul vl]
+    0xe580_0ec4, // str p4, [x22, #3, mul vl]
     END,
 ];
 
@@ -532,4 +532,83 @@ fn a_machine_goes_back_goes_on_elsewhere_and_becomes_many() {
     children.iter().for_each(goes_on);
     machine.reset().expect("a reset");
     goes_on(&machine);
+}
+
+/// Has the lines for devices reach the processor, by what sets the mask of its interface, and suspends until one does: counts up
+/// the 32 bits at DATA then.
+const fn suspend_and_count(mask: [u32; 2]) -> [u32; 18] {
+    [
+        0xd2be_0016, // mov x22, #0xf0000000: the distributor
+        0x5280_0262, // mov w2, #0x13
+        0xb900_02c2, // str w2, [x22]: GICD_CTLR
+        0x1280_0002, // mov w2, #-1
+        0xb900_86c2, // str w2, [x22, #0x84]: GICD_IGROUPR1
+        0xb901_06c2, // str w2, [x22, #0x104]: GICD_ISENABLER1
+        mask[0],
+        mask[1],
+        0x52b8_8000, // mov w0, #0xc4000000
+        0x7280_01c0, // movk w0, #0xe: SYSTEM_SUSPEND
+        0xd282_0681, // mov x1, #0x1034
+        0xaa14_03e2, // mov x2, x20
+        0xd400_0002, // hvc #0
+        0xaa00_03f4, // mov x20, x0: this is at 0x1034
+        COUNT[0],
+        COUNT[1],
+        COUNT[2],
+        COUNT[3],
+    ]
+}
+const SUSPEND_V3: &[u32] = &suspend_and_count([
+    0xd280_1fe2, // mov x2, #0xff
+    0xd518_4602, // msr icc_pmr_el1, x2
+]);
+const SUSPEND_V2: &[u32] = &suspend_and_count([
+    0xd2be_0037, // mov x23, #0xf0010000
+    0xb900_06e2, // str w2, [x23, #4]: GICC_PMR
+]);
+/// What a vCPU that is suspended has: where it goes on, and its context.
+const SUSPENDED: (u64, u64) = (0x1034, DATA);
+
+#[test]
+fn a_suspended_machine_is_paused_saved_forked_and_reset() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("guest.snap");
+    let kvm = Kvm::open().expect("KVM");
+    let is_v3 = Guest::new(VmConfig::default(), SET_AND_TELL).vm.has_messages();
+    // Where it finds itself restored or forked, it has another number, and raises an interrupt.
+    let generation = || VmGenId::new("generation", GenerationId::random().expect("random bytes"));
+    let machine = guest::machine("suspends", if is_v3 { SUSPEND_V3 } else { SUSPEND_V2 });
+    let machine = machine.device(generation()).build(&kvm).expect("a machine");
+    let place = || {
+        let paused = machine.pause().expect("a pause");
+        let registers = paused.vcpus().registers(0).expect("registers");
+        paused.resume().expect("it goes on");
+        (registers.pc, registers.x[0])
+    };
+    let suspends = || {
+        let since = Instant::now();
+        while place() != SUSPENDED {
+            assert!(since.elapsed() < LIMIT, "it does not suspend");
+        }
+    };
+    machine.start().expect("a start");
+    suspends();
+    for _ in 0..50 {
+        assert_eq!(place(), SUSPENDED);
+    }
+    machine.snapshot(&path).expect("a snapshot");
+    let restored = Machine::builder("restored").device(generation());
+    let restored =
+        restored.restore(Snapshot::open(&path).expect("a snapshot")).build(&kvm).expect("a machine");
+    restored.start().expect("a start");
+    goes_on(&restored);
+    let plan =
+        ForkPlan::new(2, GuestClock::CatchUp, move |_| Ok(vec![Box::new(generation()) as Box<dyn Device>]));
+    let children = machine.fork(&kvm, &plan).expect("forks");
+    children.iter().for_each(goes_on);
+    assert_eq!((place(), counter(&machine)), (SUSPENDED, 0), "the machine itself sleeps on");
+    machine.reset().expect("a reset");
+    suspends();
+    assert_eq!(counter(&machine), 0);
+    assert_eq!(machine.stop().expect("a stop"), Outcome::Stopped);
 }

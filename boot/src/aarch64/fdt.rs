@@ -352,6 +352,7 @@ fn device(tree: &mut FdtWriter, node: &Node, (private, of_pci): (u32, OfPci)) ->
             let key = tree.begin_node("power")?;
             tree.property_string("label", "Power Button")?;
             tree.property_u32("linux,code", KEY_POWER)?;
+            tree.property_null("wakeup-source")?;
             interrupts(tree, node, true)?;
             tree.end_node(key)?;
             Ok(tree.end_node(keys)?)

@@ -73,6 +73,8 @@ pub(super) enum Exit<'a> {
     DirtyRingFull,
     /// The guest asks for something through KVM's own interface.
     Request(VmRequest),
+    /// An event of KVM's that is the architecture's.
+    SystemEvent(u32),
     /// It cannot go on. With the instruction's bytes, where KVM gives them.
     Crash(CrashReason, Option<Vec<u8>>),
 }
@@ -287,7 +289,7 @@ impl VcpuRun {
                     KVM_SYSTEM_EVENT_SHUTDOWN => Exit::Request(VmRequest::Shutdown),
                     KVM_SYSTEM_EVENT_RESET => Exit::Request(VmRequest::Reset),
                     KVM_SYSTEM_EVENT_CRASH => Exit::Request(VmRequest::GuestPanic),
-                    _ => unexpected(KVM_EXIT_SYSTEM_EVENT),
+                    other => Exit::SystemEvent(other),
                 }
             }
             KVM_EXIT_INTERNAL_ERROR => {

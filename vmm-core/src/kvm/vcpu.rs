@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use kvm_bindings::KVM_EXIT_SYSTEM_EVENT;
 use ossature_bus::{AddressSpace, Effect};
 use ossature_memory::vm_memory::GuestAddress;
 
@@ -83,6 +84,18 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Does what a system event asks for, as far as the architecture has it.
+    #[cold]
+    fn system_event(&self, event: u32) -> Result<Step, VcpuError> {
+        let is_ram =
+            |address, len| self.vm.ram().is_some_and(|ram| ram.check(GuestAddress(address), len).is_ok());
+        let known = self.access().and_then(|access| arch::answer_system_event(event, access, is_ram));
+        if known.map_err(|error| self.vm_failed(error))? {
+            return Ok(Step::Handled);
+        }
+        Err(self.crash(CrashReason::UnexpectedExit { exit_reason: KVM_EXIT_SYSTEM_EVENT }, None))
+    }
+
     #[cold]
     fn failed(&self, (call, source): (&'static str, io::Error)) -> VcpuError {
         VcpuError::Call { index: self.index, call, source }
@@ -92,7 +105,7 @@ impl KvmVcpu {
     fn vm_failed(&self, error: VmError) -> VcpuError {
         let (call, source) = match error {
             VmError::Call { call, source } => (call, source),
-            other => ("emptying the dirty rings", io::Error::other(other)),
+            other => ("answering an exit", io::Error::other(other)),
         };
         self.failed((call, source))
     }
@@ -142,6 +155,7 @@ impl VcpuBackend for KvmVcpu {
                 return full.map(|()| Step::Handled).map_err(|error| self.vm_failed(error));
             }
             Exit::Request(request) => Effect::Vm(request),
+            Exit::SystemEvent(event) => return self.system_event(event),
             Exit::Crash(reason, code) => return Err(self.crash(reason, code)),
         };
         Ok(Step::of(effect))

@@ -218,6 +218,10 @@ impl Core {
     pub(crate) fn set_queue_ready(&mut self, ready: bool) {
         let (selected, dma) = (self.selected as u16, self.dma());
         let broken = self.status & status::NEEDS_RESET != 0;
+        // Linux disables the queues of a device that it has reset, when it suspends or lets go of it.
+        if !ready && self.queues.get(self.selected as usize).is_some_and(|queue| !queue.state.ready) {
+            return;
+        }
         let Some(queue) = self.selected_queue() else { return self.ignore("a queue's readiness") };
         match (queue.state.ready, ready) {
             (false, true) => {

@@ -15,6 +15,7 @@ mod one_reg;
 mod registers;
 mod setup;
 mod spaces;
+mod suspend;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub(crate) use spaces::{
     HAS_PORTS, NUMBERS_WITH_GAPS, cpu_id, high_window_space, is_reserved, line_space, lines, memory_space,
     platform_nodes, vcpu_id, window_space,
 };
+pub(crate) use suspend::answer_system_event;
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 

@@ -31,6 +31,9 @@ const fn system(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> RegisterId 
 /// Which caches a processor has.
 pub(super) const CLIDR: RegisterId = system(3, 1, 0, 0, 1);
 
+/// How EL1 runs: its byte order, among others.
+pub(super) const SCTLR: RegisterId = system(3, 0, 1, 0, 0);
+
 /// System registers by name: those that say what a processor is, and those that are mentioned elsewhere.
 const NAMES: &[(RegisterId, &str)] = &[
     (system(3, 0, 0, 0, 0), "MIDR_EL1"),
@@ -56,7 +59,7 @@ const NAMES: &[(RegisterId, &str)] = &[
     (CLIDR, "CLIDR_EL1"),
     (system(3, 1, 0, 0, 7), "AIDR_EL1"),
     (system(3, 3, 0, 0, 1), "CTR_EL0"),
-    (system(3, 0, 1, 0, 0), "SCTLR_EL1"),
+    (SCTLR, "SCTLR_EL1"),
     (COUNTERS[0], "CNTVCT_EL0"),
     (COUNTERS[1], "CNTPCT_EL0"),
 ];

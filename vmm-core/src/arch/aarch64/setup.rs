@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF,
-    KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
+    KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_device_attr, kvm_enable_cap,
+    kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use ossature_boot::Caches;
@@ -81,13 +82,15 @@ pub(crate) fn address_bits((kvm, facts): (&Kvm, &HostFacts)) -> u32 {
 }
 
 /// Has the kernel tell of accesses that the processor does not decode for it, where it can (Linux 5.5): without that,
-/// `KVM_RUN` fails with ENOSYS. A machine is created with as many address bits as the host has.
+/// `KVM_RUN` fails with ENOSYS. Offers guests SYSTEM_SUSPEND, where it can (Linux 5.19). A machine is created with as many
+/// address bits as the host has.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<(), VmError> {
-    let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
-    match vm.enable_cap(&cap) {
+    let enable = |cap, name| match vm.enable_cap(&kvm_enable_cap { cap, ..Default::default() }) {
         Err(error) if error.errno() == libc::EINVAL => Ok(()),
-        result => result.map_err(call("KVM_ENABLE_CAP of KVM_CAP_ARM_NISV_TO_USER")),
-    }
+        result => result.map_err(call(name)),
+    };
+    enable(KVM_CAP_ARM_NISV_TO_USER, "KVM_ENABLE_CAP of KVM_CAP_ARM_NISV_TO_USER")?;
+    enable(KVM_CAP_ARM_SYSTEM_SUSPEND, "KVM_ENABLE_CAP of KVM_CAP_ARM_SYSTEM_SUSPEND")
 }
 
 /// Gives vCPU `index` the features of the host's processor, or those that were saved, and PSCI. All but the first wait for

@@ -29,13 +29,13 @@ const NANOSECONDS: u128 = 1_000_000_000;
 /// Where a vCPU's state is read from and written to.
 #[derive(Clone, Copy)]
 pub(crate) struct VcpuAccess<'a> {
-    vm: &'a VmFd,
-    vcpu: &'a VcpuFd,
-    index: u32,
+    pub(super) vm: &'a VmFd,
+    pub(super) vcpu: &'a VcpuFd,
+    pub(super) index: u32,
     /// It has not run, and nothing was set.
     is_new: bool,
-    kvm: &'a Kvm,
-    config: &'a VmConfig,
+    pub(super) kvm: &'a Kvm,
+    pub(super) config: &'a VmConfig,
 }
 
 impl<'a> VcpuAccess<'a> {

@@ -45,6 +45,15 @@ pub(crate) use spaces::{
 pub(crate) use vcpu_state::{VcpuAccess, VcpuParts, check_states};
 pub(crate) use vm_state::VmParts;
 
+/// There is no system event that is not the machine's.
+pub(crate) fn answer_system_event(
+    _: u32,
+    _: VcpuAccess<'_>,
+    _: impl FnOnce(u64, u64) -> bool,
+) -> Result<bool, crate::VmError> {
+    Ok(false)
+}
+
 /// What this crate's users see of the architecture.
 pub(crate) mod public {
     pub use super::cpuid::{Cpuid, CpuidError, CpuidRegisters};
