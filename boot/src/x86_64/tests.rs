@@ -220,7 +220,7 @@ fn c3_kernels_outside_of_ram() {
     let error = prepare(&mem, &platform, &spec(&elf(), "", BootProtocol::Auto)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the kernel needs memory from 0x1200000 to 0x1203000; RAM there ends at 0x1100000"
+        "the kernel needs memory from 0x1000000 to 0x1203000; RAM there ends at 0x1100000"
     );
     let mut header = setup_header();
     header.init_size = u32::MAX.into();
