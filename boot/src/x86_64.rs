@@ -138,7 +138,7 @@ pub fn describe(
         true => cmdline::complete(spec.cmdline, platform),
         false => spec.cmdline.to_owned(),
     };
-    crate::cmdline::check(&cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
+    cmdline::check(&cmdline, spec.cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
     // The NUL after it is there: guest memory reads as zero.
     let at = layout::CMDLINE;
     mem.write_slice(cmdline.as_bytes(), GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
