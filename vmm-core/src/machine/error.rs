@@ -104,6 +104,14 @@ pub enum BuildError {
         /// The device.
         id: String,
     },
+    /// A device is on a bus that no device of the machine brings.
+    #[error("device {id:?} is on {absent}")]
+    NoBus {
+        /// The device.
+        id: String,
+        /// Which bus that is, and what to add.
+        absent: &'static str,
+    },
     /// A device's interrupts are messages, and the host's interrupt controller has none for guests.
     #[error(
         "device {id:?} sends messages (MSI-X), which the interrupt controller of this host does not take; use interrupt lines, as \

@@ -20,6 +20,7 @@ use crate::arch::testing::registers_at;
 use crate::scripted::{Script, Scripted};
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 
+mod buses;
 mod devices;
 mod failing;
 mod reset;
