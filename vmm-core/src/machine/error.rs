@@ -98,7 +98,7 @@ pub enum BuildError {
     Bus(BusError),
     /// A device has I/O ports, and the guest has no instructions for them.
     #[error(
-        "device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses"
+        "device {id:?} asks for ports, which guests on this processor cannot reach; use a device in memory in its place"
     )]
     NoPorts {
         /// The device.
@@ -330,3 +330,6 @@ pub enum LifecycleError {
         source: io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;
