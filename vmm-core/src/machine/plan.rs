@@ -284,11 +284,19 @@ fn solve(kind: &'static str, space: &Space, requests: &[Request], errors: &mut V
                 requests.iter().filter(takes).map(|request| request.owner.clone()).collect();
             takers.sort();
             takers.dedup();
+            let fixed = requests.iter().filter(takes).filter_map(|request| match request.placement {
+                Placement::Fixed(at) => Some(format!("{} at {at:#x}+{:#x}", request.owner, request.size)),
+                Placement::Any => None,
+            });
+            let mut in_the_way: Vec<_> = fixed.collect();
+            in_the_way.sort();
             errors.push(BuildError::Exhausted {
                 kind,
                 available: space.room(),
                 asked: space.asked(requests),
                 takers,
+                room: space.windows().collect(),
+                in_the_way,
             });
         }
         Vec::new()
