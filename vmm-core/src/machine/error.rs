@@ -69,6 +69,14 @@ pub enum BuildError {
         /// What has a fixed place among them: a device, and the place.
         in_the_way: Vec<String>,
     },
+    /// More vCPUs than the host has for a machine.
+    #[error("cpus: {cpus} vCPUs are more than the {max} that are possible here")]
+    TooManyCpus {
+        /// How many are asked for.
+        cpus: u64,
+        /// How many there can be.
+        max: u32,
+    },
     /// Guest memory could not be allocated.
     #[error("memory: {0}")]
     Ram(#[source] RamError),
