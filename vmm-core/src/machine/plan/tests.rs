@@ -227,6 +227,19 @@ fn a_space_without_anything_is_told_without_ranges() {
     assert_eq!(error.to_string(), text);
 }
 
+#[test]
+fn windows_of_odd_sizes_are_told_as_such_and_once() {
+    let odd = Requires::new().window(WindowRequest::memory32("memory32", 3 << 20));
+    let odd = odd.window(WindowRequest::memory64("memory64", 5)).window(WindowRequest::memory64("none", 0));
+    let told: Vec<_> = places(&[("pci", odd)]).unwrap_err().iter().map(ToString::to_string).collect();
+    let expected = ["memory32 of 0x300000", "memory64 of 0x5", "none of 0x0"].map(|what| {
+        format!(
+            "device \"pci\" asks for a window {what} bytes, which is not a power of two, as the sizes of windows are"
+        )
+    });
+    assert_eq!(told, expected);
+}
+
 /// What a PCI root bus asks for.
 fn root_bus() -> Requires {
     Requires::new()
