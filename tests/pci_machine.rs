@@ -9,6 +9,7 @@ use ossature::memory::RamConfig;
 use ossature::memory::vm_memory::{Bytes, GuestAddress};
 use ossature::pci::PciBus;
 use ossature::virtio::{Rng, SharedLoop, VirtioPci};
+use ossature::vmm::error_chain;
 use ossature::vmm::machine::{Machine, Outcome};
 use ossature::vmm::scripted::{Script, Scripted};
 
@@ -223,4 +224,40 @@ fn b7_a_machine_whose_guest_put_one_bar_onto_another_is_restored() {
     paused.resume().unwrap();
     until(&second, "the script ends", || scripted.remaining() == 0);
     second.stop().unwrap();
+}
+
+#[test]
+fn c1_a_function_is_in_the_machine_of_its_bus_or_in_none() {
+    const REFUSED: &str = "device \"rng\" is on a PCI bus whose host bridge is not in this machine: add the device of PciBus::host";
+    let (io, bus) = (Arc::new(SharedLoop::new("io").unwrap()), PciBus::new());
+    let build = |devices: Vec<Box<dyn Device>>| {
+        let builder = Machine::builder("pci").memory(RamConfig::new(1 << 20)).devices(devices);
+        builder.build(&Scripted::new([Script::new()]))
+    };
+    let alone = build(vec![Box::new(rng(&io, &bus))]);
+    assert_eq!(alone.unwrap_err().to_string(), REFUSED);
+    let of_another = build(vec![Box::new(PciBus::new().host("pci")), Box::new(rng(&io, &bus))]);
+    assert_eq!(of_another.unwrap_err().to_string(), REFUSED);
+
+    // The bus is a machine's: no other one's devices are on it.
+    let first = build(vec![Box::new(bus.host("pci"))]).unwrap();
+    assert_eq!(build(vec![Box::new(rng(&io, &bus))]).unwrap_err().to_string(), REFUSED);
+    let second = build(vec![Box::new(PciBus::new().host("pci"))]).unwrap();
+    assert_eq!(second.add_device(rng(&io, &bus)).unwrap_err().to_string(), REFUSED);
+    let both = build(vec![Box::new(rng(&io, &bus)), Box::new(bus.host("pci"))]).unwrap_err().to_string();
+    assert_eq!(both, "device \"pci\" cannot be attached: the bus has a host bridge already");
+    assert_eq!(bus.slot_of("rng"), None);
+    first.start().unwrap();
+    first.add_device(rng(&io, &bus)).unwrap();
+    assert_eq!(bus.slot_of("rng"), Some(1));
+}
+
+#[test]
+fn an_error_of_a_function_names_its_device_once() {
+    let (io, bus) = (Arc::new(SharedLoop::new("io").unwrap()), PciBus::new());
+    let other = VirtioPci::new("other", Box::new(Rng::new()), io.clone(), &bus).at(3);
+    let (machine, _) = machine(Script::new(), &bus, vec![rng(&io, &bus).at(3)]);
+    let error = machine.add_device(other).unwrap_err();
+    let text = "device \"other\" cannot be attached: slot 3 is taken by rng";
+    assert_eq!((error.to_string(), error_chain(&error)), (text.to_owned(), text.to_owned()));
 }

@@ -12,6 +12,18 @@ pub enum CmdlineError {
         /// The kernel's limit, without the NUL.
         limit: usize,
     },
+    /// Longer than the kernel's own limit with what the machine adds.
+    #[error(
+        "the command line has {len} bytes with `{added}`, which the machine adds; this kernel takes at most {limit}"
+    )]
+    TooLongCompleted {
+        /// Its length in bytes, with what the machine adds.
+        len: usize,
+        /// The words that the machine adds.
+        added: String,
+        /// The kernel's limit, without the NUL.
+        limit: usize,
+    },
     /// A byte that would end or garble it.
     #[error("the command line has byte {byte:#04x} at position {position}; only printable ASCII is possible")]
     InvalidByte {

@@ -138,7 +138,7 @@ pub fn describe(
         true => cmdline::complete(spec.cmdline, platform),
         false => spec.cmdline.to_owned(),
     };
-    crate::cmdline::check(&cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
+    cmdline::check(&cmdline, spec.cmdline, limit.min(DEFAULT_CMDLINE_LIMIT))?;
     // The NUL after it is there: guest memory reads as zero.
     let at = layout::CMDLINE;
     mem.write_slice(cmdline.as_bytes(), GuestAddress(at)).map_err(|_| BootError::not_ram(at))?;
@@ -166,18 +166,18 @@ pub fn describe(
         }
     }
     let cpu = cpu::prepare(mem, entry, kernel.end)?;
-    let start = kernel.segments().iter().map(|segment| segment.guest_addr).min().unwrap_or_default();
-    Ok(Booted { cpu, entry, cmdline, kernel: start..kernel.end, initrd, rsdp, loaded })
+    Ok(Booted { cpu, entry, cmdline, kernel: kernel.start()..kernel.end, initrd, rsdp, loaded })
 }
 
 /// Refuses a kernel that needs memory which is not RAM, or which the entry protocols do not reach.
 fn fits(kernel: &Kernel, ram: &[RamRange]) -> Result<(), KernelError> {
     for segment in kernel.segments() {
-        let (start, end) = (segment.guest_addr, segment.end());
-        let below = ram.iter().rfind(|range| range.base <= start);
+        let below = ram.iter().rfind(|range| range.base <= segment.guest_addr);
         let ram_end = below.map_or(0, |range| range.base.saturating_add(range.len));
-        if end > ram_end || end > layout::INITRD_LIMIT {
-            return Err(KernelError::OutsideRam { start, end, ram_end: ram_end.min(layout::INITRD_LIMIT) });
+        let ram_end = ram_end.min(layout::INITRD_LIMIT);
+        if segment.end() > ram_end {
+            // All that it needs: the next segment would be the next error.
+            return Err(KernelError::OutsideRam { start: kernel.start(), end: kernel.end, ram_end });
         }
     }
     Ok(())

@@ -62,8 +62,7 @@ impl Error for Usage {}
 /// What is wrong with a machine that cannot be built: in the words of the command line where that is the reason.
 pub fn not_built(args: &Args, errors: BuildErrors) -> Box<dyn Error> {
     let usage = errors.errors().iter().find_map(|error| match error {
-        BuildError::Vm(VmError::TooManyVcpus { index, max }) => {
-            let cpus = u64::from(*index) + 1;
+        BuildError::TooManyCpus { cpus, max } => {
             let given = if args.numa.is_empty() { "--cpus" } else { "--numa cpus of all nodes" };
             Some(format!("{given} {cpus}: this host's KVM has at most {max} for a machine"))
         }

@@ -51,7 +51,9 @@ pub fn key(args: &Args) -> Result<Option<SnapshotKey>> {
 fn failed(path: &Path, error: &SnapshotError) -> String {
     match error {
         // It names the file itself.
-        SnapshotError::File { .. } | SnapshotError::Taken { .. } => error_chain(error),
+        SnapshotError::File { .. } | SnapshotError::Opened { .. } | SnapshotError::Taken { .. } => {
+            error_chain(error)
+        }
         error => format!("{}: {}", path.display(), error_chain(error)),
     }
 }

@@ -113,6 +113,11 @@ impl Space {
         self
     }
 
+    /// The numbers that are there for requests without a place of their own.
+    pub fn windows(&self) -> impl Iterator<Item = RangeInclusive<u64>> + '_ {
+        self.windows.iter().map(|&(first, last)| first..=last)
+    }
+
     /// How many numbers are there for requests without a place of their own.
     pub fn room(&self) -> u64 {
         self.windows
@@ -188,7 +193,7 @@ pub enum Conflict {
         align: u64,
     },
     /// The fixed place is not in any window, or not all of it is.
-    #[error("{owner} requests {at:#x}+{size:#x}, which is outside the space")]
+    #[error("{owner} requests {at:#x}+{size:#x}, which is outside of {}", hexadecimal(space))]
     Outside {
         /// Who.
         owner: String,
@@ -196,6 +201,8 @@ pub enum Conflict {
         at: u64,
         /// How many.
         size: u64,
+        /// Where it may be.
+        space: Vec<RangeInclusive<u64>>,
     },
     /// Two fixed requests share numbers.
     #[error("{owner} at {at:#x}+{size:#x} overlaps {other} at {other_at:#x}+{other_size:#x}")]
@@ -280,6 +287,13 @@ pub fn solve(space: &Space, requests: &[Request]) -> Result<Vec<u64>, Vec<Confli
     if conflicts.is_empty() { Ok(placed) } else { Err(conflicts) }
 }
 
+/// Ranges as people read addresses.
+fn hexadecimal(ranges: &[RangeInclusive<u64>]) -> String {
+    let ranges = ranges.iter().map(|range| format!("{:#x}..={:#x}", range.start(), range.end()));
+    let ranges: Vec<_> = ranges.collect();
+    if ranges.is_empty() { "an empty space".to_owned() } else { ranges.join(", ") }
+}
+
 fn place(request: &Request) -> Option<u64> {
     match request.placement {
         Placement::Fixed(start) => Some(start),
@@ -303,7 +317,10 @@ fn check(space: &Space, request: &Request) -> Result<Option<(u64, u64)>, Conflic
     }
     match at.checked_add(span).filter(|&last| space.contains(at, last)) {
         Some(last) => Ok(Some((at, last))),
-        None => Err(Conflict::Outside { owner: owner(), at, size }),
+        None => {
+            let space = space.fixed.iter().map(|&(first, last)| first..=last).collect();
+            Err(Conflict::Outside { owner: owner(), at, size, space })
+        }
     }
 }
 

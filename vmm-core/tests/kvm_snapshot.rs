@@ -345,7 +345,8 @@ fn v2_a_golden_file_of_kvm_is_made_on_request() {
 fn a_snapshot_that_is_no_file_at_all_is_refused() {
     for path in ["/dev/null", "/dev/zero", "/proc/self/status"] {
         let error = Snapshot::open(path).unwrap_err();
-        assert!(matches!(error, SnapshotError::NotASnapshot), "{path}: {error}");
+        assert!(matches!(error.reason(), SnapshotError::NotASnapshot), "{path}: {error}");
+        assert_eq!(error.to_string(), format!("{path}: it is no snapshot"));
     }
     let error = Snapshot::open("/no/such/file").unwrap_err().to_string();
     assert!(error.contains("/no/such/file"), "{error}");

@@ -30,8 +30,11 @@ pub fn build_for(arch: Arch, quiet: bool) -> Result<()> {
     if arch.is_host() {
         return if quiet { build_quietly() } else { build() };
     }
-    let quietly: &[&str] = if quiet { &["--quiet"] } else { &[] };
-    cross::build(arch, &[&["--package", "ossature-examples", "--example", "microvm"], quietly].concat())
+    let words = ["--package", "ossature-examples", "--example", "microvm"];
+    if quiet {
+        return telling(|| cross::build(arch, &[&words[..], &["--quiet"]].concat()));
+    }
+    cross::build(arch, &words)
 }
 
 /// Builds the VMM.
@@ -47,13 +50,18 @@ pub fn build() -> Result<()> {
 /// # Errors
 /// It does not compile.
 pub fn build_quietly() -> Result<()> {
+    telling(|| process::run(cargo_build("microvm").arg("--quiet")))
+}
+
+/// Runs a quiet build, and says that it is building where that takes long.
+fn telling(build: impl FnOnce() -> Result<()>) -> Result<()> {
     let (end, ended) = mpsc::channel::<()>();
     let teller = thread::spawn(move || {
         if ended.recv_timeout(QUIET) == Err(mpsc::RecvTimeoutError::Timeout) {
             eprintln!("xtask: building microvm, which takes some minutes the first time");
         }
     });
-    let built = process::run(cargo_build("microvm").arg("--quiet"));
+    let built = build();
     drop(end);
     // It has nothing to fail with.
     let _ = teller.join();

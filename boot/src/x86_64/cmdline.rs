@@ -1,5 +1,6 @@
 //! What the machine adds to a kernel's command line.
 
+use crate::cmdline::CmdlineError;
 use crate::platform::{NodeKind, NodeRange, Platform};
 
 /// Where PCs have their first four serial ports, by their number in Linux.
@@ -54,6 +55,18 @@ pub(super) fn complete(cmdline: &str, platform: &Platform) -> String {
         words.push(cmdline.to_owned());
     }
     words.join(" ")
+}
+
+/// Checks what [`complete`] has made of `given` against a kernel that takes `limit` bytes. What is wrong with `given` is told as
+/// it was given.
+pub(super) fn check(complete: &str, given: &str, limit: usize) -> Result<(), CmdlineError> {
+    let added = complete.strip_suffix(given).unwrap_or_default().trim_end();
+    if added.is_empty() {
+        return crate::cmdline::check(given, limit);
+    }
+    crate::cmdline::check(given, usize::MAX)?;
+    let (len, added) = (complete.len(), added.to_owned());
+    if len > limit { Err(CmdlineError::TooLongCompleted { len, added, limit }) } else { Ok(()) }
 }
 
 #[cfg(test)]

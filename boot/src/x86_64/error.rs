@@ -106,11 +106,11 @@ pub enum KernelError {
     /// The kernel wants memory that the machine does not have.
     #[error("the kernel needs memory from {start:#x} to {end:#x}; RAM there ends at {ram_end:#x}")]
     OutsideRam {
-        /// First byte.
+        /// First byte of all that it needs.
         start: u64,
-        /// First byte after it.
+        /// First byte after all that it needs.
         end: u64,
-        /// Where the RAM that holds `start`, or else the RAM below it, ends.
+        /// Where the RAM ends that holds the first byte of the segment without room, or else the RAM below it.
         ram_end: u64,
     },
     /// The kernel would overwrite the boot tables.

@@ -173,6 +173,11 @@ impl<'a> Kernel<'a> {
         &self.segments
     }
 
+    /// The first address that is its own.
+    pub(super) fn start(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.guest_addr).min().unwrap_or_default()
+    }
+
     /// Where and how the kernel is entered.
     pub fn entry(&self) -> Entry {
         self.entry

@@ -220,7 +220,7 @@ fn c3_kernels_outside_of_ram() {
     let error = prepare(&mem, &platform, &spec(&elf(), "", BootProtocol::Auto)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the kernel needs memory from 0x1200000 to 0x1203000; RAM there ends at 0x1100000"
+        "the kernel needs memory from 0x1000000 to 0x1203000; RAM there ends at 0x1100000"
     );
     let mut header = setup_header();
     header.init_size = u32::MAX.into();
@@ -306,7 +306,26 @@ fn a5_the_machine_completes_the_command_line_unless_told_not_to() {
     assert!(prepare(&mem, &platform, &spec).is_ok());
     spec.complete_cmdline = true;
     let error = prepare(&mem, &platform, &spec).unwrap_err();
-    assert_eq!(error.to_string(), "the command line has 2048 bytes; this kernel takes at most 2047");
+    assert_eq!(
+        error.to_string(),
+        "the command line has 2048 bytes with `pci=off`, which the machine adds; this kernel takes at most 2047"
+    );
+    // What is wrong with the caller's part is told at the position where the caller has it.
+    spec.cmdline = "quiet\n";
+    let error = prepare(&mem, &platform, &spec).unwrap_err();
+    assert!(error.to_string().starts_with("the command line has byte 0x0a at position 5;"), "{error}");
+}
+
+#[test]
+fn all_that_a_kernel_needs_is_told_whichever_of_its_segments_has_no_room() {
+    for (mib, ram_end) in [(15, 15 << 20), (17, 17 << 20), (18, 18 << 20)] {
+        let (mem, platform) = machine(mib);
+        let error = prepare(&mem, &platform, &spec(&elf(), "", BootProtocol::Auto)).unwrap_err();
+        let BootError::Kernel(KernelError::OutsideRam { start, end, ram_end: told }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!((start, end, told), (LOAD, LOAD + 0x20_3000, ram_end));
+    }
 }
 
 #[test]

@@ -15,6 +15,9 @@ type Cause = Box<dyn Error + Send + Sync>;
 /// let error = DeviceError::new("cannot flush the disk").with_source(io::Error::from(io::ErrorKind::StorageFull));
 /// assert_eq!(error.to_string(), "cannot flush the disk: no storage space");
 /// assert!(error.source().is_some());
+/// let error = error.context("disk0");
+/// assert_eq!(error.reason(), "disk0: cannot flush the disk");
+/// assert_eq!(error.without_context("disk0").reason(), "cannot flush the disk");
 /// ```
 #[derive(Debug)]
 pub struct DeviceError {
@@ -39,6 +42,15 @@ impl DeviceError {
     #[must_use]
     pub fn context(mut self, what: impl fmt::Display) -> Self {
         self.reason = format!("{what}: {}", self.reason);
+        self
+    }
+
+    /// The same error without `what` before its reason, if it is there: for those who say it themselves.
+    #[must_use]
+    pub fn without_context(mut self, what: impl fmt::Display) -> Self {
+        if let Some(rest) = self.reason.strip_prefix(&format!("{what}: ")) {
+            self.reason = rest.to_owned();
+        }
         self
     }
 

@@ -108,8 +108,8 @@ pub use metric::{Metric, MetricKind, MetricUnit, MetricVisitor};
 pub use panic::Panic;
 pub use rate_limiter::{RateLimiter, RateLimiterState, RateLimits, Throttle};
 pub use request::{
-    AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, Placement, RegistersRequest,
-    Requires, ResourceName, Trigger, WindowRequest,
+    AddressSpace, DoorbellRequest, InterruptRequest, MessagesRequest, NodeKind, ParentBus, Placement,
+    RegistersRequest, Requires, ResourceName, Trigger, WindowRequest,
 };
 pub use socket_file::SocketFile;
 pub use state::Handover;

@@ -1,6 +1,7 @@
 //! What a device asks of a machine: address ranges, doorbells in them, interrupts and messages, each by name.
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use ossature_memory::layout::{NodeKind, Placement, Trigger};
 
@@ -277,6 +278,44 @@ impl WindowRequest {
     }
 }
 
+/// Names a bus that one device brings into its machine and others are on, such as that of a PCI host bridge. Clones name the
+/// same bus.
+///
+/// A machine refuses a device that is [on](method@Requires::on) a bus that none of its devices [brings](method@Requires::brings): its
+/// guest would never find it, or another machine's would.
+#[derive(Clone)]
+pub struct ParentBus(Arc<Absent>);
+
+/// What to say where a machine does not have it.
+struct Absent(&'static str);
+
+impl ParentBus {
+    /// Another bus than any before. `absent` says of it, where a device is on it and its machine does not have it, what it
+    /// is and what to add: "a PCI bus whose host bridge is not in this machine: ...".
+    pub fn new(absent: &'static str) -> Self {
+        Self(Arc::new(Absent(absent)))
+    }
+
+    /// What to say where a machine does not have it.
+    pub fn absent(&self) -> &'static str {
+        self.0.0
+    }
+}
+
+impl PartialEq for ParentBus {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ParentBus {}
+
+impl fmt::Debug for ParentBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ParentBus")
+    }
+}
+
 /// What a device needs of the machine.
 ///
 /// ```
@@ -298,6 +337,10 @@ pub struct Requires {
     pub messages: Vec<MessagesRequest>,
     /// Addresses to hand on.
     pub windows: Vec<WindowRequest>,
+    /// The bus that it brings into the machine for other devices.
+    pub brings: Option<ParentBus>,
+    /// The bus that it is on, which another device of the machine has to bring.
+    pub on: Option<ParentBus>,
 }
 
 impl Requires {
@@ -332,5 +375,28 @@ impl Requires {
     pub fn window(mut self, request: WindowRequest) -> Self {
         self.windows.push(request);
         self
+    }
+
+    /// Brings this bus into the machine.
+    #[must_use]
+    pub fn brings(mut self, bus: &ParentBus) -> Self {
+        self.brings = Some(bus.clone());
+        self
+    }
+
+    /// Is on this bus.
+    #[must_use]
+    pub fn on(mut self, bus: &ParentBus) -> Self {
+        self.on = Some(bus.clone());
+        self
+    }
+
+    /// Returns true if what the other asks for can be wherever this can: they differ in no more than the buses.
+    pub fn fits_like(&self, other: &Self) -> bool {
+        let Self { registers, interrupts, messages, windows, brings: _, on: _ } = self;
+        *registers == other.registers
+            && *interrupts == other.interrupts
+            && *messages == other.messages
+            && *windows == other.windows
     }
 }

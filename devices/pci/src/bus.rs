@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ossature_bus::{Effect, Interrupt, Size};
+use ossature_bus::{Effect, Interrupt, ParentBus, Size};
 
 use crate::port::FunctionPort;
 use crate::{PciError, PciHost};
@@ -15,7 +15,7 @@ pub(crate) const SLOTS: u8 = 32;
 /// A root bus of 32 slots with one function each. Clones are the same bus.
 ///
 /// [`host`](Self::host) makes the device that connects it to a machine; each [`Function`](crate::Function) joins it when
-/// its device is attached to the same machine.
+/// its device is attached to the same machine. Another machine refuses the device, and so does one without the host.
 #[derive(Clone)]
 pub struct PciBus(Arc<Shared>);
 
@@ -24,7 +24,12 @@ struct Shared {
     state: Mutex<State>,
     /// Where functions can be: taken after the state's lock and after a function's.
     windows: Arc<Windows>,
+    /// What a machine knows it by.
+    name: ParentBus,
 }
+
+/// What a machine says that has one of its functions and not its host bridge.
+const NO_HOST: &str = "a PCI bus whose host bridge is not in this machine: add the device of PciBus::host";
 
 /// The addresses that a bus can hand on to its functions.
 #[derive(Debug, Default)]
@@ -101,7 +106,7 @@ impl PciBus {
         }
         let (interrupt, attached, started, hotplug) = Default::default();
         let state = Mutex::new(State { slots, interrupt, attached, started, hotplug });
-        Self(Arc::new(Shared { state, windows: Arc::default() }))
+        Self(Arc::new(Shared { state, windows: Arc::default(), name: ParentBus::new(NO_HOST) }))
     }
 
     /// The device, named `id` in its machine, by which the guest reaches the bus. One at a time.
@@ -129,6 +134,10 @@ impl PciBus {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn name(&self) -> &ParentBus {
+        &self.0.name
     }
 
     pub(crate) fn windows(&self) -> Arc<Windows> {

@@ -179,12 +179,12 @@ impl Function {
         self.attached.as_ref().map(|attached| attached.slot)
     }
 
-    /// What it needs of the machine: a range for each BAR, and messages.
+    /// What it needs of the machine: its bus, a range for each BAR, and messages.
     pub fn requires(&self) -> Requires {
         let ranges = self.info.bars.iter().map(Bar::request);
         let no_bar = RegistersRequest::memory(NO_BAR, 0x1000).unplaced();
         let ranges = ranges.chain(self.info.bars.is_empty().then_some(no_bar));
-        let requires = ranges.fold(Requires::new(), Requires::registers);
+        let requires = ranges.fold(Requires::new().on(self.bus.name()), Requires::registers);
         match self.info.msix {
             Some(layout) => requires.messages(MessagesRequest::new(MESSAGES, layout.vectors)),
             None => requires,

@@ -148,6 +148,7 @@ impl Device for PciHost {
             .interrupt(InterruptRequest::edge(HOTPLUG))
             .window(WindowRequest::memory32(MEMORY32, self.size32))
             .window(WindowRequest::memory64(MEMORY64, self.size64).at_least(self.least64))
+            .brings(self.bus.name())
     }
 
     fn attach(&mut self, assigned: Assigned) -> Result<NodeKind, DeviceError> {

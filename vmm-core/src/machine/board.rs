@@ -224,7 +224,7 @@ impl Board {
         let (mut wiring, assigned) =
             Wiring::new(&self.vm, &self.ram, &self.lines, (&id, events), (&requires, &place), ranges)?;
         let kind = caught(|| device.attach(assigned.clone()))
-            .map_err(|source| BuildError::Attach { id: id.clone(), source })?;
+            .map_err(|source| BuildError::Attach { id: id.clone(), source: source.without_context(&id) })?;
         if let Some(silent) = assigned.all_registers().iter().find(|registers| registers.port().is_none()) {
             let name = silent.name();
             // It is in the way of nobody: it has not been resumed.
@@ -497,7 +497,7 @@ fn position(slots: &[Slot], id: &str) -> Result<usize, LifecycleError> {
 }
 
 fn failed(id: &str, source: DeviceError) -> LifecycleError {
-    LifecycleError::Device { id: id.to_owned(), source }
+    LifecycleError::Device { id: id.to_owned(), source: source.without_context(id) }
 }
 
 fn panicked(panic: &Panic) -> DeviceError {

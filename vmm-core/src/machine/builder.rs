@@ -20,7 +20,7 @@ use super::snapshot::{Pager, Pages, Saved, Snapshot, SnapshotError, SnapshotKey}
 use super::status::{OnReset, OnTripleFault};
 use super::timeline::Stopwatch;
 use super::vcpu_thread::OnThreadStart;
-use crate::{GuestDirtyLog, Hypervisor, KickSignal, VmConfig};
+use crate::{GuestDirtyLog, Hypervisor, KickSignal, VmConfig, VmError};
 
 /// The parts of a machine. Nothing happens on the host before [`build`](Self::build).
 ///
@@ -354,7 +354,13 @@ impl MachineBuilder {
         let pager = saved.as_ref().map(|saved| saved.snapshot().pager(&ram, pages)).transpose()?.flatten();
         watch.lap("memory");
 
-        let vm: Arc<dyn crate::Vm> = Arc::from(hypervisor.create_vm(&vm)?);
+        let created = hypervisor.create_vm(&vm).map_err(|error| match error {
+            VmError::TooManyVcpus { index, max } => {
+                BuildError::TooManyCpus { cpus: u64::from(index) + 1, max }
+            }
+            error => error.into(),
+        });
+        let vm: Arc<dyn crate::Vm> = Arc::from(created?);
         vm.set_memory(&ram)?;
         // What comes on demand is nowhere to go back to.
         let restored = saved.as_ref().filter(|_| log).and_then(|saved| saved.snapshot().duplicate().ok());

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 
 use ossature_boot::NumaError;
 use ossature_bus::state::StateError;
@@ -45,7 +46,7 @@ pub enum BuildError {
         what: String,
     },
     /// Two devices want the same place, or there is no room for one.
-    #[error("{kind}: {conflict}")]
+    #[error("{kind}: {}", about(kind, conflict))]
     Layout {
         /// Memory addresses, ports or interrupts.
         kind: &'static str,
@@ -53,11 +54,7 @@ pub enum BuildError {
         conflict: Conflict,
     },
     /// The devices ask for more than there is, or for pieces that do not fit into what is left.
-    #[error(
-        "{kind}: {available} there are for devices, and {asked} are asked for by {}{}",
-        few(takers),
-        if *kind == INTERRUPTS { "; devices can share those that are level-triggered" } else { "" }
-    )]
+    #[error("{}", exhausted(kind, (*available, *asked), takers, (room, in_the_way)))]
     Exhausted {
         /// Memory addresses, ports or interrupts.
         kind: &'static str,
@@ -67,6 +64,18 @@ pub enum BuildError {
         asked: u64,
         /// The devices that ask for them.
         takers: Vec<String>,
+        /// Where they are.
+        room: Vec<RangeInclusive<u64>>,
+        /// What has a fixed place among them: a device, and the place.
+        in_the_way: Vec<String>,
+    },
+    /// More vCPUs than the host has for a machine.
+    #[error("cpus: {cpus} vCPUs are more than the {max} that are possible here")]
+    TooManyCpus {
+        /// How many are asked for.
+        cpus: u64,
+        /// How many there can be.
+        max: u32,
     },
     /// Guest memory could not be allocated.
     #[error("memory: {0}")]
@@ -98,11 +107,19 @@ pub enum BuildError {
     Bus(BusError),
     /// A device has I/O ports, and the guest has no instructions for them.
     #[error(
-        "device {id:?} asks for ports, which guests on this processor cannot reach; give it memory addresses"
+        "device {id:?} asks for ports, which guests on this processor cannot reach; use a device in memory in its place"
     )]
     NoPorts {
         /// The device.
         id: String,
+    },
+    /// A device is on a bus that no device of the machine brings.
+    #[error("device {id:?} is on {absent}")]
+    NoBus {
+        /// The device.
+        id: String,
+        /// Which bus that is, and what to add.
+        absent: &'static str,
     },
     /// A device's interrupts are messages, and the host's interrupt controller has none for guests.
     #[error(
@@ -148,6 +165,46 @@ pub enum BuildError {
 
 /// What a machine calls its interrupts in messages.
 pub(super) const INTERRUPTS: &str = "interrupts";
+
+const SHARED: &str = "; devices can share those that are level-triggered";
+
+/// What is in the way. Interrupts are numbers, one each; the rest are ranges of addresses.
+fn about(kind: &str, conflict: &Conflict) -> String {
+    match conflict {
+        Conflict::Outside { owner, at, space, .. } if kind == INTERRUPTS => {
+            let space: Vec<_> = space.iter().map(|range| format!("{range:?}")).collect();
+            format!("{owner} requests interrupt {at}, which is outside of {}", space.join(", "))
+        }
+        Conflict::Overlap { owner, at, other, .. } if kind == INTERRUPTS => {
+            format!("{owner} and {other} both request interrupt {at}{SHARED}")
+        }
+        conflict => conflict.to_string(),
+    }
+}
+
+fn exhausted(
+    kind: &str,
+    (available, asked): (u64, u64),
+    takers: &[String],
+    (room, in_the_way): (&[RangeInclusive<u64>], &[String]),
+) -> String {
+    let takers = few(takers);
+    if kind == INTERRUPTS {
+        return format!(
+            "{kind}: {available} there are for devices, and {asked} are asked for by {takers}{SHARED}"
+        );
+    }
+    let room: Vec<_> =
+        room.iter().map(|range| format!("{:#x}..={:#x}", range.start(), range.end())).collect();
+    let room = if room.is_empty() { String::new() } else { format!(", in {}", room.join(", ")) };
+    let mut text = format!(
+        "{kind}: {available:#x} there are for devices{room}, and {asked:#x} are asked for by {takers}"
+    );
+    if !in_the_way.is_empty() {
+        text += &format!("; in the way there: {}", few(in_the_way));
+    }
+    text
+}
 
 /// The first names, and how many more there are.
 fn few(names: &[String]) -> String {
@@ -322,3 +379,6 @@ pub enum LifecycleError {
         source: io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

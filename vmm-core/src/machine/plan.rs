@@ -88,7 +88,8 @@ fn windows(
     let (mut requests, mut least) = (Vec::new(), Vec::new());
     for asked in asked {
         let windows = asked.requires.windows.iter().enumerate().filter(|(_, request)| request.high == high);
-        for (index, request) in windows {
+        // Others contradict themselves, which is told.
+        for (index, request) in windows.filter(|(_, request)| request.size.is_power_of_two()) {
             let kept = asked.windows.and_then(|windows| windows.get(index));
             let placement = kept.map_or(Placement::Any, |window| Placement::Fixed(*window.start()));
             let size = kept.map_or(request.size, |window| window.end() - window.start() + 1);
@@ -284,11 +285,19 @@ fn solve(kind: &'static str, space: &Space, requests: &[Request], errors: &mut V
                 requests.iter().filter(takes).map(|request| request.owner.clone()).collect();
             takers.sort();
             takers.dedup();
+            let fixed = requests.iter().filter(takes).filter_map(|request| match request.placement {
+                Placement::Fixed(at) => Some(format!("{} at {at:#x}+{:#x}", request.owner, request.size)),
+                Placement::Any => None,
+            });
+            let mut in_the_way: Vec<_> = fixed.collect();
+            in_the_way.sort();
             errors.push(BuildError::Exhausted {
                 kind,
                 available: space.room(),
                 asked: space.asked(requests),
                 takers,
+                room: space.windows().collect(),
+                in_the_way,
             });
         }
         Vec::new()
@@ -320,6 +329,12 @@ fn contradictions(id: &str, requires: &Requires) -> Vec<BuildError> {
     }
     names.extend(requires.interrupts.iter().map(|request| ("interrupt", request.name)));
     names.extend(requires.messages.iter().map(|request| ("messages", request.name)));
+    for request in requires.windows.iter().filter(|request| !request.size.is_power_of_two()) {
+        bad(format!(
+            "a window {} of {:#x} bytes, which is not a power of two, as the sizes of windows are",
+            request.name, request.size
+        ));
+    }
     names.extend(requires.windows.iter().map(|request| ("window", request.name)));
     names.sort();
     for pair in names.windows(2) {

@@ -20,6 +20,7 @@ use crate::arch::testing::registers_at;
 use crate::scripted::{Script, Scripted};
 use crate::{CrashReason, Hypervisor, Registers, VmError};
 
+mod buses;
 mod devices;
 mod failing;
 mod reset;
@@ -304,7 +305,7 @@ fn t6_a_triple_fault_is_a_crash_or_a_reset_as_the_caller_chooses() {
 fn c3_too_many_vcpus_are_refused_at_once_and_with_the_number() {
     let builder = Machine::builder("test").memory(RamConfig::new(1 << 20)).cpus(100_000);
     let errors = builder.build(&Scripted::new([])).unwrap_err();
-    assert_eq!(errors.to_string(), "100000 vCPUs are more than the 1024 that are possible here");
+    assert_eq!(errors.to_string(), "cpus: 100000 vCPUs are more than the 1024 that are possible here");
 }
 
 #[test]

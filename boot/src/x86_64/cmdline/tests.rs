@@ -31,3 +31,32 @@ fn a5_the_users_words_come_last_and_win() {
     assert_eq!(complete("pci=conf1 8250.nr_uarts=1", &platform), "pci=conf1 8250.nr_uarts=1");
     assert_eq!(complete("nopci=off", &platform), "pci=off 8250.nr_uarts=1 nopci=off");
 }
+
+#[test]
+fn errors_count_in_the_users_part_and_name_what_is_added() {
+    let platform = platform(&[(NodeKind::Serial16550, 0x3f8)]);
+    let told = |given: &str, limit| {
+        let checked = check(&complete(given, &platform), given, limit);
+        checked.map_err(|error| error.to_string()).err().unwrap_or_default()
+    };
+    assert_eq!(
+        told("a\0", 100),
+        "the command line has byte 0x00 at position 1; only printable ASCII is possible"
+    );
+    assert_eq!(
+        told("quiet", 28),
+        "the command line has 29 bytes with `pci=off 8250.nr_uarts=1`, which the machine adds; this kernel takes at most 28"
+    );
+    assert_eq!(told("quiet", 29), "");
+    assert_eq!(
+        told("", 22),
+        "the command line has 23 bytes with `pci=off 8250.nr_uarts=1`, which the machine adds; this \
+         kernel takes at most 22"
+    );
+    assert_eq!(told("", 23), "");
+    // Nothing is added.
+    assert_eq!(
+        told("pci=off 8250.nr_uarts=1", 22),
+        "the command line has 23 bytes; this kernel takes at most 22"
+    );
+}

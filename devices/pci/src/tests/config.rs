@@ -152,3 +152,12 @@ fn a_function_that_cannot_be_is_refused_and_keeps_nothing() {
     }
     Plugged::try_new("sample", &host, Some(4), sample(2048)).unwrap();
 }
+
+#[test]
+fn a_function_is_on_the_bus_that_the_host_of_it_brings_and_on_no_other() {
+    let (one, other) = (PciBus::new(), PciBus::new());
+    let brings = |bus: &PciBus| bus.host("pci").requires().brings.unwrap();
+    let on = Function::new("sample", &one.clone(), info()).requires().on.unwrap();
+    assert_eq!(on, brings(&one));
+    assert_ne!(on, brings(&other));
+}

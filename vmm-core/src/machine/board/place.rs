@@ -50,7 +50,15 @@ pub(in crate::machine) fn place_again(
     let requires: Vec<Requires> = devices.iter().map(|device| device.requires()).collect();
     let asked = devices.iter().zip(&requires).map(|(device, requires)| (device.id(), requires));
     if let Some(known) = fitting.get() {
-        if known.iter().map(|known| (known.id.as_str(), &known.requires)).eq(asked) {
+        let fits = |known: &Fitting, (id, requires): (&str, &Requires)| {
+            known.id == id && known.requires.fits_like(requires)
+        };
+        if known.len() == devices.len() && known.iter().zip(asked).all(|(known, asked)| fits(known, asked)) {
+            let buses = devices.iter().zip(&requires).map(|(device, requires)| (device.id(), requires));
+            let errors = check_buses(buses, 0);
+            if !errors.is_empty() {
+                return Err(errors);
+            }
             let parts = devices.into_iter().zip(requires).zip(known);
             let placed = parts.map(|((device, requires), known)| Placed {
                 device,
@@ -130,6 +138,7 @@ fn place_requires(
     });
     let asked: Vec<Asked<'_>> = placed.chain(new).collect();
     let mut errors = check_ids(&asked, slots.len());
+    errors.extend(check_buses(asked.iter().map(|asked| (asked.id, asked.requires)), slots.len()));
     let mut places = plan::plan(&asked, above).unwrap_or_else(|conflicts| {
         errors.extend(conflicts);
         Vec::new()
@@ -140,6 +149,19 @@ fn place_requires(
     let places = places.split_off(slots.len());
     let parts = devices.into_iter().zip(requires).zip(places);
     Ok(parts.map(|((device, requires), place)| Placed { device, requires, place }).collect())
+}
+
+/// The devices on buses that none of them brings. The first `placed` have been checked before.
+fn check_buses<'a>(
+    devices: impl Iterator<Item = (&'a str, &'a Requires)> + Clone,
+    placed: usize,
+) -> Vec<BuildError> {
+    let absent = |(id, requires): (&str, &Requires)| {
+        let bus = requires.on.as_ref()?;
+        let here = devices.clone().any(|(_, other)| other.brings.as_ref() == Some(bus));
+        (!here).then(|| BuildError::NoBus { id: id.to_owned(), absent: bus.absent() })
+    };
+    devices.clone().skip(placed).filter_map(absent).collect()
 }
 
 /// What is wrong with the names of devices, of which the first `placed` have been checked before.

@@ -118,8 +118,7 @@ fn take_over(
     state: Option<Handover<'static>>,
 ) -> Result<(), LifecycleError> {
     let id = || slot.device.id().to_owned();
-    let kind = caught(|| new.attach(slot.assigned.clone()))
-        .map_err(|source| LifecycleError::Device { id: id(), source })?;
+    let kind = caught(|| new.attach(slot.assigned.clone())).map_err(|source| failed(&id(), source))?;
     let taken = if kind != slot.kind {
         Err(LifecycleError::DifferentDevice { id: id() })
     } else {

@@ -98,6 +98,11 @@ fn everything_wrong_is_told_at_once() {
     ])
     .unwrap_err();
     let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let memory = if cfg!(target_arch = "x86_64") {
+        "0xc0000000..=0xfebfffff, 0xfec01000..=0xfedfffff, 0xfee01000..=0xfffbbfff"
+    } else {
+        "0xc0000000..=0xefffffff"
+    };
     assert_eq!(
         texts,
         [
@@ -105,11 +110,11 @@ fn everything_wrong_is_told_at_once() {
             "device \"bell\" asks for a register page for its tail, which are not one page of memory",
             "device \"bell\" asks for two things named kick, both doorbell",
             "device \"bell\" asks for an acknowledgement of its tail, which is not a level interrupt",
-            "memory addresses: apic requests 0xfec00000+0x1000, which is outside the space",
-            "memory addresses: ram requests 0x1000+0x1000, which is outside the space",
-            "ports: port requests 0x10000+0x2, which is outside the space",
+            &format!("memory addresses: apic requests 0xfec00000+0x1000, which is outside of {memory}"),
+            &format!("memory addresses: ram requests 0x1000+0x1000, which is outside of {memory}"),
+            "ports: port requests 0x10000+0x2, which is outside of 0x0..=0xffff",
             "ports: serial at 0x3f8+0x8 overlaps com1 at 0x3f8+0x8",
-            "interrupts: serial at 0x4+0x1 overlaps com1 at 0x4+0x1",
+            "interrupts: serial and com1 both request interrupt 4; devices can share those that are level-triggered",
         ]
     );
 }
@@ -139,11 +144,16 @@ fn c2_running_out_of_addresses_counts_what_fixed_places_take_of_them() {
     let large = Requires::new().registers(RegistersRequest::memory("registers", 0x1000_0000));
     let asked = [("at", window(0xd000_0000)), ("outside", window(0xc000_0000)), ("large", large)];
     let errors = places(&asked).unwrap_err();
-    let [BuildError::Exhausted { kind, available, asked, takers }] = &errors[..] else {
+    let [BuildError::Exhausted { kind, available, asked, takers, .. }] = &errors[..] else {
         panic!("{errors:?}")
     };
     assert_eq!((*kind, *available, *asked), ("memory addresses", 0x1000_0000, 0x1800_0000));
     assert_eq!(takers, &["at", "large"]);
+    assert_eq!(
+        errors[0].to_string(),
+        "memory addresses: 0x10000000 there are for devices, in 0xd0000000..=0xdfffffff, and 0x18000000 are asked for by at, \
+         large; in the way there: at at 0xd0000000+0x8000000"
+    );
 }
 
 #[test]
@@ -171,7 +181,63 @@ fn level_interrupts_at_one_place_share_it_and_an_edge_does_not() {
     let both = places(&[("a", level()), ("b", level())]).unwrap();
     assert_eq!(both, [place(&[], &[6]), place(&[], &[6])]);
     let errors = places(&[("a", level()), ("b", fixed(InterruptRequest::edge))]).unwrap_err();
-    assert_eq!(errors[0].to_string(), "interrupts: b at 0x6+0x1 overlaps a at 0x6+0x1");
+    assert_eq!(
+        errors[0].to_string(),
+        "interrupts: b and a both request interrupt 6; devices can share those that are level-triggered"
+    );
+}
+
+#[test]
+fn a_line_that_there_is_not_is_told_with_those_that_there_are() {
+    let irq = Requires::new().interrupt(InterruptRequest::edge("irq").fixed(1000));
+    let told = places(&[("far", irq)]).unwrap_err()[0].to_string();
+    let (first, last) =
+        if cfg!(target_arch = "x86_64") { (0, 23) } else { (0, arch::lines().last().unwrap()) };
+    assert_eq!(
+        told,
+        format!("interrupts: far requests interrupt 1000, which is outside of {first}..={last}")
+    );
+}
+
+#[test]
+fn what_is_in_the_way_of_a_window_is_named() {
+    let fixed = |base| Requires::new().registers(RegistersRequest::memory("registers", 0x1000).fixed(base));
+    let host = Requires::new().window(WindowRequest::memory32("low", 1 << 28));
+    let errors =
+        places(&[("pci", host), ("mine", fixed(0xe800_0000)), ("other", fixed(0xd000_0000))]).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "memory addresses to hand on: 0x10000000 there are for devices, in 0xe0000000..=0xefffffff, and 0x10001000 are \
+         asked for by mine, pci; in the way there: mine at 0xe8000000+0x1000"
+    );
+}
+
+#[test]
+fn a_space_without_anything_is_told_without_ranges() {
+    let error = BuildError::Exhausted {
+        kind: "memory addresses above 4 GiB to hand on",
+        available: 0,
+        asked: 16,
+        takers: vec!["pci".to_owned()],
+        room: Vec::new(),
+        in_the_way: Vec::new(),
+    };
+    let text =
+        "memory addresses above 4 GiB to hand on: 0x0 there are for devices, and 0x10 are asked for by pci";
+    assert_eq!(error.to_string(), text);
+}
+
+#[test]
+fn windows_of_odd_sizes_are_told_as_such_and_once() {
+    let odd = Requires::new().window(WindowRequest::memory32("memory32", 3 << 20));
+    let odd = odd.window(WindowRequest::memory64("memory64", 5)).window(WindowRequest::memory64("none", 0));
+    let told: Vec<_> = places(&[("pci", odd)]).unwrap_err().iter().map(ToString::to_string).collect();
+    let expected = ["memory32 of 0x300000", "memory64 of 0x5", "none of 0x0"].map(|what| {
+        format!(
+            "device \"pci\" asks for a window {what} bytes, which is not a power of two, as the sizes of windows are"
+        )
+    });
+    assert_eq!(told, expected);
 }
 
 /// What a PCI root bus asks for.

@@ -53,15 +53,15 @@ impl Snapshot {
     ) -> Result<Self, SnapshotError> {
         let mut chain: Option<Self> = None;
         for path in paths {
-            let next = Self::open_path(path.as_ref(), key)?;
-            chain = Some(match chain {
-                Some(base) => next.on(base)?,
-                None => next,
-            });
+            let path = path.as_ref();
+            let next = Self::open_path(path, key)?;
+            let whole = match chain {
+                Some(base) => next.on(base),
+                None => next.expect_whole().map(|()| next),
+            };
+            chain = Some(whole.map_err(|error| error.opened(path))?);
         }
-        let chain = chain.ok_or(SnapshotError::EmptyChain)?;
-        chain.expect_whole()?;
-        Ok(chain)
+        chain.ok_or(SnapshotError::EmptyChain)
     }
 
     /// Puts a diff on what it is based on: a full snapshot, or a diff that has its own base.

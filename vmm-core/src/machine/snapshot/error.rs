@@ -1,7 +1,7 @@
 //! Why there is no snapshot, or why one cannot be used.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ossature_bus::state::StateError;
 use ossature_bus::state_file::{Architecture, FormatError};
@@ -28,6 +28,14 @@ pub enum SnapshotError {
         call: &'static str,
         /// The host's error.
         source: io::Error,
+    },
+    /// What was opened by a path cannot be used.
+    #[error("{}: {source}", path.display())]
+    Opened {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<SnapshotError>,
     },
     /// There is something else where the snapshot is to be, which is left alone.
     #[error("{}: it exists and is something else; name another file, or remove it", path.display())]
@@ -286,6 +294,25 @@ pub enum SnapshotError {
     /// There is no memory for the guest.
     #[error("memory: {0}")]
     Ram(#[from] RamError),
+}
+
+impl SnapshotError {
+    /// Why, without the path by which it was [`Opened`](Self::Opened).
+    pub fn reason(&self) -> &Self {
+        match self {
+            Self::Opened { source, .. } => source.reason(),
+            reason => reason,
+        }
+    }
+
+    /// The same of the file that was opened by this path.
+    pub(super) fn opened(self, path: &Path) -> Self {
+        match self {
+            // It names the file itself.
+            Self::File { .. } => self,
+            _ => Self::Opened { path: path.to_owned(), source: Box::new(self) },
+        }
+    }
 }
 
 fn id(id: Option<&SnapshotId>) -> String {

@@ -192,7 +192,7 @@ impl Snapshot {
             call: "open",
             source,
         })?;
-        Self::open_fd(file.into(), key)
+        Self::open_fd(file.into(), key).map_err(|error| error.opened(path))
     }
 
     /// A snapshot in an open file, such as a memfd.

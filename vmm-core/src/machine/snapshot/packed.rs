@@ -59,7 +59,9 @@ impl PackedSnapshot {
 
     /// Opens such a file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
-        Self::from_file(File::open(path)?)
+        let path = path.as_ref();
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        File::open(path).and_then(Self::from_file).map_err(named)
     }
 
     /// Such a file that is open.

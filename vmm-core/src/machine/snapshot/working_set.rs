@@ -38,7 +38,7 @@ impl WorkingSet {
         let most = (HEADER + MAX_CHUNKS * 4 + 4) as u64;
         let mut bytes = Vec::new();
         file.take(most + 1).read_to_end(&mut bytes).map_err(failed("read"))?;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&bytes).map_err(|error| error.opened(path))
     }
 
     /// Writes it to a file at `path`: there in full or not at all. What is there and is no working set is refused.

@@ -203,20 +203,26 @@ fn a_wrong_missing_or_changed_base_is_refused_by_name() {
     let open = |at: usize| Snapshot::open(&chain.paths[at]).unwrap();
     let [base, first, second] = [0, 1, 2].map(|at| open(at).id().unwrap());
     assert_eq!((open(0).base(), open(1).base(), open(2).base()), (None, Some(base), Some(first)));
-    let of = |paths: &[&PathBuf]| Snapshot::open_chain(paths).unwrap_err();
+    // The one that does not go on those before it, and why.
+    let of = |paths: &[&PathBuf]| match Snapshot::open_chain(paths).unwrap_err() {
+        SnapshotError::Opened { path, source } => (path, *source),
+        error => panic!("{error}"),
+    };
     let [a, b, c] = [0, 1, 2].map(|at| &chain.paths[at]);
-    let error = of(&[a, c]);
+    let (path, error) = of(&[a, c]);
     assert!(
         matches!(error, SnapshotError::OtherBase { expected, found } if expected == first && found == Some(base))
     );
-    assert!(error.to_string().contains(&first.to_string()), "{error}");
-    assert!(matches!(of(&[a, c, b]), SnapshotError::OtherBase { .. }));
-    assert!(matches!(of(&[&other.paths[0], b]), SnapshotError::OtherBase { .. }));
-    assert!(matches!(of(&[b, c]), SnapshotError::NeedsBase { base: of } if of == base));
-    assert!(matches!(of(&[b]), SnapshotError::NeedsBase { base: of } if of == base));
-    assert!(matches!(of(&[a, a]), SnapshotError::NotADiff));
-    assert!(matches!(of(&[]), SnapshotError::EmptyChain));
-    assert!(matches!(of(&[a, b, c, c]), SnapshotError::OtherBase { found, .. } if found == Some(second)));
+    assert!(error.to_string().contains(&first.to_string()) && path == *c, "{error}");
+    assert!(matches!(of(&[a, c, b]), (path, SnapshotError::OtherBase { .. }) if path == *c));
+    assert!(matches!(of(&[&other.paths[0], b]), (path, SnapshotError::OtherBase { .. }) if path == *b));
+    assert!(matches!(of(&[b, c]), (path, SnapshotError::NeedsBase { base: of }) if of == base && path == *b));
+    assert!(matches!(of(&[b]), (path, SnapshotError::NeedsBase { base: of }) if of == base && path == *b));
+    assert!(matches!(of(&[a, a]), (path, SnapshotError::NotADiff) if path == *a));
+    assert!(matches!(Snapshot::open_chain::<PathBuf>([]), Err(SnapshotError::EmptyChain)));
+    let (path, error) = of(&[a, b, c, c]);
+    assert!(matches!(error, SnapshotError::OtherBase { found, .. } if found == Some(second)));
+    assert_eq!(path, *c);
     // A diff alone is listed, and not restored or merged.
     assert!(matches!(
         open(1).merge(chain.folder.path().join("merged")),

@@ -88,5 +88,8 @@ fn a_file_of_another_kind_is_left_alone() {
     let error = PackedSnapshot::write(file(&bytes()), &path).unwrap_err();
     assert!(matches!(error, SnapshotError::Taken { .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"something else");
-    assert!(PackedSnapshot::open(&path).is_err());
+    for path in [path, folder.path().join("none")] {
+        let error = PackedSnapshot::open(&path).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("{}: ", path.display())), "{error}");
+    }
 }

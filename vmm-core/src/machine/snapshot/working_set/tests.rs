@@ -21,7 +21,9 @@ fn a_set_is_read_as_it_was_saved() {
     // What is something else stays.
     fs::write(&path, b"something else").unwrap();
     assert!(matches!(set().save(&path), Err(SnapshotError::Taken { .. })));
-    assert!(matches!(WorkingSet::open(&path), Err(SnapshotError::WorkingSet { .. })));
+    let error = WorkingSet::open(&path).unwrap_err();
+    assert!(matches!(error.reason(), SnapshotError::WorkingSet { .. }), "{error}");
+    assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
     assert!(matches!(WorkingSet::open(folder.path().join("none")), Err(SnapshotError::File { .. })));
 }
 
