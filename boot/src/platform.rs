@@ -101,11 +101,16 @@ impl Node {
         Self { id: id.into(), kind, ranges, interrupts, windows: Vec::new() }
     }
 
-    /// The same device, which hands on these memory addresses.
+    /// The same device, which hands on these memory addresses. Tables take no empty window, and none of all addresses.
     #[must_use]
     pub fn with_windows(mut self, windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
         self.windows = windows.into_iter().collect();
         self
+    }
+
+    /// Returns true if each of its windows has a length: is not empty, and not all that there is.
+    pub(crate) fn has_windows_with_lengths(&self) -> bool {
+        self.windows.iter().all(|window| !window.is_empty() && *window != (0..=u64::MAX))
     }
 
     /// All its ports, one by one.
