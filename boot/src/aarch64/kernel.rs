@@ -142,10 +142,12 @@ fn parse(source: &ImageSource, len: u64, head: &[u8]) -> Result<(u64, u64), Kern
         return Err(KernelError::BigEndian);
     }
     check_sections(source, len, header.pe.get().into())?;
-    match header.image_size.get() {
-        0 => Ok((OLD_TEXT_OFFSET, len)),
+    match (header.text_offset.get(), header.image_size.get()) {
+        (_, 0) => Ok((OLD_TEXT_OFFSET, len)),
+        // Where its first instruction would be.
+        (value, _) if !value.is_multiple_of(4) => Err(KernelError::Invalid { field: "text_offset", value }),
         // What follows the image, such as a signature, is loaded with it.
-        size => Ok((header.text_offset.get(), size.max(len))),
+        (text_offset, size) => Ok((text_offset, size.max(len))),
     }
 }
 
@@ -154,9 +156,8 @@ fn parse(source: &ImageSource, len: u64, head: &[u8]) -> Result<(u64, u64), Kern
 fn check_sections(source: &ImageSource, len: u64, at: u64) -> Result<(), KernelError> {
     let mut header = [0; size_of::<PeHeader>()];
     let there = header.get_mut(..len.saturating_sub(at).min(PE_HEADER) as usize).unwrap_or_default();
-    let read = |at, buf: &mut [u8]| {
-        source.read_exact_at(at, buf).map_err(|source| KernelError::Read { source })
-    };
+    let read =
+        |at, buf: &mut [u8]| source.read_exact_at(at, buf).map_err(|source| KernelError::Read { source });
     read(at, there)?;
     if !there.iter().zip(PE_MAGIC).all(|(found, byte)| *found == byte) {
         return Ok(());

@@ -21,6 +21,17 @@ fn an_image_lies_at_its_offset_from_two_mebibytes_and_needs_what_it_says() {
 }
 
 #[test]
+fn a_text_offset_is_a_multiple_of_an_instruction() {
+    for offset in [1, 2, 3, 0x8_0002, u64::MAX] {
+        let said = format!("invalid kernel: text_offset is {offset:#x}");
+        assert_eq!(refused(&image(offset, 0x30_0000)), said);
+        // Where it is no field.
+        open(&image(offset, 0)).unwrap();
+    }
+    open(&image(4, 0x30_0000)).unwrap();
+}
+
+#[test]
 fn before_linux_3_17_an_image_said_nothing() {
     assert_eq!(open(&image(0x1234_5678, 0)).unwrap(), (0x28_0000, 0x1000, 0x1000));
 }
@@ -90,7 +101,7 @@ fn headers_are_hostile() {
     );
     assert!(with(12, 0).contains("too short"), "{}", with(12, 0));
     // Each ends beyond all addresses.
-    for (offset, size) in [(u64::MAX, 0x1000), (0, u64::MAX), (1 << 63, 1 << 63)] {
+    for (offset, size) in [(u64::MAX - 3, 0x1000), (0, u64::MAX), (1 << 63, 1 << 63)] {
         let image = image(offset, size);
         assert_eq!(Kernel::open(ImageSource::Bytes(&image)).unwrap().place(1 << 20), None);
     }
