@@ -1,6 +1,7 @@
 //! aarch64: everything that a guest kernel finds in memory and in its registers when it starts.
 
 pub mod acpi;
+mod check;
 pub mod cpu;
 mod efi;
 mod error;
@@ -27,6 +28,8 @@ pub use kernel::Kernel;
 
 /// The interrupt ids of a GIC that are each processor's own and not its software's begin here.
 const PRIVATE: u32 = 16;
+/// Those of devices, which all processors share, begin here: global system interrupts are interrupt ids of the GIC.
+const SHARED: u32 = 32;
 /// The private interrupts of the generic timer as Arm's base system architecture numbers them: secure, non-secure,
 /// virtual, hypervisor.
 const TIMERS: [u32; 4] = [13, 14, 11, 10];

@@ -57,7 +57,7 @@ pub use cmdline::CmdlineError;
 pub use image::ImageSource;
 pub use load::{LoadSegment, Loaded};
 pub use numa::{Numa, NumaError, NumaNode};
-pub use platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
+pub use platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, PlatformError, RamRange, Trigger};
 pub use unpack::{MAX_UNPACKED, UnpackError};
 
 #[cfg(doctest)]

@@ -213,7 +213,10 @@ impl Numa {
     /// As [`check`](Self::check), for the RAM in these ranges: more may have come since the machine was made.
     pub(crate) fn check_ranges(&self, cpus: usize, ram: &[RamRange]) -> Result<(), NumaError> {
         let all = ram.iter().fold(0u64, |sum, range| sum.saturating_add(range.len));
-        self.check(u32::try_from(cpus).unwrap_or(u32::MAX), all.min(self.memory()))
+        let own = self.memory();
+        // Where no node has any, there is none that more could belong to.
+        let memory = if own == 0 { all } else { all.min(own) };
+        self.check(u32::try_from(cpus).unwrap_or(u32::MAX), memory)
     }
 
     /// The node of each processor.

@@ -1,10 +1,13 @@
 //! What the boot tables describe: processors, RAM and the nodes that the machine assigned.
 
+mod error;
+
 use std::ops::RangeInclusive;
 
 use crate::caches::Caches;
 use crate::numa::{Numa, NumaError};
 
+pub use error::PlatformError;
 pub use ossature_memory::layout::{NodeKind, Trigger};
 
 /// A machine as its guest is told about it.
@@ -101,11 +104,21 @@ impl Node {
         Self { id: id.into(), kind, ranges, interrupts, windows: Vec::new() }
     }
 
-    /// The same device, which hands on these memory addresses.
+    /// The same device, which hands on these memory addresses. Tables take no empty window, and none of all addresses.
     #[must_use]
     pub fn with_windows(mut self, windows: impl IntoIterator<Item = RangeInclusive<u64>>) -> Self {
         self.windows = windows.into_iter().collect();
         self
+    }
+
+    /// Returns true if each of its windows has a length: is not empty, and not all that there is.
+    pub(crate) fn has_windows_with_lengths(&self) -> bool {
+        self.windows.iter().all(|window| !window.is_empty() && *window != (0..=u64::MAX))
+    }
+
+    /// Returns true if its range begins with a VM generation ID.
+    pub(crate) fn has_generation(&self) -> bool {
+        matches!(*self.ranges, [NodeRange::Memory { base, len }] if base.is_multiple_of(8) && len >= 16)
     }
 
     /// All its ports, one by one.

@@ -214,49 +214,80 @@ fn xz(input: Input, size: Size) -> io::Result<Vec<u8>> {
     read(lzma_rust2::XzReader::new_mem_limit(input, true, MEMORY), size)
 }
 
+/// A reader of what says itself where it ends: the end of the input is an error.
+#[cfg(feature = "lz4")]
+struct BeforeEnd<R>(R);
+
+#[cfg(feature = "lz4")]
+impl<R: io::Read> io::Read for BeforeEnd<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buf)? {
+            0 if !buf.is_empty() => Err(invalid("it ends too early")),
+            read => Ok(read),
+        }
+    }
+}
+
 /// The LZ4 frame that `lz4` writes unless told otherwise.
 #[cfg(feature = "lz4")]
 fn lz4_frame(input: Input, size: Size) -> io::Result<Vec<u8>> {
     use std::io::BufRead;
-    let mut decoder = lz4_flex::frame::FrameDecoder::new(input);
+    // The decoder takes an end of the input where a block would begin for the end of the frame.
+    let mut decoder = lz4_flex::frame::FrameDecoder::new(BeforeEnd(input));
     let out = read(&mut decoder, size)?;
-    if out.len() as u64 <= size.limit() && !decoder.get_mut().fill_buf()?.is_empty() {
+    if out.len() as u64 <= size.limit() && !decoder.get_mut().0.fill_buf()?.is_empty() {
         return Err(invalid("something follows its end"));
     }
     Ok(out)
 }
 
-/// The legacy LZ4 frame: blocks, each behind its compressed size, each of 8 MiB except the last.
+/// What a block of a legacy LZ4 frame unpacks to, except the last, which may be less.
+#[cfg(feature = "lz4")]
+const LZ4_BLOCK: usize = 8 << 20;
+
+/// The legacy LZ4 frame: blocks, each behind its compressed size. The last one ends where the input does.
 #[cfg(feature = "lz4")]
 fn lz4(mut input: Input, size: Size) -> io::Result<Vec<u8>> {
     use std::io::{BufRead, Read};
-    let Size::Claimed(claimed) = size else { return lz4_frame(input, size) };
-    const BLOCK: usize = 8 << 20;
-    /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
-    const MAX_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
     input.read_exact(&mut [0; 4])?;
+    let mut block = Vec::new();
+    let Size::Claimed(claimed) = size else {
+        let (mut out, mut chunk) = (Vec::new(), vec![0; LZ4_BLOCK]);
+        while out.len() as u64 <= size.limit() && !input.fill_buf()?.is_empty() {
+            let written = lz4_block(&mut input, &mut block, &mut chunk)?;
+            out.extend_from_slice(chunk.get(..written).unwrap_or_default());
+        }
+        return Ok(out);
+    };
     let mut out = vec![0; claimed as usize];
     let mut rest = out.as_mut_slice();
-    let mut block = Vec::new();
     while !rest.is_empty() {
-        let mut size = [0; 4];
-        input.read_exact(&mut size)?;
-        let size = u32::from_le_bytes(size) as usize;
-        if size > MAX_COMPRESSED {
-            return Err(invalid("block too large"));
-        }
-        block.clear();
-        if input.by_ref().take(size as u64).read_to_end(&mut block)? != size {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let (chunk, after) = rest.split_at_mut(rest.len().min(BLOCK));
-        let written = lz4_flex::block::decompress_into(&block, chunk).map_err(io::Error::other)?;
-        if written != chunk.len() {
+        let (chunk, after) = rest.split_at_mut(rest.len().min(LZ4_BLOCK));
+        if lz4_block(&mut input, &mut block, chunk)? != chunk.len() {
             return Err(invalid("short block"));
         }
         rest = after;
     }
     if input.fill_buf()?.is_empty() { Ok(out) } else { Err(invalid("larger than it claims")) }
+}
+
+/// Unpacks the next block of a legacy LZ4 frame to the start of `chunk` by way of `block`; returns its length.
+#[cfg(feature = "lz4")]
+fn lz4_block(input: &mut Input, block: &mut Vec<u8>, chunk: &mut [u8]) -> io::Result<usize> {
+    use std::io::Read;
+    /// What incompressible data grows to: `LZ4_COMPRESSBOUND`.
+    const MAX_COMPRESSED: usize = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
+    let mut size = [0; 4];
+    input.read_exact(&mut size)?;
+    let size = u32::from_le_bytes(size) as usize;
+    if size > MAX_COMPRESSED {
+        return Err(invalid("block too large"));
+    }
+    block.clear();
+    if input.take(size as u64).read_to_end(block)? != size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    lz4_flex::block::decompress_into(block, chunk).map_err(io::Error::other)
 }
 
 #[cfg(feature = "zstd")]

@@ -334,6 +334,12 @@ fn what_cannot_be_described_is_refused_by_name() {
     assert_eq!(said, "the platform has 2 devices of kind PciHost; a device tree has one at most");
     let said = with(&|platform| platform.nodes[7].windows.clear());
     assert_eq!(said, "device `pci` of kind PciHost has to have a window");
+    #[allow(clippy::reversed_empty_ranges)]
+    for window in [5..=3, 0..=u64::MAX] {
+        let said = with(&|platform| platform.nodes[7].windows.push(window.clone()));
+        let needs = "windows that are not empty and not all of memory";
+        assert_eq!(said, format!("device `pci` of kind PciHost has to have {needs}"));
+    }
     for len in [0, 0x1_0000, 257 << 20] {
         let said = with(&|platform| platform.nodes[7].ranges[0] = memory(0xd010_0000, len));
         assert_eq!(

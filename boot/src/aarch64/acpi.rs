@@ -13,15 +13,12 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Device, Name};
 use acpi_tables::mcfg::MCFG;
 
-use crate::acpi::lines::Lines;
+use super::check::check;
+use super::gic;
 use crate::acpi::pci::PciHost;
 use crate::acpi::{AcpiError, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Tables, dsdt, numa};
 use crate::platform::{NodeKind, Platform};
 
-/// Global system interrupts are interrupt ids of the GIC, of which shared peripheral interrupts are those from here on.
-const SHARED: u32 = 32;
-/// How many of them there are.
-const SHARED_COUNT: u32 = 988;
 /// How many processors have names: four characters each.
 const MAX_CPUS: usize = 0x1000;
 
@@ -40,21 +37,17 @@ const MAX_CPUS: usize = 0x1000;
 /// assert!(tables.starts_with(b"RSD PTR "));
 /// ```
 pub fn tables(platform: &Platform, base: u64, room: u64) -> Result<Vec<u8>, AcpiError> {
-    for node in &platform.nodes {
-        if node.interrupts.iter().any(|interrupt| interrupt.number >= SHARED_COUNT) {
-            return Err(node.invalid("shared peripheral interrupts: 0 to 987"));
-        }
-    }
+    let gic = gic::only(platform).map_err(|found| AcpiError::InterruptController { found })?;
     platform.caches.as_ref().map_or(Ok(()), |caches| caches.check())?;
     platform.check_numa()?;
-    let lines = Lines::new(platform, SHARED)?;
+    let lines = check(platform)?;
     let mut tables = Tables::new(base);
     let processors = processors(platform)?;
     let elsewhere = [NodeKind::GicV2, NodeKind::GicV3, NodeKind::GicV3Its, NodeKind::PmuV3];
     let dsdt =
         tables.append_with(b"DSDT", 2, |body| dsdt::body(platform, &lines, processors, &elsewhere, body))?;
     let fadt = tables.append(&fadt::fadt(dsdt));
-    let madt = tables.append_with(b"APIC", 5, |body| madt::body(platform, body))?;
+    let madt = tables.append_with(b"APIC", 5, |body| madt::body(platform, gic, body))?;
     let gtdt = tables.append_with(b"GTDT", 3, plain(gtdt::body))?;
     let pptt = tables.append_with(b"PPTT", pptt::REVISION, plain(|body| pptt::body(platform, body)))?;
     let mut all = vec![fadt, madt, gtdt, pptt];

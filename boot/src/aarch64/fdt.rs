@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
+use super::check::check;
 use super::efi::{self, Efi};
 use super::{PMU, TIMERS, gic};
 use crate::caches::CacheError;
 use crate::numa::NumaError;
-use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, RamRange, Trigger};
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Platform, PlatformError, RamRange, Trigger};
 
 /// Why a platform cannot be described.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub enum FdtError {
     /// NUMA nodes of another machine.
     #[error(transparent)]
     Numa(#[from] NumaError),
+    /// A machine that contradicts itself.
+    #[error(transparent)]
+    Platform(PlatformError),
     /// A machine without exactly one interrupt controller.
     #[error("the platform has {found} interrupt controllers; a device tree needs one")]
     InterruptController {
@@ -63,7 +67,7 @@ pub enum FdtError {
         /// Its kind.
         kind: NodeKind,
     },
-    /// A node that lacks what its kind has.
+    /// A node that lacks what its kind has, or has more.
     #[error("device `{id}` of kind {kind:?} has to have {needs}")]
     BadNode {
         /// The node's name.
@@ -87,6 +91,15 @@ pub enum FdtError {
         /// What the writer says.
         reason: String,
     },
+}
+
+impl From<PlatformError> for FdtError {
+    fn from(error: PlatformError) -> Self {
+        match error {
+            PlatformError::BadNode { id, kind, needs } => Self::BadNode { id, kind, needs },
+            error => Self::Platform(error),
+        }
+    }
 }
 
 impl From<vm_fdt::Error> for FdtError {
@@ -164,6 +177,8 @@ pub fn blob(platform: &Platform, chosen: &Chosen) -> Result<Vec<u8>, FdtError> {
     for node in &platform.nodes {
         device(&mut tree, node, (private, pci))?;
     }
+    // Those above say what a device lacks.
+    check(platform)?;
     tree.end_node(root)?;
     Ok(tree.finish()?)
 }

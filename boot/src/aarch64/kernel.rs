@@ -1,6 +1,6 @@
 //! Kernel images: the arm64 Image, as it is, packed as a file, or packed in an EFI image that unpacks itself (zboot).
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::error::KernelError;
@@ -26,6 +26,35 @@ const IMAGE_MAGIC: [u8; 4] = *b"ARM\x64";
 const BIG_ENDIAN: u64 = 1;
 /// Where kernels lie that do not say how long they are: those before Linux 3.17, which do not say where, either.
 const OLD_TEXT_OFFSET: u64 = 0x8_0000;
+
+/// The header of a PE file with its signature (PE Format, Microsoft): `optional_len` bytes behind it there are
+/// `section_count` of [`PeSection`].
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct PeHeader {
+    magic: [u8; 4],
+    machine: U16,
+    section_count: U16,
+    others: [U32; 3],
+    optional_len: U16,
+    flags: U16,
+}
+
+const PE_MAGIC: [u8; 4] = *b"PE\0\0";
+const PE_HEADER: u64 = size_of::<PeHeader>() as u64;
+/// More sections than Windows loads. Linux has two or three.
+const MAX_SECTIONS: usize = 96;
+
+/// A section of a PE file.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct PeSection {
+    name: [u8; 8],
+    memory: [U32; 2],
+    file_len: U32,
+    file_offset: U32,
+    others: [U32; 4],
+}
 
 /// The header of an EFI image whose payload is a packed kernel (`drivers/firmware/efi/libstub/zboot-header.S`).
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
@@ -75,7 +104,7 @@ impl<'a> Kernel<'a> {
             Some(bytes) => Image::Unpacked(bytes),
         };
         let (len, head) = read_head(&image.source(), &mut buffer)?;
-        let (text_offset, size) = parse(len, head)?;
+        let (text_offset, size) = parse(&image.source(), len, head)?;
         Ok(Self { image, len, text_offset, size })
     }
 
@@ -104,7 +133,7 @@ impl Image<'_> {
 }
 
 /// The text offset of an Image of `len` bytes that begins with `head`, and the size of the memory that it needs.
-fn parse(len: u64, head: &[u8]) -> Result<(u64, u64), KernelError> {
+fn parse(source: &ImageSource, len: u64, head: &[u8]) -> Result<(u64, u64), KernelError> {
     let header = match ImageHeader::read_from_prefix(head) {
         Ok((header, _)) if header.magic == IMAGE_MAGIC => header,
         _ => return Err(foreign(head)),
@@ -112,11 +141,47 @@ fn parse(len: u64, head: &[u8]) -> Result<(u64, u64), KernelError> {
     if header.flags.get() & BIG_ENDIAN != 0 {
         return Err(KernelError::BigEndian);
     }
-    match header.image_size.get() {
-        0 => Ok((OLD_TEXT_OFFSET, len)),
+    check_sections(source, len, header.pe.get().into())?;
+    match (header.text_offset.get(), header.image_size.get()) {
+        (_, 0) => Ok((OLD_TEXT_OFFSET, len)),
+        // Where its first instruction would be.
+        (value, _) if !value.is_multiple_of(4) => Err(KernelError::Invalid { field: "text_offset", value }),
         // What follows the image, such as a signature, is loaded with it.
-        size => Ok((header.text_offset.get(), size.max(len))),
+        (text_offset, size) => Ok((text_offset, size.max(len))),
     }
+}
+
+/// Fails if sections lie behind the end of an image of `len` bytes, which an Image that EFI can start has a list of: where there is
+/// a PE header `at` this offset.
+fn check_sections(source: &ImageSource, len: u64, at: u64) -> Result<(), KernelError> {
+    let mut header = [0; size_of::<PeHeader>()];
+    let there = header.get_mut(..len.saturating_sub(at).min(PE_HEADER) as usize).unwrap_or_default();
+    let read =
+        |at, buf: &mut [u8]| source.read_exact_at(at, buf).map_err(|source| KernelError::Read { source });
+    read(at, there)?;
+    if !there.iter().zip(PE_MAGIC).all(|(found, byte)| *found == byte) {
+        return Ok(());
+    }
+    let has_all = |what, needs| {
+        if needs > len { Err(KernelError::Truncated { what, needs, has: len }) } else { Ok(()) }
+    };
+    has_all("the PE header", at + PE_HEADER)?;
+    let Ok(header) = PeHeader::read_from_bytes(&header) else { return Ok(()) };
+    let count = usize::from(header.section_count.get());
+    let mut sections = [[0; size_of::<PeSection>()]; MAX_SECTIONS];
+    let Some(sections) = sections.get_mut(..count) else {
+        return Err(KernelError::Invalid { field: "the number of sections", value: count as u64 });
+    };
+    let sections = sections.as_flattened_mut();
+    let table = at + PE_HEADER + u64::from(header.optional_len.get());
+    has_all("the table of sections", table + sections.len() as u64)?;
+    read(table, sections)?;
+    let ends = sections.chunks_exact(size_of::<PeSection>()).filter_map(|bytes| {
+        let section = PeSection::read_from_bytes(bytes).ok()?;
+        let len = section.file_len.get();
+        (len > 0).then_some(u64::from(section.file_offset.get()) + u64::from(len))
+    });
+    has_all("a section", ends.max().unwrap_or(0))
 }
 
 /// What an image is that is no Image.

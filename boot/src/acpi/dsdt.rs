@@ -186,7 +186,7 @@ impl Devices<'_> {
         let (&[NodeRange::Memory { base, len }], &[line]) = (&*node.ranges, &*node.interrupts) else {
             return Err(node.invalid("one memory range and one interrupt"));
         };
-        if !base.is_multiple_of(8) || len < 16 || base.checked_add(len - 1).is_none() {
+        if !node.has_generation() || base.checked_add(len - 1).is_none() {
             return Err(node.invalid("16 bytes at a multiple of 8"));
         }
         let (low, high) = (base as u32, (base >> 32) as u32);

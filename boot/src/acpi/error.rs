@@ -2,7 +2,7 @@
 
 use crate::caches::CacheError;
 use crate::numa::NumaError;
-use crate::platform::{Node, NodeKind};
+use crate::platform::{Node, NodeKind, PlatformError};
 
 /// Why a platform cannot be described.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -65,18 +65,9 @@ pub enum AcpiError {
     /// NUMA nodes of another machine.
     #[error(transparent)]
     Numa(#[from] NumaError),
-    /// Two nodes that raise one interrupt, of which at least one does so by edges.
-    #[error(
-        "devices `{first}` and `{second}` cannot share interrupt {number}: both have to be level-triggered"
-    )]
-    SharedEdge {
-        /// The global system interrupt.
-        number: u32,
-        /// A node that raises it.
-        first: String,
-        /// Another one.
-        second: String,
-    },
+    /// A machine that contradicts itself.
+    #[error(transparent)]
+    Platform(PlatformError),
     /// A node whose ranges or interrupts are not what its kind has.
     #[error("device `{id}` ({kind:?}) needs {needs}")]
     InvalidNode {
@@ -87,6 +78,15 @@ pub enum AcpiError {
         /// What would be right.
         needs: &'static str,
     },
+}
+
+impl From<PlatformError> for AcpiError {
+    fn from(error: PlatformError) -> Self {
+        match error {
+            PlatformError::BadNode { id, kind, needs } => Self::InvalidNode { id, kind, needs },
+            error => Self::Platform(error),
+        }
+    }
 }
 
 impl Node {

@@ -5,8 +5,7 @@ use std::collections::btree_map::Entry;
 
 use acpi_tables::aml::Interrupt;
 
-use super::error::AcpiError;
-use crate::platform::{Node, NodeInterrupt, Platform, Trigger};
+use crate::platform::{Node, NodeInterrupt, Platform, PlatformError, Trigger};
 
 /// The interrupts of a platform, by number.
 pub(crate) struct Lines<'a> {
@@ -25,7 +24,7 @@ impl<'a> Lines<'a> {
     ///
     /// # Errors
     /// An edge-triggered interrupt that two nodes raise: the guest would lose edges.
-    pub(crate) fn new(platform: &'a Platform, base: u32) -> Result<Self, AcpiError> {
+    pub(crate) fn new(platform: &'a Platform, base: u32) -> Result<Self, PlatformError> {
         let mut lines = BTreeMap::new();
         for node in &platform.nodes {
             for &NodeInterrupt { number, trigger } in &node.interrupts {
@@ -37,7 +36,7 @@ impl<'a> Lines<'a> {
                         let line = taken.get_mut();
                         if [line.trigger, trigger] != [Trigger::Level; 2] {
                             let (first, second) = (line.first.id.clone(), node.id.clone());
-                            return Err(AcpiError::SharedEdge { number, first, second });
+                            return Err(PlatformError::SharedEdge { number, first, second });
                         }
                         line.is_shared = true;
                     }

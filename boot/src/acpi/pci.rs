@@ -66,6 +66,9 @@ impl<'a> PciHost<'a> {
         if !(config.is_none_or(|(base, len)| fits(base, len)) && hotplug_fits && whole(base, len)) {
             return Err(wrong());
         }
+        if !node.has_windows_with_lengths() {
+            return Err(node.invalid("windows that are not empty and not all of memory"));
+        }
         Ok(Self { ecam: (base, len), config, hotplug, interrupt, node })
     }
 
@@ -122,7 +125,8 @@ impl<'a> PciHost<'a> {
             let (first, last) = (*window.start(), *window.end());
             let cacheable = AddressSpaceCacheable::NotCacheable;
             match (u32::try_from(first), u32::try_from(last)) {
-                (Ok(first), Ok(last)) => {
+                // All 4 GiB have a length that takes more.
+                (Ok(first), Ok(last)) if (first, last) != (0, u32::MAX) => {
                     AddressSpace::new_memory(cacheable, true, first, last, None).to_aml_bytes(&mut out);
                 }
                 _ => AddressSpace::new_memory(cacheable, true, first, last, None).to_aml_bytes(&mut out),
@@ -226,3 +230,6 @@ fn scan(out: &mut Vec<u8>) {
     }
     Method::new("SCAN".into(), 0, true, vec![&Encoded(body)]).to_aml_bytes(out);
 }
+
+#[cfg(test)]
+mod tests;

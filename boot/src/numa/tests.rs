@@ -62,6 +62,14 @@ fn ram_is_split_where_nodes_end() {
     assert_eq!(less, Err(NumaError::OtherMemory { found: 6 * GIB, memory: 3 * GIB }));
 }
 
+#[test]
+fn nodes_without_memory_are_those_of_a_machine_without() {
+    let none = numa(&[(2, 0), (1, 0)]);
+    let error = none.check_ranges(3, &[RamRange::new(0, GIB)]);
+    assert_eq!(error, Err(NumaError::OtherMemory { found: 0, memory: GIB }));
+    assert_eq!(none.check_ranges(3, &[]), Ok(()));
+}
+
 proptest! {
     #[test]
     fn every_byte_of_ram_has_a_node(

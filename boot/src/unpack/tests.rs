@@ -147,6 +147,64 @@ fn lz4_blocks_that_lie() {
     assert!(matches!(unpack(&packed), Err(UnpackError::Corrupt { format: "LZ4", .. })));
 }
 
+/// Unpacks a file.
+fn unpack_file(bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    file(&ImageSource::Bytes(bytes), bytes.len() as u64, bytes)
+}
+
+/// An LZ4 frame of several blocks, with all checksums or none.
+fn lz4_frame_of_blocks(bytes: &[u8], has_checksums: bool) -> Vec<u8> {
+    use lz4_flex::frame::{BlockSize, FrameEncoder, FrameInfo};
+    let info = FrameInfo::new()
+        .block_size(BlockSize::Max64KB)
+        .block_checksums(has_checksums)
+        .content_checksum(has_checksums)
+        .content_size(has_checksums.then_some(bytes.len() as u64));
+    let mut frame = FrameEncoder::with_frame_info(info, Vec::new());
+    frame.write_all(bytes).unwrap();
+    frame.finish().unwrap()
+}
+
+#[test]
+fn an_lz4_frame_ends_with_its_file_and_not_before() {
+    let sample = sample(200_000);
+    for has_checksums in [true, false] {
+        let packed = lz4_frame_of_blocks(&sample, has_checksums);
+        assert!(unpack_file(&packed).unwrap() == sample);
+        let payload = with_size(packed.clone(), sample.len());
+        assert!(unpack(&payload).unwrap() == sample);
+        // Around the end of the first block, too, where the size of the next one would follow.
+        let (header, checksum) = if has_checksums { (15, 4) } else { (7, 0) };
+        let size = u32::from_le_bytes(packed[header..header + 4].try_into().unwrap()) as usize;
+        let (first, all) = (header + 4 + size + checksum, packed.len());
+        for len in (4..30).chain(first - 6..first + 6).chain(all - 12..all) {
+            let error = unpack_file(&packed[..len]).unwrap_err();
+            assert!(matches!(error, UnpackError::Corrupt { format: "LZ4", .. }), "{len}: {error}");
+        }
+        for behind in [&[0][..], &[0; 4], &packed] {
+            unpack_file(&[&packed, behind].concat()).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn the_last_block_of_a_legacy_lz4_frame_ends_with_its_file() {
+    let sample = sample((8 << 20) + 70_000);
+    let mut packed = pack_lz4(&sample);
+    packed.truncate(packed.len() - 4);
+    assert!(unpack_file(&packed).unwrap() == sample);
+    // What the frame does not say, and what is loaded has to: how many blocks there are.
+    let second = 8 + u32::from_le_bytes(packed[4..8].try_into().unwrap()) as usize;
+    assert_eq!(unpack_file(&packed[..second]).unwrap().len(), 8 << 20);
+    for len in [5, 7, 8, 9, second - 1, second + 1, second + 3, second + 4, second + 5, packed.len() - 1] {
+        let error = unpack_file(&packed[..len]).unwrap_err();
+        assert!(matches!(error, UnpackError::Corrupt { format: "LZ4", .. }), "{len}: {error}");
+    }
+    for behind in [&[0][..], &[0; 3], &[0; 4], &[1, 0, 0, 0], b"behind"] {
+        unpack_file(&[&packed, behind].concat()).unwrap_err();
+    }
+}
+
 #[test]
 fn cut_payloads_are_corrupt() {
     for (format, packed) in all(&sample(100_000)) {

@@ -8,14 +8,14 @@ use acpi_tables::{Aml, AmlSink};
 
 use crate::aarch64::{PMU, PRIVATE, gic};
 use crate::acpi::AcpiError;
-use crate::platform::{NodeKind, NodeRange, Platform};
+use crate::platform::{Node, NodeKind, NodeRange, Platform};
 
 /// Bytes of a processor's interface in this revision: without the interrupt of trace buffers.
 const GICC_LEN: usize = 80;
 const LENGTH: usize = 1;
 
-pub(super) fn body(platform: &Platform, out: &mut Vec<u8>) -> Result<(), AcpiError> {
-    let gic = gic::only(platform).map_err(|found| AcpiError::InterruptController { found })?;
+/// The body of the table of a machine with this interrupt controller.
+pub(super) fn body(platform: &Platform, gic: &Node, out: &mut Vec<u8>) -> Result<(), AcpiError> {
     let is_v2 = gic.kind == NodeKind::GicV2;
     let wrong = || {
         gic.invalid(if is_v2 {

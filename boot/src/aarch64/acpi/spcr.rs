@@ -4,7 +4,7 @@
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::{Aml, AmlSink};
 
-use super::SHARED;
+use crate::aarch64::SHARED;
 use crate::acpi::AcpiError;
 use crate::platform::{Node, NodeRange};
 

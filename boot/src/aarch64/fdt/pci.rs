@@ -26,6 +26,9 @@ pub(super) fn host(tree: &mut FdtWriter, node: &Node, (its, numa): OfPci) -> Res
     if node.windows.is_empty() {
         return Err(bad(node, "a window"));
     }
+    if !node.has_windows_with_lengths() {
+        return Err(bad(node, "windows that are not empty and not all of memory"));
+    }
     let written = tree.begin_node(&name("pcie", base))?;
     tree.property_string("compatible", "pci-host-ecam-generic")?;
     tree.property_string("device_type", "pci")?;
@@ -52,7 +55,7 @@ fn ranges(node: &Node) -> Vec<u32> {
         [base, base, len].into_iter().for_each(|value| cells.extend(halves(value)));
     };
     for window in &node.windows {
-        let (base, len) = (*window.start(), (window.end() - window.start()).saturating_add(1));
+        let (base, len) = (*window.start(), window.end() - window.start() + 1);
         let plain = len.min(NOT_PREFETCHABLE);
         add(if u32::try_from(*window.end()).is_ok() { MEMORY_32 } else { MEMORY_64 }, base, plain);
         if len > plain {

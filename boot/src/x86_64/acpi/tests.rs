@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::acpi::RESET_VALUE;
-use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, Trigger};
+use crate::platform::{Node, NodeInterrupt, NodeKind, NodeRange, PlatformError, Trigger};
 
 const BASE: u64 = 0xe_0000;
 
@@ -239,7 +239,7 @@ fn only_levels_are_shared() {
         let button = Node { id: "button".into(), ..button };
         let error = tables(&with_nodes(vec![clock, button]), BASE, 0x2_0000).unwrap_err();
         let (first, second) = ("it".into(), "button".into());
-        assert_eq!(error, AcpiError::SharedEdge { number: 8, first, second });
+        assert_eq!(error, PlatformError::SharedEdge { number: 8, first, second }.into());
     }
     tables(&with_nodes(vec![level(clock()), level(button())]), BASE, 0x2_0000).unwrap();
 }
