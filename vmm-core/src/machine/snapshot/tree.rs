@@ -67,7 +67,8 @@ pub(super) type Hash = [u8; HASH];
 /// assert_eq!(again.ram().dma().read_obj::<[u8; 4]>(GuestAddress(0x1000))?, *b"kept");
 ///
 /// let other = SnapshotKey::new([8; 32]);
-/// assert!(matches!(other.open(&path), Err(SnapshotError::OtherKey { .. })));
+/// let error = other.open(&path).unwrap_err();
+/// assert!(matches!(error.reason(), SnapshotError::OtherKey { .. }));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
