@@ -1,7 +1,5 @@
 //! What has to be true of a machine whichever tables tell its guest of it.
 
-use std::collections::BTreeMap;
-
 use super::SHARED;
 use crate::acpi::lines::Lines;
 use crate::platform::{Node, NodeKind, NodeRange, Platform, PlatformError};
@@ -16,29 +14,29 @@ pub(super) fn check(platform: &Platform) -> Result<Lines<'_>, PlatformError> {
     if let Some(&id) = platform.cpus.iter().find(|&&id| id & !AFFINITY != 0) {
         return Err(PlatformError::CpuId { id });
     }
-    let mut taken = Taken::new();
+    let mut taken = Vec::with_capacity(platform.ram.len() + platform.nodes.len());
     for ram in &platform.ram {
         if !is_range(ram.base, ram.len) {
             return Err(PlatformError::Ram { base: ram.base, len: ram.len });
         }
-        take(&mut taken, ram.base, None)?;
+        taken.push((ram.base, None));
     }
     for node in &platform.nodes {
         check_node(node, &mut taken)?;
+    }
+    taken.sort_by_key(|(base, _)| *base);
+    for (&(base, first), &(other, second)) in taken.iter().zip(taken.iter().skip(1)) {
+        if base == other {
+            let name =
+                |by: Option<&Node>| by.map_or("RAM".to_owned(), |node| format!("device `{}`", node.id));
+            return Err(PlatformError::SameAddress { base, first: name(first), second: name(second) });
+        }
     }
     Lines::new(platform, SHARED)
 }
 
 /// What begins at each address: a node, or RAM.
-type Taken<'a> = BTreeMap<u64, Option<&'a Node>>;
-
-fn take<'a>(taken: &mut Taken<'a>, base: u64, by: Option<&'a Node>) -> Result<(), PlatformError> {
-    let name = |by: Option<&Node>| by.map_or("RAM".to_owned(), |node| format!("device `{}`", node.id));
-    match taken.insert(base, by) {
-        Some(other) => Err(PlatformError::SameAddress { base, first: name(other), second: name(by) }),
-        None => Ok(()),
-    }
-}
+type Taken<'a> = Vec<(u64, Option<&'a Node>)>;
 
 fn check_node<'a>(node: &'a Node, taken: &mut Taken<'a>) -> Result<(), PlatformError> {
     let bad = |needs| Err(PlatformError::BadNode { id: node.id.clone(), kind: node.kind, needs });
@@ -64,7 +62,7 @@ fn check_node<'a>(node: &'a Node, taken: &mut Taken<'a>) -> Result<(), PlatformE
         if !is_range(base, len) {
             return bad("memory ranges that are not empty and do not wrap");
         }
-        take(taken, base, Some(node))?;
+        taken.push((base, Some(node)));
     }
     if node.kind == NodeKind::VmGenId && !node.has_generation() {
         return bad("16 bytes at a multiple of 8");

@@ -1,22 +1,20 @@
 //! Interrupt lines: how each is triggered, and whether devices share it.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-
 use acpi_tables::aml::Interrupt;
 
 use crate::platform::{Node, NodeInterrupt, Platform, PlatformError, Trigger};
 
-/// The interrupts of a platform, by number.
+/// The interrupts of a platform.
 pub(crate) struct Lines<'a> {
-    lines: BTreeMap<u32, Line<'a>>,
+    /// By number; where nodes share one, in their order.
+    lines: Vec<Line<'a>>,
     base: u32,
 }
 
 struct Line<'a> {
-    first: &'a Node,
+    number: u32,
     trigger: Trigger,
-    is_shared: bool,
+    node: &'a Node,
 }
 
 impl<'a> Lines<'a> {
@@ -25,22 +23,16 @@ impl<'a> Lines<'a> {
     /// # Errors
     /// An edge-triggered interrupt that two nodes raise: the guest would lose edges.
     pub(crate) fn new(platform: &'a Platform, base: u32) -> Result<Self, PlatformError> {
-        let mut lines = BTreeMap::new();
+        let mut lines = Vec::with_capacity(platform.nodes.len());
         for node in &platform.nodes {
-            for &NodeInterrupt { number, trigger } in &node.interrupts {
-                match lines.entry(number) {
-                    Entry::Vacant(free) => {
-                        free.insert(Line { first: node, trigger, is_shared: false });
-                    }
-                    Entry::Occupied(mut taken) => {
-                        let line = taken.get_mut();
-                        if [line.trigger, trigger] != [Trigger::Level; 2] {
-                            let (first, second) = (line.first.id.clone(), node.id.clone());
-                            return Err(PlatformError::SharedEdge { number, first, second });
-                        }
-                        line.is_shared = true;
-                    }
-                }
+            let line = |&NodeInterrupt { number, trigger }| Line { number, trigger, node };
+            lines.extend(node.interrupts.iter().map(line));
+        }
+        lines.sort_by_key(|line| line.number);
+        for (first, second) in lines.iter().zip(lines.iter().skip(1)) {
+            if first.number == second.number && [first.trigger, second.trigger] != [Trigger::Level; 2] {
+                let (number, first, second) = (first.number, first.node.id.clone(), second.node.id.clone());
+                return Err(PlatformError::SharedEdge { number, first, second });
             }
         }
         Ok(Self { lines, base })
@@ -48,7 +40,8 @@ impl<'a> Lines<'a> {
 
     /// Returns true if more than one node raises this interrupt.
     fn is_shared(&self, number: u32) -> bool {
-        self.lines.get(&number).is_some_and(|line| line.is_shared)
+        let first = self.lines.partition_point(|line| line.number < number);
+        self.lines.get(first + 1).is_some_and(|line| line.number == number)
     }
 
     /// The descriptor of a line, which is active-high.
@@ -59,6 +52,8 @@ impl<'a> Lines<'a> {
 
     /// The level-triggered interrupts, ascending.
     pub(crate) fn level_triggered(&self) -> impl Iterator<Item = u32> + '_ {
-        self.lines.iter().filter(|(_, line)| line.trigger == Trigger::Level).map(|(&number, _)| number)
+        let of_one_number = self.lines.chunk_by(|one, other| one.number == other.number);
+        let first = of_one_number.filter_map(|lines| lines.first());
+        first.filter(|line| line.trigger == Trigger::Level).map(|line| line.number)
     }
 }
