@@ -41,7 +41,7 @@ pub const BOUNDS: &[(&str, f64)] = &[
     ("device state: decode", 6173.3),
     ("baseline: device state, copy of the file", 93.4),
     ("boot: device tree", 112123.1),
-    ("boot: ACPI tables", 75739.3),
+    ("boot: ACPI tables", 73796.3),
     ("boot: kernel parsed", 2211.3),
     ("boot: kernel loaded", 115441.3),
     ("serial port, byte sent", 535.4),

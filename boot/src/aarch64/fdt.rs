@@ -4,6 +4,7 @@
 mod cpus;
 mod pci;
 
+use std::fmt::Write;
 use std::ops::Range;
 
 use vm_fdt::{FdtWriter, FdtWriterNode};
@@ -403,7 +404,10 @@ fn interrupts(tree: &mut FdtWriter, node: &Node, needed: bool) -> Result<(), Fdt
 }
 
 fn name(kind: &str, base: u64) -> String {
-    format!("{kind}@{base:x}")
+    // As much as it can take: it does not grow, and writing to it cannot fail.
+    let mut name = String::with_capacity(kind.len() + "@".len() + 16);
+    let _ = write!(name, "{kind}@{base:x}");
+    name
 }
 
 /// Base and length of a node's range `index`, which is memory.
