@@ -26,6 +26,53 @@ mod failing;
 mod reset;
 mod watching;
 
+/// A device that does nothing but ask for something.
+pub(super) struct Asks(pub &'static str, pub Requires);
+
+impl Device for Asks {
+    fn id(&self) -> &str {
+        self.0
+    }
+
+    fn requires(&self) -> Requires {
+        self.1.clone()
+    }
+
+    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
+        Ok(NodeKind::Hidden)
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, DeviceError> {
+        Ok(DeviceState::Stateless)
+    }
+
+    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
+        Err(StateError::Unsupported { reason: "there is none" })
+    }
+
+    fn detach(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn syscalls(&self) -> &'static [Syscall] {
+        &[]
+    }
+
+    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+}
+
 const PORT: u16 = 0x80;
 
 /// A device with one port: what is written to it is what it asks of the machine. It counts its life's steps.

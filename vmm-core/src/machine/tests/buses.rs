@@ -4,63 +4,16 @@ use ossature_bus::ParentBus;
 
 use super::*;
 
-/// A device that asks for nothing but its bus.
-struct Member(&'static str, Requires);
-
-impl Device for Member {
-    fn id(&self) -> &str {
-        self.0
-    }
-
-    fn requires(&self) -> Requires {
-        self.1.clone()
-    }
-
-    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
-        Ok(NodeKind::Hidden)
-    }
-
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(DeviceState::Stateless)
-    }
-
-    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
-        Err(StateError::Unsupported { reason: "there is none" })
-    }
-
-    fn detach(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn syscalls(&self) -> &'static [Syscall] {
-        &[]
-    }
-
-    fn metrics(&self, _: &mut dyn MetricVisitor) {}
-}
-
 fn bus() -> ParentBus {
     ParentBus::new("a bus that is not here: add it")
 }
 
-fn host(bus: &ParentBus) -> Member {
-    Member("host", Requires::new().brings(bus))
+fn host(bus: &ParentBus) -> Asks {
+    Asks("host", Requires::new().brings(bus))
 }
 
-fn on(id: &'static str, bus: &ParentBus) -> Member {
-    Member(id, Requires::new().on(bus))
+fn on(id: &'static str, bus: &ParentBus) -> Asks {
+    Asks(id, Requires::new().on(bus))
 }
 
 fn builder() -> MachineBuilder {

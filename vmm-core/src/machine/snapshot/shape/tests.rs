@@ -4,9 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 
 use ossature_boot::Platform;
-use ossature_bus::{
-    Assigned, Device, DeviceError, DeviceState, Handover, MetricVisitor, NodeKind, Syscall, WindowRequest,
-};
+use ossature_bus::{Requires, WindowRequest};
 use ossature_legacy::I8042;
 use ossature_memory::{GuestMmap, RamConfig};
 
@@ -14,60 +12,19 @@ use super::super::tests::{assembled, file, parts, refusal};
 use super::super::{Snapshot, SnapshotError};
 use super::*;
 use crate::Registers;
+use crate::machine::tests::Asks;
 use crate::machine::{BuildErrors, Machine, MachineBuilder};
 use crate::scripted::{Script, Scripted};
 
 const GIB: u64 = 1 << 30;
 
 /// A device with a window above 4 GiB.
-struct Bus;
-
-impl Device for Bus {
-    fn id(&self) -> &str {
-        "bus"
-    }
-
-    fn requires(&self) -> Requires {
-        Requires::new().window(WindowRequest::memory64("high", 64 * GIB).at_least(GIB))
-    }
-
-    fn attach(&mut self, _: Assigned) -> Result<NodeKind, DeviceError> {
-        Ok(NodeKind::Hidden)
-    }
-
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<DeviceState, DeviceError> {
-        Ok(DeviceState::Stateless)
-    }
-
-    fn restore(&mut self, _: Handover<'_>) -> Result<(), StateError> {
-        Ok(())
-    }
-
-    fn detach(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn syscalls(&self) -> &'static [Syscall] {
-        &[]
-    }
-
-    fn metrics(&self, _: &mut dyn MetricVisitor) {}
+fn bus() -> Asks {
+    Asks("bus", Requires::new().window(WindowRequest::memory64("high", 64 * GIB).at_least(GIB)))
 }
 
 fn builder() -> MachineBuilder {
-    Machine::builder("windows").device(Bus).memory(RamConfig::new(64 << 10))
+    Machine::builder("windows").device(bus()).memory(RamConfig::new(64 << 10))
 }
 
 /// On a host whose guests have so many bits of addresses.
@@ -219,7 +176,7 @@ fn the_guest_is_told_of_numa_nodes_and_a_restored_machine_has_them_by_itself() {
 #[test]
 fn numa_nodes_of_another_machine_are_refused_with_everything_else_that_is_wrong() {
     let builder = Machine::builder("nodes").cpus(2).memory(RamConfig::new(64 << 10)).numa(nodes());
-    let errors = builder.device(Bus).device(Bus).build(&Scripted::new([Script::new(), Script::new()]));
+    let errors = builder.device(bus()).device(bus()).build(&Scripted::new([Script::new(), Script::new()]));
     let said: Vec<String> = errors.unwrap_err().0.iter().map(ToString::to_string).collect();
     assert!(said.iter().any(|said| said.contains("used twice")), "{said:?}");
     let numa = "numa: the NUMA nodes have 3 processors, and the machine has 2";
